@@ -1,0 +1,58 @@
+"""Checks on input files, before a decoder sees them: one clear line instead of a library's message."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from avatar_jax.errors import UserError
+
+
+def read_error(path: str | os.PathLike, error: OSError) -> UserError:
+    """One line for a file that could not be opened or read."""
+    if isinstance(error, FileNotFoundError):
+        reason = 'no such file; check the path'
+    elif isinstance(error, IsADirectoryError):
+        reason = 'is a folder; give a file'
+    elif isinstance(error, PermissionError):
+        reason = 'no permission to read it; change its permissions or copy it'
+    else:
+        reason = f'could not be read ({error.strerror or error}); check the path and the disk'
+    return UserError(f'{os.fspath(path)}: {reason}')
+
+
+def input_file(path: str | os.PathLike) -> Path:
+    """Checks that ``path`` is a readable, ordinary, non-empty file.
+
+    Raises:
+        UserError: it is missing, a folder, a device, empty, or may not be read.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for its writer for ever
+            raise UserError(f'{path}: is a device or a pipe; give an ordinary file')
+        with open(path, 'rb') as file:
+            if not file.read(1):
+                raise UserError(f'{path}: the file is empty; check how it was made')
+    except OSError as error:
+        raise read_error(path, error) from error
+    except ValueError as error:  # a NUL byte in the name
+        raise UserError(f'{path!r}: is not a file name') from error
+    return path
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, read in pieces.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
+    path = input_file(path)
+    try:
+        with open(path, 'rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+    except OSError as error:
+        raise read_error(path, error) from error

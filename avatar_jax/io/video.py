@@ -1,0 +1,283 @@
+"""Videos in and out with PyAV (FFmpeg inside the wheel), frame by frame at bounded memory.
+
+Written: MP4, H.264 (libx264, yuv420p, BT.709), playable everywhere, with provenance in the metadata, complete or
+absent. Read: whatever FFmpeg decodes, as upright 8-bit RGB frames with square pixels and their time stamps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avatar_jax.errors import UserError
+from avatar_jax.io import atomic
+from avatar_jax.io.images import MAX_SIDE, to_uint8
+from avatar_jax.io.inputs import input_file
+from avatar_jax.io.provenance import Provenance
+
+_BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix alike
+_LIMITED_RANGE = 1
+
+
+def frame_rate(fps: Any) -> Fraction:
+    """A frame rate as an exact ratio: 25 -> 25, '30000/1001' and 29.97 -> 30000/1001.
+
+    Raises:
+        UserError: not a number between 1/1000 and 1000.
+    """
+    try:
+        rate = Fraction(str(fps)) if isinstance(fps, str) else Fraction(fps)
+    except (ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
+        raise UserError(f'frame rate {fps!r}: is not a number; give e.g. 25 or 30000/1001') from error
+    if not Fraction(1, 1000) <= rate <= 1000:
+        raise UserError(f'frame rate {fps!r}: must lie between 0.001 and 1000 frames per second')
+    nearest = round(rate)
+    ntsc = Fraction(nearest * 1000, 1001)  # 23.976, 29.97, 59.94 are meant as n*1000/1001
+    if rate != nearest and nearest and abs(rate - ntsc) < Fraction(1, 100):
+        return ntsc
+    return rate.limit_denominator(1001)
+
+
+class VideoWriter:
+    """Writes an MP4 file, frame by frame; it appears under its name when the ``with`` block ends without an error.
+
+    with VideoWriter('out.mp4', fps=25) as video:
+        for frame in frames:          # [H, W, 3] uint8, or float in [-1, 1]
+            video.write(frame)
+
+    The size is that of the first frame. H.264 in yuv420p needs even sizes: an odd last row or column is doubled.
+
+    Args:
+        path: the file (``.mp4``); missing folders are made.
+        fps: frames per second: a number, a ``Fraction`` or text such as '30000/1001'.
+        crf: quality, 0 (lossless) to 51; 18 is visually close to the original.
+        preset: x264 effort, ``ultrafast`` to ``veryslow``.
+        provenance: written into the metadata.
+
+    Raises:
+        UserError: bad rate, quality or name; the place cannot be written to.
+        ValueError: frames of different sizes, not pictures, not finite, or none at all.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        fps: Any,
+        *,
+        crf: int = 18,
+        preset: str = 'medium',
+        provenance: Provenance | None = None,
+    ):
+        self.path = Path(path)
+        self.rate = frame_rate(fps)
+        if self.path.suffix.lower() not in ('.mp4', '.m4v'):
+            raise UserError(f'{self.path}: videos are written as MP4; choose a name that ends in .mp4')
+        if not 0 <= crf <= 51:
+            raise UserError(f'video quality (crf) {crf}: must lie between 0 (lossless) and 51')
+        self._options = {'crf': str(crf), 'preset': preset}
+        self._provenance = provenance
+        self._container = self._stream = None
+        self.num_frames = 0
+        self._shape: tuple[int, ...] | None = None
+
+    def __enter__(self) -> VideoWriter:
+        self._stack = contextlib.ExitStack()
+        self._temporary = self._stack.enter_context(atomic.atomic_path(self.path))
+        return self
+
+    def __exit__(self, *error: Any) -> bool:
+        # The stack renames on success and removes on failure; a failure while finishing must reach it as well.
+        with self._stack:
+            if error[0] is not None:
+                self._abandon()
+                self._stack.__exit__(*error)
+                return False
+            try:
+                self._finish()
+            except BaseException:
+                self._abandon()
+                raise
+        return False
+
+    def write(self, frame: Any) -> None:
+        """Appends one frame: [H, W, 3] uint8, or float in [-1, 1]."""
+        import av
+        from av.video.reformatter import ColorRange, Colorspace
+
+        pixels = to_uint8(frame)
+        if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.size == 0:
+            raise ValueError(f'a video frame is [H, W, 3], got {pixels.shape}')
+        if self._shape is None:
+            self._shape = pixels.shape
+            self._open(pixels.shape[1] + pixels.shape[1] % 2, pixels.shape[0] + pixels.shape[0] % 2)
+        elif pixels.shape != self._shape:
+            raise ValueError(f'frame {self.num_frames} is {pixels.shape}, the first one was {self._shape}')
+        if pixels.shape[0] % 2 or pixels.shape[1] % 2:
+            pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode='edge')
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format='rgb24')
+        picture = picture.reformat(
+            format='yuv420p', dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
+        picture.pts, picture.time_base = self.num_frames, 1 / self.rate
+        self._container.mux(self._stream.encode(picture))
+        self.num_frames += 1
+
+    def _open(self, width: int, height: int) -> None:
+        import av
+
+        options = {'movflags': 'use_metadata_tags+faststart'}  # our own metadata key; index at the start of the file
+        self._container = av.open(str(self._temporary), 'w', format='mp4', options=options)
+        if self._provenance:
+            self._container.metadata.update(self._provenance.video_metadata())
+        stream = self._container.add_stream('libx264', rate=self.rate, options=self._options)
+        stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+        codec = stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
+        codec.color_range = _LIMITED_RANGE
+        self._stream = stream
+
+    def _finish(self) -> None:
+        if self._container is None:
+            raise ValueError(f'{self.path}: no frame was written')
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        self._container = None
+        self._check()
+
+    def _check(self) -> None:
+        """A full disk is not always reported by the muxer: the file must open again with all its frames."""
+        import av
+
+        try:
+            with av.open(str(self._temporary)) as container:
+                found = container.streams.video[0].frames
+        except (OSError, ValueError, IndexError):
+            found = 0
+        if found != self.num_frames:
+            raise UserError(f'{self.path}: the video could not be completed; check the space on the disk')
+
+    def _abandon(self) -> None:
+        if self._container is not None:
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                self._container.close()
+            self._container = None
+
+
+def write_video(path: str | os.PathLike, frames: Iterable[Any], fps: Any, **options: Any) -> int:
+    """Writes ``frames`` (any iterable, read one at a time) as an MP4; returns their number. See ``VideoWriter``."""
+    with VideoWriter(path, fps, **options) as video:
+        for frame in frames:
+            video.write(frame)
+        return video.num_frames
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFrame:
+    """One decoded frame: its number from 0, its time in seconds, its pixels [H, W, 3] uint8."""
+
+    index: int
+    time: float
+    pixels: np.ndarray
+
+
+class VideoReader:
+    """Reads a video file frame by frame; can be iterated several times.
+
+    Attributes:
+        path: the file.
+        fps: average frame rate, a ``Fraction``.
+        size: (width, height) of the frames that are given out: upright, square pixels, at most ``max_side``.
+        duration: seconds, or None when the file does not say.
+        num_frames: what the container claims, or None; the true number is known after reading.
+        metadata: the container's text entries.
+        notes: what is done to the frames, one phrase each, for reports.
+
+    Raises:
+        UserError: the file is missing, damaged, not a video, or has no picture track.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, max_side: int = MAX_SIDE):
+        self.path = input_file(path)
+        self._max_side = max_side
+        with self._container() as container:
+            stream = container.streams.video[0]
+            self.metadata = dict(container.metadata)
+            rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+            self.fps = frame_rate(rate) if rate else Fraction(25)
+            self.num_frames = stream.frames or None
+            if stream.duration:
+                self.duration = float(stream.duration * stream.time_base)
+            else:
+                self.duration = container.duration / 1e6 if container.duration else None
+            first = next(iter(self._decode(container, stream)), None)
+            if first is None:
+                raise UserError(f'{self.path}: holds no pictures; get the file again')
+            self.notes: tuple[str, ...] = self._plan(first, stream)
+
+    @contextlib.contextmanager
+    def _container(self) -> Iterator[Any]:
+        import av
+
+        try:
+            container = av.open(str(self.path), metadata_errors='replace')
+        except (av.error.FFmpegError, ValueError) as error:
+            raise UserError(f'{self.path}: is not a video that can be read, or is damaged ({_reason(error)})') from error
+        with container:
+            # Cover pictures of audio files count as video tracks for FFmpeg.
+            tracks = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+            if not tracks:
+                raise UserError(f'{self.path}: has no picture track (sound only?); give a video')
+            tracks[0].thread_type = 'AUTO'
+            yield container
+
+    def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
+        import av
+
+        number = 0
+        try:
+            for frame in container.decode(stream):
+                yield frame
+                number += 1
+        except (av.error.FFmpegError, ValueError) as error:
+            raise UserError(f'{self.path}: the video is damaged after frame {number} ({_reason(error)})') from error
+
+    def _plan(self, frame: Any, stream: Any) -> tuple[str, ...]:
+        """Decides size and rotation from the first frame."""
+        notes = []
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        width, height = frame.width, frame.height
+        if aspect > 0 and aspect != 1:
+            width = max(1, round(width * aspect))
+            notes.append(f'pixel aspect {aspect} made square')
+        if max(width, height) > self._max_side:
+            scale = self._max_side / max(width, height)
+            notes.append(f'reduced from {width}x{height} pixels')
+            width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        self._decoded_size = width, height
+        self._quarter_turns = round(frame.rotation / 90) % 4
+        if self._quarter_turns:
+            notes.append(f'turned upright by {90 * self._quarter_turns} degrees')
+        self.size = (height, width) if self._quarter_turns % 2 else (width, height)
+        return tuple(notes)
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        width, height = self._decoded_size
+        with self._container() as container:
+            stream = container.streams.video[0]
+            for index, frame in enumerate(self._decode(container, stream)):
+                pixels = frame.reformat(width=width, height=height, format='rgb24').to_ndarray()
+                if self._quarter_turns:
+                    pixels = np.rot90(pixels, self._quarter_turns)
+                time = frame.time if frame.time is not None else float(index / self.fps)
+                yield VideoFrame(index, float(time), np.ascontiguousarray(pixels))
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, 'strerror', None) or str(error).splitlines()[0][:120] or type(error).__name__
