@@ -1,0 +1,270 @@
+"""Camera labels: from tracked head pose to the 25 numbers that EG3D-style generators read.
+
+A label is a camera-to-world matrix (16 numbers, row-major; OpenCV axes: x right, y down, z forward) followed by
+intrinsics normalised by the image size (9 numbers, row-major). The world is the head frame scaled into the EG3D
+volume: y up, z out of the face, x towards image right.
+
+numpy in, numpy out; JAX in, JAX out (differentiable).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from avatar_jax.faces.pose import (
+    CAMERA_DISTANCE,
+    Array,
+    euler_angles,
+    head_to_world,
+    namespace,
+    rotation_matrix,
+    world_to_head,
+)
+
+LABEL_SIZE = 25
+FOCAL_1024 = 2985.29  # pixels in the 1024 frame, about 1015 * 1024/224 * 300/466.285
+CROP = 700  # centre crop of the 1024 frame
+FOCAL = 4.2647  # FOCAL_1024 / CROP, as written into released labels
+RADIUS = 2.7
+COR_CENTER = (0.0, 0.0, 0.175)
+PIVOT = (0.0, 0.0, 0.2)
+MODES = ('raw', 'orig', 'cor', 'simplify')
+# OTAvatar's own variant of the label constants.
+OTAVATAR_OFFSET = (0.0, 0.015, 0.161)
+OTAVATAR_POSITION_SCALE = RADIUS / 4
+OTAVATAR_FOCAL = 1050.0
+_OPENCV = np.array([1.0, -1.0, -1.0])  # head axes to OpenCV camera axes, applied to matrix columns
+_MIRROR = np.array([[1, -1, -1, -1], [-1, 1, 1, 1], [-1, 1, 1, 1], [1, 1, 1, 1]], np.float32)
+
+
+# --- putting matrices and labels together -------------------------------------------------------------------------
+
+
+def pose_matrix(rotation: Array, position: Array) -> Array:
+    """[..., 3, 3] and [..., 3] -> camera-to-world [..., 4, 4]."""
+    xp = namespace(rotation, position)
+    top = xp.concatenate([rotation, position[..., None]], axis=-1)
+    bottom = xp.broadcast_to(xp.asarray([0, 0, 0, 1], dtype=top.dtype), (*top.shape[:-2], 1, 4))
+    return xp.concatenate([top, bottom], axis=-2)
+
+
+def intrinsics(focal: Array | float = FOCAL, center: float = 0.5) -> Array:
+    """Normalised intrinsics [..., 3, 3] of one focal length (in image sizes)."""
+    xp = namespace(focal)
+    focal = xp.asarray(focal)
+    one = xp.ones_like(focal)
+    zero, center = xp.zeros_like(focal), center * one
+    rows = [[focal, zero, center], [zero, focal, center], [zero, zero, one]]
+    return xp.stack([xp.stack(row, -1) for row in rows], -2)
+
+
+def intrinsics_from_fov(degrees: float) -> np.ndarray:
+    """Normalised intrinsics [3, 3] from a field of view, with the constants of the released scripts."""
+    return intrinsics(np.float64(1 / (math.tan(degrees * 3.14159 / 360) * 1.414)))
+
+
+def make_label(pose: Array, camera: Array | None = None) -> Array:
+    """Camera-to-world [..., 4, 4] and intrinsics [..., 3, 3] (default FFHQ) -> label [..., 25] float32."""
+    xp = namespace(pose, camera)
+    camera = xp.asarray(intrinsics(np.float64(FOCAL)) if camera is None else camera)
+    camera = xp.broadcast_to(camera, (*pose.shape[:-2], 3, 3))
+    flat = [pose.reshape(*pose.shape[:-2], 16), camera.reshape(*camera.shape[:-2], 9)]
+    return xp.concatenate(flat, axis=-1).astype(np.float32)
+
+
+def split_label(label: Array) -> tuple[Array, Array]:
+    """Label [..., 25] -> camera-to-world [..., 4, 4], intrinsics [..., 3, 3]."""
+    if label.shape[-1] != LABEL_SIZE:
+        raise ValueError(f'a camera label has 25 numbers, got shape {tuple(label.shape)}')
+    return label[..., :16].reshape(*label.shape[:-1], 4, 4), label[..., 16:].reshape(*label.shape[:-1], 3, 3)
+
+
+def mirror_pose(pose: Array) -> Array:
+    """Pose [..., 4, 4] of the horizontally mirrored picture."""
+    return pose * _MIRROR.astype(pose.dtype)
+
+
+def mirror_label(label: Array) -> Array:
+    """Label [..., 25] of the horizontally mirrored picture; intrinsics are unchanged."""
+    pose, camera = split_label(label)
+    return make_label(mirror_pose(pose), camera)
+
+
+# --- from the coefficient regressor's pose (FFHQ labels) -------------------------------------------------------------
+
+
+def raw_pose(angle: Array, trans: Array) -> Array:
+    """Deep3DFaceRecon angle [..., 3] (radians) and translation [..., 3] (dm) -> camera-to-world [..., 4, 4].
+
+    Not normalised: the camera keeps its distance. At zero angle and translation it sits at (0, 0.006, 2.861) and
+    looks along -z.
+    """
+    xp = namespace(angle, trans)
+    rotation = rotation_matrix(angle)
+    shifted = trans - xp.asarray([0, 0, CAMERA_DISTANCE], dtype=trans.dtype)
+    center = -(rotation @ shifted[..., None])[..., 0]
+    return pose_matrix(rotation * _OPENCV.astype(rotation.dtype), head_to_world(center))
+
+
+def normalise_pose(pose: Array, mode: str = 'orig') -> Array:
+    """Puts the camera at the distance that a generator was trained with.
+
+    Args:
+      pose: [..., 4, 4] from ``raw_pose``.
+      mode: 'orig' distance 2.7 from the origin (released FFHQ models), 'cor' distance 2.7 from (0, 0, 0.175),
+        'simplify' the position of 'cor' looking at that point without roll, 'raw' unchanged (HFA-GP).
+    """
+    xp = namespace(pose)
+    if mode not in MODES:
+        raise ValueError(f"mode='{mode}': choose one of {', '.join(MODES)}")
+    if mode == 'raw':
+        return pose
+    position = pose[..., :3, 3]
+    center = xp.zeros(3, pose.dtype) if mode == 'orig' else xp.asarray(COR_CENTER, dtype=pose.dtype)
+    offset = position - center
+    position = center + offset * (RADIUS / xp.sqrt((offset**2).sum(-1, keepdims=True)))
+    rotation = _facing(center - position) if mode == 'simplify' else pose[..., :3, :3]
+    return pose_matrix(rotation, position)
+
+
+def label_from_pose(angle: Array, trans: Array, mode: str = 'orig') -> Array:
+    """Regressor pose -> label [..., 25] with FFHQ intrinsics; see ``normalise_pose`` for ``mode``."""
+    return make_label(normalise_pose(raw_pose(angle, trans), mode))
+
+
+def pose_from_label(label: Array) -> tuple[Array, Array]:
+    """Inverse of ``label_from_pose(mode='raw')``: label [..., 25] -> (angle [..., 3] rad, trans [..., 3] dm).
+
+    Of a normalised label it gives the translation that the normalised camera stands for.
+    """
+    pose, _ = split_label(label)
+    xp = namespace(label)
+    rotation = pose[..., :3, :3] * _OPENCV.astype(label.dtype)
+    center = world_to_head(pose[..., :3, 3])
+    shifted = -(xp.swapaxes(rotation, -1, -2) @ center[..., None])[..., 0]
+    return euler_angles(rotation), shifted + xp.asarray([0, 0, CAMERA_DISTANCE], dtype=label.dtype)
+
+
+# --- look-at cameras ---------------------------------------------------------------------------------------------
+
+
+def _facing(forward: Array) -> Array:
+    """Rotation [..., 3, 3] with columns right, image-down, forward for a camera without roll."""
+    xp = namespace(forward)
+
+    def unit(v):
+        return v / xp.sqrt((v**2).sum(-1, keepdims=True))
+
+    forward = unit(forward)
+    up = xp.broadcast_to(xp.asarray([0, 1, 0], dtype=forward.dtype), forward.shape)
+    right = -unit(xp.cross(up, forward))
+    return xp.stack([right, unit(xp.cross(forward, right)), forward], axis=-1)
+
+
+def look_at(horizontal: Array, vertical: Array, point: tuple = PIVOT, radius: float = RADIUS) -> Array:
+    """Camera on a sphere around the **origin**, looking at ``point``.
+
+    Args:
+      horizontal: [...] azimuth, pi/2 is frontal, larger moves the camera to +x.
+      vertical: [...] pi/2 is level, smaller moves the camera up; mapped uniformly in cosine, so that offsets from
+        pi/2 are scaled by about 2/pi.
+
+    Returns:
+      Camera-to-world [..., 4, 4].
+    """
+    xp = namespace(horizontal, vertical)
+    vertical = xp.clip(vertical, 1e-5, math.pi - 1e-5)
+    phi, theta = xp.arccos(1 - 2 * vertical / math.pi), math.pi - horizontal
+    origin = xp.stack([xp.sin(phi) * xp.cos(theta), xp.cos(phi), xp.sin(phi) * xp.sin(theta)], -1) * radius
+    return pose_matrix(_facing(xp.asarray(point, dtype=origin.dtype) - origin), origin)
+
+
+def orbit_pose(frame: Array, period: float = 100.0, amplitude: float = 0.5) -> Array:
+    """OTAvatar's circling camera: frame numbers [...] -> camera-to-world [..., 4, 4] (pi is 3.14, as released)."""
+    xp = namespace(frame)
+    phase = 2 * 3.14 * xp.asarray(frame) / period
+    return look_at(3.14 / 2 + amplitude * xp.sin(phase), 3.14 / 2 - 0.05 + amplitude * xp.cos(phase))
+
+
+def canonical_label() -> np.ndarray:
+    """The frontal label [25] at radius 2.7, with the release's 3.14 for pi."""
+    return make_label(look_at(np.float64(3.14 / 2), np.float64(3.14 / 2)))
+
+
+# --- OTAvatar ------------------------------------------------------------------------------------------------------
+
+
+def condition_rotation(condition: Array) -> Array:
+    """Rotation [..., 3, 3] of a stored condition [..., >=7] (angle x and y negated), before temporal averaging."""
+    xp = namespace(condition)
+    return rotation_matrix(condition[..., :3] * xp.asarray([-1, -1, 1], dtype=condition.dtype))
+
+
+def labels_from_conditions(condition: Array, release: bool = False) -> Array:
+    """Labels of one clip from the tracker's conditions (angle 3, translation 3, ..., focal).
+
+    Rotation (a plain mean of matrices) and translation are averaged over frames [max(i-1, 0), min(i+2, T-1)), end
+    exclusive: the last frame uses only the one before it, as released.
+
+    Args:
+      condition: [T, >=7]; columns 0:3, 3:6 and the last one are read.
+      release: a clip of one frame has an empty window; True gives the released NaN, False uses the frame itself.
+
+    Returns:
+      [T, 25] float32.
+    """
+    xp = namespace(condition)
+    length = condition.shape[0]
+    index = np.arange(length)
+    low, high = np.maximum(index - 1, 0), np.minimum(index + 2, length - 1)
+    if length == 1 and not release:
+        high = np.ones_like(high)
+    member = (index[None] >= low[:, None]) & (index[None] < high[:, None])
+    with np.errstate(invalid='ignore'):
+        weights = (member / member.sum(-1, keepdims=True)).astype(condition.dtype)
+    rotation = xp.einsum('ij,jab->iab', weights, condition_rotation(condition))
+    trans = weights @ condition[:, 3:6] - xp.asarray([0, 0, CAMERA_DISTANCE], dtype=condition.dtype)
+    center = -(rotation @ trans[..., None])[..., 0]
+    world = 0.27 * center + xp.asarray(OTAVATAR_OFFSET, dtype=condition.dtype)
+    pose = pose_matrix(rotation * _OPENCV.astype(condition.dtype), OTAVATAR_POSITION_SCALE * world)
+    return make_label(pose, intrinsics(FOCAL_1024 / CROP * condition[:, -1] / OTAVATAR_FOCAL))
+
+
+def correct_intrinsics(label: Array, bias: Array) -> Array:
+    """Learnable correction: K <- K (1 + tanh s) + t on all nine entries.
+
+    Args:
+      label: [..., 25]; treated as data.
+      bias: [..., 18] = s (9), t (9); zeros leave the label unchanged.
+    """
+    xp = namespace(label, bias)
+    corrected = label[..., 16:] * (1 + xp.tanh(bias[..., :9])) + bias[..., 9:]
+    return xp.concatenate([xp.broadcast_to(label[..., :16], (*corrected.shape[:-1], 16)), corrected], axis=-1)
+
+
+def correct_rotation(label: Array, bias: Array) -> Array:
+    """The same correction of the nine rotation entries of the pose (off in the released system)."""
+    xp = namespace(label, bias)
+    pose, camera = split_label(label)
+    flat = pose[..., :3, :3].reshape(*label.shape[:-1], 9)
+    rotation = (flat * (1 + xp.tanh(bias[..., :9])) + bias[..., 9:]).reshape(*label.shape[:-1], 3, 3)
+    return make_label(pose_matrix(rotation, pose[..., :3, 3]), camera)
+
+
+# --- views of a known head ---------------------------------------------------------------------------------------
+
+
+def yaw_label(label: Array, radians: Array, center: tuple = PIVOT) -> Array:
+    """Moves a camera around the vertical axis through ``center``; >0 moves it towards +x. Shapes broadcast."""
+    pose, camera = split_label(label)
+    xp = namespace(label, radians)
+    angle = xp.asarray(radians, dtype=label.dtype)
+    zero = xp.zeros_like(angle)
+    # rotation_matrix is for rows; its transpose maps columns (+z towards +x for a positive angle).
+    turn = xp.swapaxes(rotation_matrix(xp.stack([zero, angle, zero], -1)), -1, -2)
+    center = xp.asarray(center, dtype=label.dtype)
+    rotation = turn @ pose[..., :3, :3]
+    position = (turn @ (pose[..., :3, 3] - center)[..., None])[..., 0] + center
+    return make_label(pose_matrix(rotation, position), camera)
