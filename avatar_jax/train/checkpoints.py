@@ -1,0 +1,277 @@
+"""Checkpoints of a training run: atomic, kept by a rule, checked on load, bound to their configuration.
+
+One folder per run, written by Orbax (``<folder>/<step>/{state,config,manifest}``). A checkpoint becomes visible only
+when it is complete, so a killed process leaves the previous one. The manifest holds the shape, type and CRC-32 of every
+array; loading compares them. The configuration is stored with the numbers, and a run with another one is refused with
+the name of the field that differs. Only numpy copies of arrays are handed to Orbax, so states that live on one device,
+on many, or replicated by ``pmap`` are stored alike and resume on any other number of devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from avatar_jax.errors import UserError
+
+PyTree = Any
+FORMAT = 1
+
+
+def config_dict(config: Any) -> Any:
+    """Plain JSON form (dict, list, str, number, bool, None) of dataclasses, mappings and sequences, nested."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: config_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(k): config_dict(v) for k, v in config.items()}
+    if isinstance(config, list | tuple):
+        return [config_dict(v) for v in config]
+    if hasattr(config, 'to_dict'):  # ml_collections
+        return config_dict(config.to_dict())
+    if isinstance(config, np.generic):
+        return config.item()
+    if isinstance(config, os.PathLike):
+        return os.fspath(config)
+    if config is None or isinstance(config, str | bool | int | float):
+        return config
+    raise TypeError(f'{type(config).__name__} cannot be stored in a checkpoint config')
+
+
+def flatten_config(config: Any, prefix: str = '') -> dict[str, Any]:
+    """``{'train.seed': 0, ...}``: dotted names of all leaves; a list is one leaf."""
+    config = config_dict(config) if not prefix else config
+    flat = {}
+    for key, value in config.items():
+        name = f'{prefix}{key}'
+        if isinstance(value, dict):
+            flat.update(flatten_config(value, name + '.'))
+        else:
+            flat[name] = value
+    return flat
+
+
+def config_difference(stored: Any, wanted: Any, may_differ: Sequence[str] = ()) -> str | None:
+    """The first field in which two configs differ, as 'name = stored, this run has wanted'; None when they agree.
+
+    ``may_differ``: names or patterns (``train.log_every``, ``output.*``) that are allowed to.
+    """
+    a, b = flatten_config(stored), flatten_config(wanted)
+    for name in sorted(set(a) | set(b)):
+        if any(fnmatch.fnmatch(name, pattern) for pattern in may_differ):
+            continue
+        if name not in a or name not in b or a[name] != b[name]:
+            said = [json.dumps(x[name]) if name in x else 'no such field' for x in (a, b)]
+            return f'{name} = {said[0]}, this run has {said[1]}'
+    return None
+
+
+def leaf_names(tree: PyTree) -> list[str]:
+    """Readable path of every leaf, in flattening order: ``groups/controller/params/...``."""
+    return ['/'.join(_part(k) for k in path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _part(key: Any) -> str:
+    for attribute in ('key', 'name', 'idx'):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def _crc(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def manifest(tree: PyTree) -> dict[str, Any]:
+    """Shape, dtype and CRC-32 of every leaf by name; what verification on load compares."""
+    leaves = {}
+    for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        leaf = np.asarray(leaf)
+        leaves[name] = {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'crc32': _crc(leaf)}
+    return {'format': FORMAT, 'leaves': leaves}
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they live (made if missing).
+        config: the run's configuration (dataclass, mapping or ConfigDict); stored, and compared on restore.
+        keep: how many of the latest are kept. keep_every: steps that are kept for ever (0: none).
+        may_differ: config fields that a resumed run may change (patterns of dotted names).
+        read_only: refuses to save and to make the folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, config: Any = None, keep: int = 2, keep_every: int = 0,
+                 may_differ: Sequence[str] = (), read_only: bool = False):  # fmt: skip
+        import orbax.checkpoint as ocp
+
+        self.folder = Path(folder).expanduser().resolve()  # Orbax does not take relative paths
+        if read_only and not self.folder.is_dir():
+            raise UserError(f'{self.folder}: no such checkpoint folder; check the path')
+        self.config = config_dict(config if config is not None else {})
+        self.may_differ = tuple(may_differ)
+        policies = [ocp.checkpoint_managers.LatestN(keep)]
+        if keep_every:
+            policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+            create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=False,
+        )  # fmt: skip
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise UserError(f'{self.folder}: cannot hold checkpoints ({error.strerror}); choose another folder') from error
+
+    def latest_step(self) -> int | None:
+        """The last complete step; None when there is none."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """All complete steps, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Stores ``state`` as step ``step`` and waits until it is complete; a step that exists already is left alone.
+
+        Raises:
+            UserError: it cannot be written (no space, no permission).
+            ValueError: a leaf has no plain numeric form (typed PRNG keys: store seed and step instead).
+        """
+        import orbax.checkpoint as ocp
+
+        if step in self._manager.all_steps():
+            return
+        state = jax.tree.map(_to_numpy, state)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            config=ocp.args.JsonSave(self.config),
+            manifest=ocp.args.JsonSave(manifest(state)),
+        )
+        try:
+            self._manager.save(step, args=args, force=True)
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            reason = _disk_reason(error)
+            if reason is None:
+                raise
+            raise UserError(f'{self.folder}: step {step} could not be written: {reason}; '
+                            'earlier checkpoints are untouched') from error  # fmt: skip
+
+    def stored_config(self, step: int | None = None) -> dict[str, Any]:
+        """The configuration that a checkpoint was made with."""
+        import orbax.checkpoint as ocp
+
+        step = self._resolve(step)
+        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
+
+    def check_config(self, step: int | None = None) -> None:
+        """Raises ``UserError`` naming the first field in which this run's config differs from the checkpoint's."""
+        difference = config_difference(self.stored_config(step), self.config, self.may_differ)
+        if difference:
+            raise UserError(f'{self.folder}: made with another configuration: {difference}; '
+                            'use the same value or another output folder')  # fmt: skip
+
+    def restore(self, template: PyTree, step: int | None = None) -> tuple[PyTree, int]:
+        """The state of ``step`` (default: the latest) in the structure of ``template`` (arrays or ShapeDtypeStructs).
+
+        Raises:
+            UserError: nothing there, another configuration, other shapes, or damaged numbers.
+        """
+        step = self._resolve(step)
+        self.check_config(step)
+        return self._restore_verified(template, step), step
+
+    def restore_part(self, template: Mapping[str, Any], step: int | None = None) -> tuple[Any, int]:
+        """A subtree, given as nested dicts named like ``leaf_names`` (``{'groups': {'generator': {'ema': ...}}}``).
+
+        The configuration is not compared: this is how another program reads the weights of a run.
+        """
+        step = self._resolve(step)
+        return self._restore_verified(template, step, partial=True), step
+
+    def close(self) -> None:
+        """Waits for pending work and releases the folder."""
+        self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def _resolve(self, step: int | None) -> int:
+        if step is None:
+            step = self.latest_step()
+            if step is None:
+                raise UserError(f'{self.folder}: holds no complete checkpoint; check the path or start a new run')
+        elif step not in self._manager.all_steps():
+            have = ', '.join(map(str, self.steps())) or 'none'
+            raise UserError(f'{self.folder}: no checkpoint of step {step}; there are: {have}')
+        return step
+
+    def _restore_verified(self, template: PyTree, step: int, partial: bool = False) -> PyTree:
+        import orbax.checkpoint as ocp
+
+        where = f'{self.folder}: checkpoint {step}'
+        others = [s for s in self.steps() if s != step]
+        remedy = f'resume from step {others[-1]}' if others else 'start again'
+        try:
+            stored = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))['manifest']
+        except Exception as error:  # Orbax reports damage by many types
+            raise UserError(f'{where} is damaged (no manifest); {remedy}') from error
+        expected = stored['leaves']
+        names = leaf_names(template)
+        for name, leaf in zip(names, jax.tree.leaves(template), strict=True):
+            if name not in expected:
+                raise UserError(f'{where} has no {name}; it belongs to another program or version')
+            if list(leaf.shape) != expected[name]['shape']:
+                raise UserError(f'{where}: {name} has shape {expected[name]["shape"]}, this run needs '
+                                f'{list(leaf.shape)}')  # fmt: skip
+        if not partial and set(expected) - set(names):
+            raise UserError(f'{where} also has {min(set(expected) - set(names))}; it belongs to another program')
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # about shardings, which numpy targets do not have
+                if partial:
+                    with ocp.PyTreeCheckpointer() as reader:
+                        args = ocp.args.PyTreeRestore(
+                            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                            partial_restore=True)  # fmt: skip
+                        state = reader.restore(self.folder / str(step) / 'state', args=args)
+                else:
+                    args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+                    state = self._manager.restore(step, args=args)['state']
+        except Exception as error:
+            raise UserError(f'{where} is damaged ({str(error).splitlines()[0][:120]}); {remedy}') from error
+        for name, leaf in zip(names, jax.tree.leaves(state), strict=True):
+            if _crc(np.asarray(leaf)) != expected[name]['crc32']:
+                raise UserError(f'{where} is damaged ({name} does not match its checksum); {remedy}')
+        return jax.tree.map(np.asarray, state)
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise ValueError('a PRNG key in a train state: derive keys from (seed, step) instead')
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = leaf.addressable_data(0)  # replicated over processes
+    return np.array(leaf)  # a copy: the step that follows may donate the buffer
+
+
+def _disk_reason(error: Exception) -> str | None:
+    text = str(error)
+    for sign in ('No space left', 'RESOURCE_EXHAUSTED', 'Disk quota', 'Permission denied', 'Read-only file system'):
+        if sign in text:
+            return text.splitlines()[0][:160] if sign == 'RESOURCE_EXHAUSTED' else sign
+    return None
