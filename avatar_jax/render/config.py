@@ -1,0 +1,100 @@
+"""What the volume renderer can be told."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from avatar_jax.errors import UserError
+from avatar_jax.ops.grid_sample import PLANE_AXES
+
+# Keys of a released model's rendering options that describe the network instead; models/triplane.py reads them.
+_NETWORK_KEYS = ('image_resolution', 'superresolution_module')
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """Rendering options; the names and meanings are those of EG3D's ``rendering_kwargs``.
+
+    Attributes:
+      depth_resolution: stratified samples per ray, >= 2 (>= 4 when importance samples are taken).
+      depth_resolution_importance: further samples per ray where the first pass found something; 0 switches them off.
+      ray_start, ray_end: nearest and farthest distance from the camera, or both 'auto': where the ray meets the box.
+      box_warp: side of the cube, centred at the origin, that the planes cover.
+      white_back: composite onto white instead of black.
+      disparity_space_sampling: spread the first samples evenly in 1/depth.
+      clamp_mode: how densities are made positive; only 'softplus' exists.
+      density_noise: standard deviation of the noise on densities, for training; applied when draws or a key are given.
+      plane_axes: 'legacy' (XY, XZ, ZX: EG3D's released weights) or 'orthogonal' (XY, XZ, ZY).
+      ray_chunk: at most so many rays (images x pixels) in memory at once; None takes all together.
+      c_gen_conditioning_zero, c_scale: whether, and how strongly, the mapping network sees the camera label.
+      superresolution_noise_mode: 'none', 'const' or 'random' noise inside the super-resolution module.
+      sr_antialias: widen the resize kernel when the super-resolution input has to be made smaller.
+      avg_camera_radius, avg_camera_pivot: the usual camera's distance and the point that it looks at.
+      decoder_lr_mul: learning-rate multiplier of the decoder's layers.
+      density_reg, density_reg_p_dist, reg_type: weight, step and kind of the density regulariser in training.
+      gpc_reg_prob: probability of conditioning the mapping on another camera in training; None never conditions.
+    """
+
+    depth_resolution: int = 48
+    depth_resolution_importance: int = 48
+    ray_start: float | str = 2.25
+    ray_end: float | str = 3.3
+    box_warp: float = 1.0
+    white_back: bool = False
+    disparity_space_sampling: bool = False
+    clamp_mode: str = 'softplus'
+    density_noise: float = 0.0
+    plane_axes: str = 'legacy'
+    ray_chunk: int | None = None
+    c_gen_conditioning_zero: bool = False
+    c_scale: float = 1.0
+    superresolution_noise_mode: str = 'none'
+    sr_antialias: bool = True
+    avg_camera_radius: float = 2.7
+    avg_camera_pivot: tuple[float, float, float] = (0.0, 0.0, 0.2)
+    decoder_lr_mul: float = 1.0
+    density_reg: float = 0.25
+    density_reg_p_dist: float = 0.004
+    reg_type: str = 'l1'
+    gpc_reg_prob: float | None = 0.5
+
+    def __post_init__(self):
+        def need(condition, text):
+            if not condition:
+                raise UserError(f'rendering.{text}')
+
+        auto = 'auto' in (self.ray_start, self.ray_end)
+        if auto:
+            need(self.ray_start == self.ray_end, "ray_start/ray_end: 'auto' works for both or for neither; set both")
+            need(not self.disparity_space_sampling, "disparity_space_sampling: needs a fixed ray range, not 'auto'")
+        else:
+            need(not isinstance(self.ray_start, str) and not isinstance(self.ray_end, str),
+                 f"ray_start/ray_end: {self.ray_start!r}, {self.ray_end!r}; give numbers or 'auto'")
+            need(self.ray_end > self.ray_start, f'ray_end: {self.ray_end} must be beyond ray_start {self.ray_start}')
+        need(self.depth_resolution >= 2, f'depth_resolution: {self.depth_resolution}; at least 2 samples are needed')
+        need(self.depth_resolution_importance >= 0, 'depth_resolution_importance: must be 0 (off) or more')
+        need(self.depth_resolution_importance == 0 or self.depth_resolution >= 4,
+             'depth_resolution: importance sampling needs at least 4 samples in the first pass')
+        need(self.clamp_mode == 'softplus', f"clamp_mode: {self.clamp_mode!r} does not exist; use 'softplus'")
+        need(self.plane_axes in PLANE_AXES, f'plane_axes: {self.plane_axes!r}; use one of {sorted(PLANE_AXES)}')
+        need(self.box_warp > 0, f'box_warp: {self.box_warp}; the side of the box must be positive')
+        need(self.ray_chunk is None or self.ray_chunk >= 1, f'ray_chunk: {self.ray_chunk}; use None or at least 1')
+        need(self.superresolution_noise_mode in ('none', 'const', 'random'),
+             f"superresolution_noise_mode: {self.superresolution_noise_mode!r}; use 'none', 'const' or 'random'")
+        object.__setattr__(self, 'avg_camera_pivot', tuple(float(x) for x in self.avg_camera_pivot))
+
+    @classmethod
+    def from_rendering_kwargs(cls, kwargs: dict[str, Any], **changes: Any) -> RenderConfig:
+        """Options as stored with a released EG3D model.
+
+        Keys that are missing there take the meaning that the release gives to their absence (``c_scale`` 0, no
+        ``white_back``, a camera at (0, 0, 0)+2.7); keys that are not known are a `UserError`. ``changes`` win.
+        """
+        values = {'c_scale': 0.0, 'avg_camera_pivot': (0.0, 0.0, 0.0)}
+        values |= {k: v for k, v in kwargs.items() if k not in _NETWORK_KEYS} | changes
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise UserError(f'rendering_kwargs: unknown option(s) {", ".join(unknown)}; remove or rename them')
+        return cls(**values)

@@ -1,0 +1,154 @@
+"""The two-pass volume renderer over tri-planes (EG3D 3.1-3.2 and its release)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from avatar_jax.ops.grid_sample import sample_planes_mean
+from avatar_jax.render import marching
+from avatar_jax.render.config import RenderConfig
+from avatar_jax.render.rays import ray_limits
+from avatar_jax.render.sampling import RenderDraws, importance_depths, stratified_depths
+
+# Features [..., C] (mean over the planes) -> colours [..., K] in [0, 1] and raw densities [..., 1].
+Decode = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+
+@flax.struct.dataclass
+class RayOutput:
+    """What N images of M rays give.
+
+    Attributes:
+      features: [N, M, K] composited colours in [-1, 1]; depth: [N, M, 1] distance along the ray;
+      opacity: [N, M, 1], 0 where a ray met nothing, up to 1.
+    """
+
+    features: jax.Array
+    depth: jax.Array
+    opacity: jax.Array
+
+
+def decode_points(
+    decode: Decode, planes: jax.Array, points: jax.Array, config: RenderConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Colours [N, M, K] and raw densities [N, M, 1] at world points [N, M, 3]; ``planes`` [N, 3, H, W, C]."""
+    return decode(sample_planes_mean(planes, points, config.box_warp, config.plane_axes))
+
+
+@jax.custom_vjp
+def _permute(values, order, inverse):
+    """``take_along_axis(values, order, -1)`` for permutations, whose gradient is a gather and not a slow scatter."""
+    del inverse
+    return jnp.take_along_axis(values, order, -1, mode='promise_in_bounds')
+
+
+def _permute_fwd(values, order, inverse):
+    return _permute(values, order, inverse), (order, inverse)
+
+
+def _permute_bwd(residuals, cotangent):
+    order, inverse = residuals
+    return _permute(cotangent, inverse, order), None, None
+
+
+_permute.defvjp(_permute_fwd, _permute_bwd)
+
+
+def _march_rays(decode, planes, config, origins, directions, limits, draws):
+    """One bundle of rays: (composited [N, M, K], unclipped depth, opacity, lowest, highest sample depth [N, M])."""
+
+    def look(depths, noise):
+        points = origins[:, :, None] + depths[..., None] * directions[:, :, None]
+        colors, density = decode_points(decode, planes, points.reshape(points.shape[0], -1, 3), config)
+        colors, density = (a.astype(jnp.float32).reshape(*depths.shape, -1) for a in (colors, density))
+        density = density[..., 0]
+        if config.density_noise > 0 and noise is not None:
+            density = density + noise * config.density_noise
+        return colors, density
+
+    depths = jax.lax.stop_gradient(stratified_depths(config, origins.shape[:2], limits, draws.jitter))
+    colors, density = look(depths, draws.density_coarse)
+    if config.depth_resolution_importance == 0:
+        weights = marching.interval_weights(density, depths)
+        composited = jnp.einsum('nms,nmsk->nmk', marching.sample_weights(weights), colors)
+    else:
+        # The first pass only steers the second: no gradient through its weights.
+        steering = marching.interval_weights(*jax.lax.stop_gradient((density, depths)))
+        fine = importance_depths(depths, steering, config.depth_resolution_importance, draws.importance)
+        fine_colors, fine_density = look(fine, draws.density_fine)
+        both = jnp.concatenate([depths, fine], -1)
+        order = jnp.argsort(both, axis=-1)
+        inverse = jnp.argsort(order, axis=-1)
+        depths = jnp.take_along_axis(both, order, -1)
+        density = _permute(jnp.concatenate([density, fine_density], -1), order, inverse)
+        weights = marching.interval_weights(density, depths)
+        # Carrying the weights back to the unsorted samples is far cheaper than sorting all the colours.
+        shares = _permute(marching.sample_weights(weights), inverse, order)
+        split = config.depth_resolution
+        composited = jnp.einsum('nms,nmsk->nmk', shares[..., :split], colors)
+        composited += jnp.einsum('nms,nmsk->nmk', shares[..., split:], fine_colors)
+    depth = marching.mean_depth(weights, depths)
+    return composited, depth, weights.sum(-1), depths.min(-1), depths.max(-1)
+
+
+def _in_chunks(function, chunk, *inputs):
+    """``function`` over axis 1 of the inputs, ``chunk`` rays at a time and with one chunk's memory in both passes."""
+    total = jax.tree.leaves(inputs)[0].shape[1]
+    whole = total // chunk
+    function = jax.checkpoint(function)
+
+    def cut(array):
+        parts = array[:, : whole * chunk].reshape(array.shape[0], whole, chunk, *array.shape[2:])
+        return parts.swapaxes(0, 1)
+
+    def join(array):
+        return array.swapaxes(0, 1).reshape(array.shape[1], whole * chunk, *array.shape[3:])
+
+    outputs = jax.tree.map(join, jax.lax.map(lambda parts: function(*parts), jax.tree.map(cut, inputs)))
+    if whole * chunk == total:
+        return outputs
+    rest = function(*jax.tree.map(lambda a: a[:, whole * chunk :], inputs))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), outputs, rest)
+
+
+def render_rays(
+    decode: Decode,
+    planes: jax.Array,
+    origins: jax.Array,
+    directions: jax.Array,
+    config: RenderConfig,
+    draws: RenderDraws | None = None,
+) -> RayOutput:
+    """Renders rays through tri-planes.
+
+    Args:
+      decode: pure function from features to colours and raw densities (see `models.decoder.decode`).
+      planes: [N, 3, H, W, C].
+      origins, directions: [N, M, 3] world, unit directions.
+      config: rendering options. With ``ray_chunk``, results are the same and memory is bounded; 'auto' limits and the
+        range that depths are clipped to are taken over all rays of all images in either case.
+      draws: random numbers (`RenderDraws`), or None for the deterministic rendering.
+
+    Returns:
+      `RayOutput`, float32.
+    """
+    draws = RenderDraws() if draws is None else draws
+    origins, directions = origins.astype(jnp.float32), directions.astype(jnp.float32)
+    limits = ray_limits(origins, directions, config.box_warp) if config.ray_start == 'auto' else None
+    march = partial(_march_rays, decode, planes, config)
+    batch, rays = origins.shape[:2]
+    chunk = rays if config.ray_chunk is None else max(1, config.ray_chunk // batch)
+    inputs = (origins, directions, limits, draws)
+    outputs = march(*inputs) if chunk >= rays else _in_chunks(march, chunk, *inputs)
+    composited, depth, opacity, lowest, highest = outputs
+    opacity = opacity[..., None]
+    return RayOutput(
+        features=marching.to_image_range(composited, opacity, config.white_back),
+        depth=marching.clip_depth(depth, lowest.min(), highest.max())[..., None],
+        opacity=opacity,
+    )
