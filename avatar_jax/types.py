@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-Array = jax.Array | np.ndarray
+from avatar_jax.faces.windows import window_indices
 
-NUM_EXPRESSION = 64
-WINDOW_RADIUS = 13  # frames on each side of the centre of a motion window (27 frames in all)
+Array = jax.Array | np.ndarray
 
 
 @struct.dataclass
@@ -115,8 +114,7 @@ class Motion:
 
     def windows(self) -> Array:
         """[T, 27, 70]: for each frame the coefficients of its 13 neighbours on both sides (ends are repeated)."""
-        offsets = np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1)
-        index = np.clip(np.arange(self.num_frames)[:, None] + offsets, 0, self.num_frames - 1)
+        index = window_indices(np.arange(self.num_frames), self.num_frames)
         return self.coefficients[..., index, :]
 
     def frames(self, start: int, stop: int | None = None) -> Motion:

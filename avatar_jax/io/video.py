@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -87,24 +88,22 @@ class VideoWriter:
         self.num_frames = 0
         self._shape: tuple[int, ...] | None = None
 
-    def __enter__(self) -> VideoWriter:
+    def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
         self._temporary = self._stack.enter_context(atomic.atomic_path(self.path))
         return self
 
-    def __exit__(self, *error: Any) -> bool:
-        # The stack renames on success and removes on failure; a failure while finishing must reach it as well.
-        with self._stack:
-            if error[0] is not None:
-                self._abandon()
-                self._stack.__exit__(*error)
-                return False
-            try:
+    def __exit__(self, *error: object) -> bool:
+        try:
+            if error[0] is None:
                 self._finish()
-            except BaseException:
+            else:
                 self._abandon()
-                raise
-        return False
+        except BaseException:
+            self._abandon()
+            self._stack.__exit__(*sys.exc_info())  # removes the temporary file; explains a full disk
+            raise
+        return self._stack.__exit__(*error)
 
     def write(self, frame: Any) -> None:
         """Appends one frame: [H, W, 3] uint8, or float in [-1, 1]."""
