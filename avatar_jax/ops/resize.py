@@ -1,0 +1,143 @@
+"""Changing the size of images: interpolation, averaging, and the filter modes of the EG3D discriminator.
+
+Every method is linear and separable, so it is one small constant matrix per axis. The matrices follow the conventions
+of the image-processing libraries that the published networks were trained with.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from avatar_jax.ops.resample import Filter, downsample2d, upsample2d
+
+METHODS = ('bilinear', 'bicubic', 'nearest', 'area')
+
+
+def resize(
+    x: jax.Array,
+    size: int | Sequence[int],
+    method: str = 'bilinear',
+    antialias: bool = False,
+    align_corners: bool = False,
+) -> jax.Array:
+    """Resizes images.
+
+    Args:
+      x: [..., H, W, C].
+      size: new height and width, or one number for both.
+      method: 'bilinear'; 'bicubic' (a = -0.75, with antialias a = -0.5); 'nearest' (index floor(i * in / out));
+        'area' (mean over [floor(i*in/out), ceil((i+1)*in/out)), also known as adaptive average pooling).
+      antialias: widen the kernel by the reduction factor (bilinear and bicubic); no effect when enlarging bilinearly.
+      align_corners: map the centres of the corner pixels onto each other (without antialias only).
+
+    Returns:
+      [..., h, w, C] in the dtype of ``x`` (computed in float32).
+    """
+    height, width = (size, size) if isinstance(size, int) else (int(s) for s in size)
+    dtype = x.dtype
+    if (height, width) == x.shape[-3:-1]:
+        return x
+    if method == 'nearest':
+        if antialias or align_corners:
+            raise ValueError('nearest takes neither antialias nor align_corners')
+        rows = np.arange(height) * x.shape[-3] // height
+        columns = np.arange(width) * x.shape[-2] // width
+        return jnp.take(jnp.take(x, rows, axis=-3, mode='clip'), columns, axis=-2, mode='clip')
+    dot = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    y = x.astype(jnp.float32) if jnp.finfo(dtype).bits < 32 else x
+    if height != x.shape[-3]:
+        y = dot('oh,...hwc->...owc', axis_matrix(x.shape[-3], height, method, antialias, align_corners), y)
+    if width != x.shape[-2]:
+        y = dot('ow,...hwc->...hoc', axis_matrix(x.shape[-2], width, method, antialias, align_corners), y)
+    return y.astype(dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def axis_matrix(
+    size: int, new_size: int, method: str, antialias: bool = False, align_corners: bool = False
+) -> np.ndarray:
+    """The float32 matrix [new_size, size] of one axis for 'bilinear', 'bicubic' or 'area'; its rows sum to one."""
+    if method not in METHODS or method == 'nearest':
+        raise ValueError(f'resize method {method!r} is unknown; use one of {", ".join(METHODS)}')
+    if antialias and align_corners:
+        raise ValueError('antialias and align_corners exclude each other')
+    out = np.zeros((new_size, size))
+    if method == 'area':
+        if antialias or align_corners:
+            raise ValueError('area takes neither antialias nor align_corners')
+        for i in range(new_size):
+            first, last = i * size // new_size, -((-(i + 1) * size) // new_size)
+            out[i, first:last] = 1 / (last - first)
+        return _frozen(out)
+    kernel, radius = (_triangle, 1) if method == 'bilinear' else (_cubic(-0.5 if antialias else -0.75), 2)
+    if antialias:
+        # The kernel is truncated at the border and its weights are normalised to sum to one.
+        scale = size / new_size
+        stretch = max(scale, 1.0)
+        centres = (np.arange(new_size) + 0.5) * scale
+        out = kernel((np.arange(size)[None] + 0.5 - centres[:, None]) / stretch)
+        return _frozen(out / out.sum(axis=1, keepdims=True))
+    if align_corners:
+        position = np.arange(new_size) * ((size - 1) / (new_size - 1) if new_size > 1 else 0.0)
+    else:
+        position = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
+        if method == 'bilinear':
+            position = np.maximum(position, 0.0)
+    base = np.floor(position).astype(int)
+    for k in range(1 - radius, radius + 1):
+        index = np.clip(base + k, 0, size - 1)  # the border pixel continues outside
+        np.add.at(out, (np.arange(new_size), index), kernel(position - (base + k)))
+    return _frozen(out)
+
+
+def filtered_resizing(x: jax.Array, size: int, f: Filter = None, filter_mode: str | float = 'antialiased') -> jax.Array:
+    """Resizes the raw image for the discriminator (square output).
+
+    Args:
+      x: [N, H, W, C].
+      size: new height and width.
+      f: FIR filter for 'classic', from ``ops.resample.setup_filter``.
+      filter_mode: 'antialiased', 'none' (plain bilinear), 'classic' (FIR up-sampling, bilinear, FIR down-sampling), or
+        a number t in (0, 1): (1 - t) * 'none' + t * 'antialiased'.
+
+    Returns:
+      [N, size, size, C].
+    """
+    if filter_mode == 'antialiased':
+        return resize(x, size, antialias=True)
+    if filter_mode == 'none':
+        return resize(x, size)
+    if filter_mode == 'classic':
+        if f is None:
+            raise ValueError("filter_mode='classic' needs a filter")
+        y = resize(upsample2d(x, f, up=2), 2 * size + 2)
+        return downsample2d(y, f, down=2, padding=-1, flip_filter=True)
+    if isinstance(filter_mode, float) and 0 < filter_mode < 1:
+        return (1 - filter_mode) * resize(x, size) + filter_mode * resize(x, size, antialias=True)
+    raise ValueError(f"filter_mode {filter_mode!r}: use 'antialiased', 'none', 'classic' or a number between 0 and 1")
+
+
+def _frozen(matrix: np.ndarray) -> np.ndarray:
+    matrix = matrix.astype(np.float32)
+    matrix.setflags(write=False)  # shared through the cache
+    return matrix
+
+
+def _triangle(t: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(t), 0)
+
+
+def _cubic(a: float):
+    def kernel(t: np.ndarray) -> np.ndarray:
+        t = np.abs(t)
+        near = ((a + 2) * t - (a + 3)) * t * t + 1
+        far = ((t - 5) * t + 8) * a * t - 4 * a
+        return np.where(t <= 1, near, np.where(t < 2, far, 0))
+
+    return kernel
