@@ -1,0 +1,287 @@
+"""EG3D's own data format: a folder or zip of square pictures with ``dataset.json`` and 25-number camera labels.
+
+    reader = Eg3dImages('ffhq.zip', mirror='images+labels'); reader[0] -> {'image': [H,W,3] uint8, 'label': [25]}
+
+``dataset.json`` holds ``{"labels": [["00000/img00000000.png", [25 numbers]], ...]}``. Labels are checked when the set is
+opened: a wrong convention otherwise shows up only as a training run that never learns the shape.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import mirror_label
+from data_pipelines.stream import Batches, Order
+
+MIRRORS = ('off', 'images', 'images+labels')
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
+RADIUS_RANGE = (1.0, 6.0)  # distance of the camera from the origin of the volume; FFHQ has 2.7
+
+
+def check_labels(labels: np.ndarray, names: list[str], radius: tuple[float, float] = RADIUS_RANGE,
+                 where: str = 'dataset.json') -> None:
+    """Checks camera labels [N,25]: pose, axes, distance, intrinsics.
+
+    Raises:
+      UserError: names the first picture whose label is wrong, what is wrong and what is expected.
+    """
+    pose, k = labels[:, :16].reshape(-1, 4, 4).astype(np.float64), labels[:, 16:].reshape(-1, 3, 3).astype(np.float64)
+    rotation, position = pose[:, :3, :3], pose[:, :3, 3]
+    distance = np.linalg.norm(position, axis=1)
+    orthogonality = np.abs(np.einsum('nij,nik->njk', rotation, rotation) - np.eye(3)).max((1, 2))
+    facing = -np.einsum('ni,ni->n', rotation[:, :, 2], position)
+    rules = (
+        (~np.isfinite(labels).all(1), 'holds NaN or infinite numbers'),
+        (np.abs(pose[:, 3] - [0, 0, 0, 1]).max(1) > 1e-4,
+         'is not a camera-to-world matrix stored row by row (its last row must be 0 0 0 1; is it transposed?)'),
+        (orthogonality > 1e-2, 'has a rotation that is not orthonormal'),
+        (np.linalg.det(rotation) < 0, 'has a left-handed rotation (determinant -1): one axis is flipped'),
+        ((distance < radius[0]) | (distance > radius[1]),
+         f'puts the camera at an implausible distance (expected {radius[0]:g} to {radius[1]:g} from the origin; '
+         'check the unit and that the matrix is camera-to-world)'),
+        (facing <= 0, 'looks away from the origin: the axes must be x right, y down, z forward (OpenCV, not OpenGL)'),
+        (np.abs(k[:, 2] - [0, 0, 1]).max(1) > 1e-4, 'has intrinsics whose last row is not 0 0 1'),
+        ((k[:, 0, 0] <= 0) | (k[:, 1, 1] <= 0), 'has a focal length that is not positive'),
+        ((k[:, 0, 0] > 50) | (np.abs(k[:, :2, 2]) > 5).any(1),
+         'has intrinsics in pixels; divide them by the image size (FFHQ has focal 4.2647, centre 0.5)'),
+    )
+    with np.errstate(invalid='ignore'):
+        for wrong, what in rules:
+            if wrong.any():
+                first = int(np.flatnonzero(wrong)[0])
+                raise UserError(f'{where}: the label of {names[first]} {what}; {int(wrong.sum())} of {len(names)} '
+                                'labels have this fault')
+
+
+class Eg3dImages:
+    """Random access to an EG3D folder or zip.
+
+    Args:
+      path: folder, or zip file.
+      mirror: 'off'; 'images+labels' doubles the set with mirrored pictures and mirrored cameras; 'images' mirrors the
+        pictures only, as EG3D's own loader does (wrong for camera labels, kept for comparison).
+      max_size: keep so many pictures, chosen by ``seed``.
+      seed: see ``max_size``.
+      use_labels: False gives zeros [25] and needs no ``dataset.json``.
+      radius: plausible distances of the cameras from the origin.
+    Raises:
+      UserError: missing or damaged files, no pictures, wrong labels.
+    """
+
+    def __init__(self, path: str | Path, mirror: str = 'off', max_size: int | None = None, seed: int = 0,
+                 use_labels: bool = True, radius: tuple[float, float] = RADIUS_RANGE):
+        if mirror not in MIRRORS:
+            raise UserError(f'mirror={mirror!r}: unknown; use one of {", ".join(MIRRORS)}')
+        if max_size is not None and max_size < 1:
+            raise UserError(f'max_size={max_size}: must be at least 1')
+        self.path, self.mirror = Path(path), mirror
+        self._zip, self._lock = None, threading.Lock()
+        if not self.path.is_dir() and not (self.path.is_file() and zipfile.is_zipfile(self.path)):
+            raise UserError(f'{path}: no such folder, or not a zip file')
+        names = sorted(n for n in self._list() if PurePosixPath(n).suffix.lower() in EXTENSIONS)
+        if not names:
+            raise UserError(f'{path}: holds no pictures ({", ".join(EXTENSIONS)})')
+        labels = self._labels(names, radius) if use_labels else np.zeros((len(names), 25), np.float32)
+        if max_size is not None and max_size < len(names):
+            order = np.arange(len(names))
+            np.random.RandomState(seed % 2**31).shuffle(order)
+            keep = np.sort(order[:max_size])
+            names, labels = [names[i] for i in keep], labels[keep]
+        self.names, self.labels = names, labels
+        self.resolution = self._decode(names[0]).shape[0]
+
+    def _list(self) -> list[str]:
+        if self.path.is_dir():
+            found = (Path(folder, f) for folder, _, files in os.walk(self.path) for f in files)
+            return [p.relative_to(self.path).as_posix() for p in found]
+        return self._archive().namelist()
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self.path)
+        return self._zip
+
+    def _read(self, name: str) -> bytes:
+        try:
+            if self.path.is_dir():
+                return (self.path / name).read_bytes()
+            with self._lock:
+                return self._archive().read(name)
+        except (OSError, KeyError, zipfile.BadZipFile) as e:
+            raise UserError(f'{self.path}: cannot read {name} ({e})') from e
+
+    def _labels(self, names: list[str], radius: tuple[float, float]) -> np.ndarray:
+        where = f'{self.path}/dataset.json'
+        try:
+            table = json.loads(self._read('dataset.json'))['labels']
+        except UserError:
+            raise UserError(f'{where}: missing; camera labels are needed (or pass use_labels=False)') from None
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f'{where}: not of the form {{"labels": [[file, [25 numbers]], ...]}} ({e})') from e
+        if table is None:
+            raise UserError(f'{where}: "labels" is null; camera labels are needed (or pass use_labels=False)')
+        rows = {}
+        for entry in table:
+            try:
+                name, numbers = entry
+                vector = np.asarray(numbers, np.float32)
+            except (ValueError, TypeError) as e:
+                raise UserError(f'{where}: entry {str(entry)[:60]} is not [file, [25 numbers]]') from e
+            if vector.shape != (25,):
+                raise UserError(f'{where}: the label of {name} has {vector.size} numbers instead of 25')
+            rows[name.replace('\\', '/')] = vector
+        missing = [n for n in names if n not in rows]
+        if missing:
+            raise UserError(f'{where}: no label for {missing[0]} ({len(missing)} of {len(names)} pictures have none)')
+        labels = np.stack([rows[n] for n in names])
+        check_labels(labels, names, radius, where)
+        return labels
+
+    def _decode(self, name: str) -> np.ndarray:
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(self._read(name))) as picture:
+                image = np.asarray(picture.convert('RGB'))
+        except (OSError, ValueError, SyntaxError) as e:
+            raise UserError(f'{self.path}: {name} is not a readable picture ({e})') from e
+        size = getattr(self, 'resolution', image.shape[0])
+        if image.shape[:2] != (size, size):
+            raise UserError(f'{self.path}: {name} is {image.shape[1]} x {image.shape[0]} pixels; all pictures must be '
+                            f'square and of one size ({size} x {size})')
+        return image
+
+    def __getstate__(self):
+        return {**self.__dict__, '_zip': None, '_lock': None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.names) * (1 if self.mirror == 'off' else 2)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < len(self):
+            raise IndexError(f'picture {index} of {len(self)}')
+        flip, k = divmod(int(index), len(self.names))
+        image, label = self._decode(self.names[k]), self.labels[k]
+        if flip:
+            image = image[:, ::-1]
+            label = mirror_label(label) if self.mirror == 'images+labels' else label
+        return {'image': np.ascontiguousarray(image), 'label': np.asarray(label, np.float32)}
+
+
+class _Shuffled:
+    """Position -> element of an image source in an endless shuffled order, image as float in [-1,1]."""
+
+    def __init__(self, source, seed: int):
+        self.source, self._order = source, Order(len(source), seed, 'images')
+
+    def __call__(self, position: int) -> dict[str, np.ndarray]:
+        row = self.source[self._order[position]]
+        return {'image': row['image'].astype(np.float32) / 127.5 - 1.0, 'label': np.asarray(row['label'], np.float32)}
+
+
+def image_batches(source, batch_size: int, seed: int = 0, start_step: int = 0, process_index: int = 0,
+                  process_count: int = 1, num_workers: int = 0, num_threads: int = 2, prefetch: int = 16) -> Batches:
+    """Endless shuffled batches of single pictures: ``image`` [B,H,W,3] float32 in [-1,1], ``label`` [B,25].
+
+    Args:
+      source: ``Eg3dImages``, or any source of ``data_pipelines.sources``.
+      batch_size, start_step, process_index, process_count, num_workers, num_threads, prefetch: see
+        ``data_pipelines.stream.Batches``.
+      seed: decides the order.
+    Raises:
+      UserError: fewer pictures than processes, or a batch that does not divide.
+    """
+    if len(source) < process_count:
+        raise UserError(f'data set: {len(source)} pictures are too few for {process_count} processes')
+    return Batches(_Shuffled(source, seed), batch_size, start_step, process_index, process_count, num_workers,
+                   num_threads, prefetch)
+
+
+def write_eg3d(destination: str | Path, pictures: Iterable[tuple[np.ndarray, np.ndarray]]) -> Path:
+    """Writes pictures [H,W,3] uint8 with labels [25] as an EG3D folder, or as a zip if the name ends in ``.zip``.
+
+    Nothing appears under the final name before everything is written. PNG without compression, zip entries stored,
+    as EG3D's own tool makes them.
+
+    Raises:
+      UserError: the destination exists, cannot be written, nothing was given, sizes differ, or a label is wrong.
+    """
+    destination = Path(destination)
+    if destination.exists():
+        raise UserError(f'{destination}: exists already; choose another name')
+    temporary = destination.with_name(f'.{destination.name}.{os.getpid()}.tmp')
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        put, close = _writer(temporary, destination.suffix == '.zip')
+        try:
+            _write_all(put, pictures, destination)
+        finally:
+            close()
+        os.replace(temporary, destination)
+    except OSError as e:
+        raise UserError(f'{destination}: cannot write ({e.strerror or e}); free some space or choose another place') from e
+    finally:
+        _remove(temporary)
+    return destination
+
+
+def _write_all(put, pictures: Iterable, destination: Path) -> None:
+    from PIL import Image
+
+    table, labels, names, size = [], [], [], None
+    for i, (image, label) in enumerate(pictures):
+        size = image.shape if size is None else size
+        if image.shape != size or size[0] != size[1] or size[2:] != (3,) or image.dtype != np.uint8:
+            raise UserError(f'{destination}: picture {i} is {image.shape} {image.dtype}; all must be square RGB uint8 '
+                            'of one size')
+        if np.shape(label) != (25,):
+            raise UserError(f'{destination}: the label of picture {i} has {np.size(label)} numbers instead of 25')
+        name = f'{i:08d}'[:5] + f'/img{i:08d}.png'
+        data = io.BytesIO()
+        Image.fromarray(image).save(data, 'PNG', compress_level=0)
+        put(name, data.getvalue())
+        table.append([name, [float(x) for x in label]])
+        labels.append(np.asarray(label, np.float32))
+        names.append(name)
+    if not names:
+        raise UserError(f'{destination}: no pictures were given')
+    check_labels(np.stack(labels), names, where=str(destination))
+    put('dataset.json', json.dumps({'labels': table}).encode())
+
+
+def _writer(path: Path, as_zip: bool):
+    if as_zip:
+        archive = zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED)
+
+        def put(name: str, data: bytes) -> None:
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)  # no clock: same input, same file
+
+        return put, archive.close
+
+    def put_file(name: str, data: bytes) -> None:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+
+    return put_file, lambda: None
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

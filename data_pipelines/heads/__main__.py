@@ -1,0 +1,84 @@
+"""Builds the procedural heads: ``python -m data_pipelines.heads --config 128 --data-dir DIR --workers 2``.
+
+Options that change the data (``--people``, ``--frames`` ...) give the data set a name of its own, so that no folder
+ever mixes two recipes. The folder that is printed is what the pipelines read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from avatar_jax.errors import UserError
+
+
+def customised(config, seed: int | None = None, people: int | None = None, clips: int | None = None,
+               frames: int | None = None, cameras: int | None = None):
+    """A config with some numbers changed, under a name that says so; unchanged numbers keep the name."""
+    changes = {k: v for k, v in (('seed', seed), ('train_people', people), ('clips_per_person', clips)) if v is not None}
+    inner = {k: v for k, v in (('num_frames', frames), ('num_cameras', cameras)) if v is not None}
+    new = dataclasses.replace(config, **changes, clips=dataclasses.replace(config.clips, **inner))
+    if new.recipe() == config.recipe():
+        return config
+    if min(new.train_people, new.clips_per_person) < 1 or new.seed < 0:
+        raise UserError('--people and --clips must be at least 1 and --seed not negative')
+    digest = hashlib.sha256(json.dumps(new.recipe(), sort_keys=True).encode()).hexdigest()[:8]
+    return dataclasses.replace(new, name=f'{config.name}-{digest}')
+
+
+def build(config: str = '128', data_dir: str | Path = 'data', workers: int = 1, progress: bool = True, **changes) -> Path:
+    """Build (or find) the data set and return its folder.
+
+    Args:
+      config: '64', '128', '256', '512' or 'tiny'.
+      data_dir: TFDS root; the data set goes into ``procedural_heads/<config>/<version>`` below it.
+      workers: rendering processes.
+      progress: show bars.
+      changes: ``seed, people, clips, frames, cameras`` as on the command line.
+    Raises:
+      UserError: unknown config, or the folder cannot be written.
+    """
+    import tensorflow_datasets as tfds
+
+    from data_pipelines.heads.heads import ProceduralHeads
+
+    known = {c.name: c for c in ProceduralHeads.BUILDER_CONFIGS}
+    if config not in known:
+        raise UserError(f'--config {config}: unknown; use one of {", ".join(known)}')
+    if workers < 1:
+        raise UserError(f'--workers {workers}: must be at least 1')
+    try:
+        builder = ProceduralHeads(data_dir=Path(data_dir), config=customised(known[config], **changes))
+        builder.num_workers, builder.show_progress = workers, progress
+        tfds.disable_progress_bar()  # our own bars know the total
+        builder.download_and_prepare(file_format='array_record')
+    except OSError as e:
+        raise UserError(f'{data_dir}: cannot write the data set ({e}); free some space or choose another --data-dir') from e
+    return Path(builder.data_path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--config', default='128', help='64, 128, 256, 512 or tiny')
+    parser.add_argument('--data-dir', default='data')
+    parser.add_argument('--workers', type=int, default=1)
+    parser.add_argument('--seed', type=int)
+    parser.add_argument('--people', type=int, help='people of the training split')
+    parser.add_argument('--clips', type=int, help='clips per person')
+    parser.add_argument('--frames', type=int, help='frames per clip')
+    parser.add_argument('--cameras', type=int, help='cameras of the multi-view part')
+    try:
+        print(build(**vars(parser.parse_args(argv))))
+    except UserError as e:
+        print(f'error: {e}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

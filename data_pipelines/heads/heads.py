@@ -1,0 +1,162 @@
+"""TFDS builder of the procedural talking heads: one frame per record, random access, no TensorFlow needed.
+
+Records of one clip stand together, camera after camera, frame after frame, and the order is kept across files. Beside
+the records, ``clips-<split>.npz`` holds the table that turns (clip, camera, frame) into a record number and the motion
+of every record, so that a pipeline needs no pass over the pictures.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from data_pipelines.clips import ClipOptions, make_clip
+from data_pipelines.fingerprint import head_fingerprint
+from data_pipelines.tables import TABLE_NAME
+
+SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}  # TFDS name -> name of the identity split
+
+
+@dataclass
+class HeadsConfig(tfds.core.BuilderConfig):
+    """One size of the data set. A changed number needs another ``name``; ``custom`` makes one."""
+
+    resolution: int = 128
+    seed: int = 0
+    train_people: int = 400
+    validation_people: int = 24
+    test_people: int = 24
+    clips_per_person: int = 2
+    jpeg_quality: int = 0  # 0 stores PNG
+    clips: ClipOptions = field(default_factory=ClipOptions)
+
+    def people(self, split: str) -> int:
+        """Number of people of a TFDS split."""
+        return {'train': self.train_people, 'validation': self.validation_people, 'test': self.test_people}[split]
+
+    def recipe(self) -> dict:
+        """What decides the records, as plain data."""
+        return {'resolution': self.resolution, 'seed': self.seed, 'people': {s: self.people(s) for s in SPLITS},
+                'clips_per_person': self.clips_per_person, 'jpeg_quality': self.jpeg_quality,
+                'clips': asdict(self.clips)}
+
+
+def _configs() -> list[HeadsConfig]:
+    tiny = ClipOptions(num_frames=6, num_cameras=3, multi_view_share=0.5, supersample=1)
+    return [
+        HeadsConfig(name='128', resolution=128, description='The default.'),
+        HeadsConfig(name='64', resolution=64, description='Small pictures.'),
+        HeadsConfig(name='256', resolution=256, train_people=300, description='Larger pictures.'),
+        HeadsConfig(name='512', resolution=512, train_people=200, jpeg_quality=95, description='Full-size crops, JPEG.'),
+        HeadsConfig(name='tiny', resolution=32, train_people=3, validation_people=2, test_people=2, clips_per_person=1,
+                    clips=tiny, description='For tests: a few frames at 32 px.'),
+    ]
+
+
+class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
+    """Talking procedural heads with cameras, coefficients, landmarks and masks; disjoint people per split."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    BUILDER_CONFIGS = _configs()
+
+    num_workers: int = 1        # processes that render; does not change the data
+    show_progress: bool = True
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        r = config.resolution
+        encoding = 'jpeg' if config.jpeg_quality else 'png'
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description='Procedurally generated talking heads (synthetic) for training and testing head avatars.',
+            features=tfds.features.FeaturesDict({
+                'image': tfds.features.Image(shape=(r, r, 3), encoding_format=encoding),
+                'mask': tfds.features.Image(shape=(r, r, 1), encoding_format='png'),
+                'label': tfds.features.Tensor(shape=(25,), dtype=np.float32),
+                'coefficients': tfds.features.Tensor(shape=(257,), dtype=np.float32),
+                'landmarks': tfds.features.Tensor(shape=(68, 2), dtype=np.float32),
+                'identity': tfds.features.Tensor(shape=(192,), dtype=np.float32),
+                'person': tfds.features.Scalar(dtype=np.int64),
+                'clip': tfds.features.Text(),
+                'camera': tfds.features.Scalar(dtype=np.int32),
+                'frame': tfds.features.Scalar(dtype=np.int32),
+                'fps': tfds.features.Scalar(dtype=np.float32),
+            }),
+            disable_shuffling=True,  # keeps the records of a clip together and in order
+            metadata=tfds.core.MetadataDict(recipe=config.recipe(), head=list(head_fingerprint()), basis='procedural',
+                                            synthetic=True),
+            license='Apache-2.0',
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        del dl_manager  # nothing is downloaded
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        config = self.builder_config
+        tasks = [(config.recipe(), SPLITS[split], person, number)
+                 for person in range(config.people(split)) for number in range(config.clips_per_person)]
+        table: dict[str, list] = {k: [] for k in ('name', 'person', 'first', 'num_frames', 'num_cameras', 'motion')}
+        key = 0
+        with tqdm(total=len(tasks), desc=f'{split} clips', disable=not self.show_progress) as bar:
+            for clip, examples in _rendered(tasks, self.num_workers):
+                table['first'].append(key)
+                for k, v in clip.items():
+                    table[k].append(v)
+                for example in examples:
+                    for k in ('image', 'mask'):
+                        example[k] = io.BytesIO(example[k])
+                    yield key, example
+                    key += 1
+                bar.update()
+        motion = np.concatenate(table.pop('motion'))
+        np.savez_compressed(self.data_path / TABLE_NAME.format(split=split), motion=motion,
+                            fps=config.clips.fps, **{k: np.asarray(v) for k, v in table.items()})
+
+
+def _rendered(tasks: list, workers: int) -> Iterator[tuple[dict, list[dict]]]:
+    if workers == 1:
+        yield from map(render_clip, tasks)
+        return
+    for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
+        os.environ.setdefault(name, '1')  # read when numpy is imported in the child
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn')) as pool:
+        yield from pool.map(render_clip, tasks)
+
+
+def render_clip(task: tuple[dict, str, int, int]) -> tuple[dict, list[dict]]:
+    """Renders and encodes one clip: its row of the clip table, and its records in order (pictures as bytes)."""
+    from PIL import Image
+
+    recipe, split, person, number = task
+    clip = make_clip(recipe['seed'], split, person, number, ClipOptions(**recipe['clips']))
+    examples = []
+    for camera in range(clip.num_cameras):
+        labels, coefficients = clip.labels(camera), clip.coefficients(camera)
+        for frame in range(clip.num_frames):
+            head = clip.render(frame, camera, recipe['resolution'])
+            rgb = np.round(np.clip(head.rgb, 0, 1) * 255).astype(np.uint8)
+            mask = np.round(np.clip(head.mask, 0, 1) * 255).astype(np.uint8)
+            picture, coverage = io.BytesIO(), io.BytesIO()
+            if recipe['jpeg_quality']:
+                Image.fromarray(rgb).save(picture, 'JPEG', quality=recipe['jpeg_quality'], subsampling=0)
+            else:
+                Image.fromarray(rgb).save(picture, 'PNG')
+            Image.fromarray(mask).save(coverage, 'PNG')
+            examples.append({
+                'image': picture.getvalue(), 'mask': coverage.getvalue(), 'label': labels[frame],
+                'coefficients': coefficients[frame], 'landmarks': np.asarray(head.landmarks, np.float32),
+                'identity': np.asarray(clip.identity, np.float32), 'person': clip.person, 'clip': clip.name,
+                'camera': camera, 'frame': frame, 'fps': clip.options.fps,
+            })
+    row = {'name': clip.name, 'person': clip.person, 'num_frames': clip.num_frames, 'num_cameras': clip.num_cameras,
+           'motion': np.concatenate([clip.motion_rows(c) for c in range(clip.num_cameras)])}
+    return row, examples

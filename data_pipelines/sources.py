@@ -1,0 +1,125 @@
+"""Where the frames of clips come from: a built TFDS data set, rendering on the fly, or memory.
+
+A source has a ``table`` (``tables.ClipTable``), a length and random access: ``source[record]`` is a dict with
+``image`` [H,W,3] uint8, ``mask`` [H,W] uint8 (255 = head), ``label`` [25], ``landmarks`` [68,2] (pixels),
+``identity`` [192]. Sources pickle, so that worker processes can have their own copy.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from avatar_jax.errors import UserError
+from data_pipelines.clips import Clip, ClipOptions, make_clip
+from data_pipelines.tables import load_table, table_of_clips
+
+
+class BuiltFrames:
+    """Frames of a data set that ``python -m data_pipelines.heads`` built.
+
+    Args:
+      folder: the data set's folder (the command prints it).
+      split: 'train', 'validation' or 'test'.
+    Raises:
+      UserError: not such a folder, or unknown split.
+    """
+
+    def __init__(self, folder: str | Path, split: str = 'train'):
+        if split not in ('train', 'validation', 'test'):
+            raise UserError(f"split {split!r}: unknown; use 'train', 'validation' or 'test'")
+        self.folder, self.split = Path(folder), split
+        self.table = load_table(folder, split)
+        self._records = None
+        if len(self._open()) != self.table.num_records:
+            raise UserError(f'{folder}: the clip table and the records of {split} differ; build the data set again')
+
+    def _open(self):
+        if self._records is None:  # opened on first use, also in worker processes
+            import tensorflow_datasets as tfds
+
+            skip = {k: tfds.decode.SkipDecoding() for k in ('image', 'mask')}
+            try:
+                builder = tfds.builder_from_directory(self.folder)
+                self._records = builder.as_data_source(split=self.split, decoders=skip)
+            except Exception as e:  # TFDS raises many kinds for a damaged folder
+                raise UserError(f'{self.folder}: not a readable data set ({e}); build it again') from e
+        return self._records
+
+    def __getstate__(self):
+        return {**self.__dict__, '_records': None}
+
+    def __len__(self) -> int:
+        return self.table.num_records
+
+    def __getitem__(self, record: int) -> dict[str, np.ndarray]:
+        row = self._open()[record]
+        mask = _decode(row['mask'])
+        return {'image': _decode(row['image']), 'mask': mask, 'label': row['label'], 'landmarks': row['landmarks'],
+                'identity': row['identity']}
+
+
+def _decode(data: bytes) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture)
+
+
+class RenderedFrames:
+    """Frames of procedural clips, rendered when asked for; nothing is stored.
+
+    Args:
+      clips: the clips, e.g. from ``clips.evaluation_clips``.
+      resolution: pixels per side.
+    """
+
+    def __init__(self, clips: list[Clip], resolution: int = 128):
+        self.clips, self.resolution = list(clips), resolution
+        self.table = table_of_clips(self.clips)
+
+    @classmethod
+    def of_people(cls, people: int, seed: int = 0, split: str = 'train', clips_per_person: int = 1,
+                  resolution: int = 128, options: ClipOptions | None = None) -> RenderedFrames:
+        """Frames of the first ``people`` people of a split in the world of ``seed``."""
+        if people < 1 or clips_per_person < 1:
+            raise UserError('on-the-fly heads: people and clips_per_person must be at least 1')
+        return cls([make_clip(seed, split, p, n, options) for p in range(people) for n in range(clips_per_person)],
+                   resolution)
+
+    def __len__(self) -> int:
+        return self.table.num_records
+
+    def __getitem__(self, record: int) -> dict[str, np.ndarray]:
+        if not 0 <= record < len(self):
+            raise IndexError(f'record {record} of {len(self)}')
+        k = int(np.searchsorted(self.table.first, record, side='right')) - 1
+        clip = self.clips[k]
+        camera, frame = divmod(int(record - self.table.first[k]), clip.num_frames)
+        head = clip.render(frame, camera, self.resolution)
+        return {
+            'image': np.round(np.clip(head.rgb, 0, 1) * 255).astype(np.uint8),
+            'mask': np.round(np.clip(head.mask, 0, 1) * 255).astype(np.uint8),
+            'label': clip.labels(camera)[frame],
+            'landmarks': np.asarray(head.landmarks, np.float32),
+            'identity': np.asarray(clip.identity, np.float32),
+        }
+
+
+class MemoryFrames:
+    """All frames of another source, decoded once and kept; for sets that fit (128 px: 65 KB per frame)."""
+
+    def __init__(self, source, progress: bool = False):
+        from tqdm import tqdm
+
+        self.table = source.table
+        rows = [source[i] for i in tqdm(range(len(source)), desc='frames into memory', disable=not progress)]
+        self._arrays = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
+
+    def __len__(self) -> int:
+        return self.table.num_records
+
+    def __getitem__(self, record: int) -> dict[str, np.ndarray]:
+        return {k: v[record] for k, v in self._arrays.items()}
