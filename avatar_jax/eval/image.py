@@ -36,6 +36,7 @@ def psnr(
       mask: [B, H, W] or [B, H, W, 1] weights; only these pixels count (PSNR-M). NaN where a mask is empty.
       over: 'image' gives [B] values; 'batch' one value from one mean square error over all images.
     """
+    prediction, target = jnp.asarray(prediction), jnp.asarray(target)
     square = (prediction - target) ** 2
     weight = jnp.ones(square.shape[:3]) if mask is None else jnp.reshape(mask, square.shape[:3])
     total, count = (square.mean(-1) * weight).sum((1, 2)), weight.sum((1, 2))

@@ -53,7 +53,7 @@ class PoseFit:
 
     translation: np.ndarray  # [2] pixels, y up
     scale: float  # pixels per decimetre
-    residual: float  # root-mean-square distance of the five points from the fit, in pixels
+    residual: float  # decimetres, rms distance of the points from the nearest rigid pose; faces give about 0.05
 
 
 def five_points(landmarks: np.ndarray) -> np.ndarray:
@@ -79,7 +79,11 @@ def solve_pose(points_up: np.ndarray, standard: np.ndarray = STANDARD_POINTS) ->
     rows = np.concatenate([np.asarray(standard, np.float64), np.ones((len(standard), 1))], 1)
     k = np.linalg.lstsq(rows, points, rcond=None)[0]  # [4, 2]: the two image axes are independent
     scale = (np.linalg.norm(k[:3, 0]) + np.linalg.norm(k[:3, 1])) / 2
-    residual = np.sqrt(((rows @ k - points) ** 2).sum(-1).mean())
+    # Five points hardly constrain an affine camera, so its own residual says little: judge the nearest rigid one.
+    u, singular, v = np.linalg.svd(k[:3], full_matrices=False)
+    rigid = np.concatenate([singular.mean() * u @ v, k[3:]])
+    error = np.sqrt(((rows @ rigid - points) ** 2).sum(-1).mean())
+    residual = error / scale if scale > 0 else np.inf
     return PoseFit(translation=k[3], scale=float(scale), residual=float(residual))
 
 
@@ -105,15 +109,16 @@ def align(
       ``Aligned``.
 
     Raises:
-      ValueError: the landmarks have no extent.
+      ValueError: the landmarks have no extent, or are not finite.
     """
     image = np.asarray(image)
     h0, w0 = image.shape[:2]
     up = np.array(landmarks, np.float64)
     up[..., 1] = h0 - 1 - up[..., 1]
-    fit = solve_pose(five_points(up), standard)
-    if not np.isfinite(fit.scale) or fit.scale <= 0:
-        raise ValueError('the landmarks all lie on one point: no face size can be measured')
+    five = five_points(up)
+    if not np.ptp(five, axis=0).max() >= 1:
+        raise ValueError('the landmarks lie within one pixel: no face size can be measured')
+    fit = solve_pose(five, standard)
     scale, (tx, ty) = rescale_factor / fit.scale, fit.translation
     width, height = int(w0 * scale), int(h0 * scale)
     left = int(width / 2 - target_size / 2 + (tx - w0 / 2) * scale)
@@ -212,7 +217,7 @@ def ffhq_quad(landmarks: np.ndarray, enlarge: float = 1.8) -> np.ndarray:
     x = across - np.array([-down[1], down[0]])
     length = np.hypot(*x)
     if not length > 0:
-        raise ValueError('the landmarks all lie on one point: no face size can be measured')
+        raise ValueError('the landmarks have no extent: no face size can be measured')
     x = x / length * enlarge * max(2.0 * np.hypot(*across), 1.8 * np.hypot(*down))
     y = np.array([-x[1], x[0]])
     center = eyes + 0.1 * down
@@ -240,7 +245,7 @@ def in_the_wild_crop(
 
     image = np.asarray(image)
     quad = ffhq_quad(landmarks, enlarge)
-    side = 2 * np.hypot(*(quad[3] - quad[0])) / 2
+    side = float(np.hypot(*(quad[3] - quad[0])))
     shrink = int(side / output_size / 2)
     if shrink > 1:
         height, width = round(image.shape[0] / shrink), round(image.shape[1] / shrink)
