@@ -1,0 +1,75 @@
+"""Identity loss: cosine distance of face-recognition embeddings (OTAvatar paper section 3.4, equation 14)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from avatar_jax.faces.alignment import template_matrix
+from avatar_jax.models.perception.arcface import to_gray
+from avatar_jax.ops.warp import warp_affine
+
+FACE_SIZE = 128
+
+Embed = Callable[[jax.Array], jax.Array]
+
+
+def five_points(landmarks: jax.Array) -> jax.Array:
+    """Eye centres (mean of the corners), nose tip, mouth corners: [B,68,2] -> [B,5,2]; [B,5,2] is kept."""
+    if landmarks.shape[-2:] == (5, 2):
+        return landmarks
+    if landmarks.shape[-2:] != (68, 2):
+        raise ValueError(f'identity loss: landmarks {landmarks.shape}; expected [B,68,2] or [B,5,2]')
+    left = (landmarks[:, 36] + landmarks[:, 39]) / 2
+    right = (landmarks[:, 42] + landmarks[:, 45]) / 2
+    return jnp.stack([left, right, landmarks[:, 30], landmarks[:, 48], landmarks[:, 54]], 1)
+
+
+def face_matrix(landmarks: jax.Array) -> jax.Array:
+    """Similarity [B,2,3] from image pixels to the recognition template, of 68 or 5 landmarks in image pixels.
+
+    The template is that of 112-pixel crops and is not rescaled to the 128-pixel crop, as in the released program, so
+    the face sits up and to the left. Without gradient.
+    """
+    return jax.lax.stop_gradient(template_matrix(five_points(landmarks)))
+
+
+def aligned_gray(image: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Aligned gray faces [B,128,128,1] of images [B,H,W,3]; zeros beyond the image."""
+    return warp_affine(to_gray(image), matrix, FACE_SIZE)
+
+
+def cosine_distance(a: jax.Array, b: jax.Array, eps: float = 1e-12) -> jax.Array:
+    """Mean over the batch of ``1 - a.b / sqrt((|a|^2 + eps)(|b|^2 + eps))``."""
+    product = jnp.sum(a * b, -1)
+    norm = jnp.sqrt((jnp.sum(a * a, -1) + eps) * (jnp.sum(b * b, -1) + eps))
+    return jnp.mean(1 - product / norm)
+
+
+@struct.dataclass
+class IdentityTarget:
+    """Embedding of the target [B,D] and, where faces are aligned, the matrix [B,2,3] used for both images."""
+
+    embedding: jax.Array
+    matrix: jax.Array | None = None
+
+
+def identity_target(embed: Embed, target: jax.Array, landmarks: jax.Array | None) -> IdentityTarget:
+    """Prepares targets [B,H,W,3].
+
+    Args:
+      embed: network on aligned gray faces [B,128,128,1], or on whole images [B,H,W,3] when `landmarks` is None.
+      landmarks: [B,68,2] or [B,5,2] pixels of the target.
+    """
+    matrix = None if landmarks is None else face_matrix(landmarks)
+    embedding = embed(target if matrix is None else aligned_gray(target, matrix))
+    return jax.lax.stop_gradient(IdentityTarget(embedding, matrix))
+
+
+def identity_loss(embed: Embed, prediction: jax.Array, target: IdentityTarget) -> jax.Array:
+    """Mean of 1 - cosine between the embeddings of prediction and target."""
+    face = prediction if target.matrix is None else aligned_gray(prediction, target.matrix)
+    return cosine_distance(embed(face), target.embedding)
