@@ -51,7 +51,7 @@ def test_camera(golden):
         draws = [golden.inp.get(f'{name}/draw_{a}') for a in 'hv']
         count = case.get('batch_size', 1)
         draws = [np.zeros(count) if d is None else d for d in draws]
-        options = {k: case[k] for k in ('h_std', 'v_std', 'radius') if k in case} | dict(count=count, draws=draws)
+        options = {k: case[k] for k in ('h_std', 'v_std', 'radius') if k in case} | {'count': count, 'draws': draws}
         if case['kind'] == 'lookat':
             pose = cameras.sample_look_at(None, case['h'], case['v'], case['lookat'], **options)
         else:
@@ -183,10 +183,10 @@ def test_importance_marcher(golden):
 def case_draws(golden, case, config, shape):
     """The recorded random numbers of one renderer case."""
     batch, count = shape
-    sizes = dict(jitter=config.depth_resolution, u_importance=config.depth_resolution_importance,
-                 density_noise_coarse=config.depth_resolution, density_noise_fine=config.depth_resolution_importance)
-    names = dict(jitter='jitter', u_importance='importance', density_noise_coarse='density_coarse',
-                 density_noise_fine='density_fine')
+    sizes = {'jitter': config.depth_resolution, 'u_importance': config.depth_resolution_importance,
+                 'density_noise_coarse': config.depth_resolution, 'density_noise_fine': config.depth_resolution_importance}
+    names = {'jitter': 'jitter', 'u_importance': 'importance', 'density_noise_coarse': 'density_coarse',
+                 'density_noise_fine': 'density_fine'}
     found = {k: golden.inp.get(f'{case}/{k}') for k in sizes}
     return sampling.RenderDraws(**{
         names[k]: jnp.asarray(v).reshape(batch, count, sizes[k]) for k, v in found.items() if v is not None
