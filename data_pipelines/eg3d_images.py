@@ -46,8 +46,8 @@ def check_labels(labels: np.ndarray, names: list[str], radius: tuple[float, floa
         (orthogonality > 1e-2, 'has a rotation that is not orthonormal'),
         (np.linalg.det(rotation) < 0, 'has a left-handed rotation (determinant -1): one axis is flipped'),
         ((distance < radius[0]) | (distance > radius[1]),
-         f'puts the camera at an implausible distance (expected {radius[0]:g} to {radius[1]:g} from the origin; '
-         'check the unit and that the matrix is camera-to-world)'),
+         (f'puts the camera at an implausible distance (expected {radius[0]:g} to {radius[1]:g} from the origin; '
+          'check the unit and that the matrix is camera-to-world)')),
         (facing <= 0, 'looks away from the origin: the axes must be x right, y down, z forward (OpenCV, not OpenGL)'),
         (np.abs(k[:, 2] - [0, 0, 1]).max(1) > 1e-4, 'has intrinsics whose last row is not 0 0 1'),
         ((k[:, 0, 0] <= 0) | (k[:, 1, 1] <= 0), 'has a focal length that is not positive'),

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from avatar_jax.faces.windows import RADIUS, WINDOW
 from data_pipelines.cameras import pose_labels
 from data_pipelines.fingerprint import head_fingerprint, same_head
 from data_pipelines.lights import random_gamma
+from data_pipelines.workers import worker_pool
 
 DATA_VERSION = 1
 SPLITS = ('train', 'val', 'test')
@@ -123,7 +125,7 @@ def write_shard(config: FastHeadsConfig, folder: Path, first: int, count: int) -
         os.replace(temporary, path)
     except OSError as e:
         temporary.unlink(missing_ok=True)
-        raise UserError(f'{path}: cannot write ({e.strerror}); free some space or choose another --out') from e
+        raise UserError(f'{path}: cannot write ({e.strerror or e}); free some space or choose another --out') from e
     return path
 
 
@@ -158,10 +160,7 @@ def _run(config: FastHeadsConfig, folder: Path, shards: list[tuple[int, int]], w
             write_shard(config, folder, first, n)
             yield n
         return
-    # One thread of linear algebra per worker; the variables are read when numpy is imported in the child.
-    for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
-        os.environ.setdefault(name, '1')
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn')) as pool:
+    with worker_pool(workers) as pool:
         jobs = {pool.submit(write_shard, config, folder, first, n): n for first, n in shards}
         try:
             for job in as_completed(jobs):
@@ -182,7 +181,7 @@ def _claim(config: FastHeadsConfig, folder: Path) -> None:
             temporary.write_text(json.dumps({**asdict(config), 'head': head_fingerprint()}))
             os.replace(temporary, path)
     except OSError as e:
-        raise UserError(f'{folder}: cannot write ({e.strerror}); choose another --out') from e
+        raise UserError(f'{folder}: cannot write ({e.strerror or e}); choose another --out') from e
     stored = read_config(folder)
     if not same_head(json.loads(path.read_text())['head']):
         raise UserError(f'{folder}: holds pictures of another version of the head model; choose another --out')
@@ -234,7 +233,7 @@ def load_shards(folder: Path, fields: tuple[str, ...] | None = None, limit: int 
             with np.load(path) as z:
                 for k, part in parts.items():
                     part.append(z[k])
-        except (OSError, ValueError, KeyError, EOFError) as e:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
             raise UserError(f'{path}: damaged shard ({e}); delete it and make it again') from e
         total += len(parts['index'][-1])
         if limit is not None and total >= limit:

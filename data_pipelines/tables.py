@@ -7,6 +7,7 @@ angles, translation) of every record, so motion windows cost no reading.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def load_table(folder: str | Path, split: str) -> ClipTable:
             arrays = {k: z[k] for k in _FIELDS}
     except FileNotFoundError:
         raise UserError(f'{path}: no such file; give the folder that python -m data_pipelines.heads printed') from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f'{path}: damaged clip table ({e}); build the data set again') from e
     if any(arrays[k].ndim != d for k, d in _FIELDS.items()):
         raise UserError(f'{path}: damaged clip table (wrong shapes); build the data set again')

@@ -7,6 +7,7 @@ ever mixes two recipes. The folder that is printed is what the pipelines read.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,6 +15,8 @@ import sys
 from pathlib import Path
 
 from avatar_jax.errors import UserError
+from data_pipelines.fingerprint import same_head
+from data_pipelines.workers import worker_pool
 
 
 def customised(config, seed: int | None = None, people: int | None = None, clips: int | None = None,
@@ -51,13 +54,18 @@ def build(config: str = '128', data_dir: str | Path = 'data', workers: int = 1, 
         raise UserError(f'--config {config}: unknown; use one of {", ".join(known)}')
     if workers < 1:
         raise UserError(f'--workers {workers}: must be at least 1')
+    tfds.disable_progress_bar()  # our own bars know the total
     try:
         builder = ProceduralHeads(data_dir=Path(data_dir), config=customised(known[config], **changes))
-        builder.num_workers, builder.show_progress = workers, progress
-        tfds.disable_progress_bar()  # our own bars know the total
-        builder.download_and_prepare(file_format='array_record')
+        builder.show_progress = progress
+        with worker_pool(workers) if workers > 1 else contextlib.nullcontext() as builder.pool:
+            builder.download_and_prepare(file_format='array_record')
     except OSError as e:
         raise UserError(f'{data_dir}: cannot write the data set ({e}); free some space or choose another --data-dir') from e
+    metadata = builder.info.metadata or {}
+    if metadata.get('recipe') != builder.builder_config.recipe() or not same_head(metadata.get('head', [])):
+        raise UserError(f'{builder.data_path}: was built by another version of this program; delete it or choose '
+                        'another --data-dir')
     return Path(builder.data_path)
 
 

@@ -8,11 +8,10 @@ of every record, so that a pipeline needs no pass over the pictures.
 from __future__ import annotations
 
 import io
-import multiprocessing
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -66,8 +65,11 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version('1.0.0')
     BUILDER_CONFIGS = _configs()
+    # Nothing is downloaded, so there are no checksums to look up beside the code; the look-up needs a package that
+    # TFDS does not always bring along (importlib_resources).
+    url_infos: ClassVar[dict] = {}
 
-    num_workers: int = 1        # processes that render; does not change the data
+    pool: Executor | None = None  # renders clips in parallel; does not change the data
     show_progress: bool = True
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -107,7 +109,7 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
         table: dict[str, list] = {k: [] for k in ('name', 'person', 'first', 'num_frames', 'num_cameras', 'motion')}
         key = 0
         with tqdm(total=len(tasks), desc=f'{split} clips', disable=not self.show_progress) as bar:
-            for clip, examples in _rendered(tasks, self.num_workers):
+            for clip, examples in (self.pool.map if self.pool else map)(render_clip, tasks):
                 table['first'].append(key)
                 for k, v in clip.items():
                     table[k].append(v)
@@ -120,16 +122,6 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
         motion = np.concatenate(table.pop('motion'))
         np.savez_compressed(self.data_path / TABLE_NAME.format(split=split), motion=motion,
                             fps=config.clips.fps, **{k: np.asarray(v) for k, v in table.items()})
-
-
-def _rendered(tasks: list, workers: int) -> Iterator[tuple[dict, list[dict]]]:
-    if workers == 1:
-        yield from map(render_clip, tasks)
-        return
-    for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
-        os.environ.setdefault(name, '1')  # read when numpy is imported in the child
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn')) as pool:
-        yield from pool.map(render_clip, tasks)
 
 
 def render_clip(task: tuple[dict, str, int, int]) -> tuple[dict, list[dict]]:

@@ -25,6 +25,11 @@ _MOUTH = [CHANNEL[n] for n in EXPRESSION_NAMES
           if n.split('_')[0] in ('jaw', 'mouth', 'frown', 'dimple', 'stretch', 'roll', 'shrug', 'press', 'lower', 'upper',
                                  'tongue', 'viseme', 'lip', 'chin')]
 _SLOW = [CHANNEL[n] for n in EXPRESSION_NAMES if n.split('_')[0] in ('smile', 'brow', 'cheek', 'sneer', 'neck', 'nostril')]
+_VISEMES = np.stack([blend(v) for v in VISEME_TARGETS.values()])
+_MOODS = np.stack([blend(m) for m in MOODS.values()])
+# Half of a mood: the other side at rest.
+_MOODS_LEFT = _MOODS * [not n.endswith('_r') for n in EXPRESSION_NAMES]
+_MOODS_RIGHT = _MOODS * [not n.endswith('_l') for n in EXPRESSION_NAMES]
 _LIDS = [CHANNEL[n] for n in ('squint_l', 'squint_r', 'wide_l', 'wide_r')]
 
 
@@ -46,11 +51,10 @@ def random_expressions(rng: Stream, count: int) -> np.ndarray:
 
 def _random_mouth(rng, out: np.ndarray) -> None:
     count = len(out)
-    visemes = np.stack([blend(v) for v in VISEME_TARGETS.values()])
-    first, second = rng.integers(0, len(visemes), (2, count))
+    first, second = rng.integers(0, len(_VISEMES), (2, count))
     share = np.where(rng.random(count) < 0.5, 1.0, rng.random(count))[:, None]
     size = rng.uniform(0.3, 1.15, count)[:, None]
-    spoken = (share * visemes[first] + (1 - share) * visemes[second]) * size
+    spoken = (share * _VISEMES[first] + (1 - share) * _VISEMES[second]) * size
     sparse = np.zeros_like(out)
     pick = rng.random((count, len(_MOUTH))) < 2.5 / len(_MOUTH)
     sparse[:, _MOUTH] = pick * rng.random(pick.shape)
@@ -64,21 +68,10 @@ def _random_mouth(rng, out: np.ndarray) -> None:
 
 def _random_moods(rng, out: np.ndarray) -> None:
     count = len(out)
-    sides = {}
-    for side in ('_l', '_r'):
-        table = []
-        for mood in MOODS.values():
-            e = blend(mood)
-            for name in EXPRESSION_NAMES:  # half of a mood: the other side at rest
-                if name.endswith('_r' if side == '_l' else '_l'):
-                    e[CHANNEL[name]] = 0.0
-            table.append(e)
-        sides[side] = np.stack(table)
-    both = np.stack([blend(m) for m in MOODS.values()])
     mood = rng.integers(0, len(MOODS), count)
     mood = np.where(rng.random(count) < 0.4, rng.integers(0, 2, count), mood)  # smiles are the most common
     one_sided = rng.choice(3, count, p=[0.66, 0.17, 0.17])[:, None]
-    e = np.where(one_sided == 0, both[mood], np.where(one_sided == 1, sides['_l'][mood], sides['_r'][mood]))
+    e = np.where(one_sided == 0, _MOODS[mood], np.where(one_sided == 1, _MOODS_LEFT[mood], _MOODS_RIGHT[mood]))
     strength = rng.uniform(0.15, 1.1, count) * (rng.random(count) < 0.5)
     e = e * strength[:, None]
     jaw = CHANNEL['jaw_open']
@@ -150,11 +143,11 @@ def windows_around(
     """
     count = len(expression)
     t = np.arange(-RADIUS, RADIUS + 1)
-    left, right = -rng.integers(3, RADIUS, count), rng.integers(3, RADIUS, count)
+    left, right = -rng.integers(4, 10, count), rng.integers(4, 10, count)
     times = np.stack([np.full(count, -RADIUS), left, np.zeros(count, int), right, np.full(count, RADIUS)], axis=1)
     keys = np.repeat(expression[:, None], 5, axis=1)
-    for k in (0, 1, 3, 4):
-        other = random_expressions(rng, count)
+    others = random_expressions(rng, 4 * count).reshape(4, count, -1)
+    for k, other in zip((0, 1, 3, 4), others, strict=True):
         amount = rng.uniform(0.0, 1.0, (count, 1)) * (rng.random((count, 1)) < 0.75)
         fast = amount * other + (1 - amount) * expression
         slow = 0.25 * amount * other + (1 - 0.25 * amount) * expression
