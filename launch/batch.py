@@ -1,0 +1,51 @@
+"""Many inputs in one command: a failing one is reported and skipped, the others are done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from avatar_jax.errors import UserError
+
+T = TypeVar('T')
+
+
+class Batch:
+    """Runs work on inputs one by one and remembers what was skipped.
+
+    batch = Batch()
+    batch.run(paths, convert)
+    return batch.finish()       # exit status
+
+    Attributes:
+        results: what ``work`` returned, for the inputs that went well.
+        skipped: (name, reason) of the others.
+    """
+
+    def __init__(self):
+        self.results: list[Any] = []
+        self.skipped: list[tuple[str, str]] = []
+
+    def run(self, items: Iterable[T], work: Callable[[T], Any], name: Callable[[T], str] = str) -> None:
+        """Calls ``work(item)`` for every item; a ``UserError`` skips the item, other exceptions pass through."""
+        for item in items:
+            try:
+                self.results.append(work(item))
+            except UserError as error:
+                self.skip(name(item), str(error))
+
+    def skip(self, name: str, reason: str) -> None:
+        """Records an input as skipped and says so at once."""
+        self.skipped.append((name, reason))
+        print(f'avatar-jax: skipped: {reason}', file=sys.stderr)
+
+    def finish(self) -> int:
+        """Lists what was skipped on stderr; returns the exit status: 0, or 2 if anything was."""
+        if not self.skipped:
+            return 0
+        total = len(self.results) + len(self.skipped)
+        print(f'avatar-jax: {len(self.skipped)} of {total} inputs were skipped:', file=sys.stderr)
+        for name, reason in self.skipped:
+            print(f'  {name}: {reason.removeprefix(name + ": ")}', file=sys.stderr)
+        return 2
