@@ -36,6 +36,7 @@ class _Spec(NamedTuple):
 
 
 _ONE = (1, 1)
+_MAX_TAPS = 25  # above, a convolution with a dilated kernel keeps the program small
 
 
 def conv2d(
@@ -259,25 +260,47 @@ def _input_gradient(w: jax.Array, g: jax.Array, size: Sequence[int], spec: _Spec
 
 def _kernel_gradient(x: jax.Array, g: jax.Array, taps: Sequence[int], spec: _Spec) -> jax.Array:
     """d/dw: the batch becomes the contracted channel, one operand slides over the other."""
-    if spec.input_dilation == _ONE:
-        image, kernel, step, spread = x, g, spec.kernel_dilation, spec.stride
-        before = [lo for lo, _ in spec.padding]
-    elif spec.stride == _ONE:
-        # x is the one with gaps, so it becomes the (dilated) kernel and g the image; the taps come out reversed.
-        image, kernel, step, spread = g, x, spec.kernel_dilation, spec.input_dilation
-        before = [(k - 1) * d - lo for k, d, (lo, _) in zip(taps, spec.kernel_dilation, spec.padding)]
-    else:
+    if spec.stride != _ONE and spec.input_dilation != _ONE:
         raise NotImplementedError('gradient of a convolution with both a stride and a dilated input')
+    dilated = spec.input_dilation != _ONE
+    # Whose grid is the finer one is the image; on equal grids, the operand with fewer channels, since Eigen is slow
+    # with kernels of few output channels. If g is the image, the taps come out in reverse order.
+    if spec.stride != _ONE or dilated:
+        swap = dilated
+    else:
+        swap = x.shape[3] > g.shape[3]
+    spread = spec.input_dilation if dilated else spec.stride
+    step = spec.kernel_dilation
+    image, kernel = (g, x) if swap else (x, g)
     pads = []
     for a in range(2):
+        lo = spec.padding[a][0]
+        before = (taps[a] - 1) * step[a] - lo if swap else lo
         extent = (kernel.shape[1 + a] - 1) * spread[a] + 1
-        last = (taps[a] - 1) * step[a]
-        pads.append((before[a], last + extent - before[a] - image.shape[1 + a]))
-    y = _conv(
-        jnp.transpose(image, (3, 1, 2, 0)),
-        jnp.transpose(kernel, (1, 2, 0, 3)),
-        _Spec(step, tuple(pads), _ONE, spread),
-    )
-    if spec.input_dilation == _ONE:
-        return jnp.transpose(y, (1, 2, 0, 3))  # [I, kh, kw, O] -> [kh, kw, I, O]
-    return jnp.transpose(y, (1, 2, 3, 0))[::-1, ::-1]  # [O, kh, kw, I] -> [kh, kw, I, O]
+        pads.append((before, (taps[a] - 1) * step[a] + extent - before - image.shape[1 + a]))
+    if spread != _ONE and taps[0] * taps[1] <= _MAX_TAPS:
+        y = _correlate_by_taps(image, kernel, taps, spread, step, pads)
+    else:
+        y = _conv(
+            jnp.transpose(image, (3, 1, 2, 0)),
+            jnp.transpose(kernel, (1, 2, 0, 3)),
+            _Spec(step, tuple(pads), _ONE, spread),
+        )
+        y = jnp.transpose(y, (1, 2, 0, 3))  # [kh, kw, channels of image, channels of kernel]
+    return jnp.transpose(y, (0, 1, 3, 2))[::-1, ::-1] if swap else y
+
+
+def _correlate_by_taps(image, kernel, taps, spread, step, pads) -> jax.Array:
+    """One matrix product per tap: [kh, kw, channels of image, channels of kernel]."""
+    zero = jnp.zeros((), image.dtype)
+    image = lax.pad(image, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
+    n, height, width, _ = kernel.shape
+    span = ((height - 1) * spread[0] + 1, (width - 1) * spread[1] + 1)
+    products = []
+    for i in range(taps[0]):
+        for j in range(taps[1]):
+            start = (0, i * step[0], j * step[1], 0)
+            stop = (n, start[1] + span[0], start[2] + span[1], image.shape[3])
+            part = lax.slice(image, start, stop, (1, *spread, 1))
+            products.append(jnp.einsum('nhwi,nhwo->io', part, kernel))
+    return jnp.stack(products).reshape(*taps, image.shape[3], kernel.shape[3])
