@@ -4,6 +4,7 @@
 
 ``dataset.json`` holds ``{"labels": [["00000/img00000000.png", [25 numbers]], ...]}``. Labels are checked when the set is
 opened: a wrong convention otherwise shows up only as a training run that never learns the shape.
+``python -m data_pipelines.eg3d_images PATH`` checks a set, every picture included.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import threading
 import zipfile
 from collections.abc import Iterable
@@ -19,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.camera_labels import mirror_label
+from avatar_jax.faces.camera_labels import mirror_label, pose_from_label
 from data_pipelines.stream import Batches, Order
 
 MIRRORS = ('off', 'images', 'images+labels')
@@ -285,3 +287,32 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Checks a folder or zip completely and says what is in it; exit status 2 when something is wrong."""
+    import argparse
+
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser(description='Checks an EG3D folder or zip: labels and every picture.')
+    parser.add_argument('path', type=Path)
+    path = parser.parse_args(argv).path
+    try:
+        reader = Eg3dImages(path)
+        for i in tqdm(range(len(reader)), desc='pictures', disable=None):
+            reader[i]
+    except UserError as e:
+        print(f'error: {e}', file=sys.stderr)
+        return 2
+    angle, _ = pose_from_label(reader.labels.astype(np.float64))
+    radius = np.linalg.norm(reader.labels[:, [3, 7, 11]], axis=1)
+    low, high = np.rad2deg(angle).min(0), np.rad2deg(angle).max(0)
+    print(f'{path}: {len(reader)} pictures of {reader.resolution} x {reader.resolution}; camera distance '
+          f'{radius.min():.2f} to {radius.max():.2f}, yaw {low[1]:.0f} to {high[1]:.0f} and pitch {low[0]:.0f} to '
+          f'{high[0]:.0f} degrees, focal {reader.labels[:, 16].min():.3f} to {reader.labels[:, 16].max():.3f}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -12,7 +12,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import canonical_label, mirror_label
 from avatar_jax.faces.procedural import render_head, sample_identity
 from data_pipelines.cameras import pose_labels
-from data_pipelines.eg3d_images import Eg3dImages, check_labels, image_batches, write_eg3d
+from data_pipelines.eg3d_images import Eg3dImages, check_labels, image_batches, main, write_eg3d
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
@@ -172,3 +172,12 @@ def test_wrong_tables_are_named(tmp_path):
     (folder / 'dataset.json').unlink()
     with pytest.raises(UserError, match='missing'):
         Eg3dImages(folder)
+
+
+def test_check_command(written, capsys):
+    assert main([str(written)]) == 0
+    assert '7 pictures of 8 x 8' in capsys.readouterr().out
+    if written.is_dir():
+        (written / '00000/img00000006.png').write_bytes(b'')
+        assert main([str(written)]) == 2
+        assert 'img00000006' in capsys.readouterr().err

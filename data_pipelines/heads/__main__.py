@@ -80,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--clips', type=int, help='clips per person')
     parser.add_argument('--frames', type=int, help='frames per clip')
     parser.add_argument('--cameras', type=int, help='cameras of the multi-view part')
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # TFDS announces a config that is not in its list as a warning
     try:
         print(build(**vars(parser.parse_args(argv))))
     except UserError as e:
