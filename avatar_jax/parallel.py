@@ -68,17 +68,22 @@ class Parallel:
     num_devices: int
 
 
-def parallelise(step: Callable[[PyTree, PyTree, str | None], tuple[PyTree, PyTree]], *, kind: str = 'pmap',
-                devices: Sequence[jax.Device] | None = None) -> Parallel:  # fmt: skip
-    """Wraps ``step(state, batch, axis_name)`` for ``devices`` (default: all local ones).
+def parallelise(step: Callable[[PyTree, PyTree, PyTree, str | None], tuple[PyTree, PyTree]], *, kind: str = 'pmap',
+                devices: Sequence[jax.Device] | None = None, constants: PyTree = ()) -> Parallel:  # fmt: skip
+    """Wraps ``step(state, batch, constants, axis_name) -> (state, metrics)``.
 
     Args:
         kind: 'pmap', 'shard_map' or 'single' (which uses the first device only).
+        devices: default: all local ones.
+        constants: arrays that never change (frozen networks); an argument of the compiled program, as closed-over
+            arrays would be folded into it for minutes.
     """
     devices = list(jax.local_devices() if devices is None else devices)
     if kind == 'single':
         device = devices[0]
-        return Parallel(jax.jit(lambda s, b: step(s, b, None), donate_argnums=0),
+        constants = jax.device_put(constants, device)
+        jitted = jax.jit(lambda s, b, c: step(s, b, c, None), donate_argnums=0)
+        return Parallel(lambda state, batch: jitted(state, batch, constants),
                         lambda state: jax.device_put(jax.tree.map(np.asarray, state), device),
                         lambda batch: jax.device_put(batch, device), 1)  # fmt: skip
     if kind not in ('pmap', 'shard_map'):
@@ -87,15 +92,14 @@ def parallelise(step: Callable[[PyTree, PyTree, str | None], tuple[PyTree, PyTre
     # Auto axes: with the newer explicit ones shard_map refuses inputs that are laid out otherwise.
     mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
     replicated = NamedSharding(mesh, P())
+    constants = jax.device_put(constants, replicated)
 
-    def body(state, batch):
-        return step(state, batch, AXIS)
-
-    def put_state(state):
-        return jax.device_put(jax.tree.map(np.asarray, state), replicated)
+    def body(state, batch, constants):
+        return step(state, batch, constants, AXIS)
 
     if kind == 'pmap':
-        mapped = jax.pmap(body, axis_name=AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0, devices=devices)
+        mapped = jax.pmap(body, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0,
+                          devices=devices)  # fmt: skip
 
         def put_batch(batch):
             check_batch(batch, count)
@@ -104,13 +108,16 @@ def parallelise(step: Callable[[PyTree, PyTree, str | None], tuple[PyTree, PyTre
         # check_vma=False: with the check, gradients with respect to replicated inputs are already summed over the
         # axis and the average in the step would leave them too large by the number of devices.
         mapped = jax.jit(
-            jax.shard_map(body, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False), donate_argnums=0)
+            jax.shard_map(body, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False),
+            donate_argnums=0)
 
         def put_batch(batch):
             check_batch(batch, count)
             return jax.device_put(batch, NamedSharding(mesh, P(AXIS)))
 
-    return Parallel(mapped, put_state, put_batch, count)
+    return Parallel(lambda state, batch: mapped(state, batch, constants),
+                    lambda state: jax.device_put(jax.tree.map(np.asarray, state), replicated),
+                    put_batch, count)  # fmt: skip
 
 
 def check_batch(batch: PyTree, num_devices: int) -> None:
