@@ -180,6 +180,18 @@ def test_unusable_folders_are_named(tmp_path, built):
         build('tiny', blocked, progress=False)
 
 
+def test_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    from data_pipelines.heads.heads import ProceduralHeads
+
+    def full(self, **_):
+        raise RuntimeError('Failed to finalize writing: write() failed: No space left on device')
+
+    monkeypatch.setattr(ProceduralHeads, 'download_and_prepare', full)
+    assert main(['--config', 'tiny', '--data-dir', str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1 and 'No space left' in error
+
+
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 

@@ -60,7 +60,9 @@ def build(config: str = '128', data_dir: str | Path = 'data', workers: int = 1, 
         builder.show_progress = progress
         with worker_pool(workers) if workers > 1 else contextlib.nullcontext() as builder.pool:
             builder.download_and_prepare(file_format='array_record')
-    except OSError as e:
+    except (OSError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and 'No space left' not in str(e):  # how array_record reports a full disk
+            raise
         raise UserError(f'{data_dir}: cannot write the data set ({e}); free some space or choose another --data-dir') from e
     metadata = builder.info.metadata or {}
     if metadata.get('recipe') != builder.builder_config.recipe() or not same_head(metadata.get('head', [])):
