@@ -1,0 +1,230 @@
+"""Scores of one test case: rebuild the person from the portrait, make every view, compare with the truth.
+
+The method is two callables, so that anything that follows the project's interface can be tested:
+
+    build(portrait) -> avatar
+    animate(avatar, windows [B, 27, 70], labels [B, 25]) -> Frames (rgb [B, H, W, 3] in [-1, 1])
+
+Every score has a dotted name, ``<group>.<score>``:
+
+| group | what is compared |
+|---|---|
+| ``source`` | the portrait's own view |
+| ``view_left``, ``view_right``, ``views`` | unseen views, and their mean |
+| ``driven`` | driven frames with the true pictures |
+| ``frozen`` | baseline: the same avatar and poses, the source expression kept |
+| ``frozen_truth`` | baseline: perfect pictures with the source expression kept |
+| ``gain`` | ``driven`` minus the baselines |
+| ``control`` | how measured mouth and eye openings follow the driver |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avatar_jax.eval import faces, image
+from avatar_jax.eval.cases import Case, Views, keep_expression
+from avatar_jax.eval.estimators import Estimators
+from avatar_jax.eval.statistics import pearson
+
+ANIMATE_BATCH = 8
+
+
+@dataclass
+class CaseResult:
+    """Scores of one case.
+
+    Attributes:
+      scores: dotted name -> number; NaN where the case does not define it.
+      unavailable: dotted name -> reason, for scores that need something which is not at hand.
+      frames: per-frame measurements, name -> [T].
+      pictures: name -> [T, H, W, 3] in [-1, 1], for a contact sheet.
+    """
+
+    scores: dict[str, float] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    frames: dict[str, np.ndarray] = field(default_factory=dict)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def animate_all(animate: Callable, avatar: Any, windows: np.ndarray, labels: np.ndarray, batch: int) -> np.ndarray:
+    """All frames through ``animate`` in batches of one size (one compilation), the last one padded.
+
+    Returns:
+      rgb [T, H, W, 3].
+
+    Raises:
+      FloatingPointError: a frame has NaN or infinite pixels.
+    """
+    count, frames = len(windows), []
+    for start in range(0, count, batch):
+        index = np.minimum(np.arange(start, start + batch), count - 1)
+        frames.append(np.asarray(animate(avatar, windows[index], labels[index]).rgb, np.float32))
+    rgb = np.concatenate(frames)[:count]
+    if not np.isfinite(rgb).all():
+        raise FloatingPointError('the avatar renders NaN or infinite pixels')
+    return rgb
+
+
+def run_case(
+    case: Case,
+    build: Callable,
+    animate: Callable,
+    estimators: Estimators | None = None,
+    batch: int = ANIMATE_BATCH,
+) -> CaseResult:
+    """Rebuilds, drives and scores one person; see the module docstring.
+
+    Args:
+      case: the person and the truth.
+      build, animate: the method.
+      estimators: networks for the scores that need one; without, those are ``unavailable``.
+      batch: frames per call of ``animate``.
+
+    Raises:
+      ValueError: the avatar's pictures have another size than the truth.
+    """
+    estimators = Estimators() if estimators is None else estimators
+    avatar = build(case.portrait)
+    novel = () if case.novel is None else (case.novel,)
+    frozen = keep_expression(case.driven.windows, case.source.windows[0])
+    parts = [(v.windows, v.labels) for v in (case.source, *novel, case.driven)] + [(frozen, case.driven.labels)]
+    rgb = animate_all(animate, avatar, *(np.concatenate(x) for x in zip(*parts, strict=True)), batch)
+    if rgb.shape[1:] != case.source.truth.shape[1:]:
+        raise ValueError(f'the avatar renders {rgb.shape[1:3]}, the truth has {case.source.truth.shape[1:3]}')
+    pieces = iter(np.split(rgb, np.cumsum([len(w) for w, _ in parts])[:-1]))
+
+    result = CaseResult()
+    source = next(pieces)
+    result.pictures |= {'source_truth': case.source.truth, 'source': source}
+    _compare(result, 'source', source, case.source, case, estimators)
+    if case.novel is not None:
+        views = next(pieces)
+        result.pictures |= {'views_truth': case.novel.truth, 'views': views}
+        for k, side in enumerate(('view_left', 'view_right')):
+            _compare(result, side, views[k : k + 1], _one(case.novel, k), case, estimators)
+        for name in [k.removeprefix('view_left.') for k in result.scores if k.startswith('view_left.')]:
+            result.scores[f'views.{name}'] = (result.scores[f'view_left.{name}'] + result.scores[f'view_right.{name}']) / 2
+    driven, kept = next(pieces), next(pieces)
+    result.pictures |= {'driven_truth': case.driven.truth, 'driven': driven, 'frozen': kept}
+    _compare(result, 'driven', driven, case.driven, case, estimators)
+    _compare(result, 'frozen', kept, case.driven, case, estimators)
+    if case.frozen_truth is not None:
+        _compare(result, 'frozen_truth', case.frozen_truth, case.driven, case, estimators)
+    _gains(result.scores)
+    _control(result, case, driven)
+    for name, value in list(result.scores.items()):
+        result.scores[name] = float(value)
+    return result
+
+
+def _one(views: Views, k: int) -> Views:
+    def part(x):
+        return None if x is None else x[k : k + 1]
+
+    return Views(*(part(x) for x in (views.windows, views.labels, views.truth, views.mask, views.landmarks)))
+
+
+@jax.jit
+def _picture_scores(rgb, truth, mask, landmarks) -> dict[str, jax.Array]:
+    """Per-frame scores [T] of pictures in [-1, 1]; ``mask`` and ``landmarks`` may be None."""
+    ours, truth = image.to_unit(rgb), image.to_unit(truth)
+    scores = {'psnr': image.psnr(ours, truth), 'ssim': image.ssim(ours, truth), 'l1': image.l1(ours, truth)}
+    if mask is not None:
+        scores['psnr_head'] = image.psnr(ours, truth, mask=mask)
+        scores['ssim_head'] = image.ssim(ours, truth, mask=mask)
+    if landmarks is not None:
+        for region, box in faces.region_boxes(landmarks, rgb.shape[1]).items():
+            scores[f'psnr_{region}'] = image.psnr(ours, truth, mask=box)
+            scores[f'l1_{region}'] = image.l1(ours, truth, mask=box)
+    return scores
+
+
+def _compare(result: CaseResult, group: str, rgb: np.ndarray, views: Views, case: Case, estimators: Estimators) -> None:
+    """All scores of pictures against the truth of the same views, averaged over frames."""
+    for name, value in _picture_scores(rgb, views.truth, views.mask, views.landmarks).items():
+        result.scores[f'{group}.{name}'] = np.mean(value)
+    _through_networks(result, group, rgb, views, case, estimators)
+
+
+def _through_networks(
+    result: CaseResult, group: str, rgb: np.ndarray, views: Views, case: Case, estimators: Estimators
+) -> None:
+    """Scores that need a network; those without one go to ``unavailable``."""
+    marks = views.landmarks
+    out, gone = {}, {}
+
+    if estimators.coefficients:
+        p, q = (np.asarray(estimators.coefficients.call(jnp.asarray(x), marks)) for x in (rgb, views.truth))
+        out['aed'] = faces.expression_distance(p, q)
+        out['aed_l2'] = faces.expression_distance(p, q, 'l2')
+        out['apd'] = faces.pose_distance(p, q)
+        out['apd_trans_l2'] = faces.pose_distance(p, q, 'l2', 'angle+trans')
+    else:
+        gone |= dict.fromkeys(('aed', 'aed_l2', 'apd', 'apd_trans_l2'), estimators.reason('coefficients'))
+    if estimators.landmarks:
+        p, q = (np.asarray(estimators.landmarks.call(jnp.asarray(x))) for x in (rgb, views.truth))
+        out['akd'], out['akd_l2'] = faces.keypoint_distance(p, q), faces.keypoint_distance(p, q, 'l2')
+    else:
+        gone |= dict.fromkeys(('akd', 'akd_l2'), estimators.reason('landmarks'))
+    if estimators.identity:
+        embed = estimators.identity.call
+        p, q = (np.asarray(embed(jnp.asarray(x), marks)) for x in (rgb, views.truth))
+        portrait = np.asarray(embed(jnp.asarray(case.source.truth), case.source.landmarks))
+        out['csim_source'] = faces.identity_similarity(p, portrait)
+        out['csim_truth'] = faces.identity_similarity(p, q)
+        out['csim_ceiling'] = faces.identity_similarity(q, portrait)
+    else:
+        gone |= dict.fromkeys(('csim_source', 'csim_truth', 'csim_ceiling'), estimators.reason('identity'))
+    if estimators.lpips:
+        out['lpips'] = np.asarray(estimators.lpips.call(jnp.asarray(rgb), jnp.asarray(views.truth)))
+    else:
+        gone['lpips'] = estimators.reason('lpips')
+    result.scores |= {f'{group}.{k}': np.mean(v) for k, v in out.items()}
+    result.unavailable |= {f'{group}.{k}': v for k, v in gone.items()}
+
+
+def _gains(scores: dict[str, float]) -> None:
+    for region in ('mouth_eyes', 'mouth', 'eyes'):
+        name = f'psnr_{region}'
+        for baseline in ('frozen', 'frozen_truth'):
+            if f'{baseline}.{name}' in scores:
+                scores[f'gain.{name}_over_{baseline}'] = scores[f'driven.{name}'] - scores[f'{baseline}.{name}']
+
+
+def _control(result: CaseResult, case: Case, driven: np.ndarray) -> None:
+    """Openings measured in the avatar's pictures, in the true pictures, and in the driver's geometry.
+
+    ``control.mouth_correlation`` compares avatar and truth through the same measurement; ``..._geometry`` compares the
+    avatar with the driver's geometry, and ``..._ceiling`` is what the true pictures reach there.
+    """
+    scores = result.scores
+    if case.closed is None or case.opened is None or case.driven.landmarks is None:
+        return
+    boxes = faces.region_boxes(case.driven.landmarks, driven.shape[1])
+    for part, region, geometry in (('mouth', 'mouth', case.mouth), ('eye', 'eyes', case.eyes)):
+        ours = faces.response(driven, case.closed, case.opened, boxes[region])
+        truth = faces.response(case.driven.truth, case.closed, case.opened, boxes[region])
+        result.frames |= {f'{part}_opening': ours, f'{part}_opening_truth': truth}
+        scores[f'control.{part}_correlation'] = pearson(ours, truth)
+        if geometry is not None:
+            result.frames[f'{part}_opening_driver'] = geometry
+            scores[f'control.{part}_correlation_geometry'] = pearson(ours, geometry)
+            scores[f'control.{part}_correlation_ceiling'] = pearson(truth, geometry)
+    if case.eyes_shut is not None:
+        ours, truth, shut = result.frames['eye_opening'], result.frames['eye_opening_truth'], case.eyes_shut
+        result.frames['eyes_shut_driver'] = shut
+        half = (_mean(truth[shut]) + _mean(truth[~shut])) / 2
+        scores['control.eye_opening_shut'] = _mean(ours[shut])
+        scores['control.eye_opening_open'] = _mean(ours[~shut])
+        scores['control.eyes_closed_share'] = _mean(ours[shut] < half)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float('nan')

@@ -1,0 +1,149 @@
+"""From per-identity scores to a summary with confidence intervals, as JSON values and as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from avatar_jax.eval.statistics import Summary, bootstrap
+
+
+class Term(NamedTuple):
+    """How a score is printed."""
+
+    label: str
+    better: str  # 'higher', 'lower' or '' (neither)
+    digits: int = 3
+
+
+TERMS: dict[str, Term] = {
+    'psnr_head': Term('PSNR in the head mask, dB', 'higher', 2),
+    'psnr': Term('PSNR of the whole picture, dB', 'higher', 2),
+    'ssim': Term('SSIM (11 x 11 Gaussian)', 'higher'),
+    'ssim_head': Term('SSIM in the head mask', 'higher'),
+    'l1': Term('L1', 'lower', 4),
+    'lpips': Term('LPIPS', 'lower'),
+    'psnr_mouth_eyes': Term('PSNR of mouth and eyes, dB', 'higher', 2),
+    'l1_mouth_eyes': Term('L1 of mouth and eyes', 'lower', 4),
+    'psnr_mouth': Term('PSNR of the mouth, dB', 'higher', 2),
+    'l1_mouth': Term('L1 of the mouth', 'lower', 4),
+    'psnr_eyes': Term('PSNR of the eyes, dB', 'higher', 2),
+    'l1_eyes': Term('L1 of the eyes', 'lower', 4),
+    'aed': Term('AED (mean of 64)', 'lower', 4),
+    'aed_l2': Term('AED (norm of 64)', 'lower'),
+    'apd': Term('APD (mean of 3 angles, rad)', 'lower', 4),
+    'apd_trans_l2': Term('APD (norm of angles and translation)', 'lower', 4),
+    'akd': Term('AKD (L1, pixels)', 'lower'),
+    'akd_l2': Term('AKD (Euclidean, pixels)', 'lower'),
+    'csim_source': Term('identity similarity to the portrait', 'higher'),
+    'csim_truth': Term('identity similarity to the true picture', 'higher'),
+    'csim_ceiling': Term('... of the true picture to the portrait', ''),
+    'psnr_mouth_eyes_over_frozen': Term('mouth and eyes over the kept expression, dB', 'higher', 2),
+    'psnr_mouth_over_frozen': Term('mouth over the kept expression, dB', 'higher', 2),
+    'psnr_eyes_over_frozen': Term('eyes over the kept expression, dB', 'higher', 2),
+    'psnr_mouth_eyes_over_frozen_truth': Term('mouth and eyes over perfect pictures of the kept expression, dB', 'higher', 2),
+    'psnr_mouth_over_frozen_truth': Term('mouth over perfect pictures of the kept expression, dB', 'higher', 2),
+    'psnr_eyes_over_frozen_truth': Term('eyes over perfect pictures of the kept expression, dB', 'higher', 2),
+    'mouth_correlation': Term('mouth opening, correlation with the true picture', 'higher'),
+    'mouth_correlation_geometry': Term('mouth opening, correlation with the driver', 'higher'),
+    'mouth_correlation_ceiling': Term('... which the true picture reaches', ''),
+    'eye_correlation': Term('eye opening, correlation with the true picture', 'higher'),
+    'eye_correlation_geometry': Term('eye opening, correlation with the driver', 'higher'),
+    'eye_correlation_ceiling': Term('... which the true picture reaches', ''),
+    'eye_opening_shut': Term("eye opening where the driver's eyes are shut (0 shut, 1 open)", 'lower'),
+    'eye_opening_open': Term("eye opening where the driver's eyes are open", 'higher'),
+    'eyes_closed_share': Term("share of the driver's closed frames in which the eyes close", 'higher'),
+}
+GROUPS = {
+    'source': 'Reconstruction: the view of the portrait',
+    'views': 'Unseen views of the same expression',
+    'driven': 'Driven frames against the true pictures',
+    'frozen': 'Baseline: the same avatar keeps the source expression',
+    'frozen_truth': 'Baseline: perfect pictures that keep the source expression',
+    'gain': 'What driving gains',
+    'control': 'How the face follows the driver',
+}
+COLUMNS = (  # of the table of identities
+    ('source.psnr_head', 'source'),
+    ('views.psnr_head', 'views'),
+    ('driven.psnr_head', 'driven'),
+    ('driven.psnr_mouth_eyes', 'm+e'),
+    ('gain.psnr_mouth_eyes_over_frozen', 'gain'),
+    ('control.mouth_correlation', 'mouth r'),
+    ('control.eye_correlation', 'eye r'),
+    ('driven.csim_source', 'csim'),
+)
+
+
+def summarise(scores: Sequence[Mapping[str, float]], seed: int = 0, level: float = 0.95) -> dict[str, Summary]:
+    """Mean and bootstrap interval over identities of every score that occurs."""
+    names: dict[str, None] = {}
+    for item in scores:
+        names.update(dict.fromkeys(item))
+    missing = float('nan')
+    # JSON has no NaN: scores read back from a file may be None.
+    columns = {n: [missing if s.get(n) is None else s[n] for s in scores] for n in names}
+    return {name: bootstrap(values, seed, level=level) for name, values in columns.items()}
+
+
+def term(name: str) -> Term:
+    """How the score of this dotted name is printed; unknown scores appear under their own name."""
+    return TERMS.get(name.partition('.')[2], Term(name, ''))
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The report (the JSON values that ``launch.evaluate`` writes) as text."""
+    lines = [report['title'], '=' * len(report['title']), '']
+    lines += [f'{key}: {value}' for key, value in report['about'].items()] + ['']
+    summary = {k: Summary(**v) for k, v in report['mean'].items()}
+    for group, title in GROUPS.items():
+        rows = [(k, v) for k, v in summary.items() if k.startswith(group + '.') and v.count]
+        if not rows:
+            continue
+        order = {name: i for i, name in enumerate(TERMS)}
+        rows.sort(key=lambda row: order.get(row[0].partition('.')[2], len(order)))
+        lines += [title, '-' * len(title)]
+        for name, value in rows:
+            t = term(name)
+            arrow = {'higher': '+', 'lower': '-', '': ' '}[t.better]
+            low, high = f'{value.low:.{t.digits}f}', f'{value.high:.{t.digits}f}'
+            lines.append(f'  {arrow} {t.label:<70} {value.mean:>9.{t.digits}f}   [{low}, {high}]  n={value.count}')
+        lines.append('')
+    lines += ['+ higher is better, - lower is better; brackets: 95 % bootstrap interval over identities', '']
+    lines += _identities(report)
+    title = 'Networks that the scores look through'
+    lines += [title, '-' * len(title)]
+    lines += [f'  {name:<13} {text}' for name, text in report['networks'].items()]
+    if report['unavailable']:
+        lines += ['', 'Not available']
+        for reason, names in _by_reason(report['unavailable']).items():
+            lines.append(f'  {", ".join(names)}: {reason}')
+    if report['failed']:
+        lines += ['', 'Failed']
+        lines += [f'  {item["name"]}: {item["error"]}' for item in report['failed']]
+    return '\n'.join(lines) + '\n'
+
+
+def _identities(report: Mapping[str, Any]) -> list[str]:
+    items = report['identities']
+    columns = [(k, t) for k, t in COLUMNS if any(item['scores'].get(k) is not None for item in items)]
+    if not items or not columns:
+        return []
+    width = max(len(item['name']) for item in items)
+    lines = [' ' * (width + 2) + ''.join(f'{title:>9}' for _, title in columns)]
+    for item in items:
+        cells = []
+        for key, _ in columns:
+            value = item['scores'].get(key)
+            cells.append(f'{"-":>9}' if value is None else f'{value:>9.{term(key).digits}f}')
+        lines.append(f'  {item["name"]:<{width}}' + ''.join(cells))
+    return [*lines, '']
+
+
+def _by_reason(unavailable: Mapping[str, str]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for name, reason in unavailable.items():
+        short = name.partition('.')[2]
+        if short not in grouped.setdefault(reason, []):
+            grouped[reason].append(short)
+    return grouped

@@ -1,0 +1,220 @@
+"""The evaluation itself: a perfect method gets perfect scores, a frozen face is found out, gaps are reported."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avatar_jax.errors import UserError
+from avatar_jax.eval import cases, estimators, protocols, tables
+from avatar_jax.eval.statistics import Summary
+from avatar_jax.faces.coefficients import SLICES
+from avatar_jax.faces.windows import RADIUS
+from avatar_jax.types import Frames, Motion
+
+CONFIG = cases.ProtocolConfig(resolution=48, frames=5, clip_frames=60, supersample=1)
+
+
+@pytest.fixture(scope='module')
+def case():
+    return cases.procedural_case(3, 0, CONFIG)
+
+
+def renderer(keep: bool = False):
+    """A method that cheats: it knows who the person is and draws them, with the driver's or the source expression."""
+    from avatar_jax.faces.procedural import render_head, sample_identity
+
+    identity = sample_identity(cases.identity_seed(3, 0), CONFIG.split)
+
+    def build(portrait):
+        return portrait
+
+    def animate(avatar, windows, labels):
+        expressions = [avatar.expression if keep else w[RADIUS, :64] for w in windows]
+        heads = [
+            render_head(identity, e, c, resolution=CONFIG.resolution, supersample=CONFIG.supersample).rgb
+            for e, c in zip(expressions, labels, strict=True)
+        ]
+        return Frames(rgb=2 * np.stack(heads) - 1)
+
+    return build, animate
+
+
+def oracle(case):
+    """An estimator set that reads what the test put into the pictures: mean colours stand for everything."""
+
+    def numbers(images, _landmarks=None):
+        return jnp.concatenate([images.mean((1, 2)), images.std((1, 2))], -1)
+
+    def coefficients(images, landmarks):
+        out = jnp.zeros((len(images), 257))
+        return out.at[:, SLICES['exp'].start : SLICES['exp'].start + 6].set(numbers(images))
+
+    return estimators.Estimators(
+        coefficients=estimators.Network('test coefficients', coefficients),
+        landmarks=estimators.Network('test landmarks', lambda x: jnp.tile(numbers(x)[:, None, :2], (1, 68, 1))),
+        identity=estimators.Network('test identity', numbers),
+        missing=(('lpips', 'not in this test'),),
+    )
+
+
+def test_case_is_what_it_says(case):
+    portrait = case.portrait
+    assert portrait.image.shape == (48, 48, 3) and portrait.basis == 'procedural'
+    assert len(case.driven) == 5 and len(case.novel) == 2
+    np.testing.assert_array_equal(portrait.camera.label, case.source.labels[0])
+    again = cases.procedural_case(3, 0, CONFIG)
+    np.testing.assert_array_equal(again.driven.truth, case.driven.truth)
+    other = cases.procedural_case(3, 1, CONFIG)
+    assert np.abs(other.portrait.shape - portrait.shape).max() > 0.1
+    # The strongest blink of the clip is among the driven frames, and the source has open eyes.
+    assert case.eyes_shut.any()
+    assert portrait.expression[cases_channel('blink_l')] < 0.2
+    # Unseen views: camera 30 degrees to the left and right of the source camera, at the same distance.
+    position = case.source.labels[0].reshape(25)[[3, 7, 11]] - [0, 0.006, 0.161]
+    for k, sign in ((0, -1), (1, 1)):
+        turned = case.novel.labels[k][[3, 7, 11]] - [0, 0.006, 0.161]
+        np.testing.assert_allclose(np.linalg.norm(turned), np.linalg.norm(position), rtol=1e-4)
+        angle = np.rad2deg(np.arctan2(turned[0], turned[2]) - np.arctan2(position[0], position[2]))
+        np.testing.assert_allclose(angle, sign * 30, atol=0.1)
+
+
+def cases_channel(name):
+    from avatar_jax.faces.procedural import EXPRESSION_NAMES
+
+    return EXPRESSION_NAMES.index(name)
+
+
+def test_a_perfect_method(case):
+    result = protocols.run_case(case, *renderer(), oracle(case), batch=4)
+    s = result.scores
+    for group in ('source', 'views', 'driven'):
+        assert s[f'{group}.psnr_head'] > 100 and s[f'{group}.l1'] < 1e-6 and s[f'{group}.ssim'] > 0.9999
+    assert s['driven.aed'] < 1e-5 and s['driven.akd'] < 1e-4 and s['driven.csim_truth'] > 0.9999
+    assert s['gain.psnr_mouth_eyes_over_frozen'] > 60
+    for part in ('mouth', 'eye'):
+        assert s[f'control.{part}_correlation'] > 0.9999
+        np.testing.assert_allclose(
+            s[f'control.{part}_correlation_geometry'], s[f'control.{part}_correlation_ceiling'], atol=1e-4
+        )
+        assert s[f'control.{part}_correlation_ceiling'] > 0.5
+    assert s['control.eyes_closed_share'] == 1
+    assert s['control.eye_opening_shut'] < 0.3 < s['control.eye_opening_open']
+    assert result.unavailable['driven.lpips'] == 'not in this test' and 'driven.lpips' not in s
+    assert result.frames['mouth_opening'].shape == (5,)
+
+
+def test_a_frozen_face_is_found_out(case):
+    perfect = protocols.run_case(case, *renderer())
+    frozen = protocols.run_case(case, *renderer(keep=True))
+    s = frozen.scores
+    assert s['source.psnr_head'] > 100
+    np.testing.assert_allclose(s['gain.psnr_mouth_eyes_over_frozen'], 0, atol=1e-3)
+    np.testing.assert_allclose(s['driven.psnr_mouth_eyes'], s['frozen_truth.psnr_mouth_eyes'], rtol=1e-3)
+    assert s['driven.psnr_mouth_eyes'] < 35
+    assert not s['control.mouth_correlation'] > 0.6
+    assert s['control.eyes_closed_share'] == 0
+    assert perfect.unavailable['driven.aed'] == 'no network was given for it'
+    assert not any(name.endswith(('aed', 'akd', 'csim_truth', 'lpips')) for name in perfect.scores)
+
+
+def test_wrong_size_and_non_finite_pictures(case):
+    build, animate = renderer()
+    with pytest.raises(ValueError, match='renders'):
+        protocols.run_case(case, build, lambda *a: Frames(rgb=animate(*a).rgb[:, ::2, ::2]))
+    with pytest.raises(FloatingPointError, match='NaN'):
+        protocols.run_case(case, build, lambda *a: Frames(rgb=animate(*a).rgb * np.nan))
+
+
+def test_batches_are_padded_to_one_size():
+    seen = []
+
+    def animate(avatar, windows, labels):
+        seen.append(len(windows))
+        return Frames(rgb=windows[:, :1, :1, None] * np.ones((1, 1, 1, 3)))
+
+    windows = np.arange(7.0)[:, None, None] * np.ones((1, 27, 70))
+    rgb = protocols.animate_all(animate, None, windows, np.zeros((7, 25)), 3)
+    assert seen == [3, 3, 3]
+    np.testing.assert_array_equal(rgb[:, 0, 0, 0], np.arange(7))
+
+
+def test_recorded_clip(case):
+    motion = Motion(
+        expression=case.driven.windows[:, RADIUS, :64],
+        angle=case.driven.windows[:, RADIUS, 64:67],
+        translation=case.driven.windows[:, RADIUS, 67:70],
+        basis='procedural',
+    )
+    d = case.driven
+    clip = cases.clip_case('clip 1', motion, d.labels, d.truth, d.mask, d.landmarks, source_frame=1, frames=3)
+    assert len(clip.driven) == 3 and clip.novel is None
+    np.testing.assert_array_equal(clip.source.truth[0], d.truth[1])
+    result = protocols.run_case(clip, *renderer())
+    assert result.scores['driven.psnr_head'] > 100
+    assert not any(name.startswith(('views', 'control', 'frozen_truth')) for name in result.scores)
+    assert result.scores['gain.psnr_mouth_eyes_over_frozen'] > 3
+    with pytest.raises(UserError, match='nothing to drive'):
+        cases.clip_case('x', motion.frames(0, 1), d.labels[:1], d.truth[:1])
+    with pytest.raises(UserError, match='different numbers'):
+        cases.clip_case('x', motion, d.labels[:2], d.truth)
+
+
+def test_protocol_options_are_checked():
+    with pytest.raises(UserError, match='split'):
+        cases.ProtocolConfig(split='public')
+    with pytest.raises(UserError, match='frames'):
+        cases.ProtocolConfig(frames=200)
+
+
+def test_summary_skips_what_is_missing():
+    summary = tables.summarise([{'a.x': 1.0, 'a.y': None}, {'a.x': 3.0, 'a.y': 2.0}])
+    assert summary['a.x'].mean == 2 and summary['a.x'].count == 2
+    assert summary['a.y'] == Summary(2.0, 2.0, 2.0, 1)
+
+
+def test_table_shows_scores_networks_gaps_and_failures(case):
+    result = protocols.run_case(case, *renderer(keep=True), oracle(case))
+    scores = {k: (v if np.isfinite(v) else None) for k, v in result.scores.items()}
+    report = {
+        'title': 'Evaluation', 'about': {'seed': 3}, 'networks': oracle(case).report(),
+        'mean': {k: v._asdict() for k, v in tables.summarise([scores]).items()},
+        'identities': [{'name': case.name, 'scores': scores}], 'unavailable': result.unavailable,
+        'failed': [{'name': 'test identity 9', 'error': 'broken on purpose'}],
+    }  # fmt: skip
+    text = tables.render(report)
+    for part in ('Reconstruction', 'AED', 'test coefficients', 'lpips: not in this test', 'broken on purpose', case.name):
+        assert part in text, part
+    assert max(map(len, text.splitlines())) < 140
+
+
+def test_bank_without_weights_offers_nothing():
+    from avatar_jax.losses.perception import PerceptionBank
+
+    found = estimators.from_bank(PerceptionBank())
+    assert all(text.startswith('unavailable: needs') for text in found.report().values())
+
+
+def test_bank_with_the_stand_ins(case):
+    import jax
+
+    from avatar_jax.losses.perception import PerceptionBank
+    from avatar_jax.models.perception.head_nets import HeadCoefficients, HeadIdentity, HeadNetsConfig
+
+    small = HeadNetsConfig(32, (4, 4), 8, 32, (4, 4), 8)
+    image = jnp.zeros((1, 32, 32, 3))
+    bank = PerceptionBank(head_nets=small)
+    for name, module in (('head_identity', HeadIdentity(small)), ('head_coefficients', HeadCoefficients(small))):
+        bank = bank.with_network(name, jax.jit(module.init)(jax.random.key(0), image), 'random, for this test')
+    found = estimators.from_bank(bank)
+    names = {k for k, v in found.report().items() if not v.startswith('unavailable')}
+    assert names == {'coefficients', 'landmarks', 'identity'}
+    assert all('stand-in' in found.report()[k] for k in names)
+    images, marks = jnp.asarray(case.driven.truth), case.driven.landmarks
+    vector = found.coefficients.call(images, marks)
+    assert vector.shape == (5, 257) and jnp.abs(vector[:, SLICES['exp']]).sum() > 0
+    assert found.landmarks.call(images).shape == (5, 68, 2)
+    np.testing.assert_allclose(jnp.linalg.norm(found.identity.call(images, marks), axis=-1), 1, rtol=1e-4)
+    arc = dataclasses.replace(found, identity=None, missing=(('identity', 'gone'),))
+    assert arc.report()['identity'] == 'unavailable: gone'
