@@ -79,31 +79,32 @@ def rasterize(screen: np.ndarray, triangles: np.ndarray, height: int, width: int
     Returns:
       Fragments; of equally near triangles the one with the lowest index wins.
     """
-    screen = np.asarray(screen, np.float64)
-    corners = screen[triangles]  # [F, 3, 3]
-    u, v, depth = corners[..., 0], corners[..., 1], corners[..., 2]
-    area = (u[:, 1] - u[:, 0]) * (v[:, 2] - v[:, 0]) - (u[:, 2] - u[:, 0]) * (v[:, 1] - v[:, 0])
+    # Corner by corner, as contiguous [F] arrays: reductions over a last axis of three are slow.
+    screen = np.ascontiguousarray(np.asarray(screen, np.float64).T)
+    corner = np.ascontiguousarray(np.asarray(triangles).T)
+    u, v, depth = (screen[d][corner] for d in range(3))  # each [3, F]
+    area = (u[1] - u[0]) * (v[2] - v[0]) - (u[2] - u[0]) * (v[1] - v[0])
     keep = (area != 0) & ~(np.asarray(cull) & (area > 0))
     if perspective:
-        keep &= (depth > min_depth).all(1)
-    top = np.ceil(v.min(1) - 0.5).clip(0, height)
-    bottom = np.floor(v.max(1) - 0.5).clip(-1, height - 1)
-    keep &= (bottom >= top) & (u.max(1) >= 0.5) & (u.min(1) <= width - 0.5)
+        keep &= np.minimum(np.minimum(depth[0], depth[1]), depth[2]) > min_depth
+    top = np.ceil(np.minimum(np.minimum(v[0], v[1]), v[2]) - 0.5).clip(0, height)
+    bottom = np.floor(np.maximum(np.maximum(v[0], v[1]), v[2]) - 0.5).clip(-1, height - 1)
+    leftmost, rightmost = np.minimum(np.minimum(u[0], u[1]), u[2]), np.maximum(np.maximum(u[0], u[1]), u[2])
+    keep &= (bottom >= top) & (rightmost >= 0.5) & (leftmost <= width - 0.5)
     index = np.flatnonzero(keep)
     face = np.full(height * width, -1, np.int32)
     weights = np.zeros((height * width, 3), np.float32)
     out_depth = np.zeros(height * width, np.float32)
     if len(index):
-        u, v, depth, area = u[index], v[index], depth[index], area[index]
+        u, v, depth, area = u[:, index], v[:, index], depth[:, index], area[index]
         # Barycentric weight k at (x, y) is a_k x + b_k y + c_k.
-        u1, v1 = np.roll(u, -1, 1), np.roll(v, -1, 1)
-        u2, v2 = np.roll(u, -2, 1), np.roll(v, -2, 1)
-        a, b, c = (v1 - v2) / area[:, None], (u2 - u1) / area[:, None], (u1 * v2 - u2 * v1) / area[:, None]
+        u1, v1, u2, v2 = u[[1, 2, 0]], v[[1, 2, 0]], u[[2, 0, 1]], v[[2, 0, 1]]
+        a, b, c = (v1 - v2) / area, (u2 - u1) / area, (u1 * v2 - u2 * v1) / area
         # What is linear on the screen and larger when nearer: 1/depth, or -depth.
         near = 1 / depth if perspective else -depth
-        na, nb, nc = (a * near).sum(1), (b * near).sum(1), (c * near).sum(1)
-        pixel, owner, nearness = _spans(u, v, a, b, c, na, nb, nc, top[index].astype(np.int32),
-                                        bottom[index].astype(np.int32), width)
+        na, nb, nc = (sum(t[k] * near[k] for k in range(3)) for t in (a, b, c))
+        pixel, owner, nearness = _spans(a, b, c, na, nb, nc, leftmost[index], rightmost[index],
+                                        top[index].astype(np.int32), bottom[index].astype(np.int32), width)
         buffer = np.full(height * width, -np.inf)
         np.maximum.at(buffer, pixel, nearness)
         won = np.flatnonzero(nearness == buffer[pixel])[::-1]  # backwards: the lowest triangle is written last
@@ -111,27 +112,27 @@ def rasterize(screen: np.ndarray, triangles: np.ndarray, height: int, width: int
         hit = np.flatnonzero(face >= 0)
         winner = face[hit]
         x, y = (hit % width) + 0.5, (hit // width) + 0.5
-        w = a[winner] * x[:, None] + b[winner] * y[:, None] + c[winner]
-        np.clip(w, 0, None, out=w)
-        if perspective:
-            w *= near[winner]
-        w /= w.sum(1, keepdims=True)
-        weights[hit] = w
+        w = []
+        for k in range(3):
+            t = a[k][winner] * x + b[k][winner] * y + c[k][winner]
+            np.maximum(t, 0, out=t)
+            w.append(t * near[k][winner] if perspective else t)
+        total = w[0] + w[1] + w[2]
+        for k in range(3):
+            weights[hit, k] = w[k] / total
         out_depth[hit] = 1 / buffer[hit] if perspective else -buffer[hit]
         face[hit] = index[winner]
     return Fragments(face.reshape(height, width), weights.reshape(height, width, 3), out_depth.reshape(height, width))
 
 
-def _spans(u, v, a, b, c, na, nb, nc, top, bottom, width):
+def _spans(a, b, c, na, nb, nc, leftmost, rightmost, top, bottom, width):
     """(pixel index, triangle, nearness) of every sample inside every triangle, triangle by triangle."""
     tri, row = _ranges(bottom - top + 1)
     row += top[tri]
     y = row + 0.5
-    left, right = np.full(len(tri), 0.5), np.full(len(tri), width - 0.5)
-    np.maximum(left, u.min(1)[tri], out=left)
-    np.minimum(right, u.max(1)[tri], out=right)
+    left, right = np.maximum(leftmost, 0.5)[tri], np.minimum(rightmost, width - 0.5)[tri]
     for k in range(3):  # a x + (b y + c) >= 0 bounds x from the left or from the right, by the sign of a
-        slope, offset = a[tri, k], b[tri, k] * y + c[tri, k]
+        slope, offset = a[k][tri], b[k][tri] * y + c[k][tri]
         with np.errstate(divide='ignore', invalid='ignore'):
             cross = -offset / slope
         np.maximum(left, np.where(slope > 0, cross, np.where((slope == 0) & (offset < 0), np.inf, left)), out=left)
@@ -141,6 +142,5 @@ def _spans(u, v, a, b, c, na, nb, nc, top, bottom, width):
     span, column = _ranges(count)
     column += first.astype(np.int32)[span]
     owner = tri[span]
-    start = nb[tri] * y + nc[tri]
-    nearness = na[owner] * (column + 0.5) + start[span]
+    nearness = na[owner] * (column + 0.5) + (nb[tri] * y + nc[tri])[span]
     return row[span] * width + column, owner, nearness

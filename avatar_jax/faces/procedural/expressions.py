@@ -19,7 +19,7 @@ from avatar_jax.faces.procedural.mesh import (
     TEETH,
     TONGUE,
     head_mesh,
-    skin_points,
+    lid_motion,
 )
 
 EXPRESSION_NAMES = tuple("""
@@ -33,8 +33,8 @@ viseme_r nostril_flare chin_raise lip_corner_up lip_corner_down brow_furrow neck
 EXPRESSION_DIM = len(EXPRESSION_NAMES)
 INDEX = {name: i for i, name in enumerate(EXPRESSION_NAMES)}
 
-# Lid heights over the eye line for the neutral, closed, wide and squinting eye (upper, lower).
-LIDS_NEUTRAL, LIDS_CLOSED, LIDS_WIDE, LIDS_SQUINT = (.062, -.036), (-.016, -.016), (.096, -.046), (.034, -.014)
+# Lid heights over the eye line for the closed, wide and squinting eye (upper, lower).
+LIDS_CLOSED, LIDS_WIDE, LIDS_SQUINT = (-.016, -.016), (.106, -.056), (.036, -.016)
 
 # Speech shapes as combinations of the other components.
 VISEMES = {
@@ -124,7 +124,11 @@ class _Fields:
                                & (np.abs(self.v - face.EYE_LINE) < .24))
         out = np.zeros_like(self.p)
         args = m.azimuth[index], self.v[index], self.side[index]
-        out[index] = skin_points(*args, *heights) - skin_points(*args, *LIDS_NEUTRAL)
+        out[index] = lid_motion(*args, heights)
+        if heights == LIDS_CLOSED:  # the two edges meet exactly, at the further forward of the two
+            for upper, lower in zip(m.eye_slits[side][0], m.eye_slits[side][1], strict=True):
+                z = max((self.p + out)[upper, 2], (self.p + out)[lower, 2])
+                out[[upper, lower], 2] += z - (self.p + out)[[upper, lower], 2]
         return out
 
     def gaze(self, axis: int):
@@ -170,7 +174,7 @@ def _basic(f: _Fields) -> dict[str, np.ndarray]:
             + f.vector(f.blob(.16, -.17, .09, .07) * h, .004, .022, .01)
         c[f'brow_down_{s}'] = f.vector(f.blob(.27, .475, .27, .10) * h, -.015, -.080, .020)
         c[f'brow_outer_up_{s}'] = f.vector(f.blob(.45, .50, .19, .13) * h, 0, .100, -.012)
-        c[f'cheek_squint_{s}'] = f.vector(f.blob(.36, .06, .18, .12) * h, 0, .055, .035) + .45 * f.lids(s, (.060, -.016))
+        c[f'cheek_squint_{s}'] = f.vector(f.blob(.36, .06, .18, .12) * h, 0, .055, .035) + .45 * f.lids(s, (.063, -.018))
         c[f'sneer_{s}'] = f.vector(f.blob(.13, -.11, .09, .09) * h, .008, .050, .008) \
             + f.vector(f.blob(.08, .22, .08, .10) * h, -.01, .02, .014) + f.shift(up_l * k * h, dy=.035)
         c[f'blink_{s}'] = f.lids(s, LIDS_CLOSED) + f.vector(f.blob(.31, .46, .2, .06) * h, 0, -.012, 0)
@@ -182,9 +186,11 @@ def _basic(f: _Fields) -> dict[str, np.ndarray]:
     c['shrug_upper'] = f.shift(f.upper_lip * np.exp(-np.square(f.d / .16)) * k ** .5, dy=.032, dz=.030)
     c['brow_inner_up'] = f.shift(f.blob(.10, .50, .19, .14), dy=.105)
     c['cheek_puff'] = f.vector(f.blob(.40, -.28, .18, .17), .075, 0, .085)
-    c['gaze_x'], c['gaze_y'] = f.gaze(0), f.gaze(1)
+    c['gaze_x'] = f.gaze(0)
+    # The lids go with the eyes: down over them when they look down, up when they look up.
+    c['gaze_y'] = .8 * f.gaze(1) + f.lids('l', (.086, -.032)) + f.lids('r', (.086, -.032))
     tongue = (f.mesh.part == TONGUE) * step(-.05, .25, f.z)
-    c['tongue_out'] = f.shift(tongue, dy=.02, dz=.27) + f.shift((f.mesh.part == TONGUE).astype(float), dy=.02, dz=.05)
+    c['tongue_out'] = f.shift(tongue, dy=.050, dz=.20) + f.shift((f.mesh.part == TONGUE).astype(float), dy=.03, dz=.06)
     c['nostril_flare'] = f.vector(f.blob(.13, -.125, .055, .055), .038, .010, .008)
     c['chin_raise'] = f.shift(f.blob(.0, -.66, .20, .13), dy=.055, dz=.012) + f.shift(lo_l * k, dy=.020, dz=.022)
     both = f.blob(.26, m, .10, .09)

@@ -14,7 +14,7 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.faces.procedural import surface as face
 from avatar_jax.faces.procedural.curves import step
-from avatar_jax.faces.procedural.mesh import EAR, EYE, HAIR, MOUTH, SKIN, head_mesh, skin_points
+from avatar_jax.faces.procedural.mesh import EAR, EYE, HAIR, MOUTH, SKIN, head_mesh, lid_motion
 
 SHAPE_DIM, TEXTURE_DIM, STYLE_DIM = 80, 80, 32
 IDENTITY_DIM = SHAPE_DIM + TEXTURE_DIM + STYLE_DIM
@@ -100,7 +100,7 @@ class _Shape:
                                & (np.abs(m.height - face.EYE_LINE) < .24))
         out = np.zeros_like(self.p)
         args = m.azimuth[index], m.height[index], m.side[index]
-        out[index] = skin_points(*args, upper, lower) - skin_points(*args)
+        out[index] = lid_motion(*args, (upper, lower))
         rim = np.flatnonzero(m.eye * (m.part == SKIN))
         out[rim] = out[m.follow[rim]]
         return out
@@ -119,14 +119,14 @@ def _shape_components(f: _Shape) -> list[np.ndarray]:
     # The head as a whole.
     c.append(np.stack([.050 * p[:, 0] * body, 0 * y, 0 * y], -1))                      # wide or narrow
     c.append(np.stack([0 * y, .045 * (y + .05) * body, 0 * y], -1))                    # long or short
-    c.append(np.stack([.035 * p[:, 0] * jaw, 0 * y, 0 * y]  , -1) * 2.2)               # jaw width
+    c.append(np.stack([.055 * p[:, 0] * jaw, 0 * y, 0 * y], -1))               # jaw width
     c.append(mv(jaw * step(-.45, -.80, y), 0, -.055, .01))                             # chin length
     c.append(np.stack([.05 * p[:, 0] * skull, .05 * (y - .3) * skull, 0 * y], -1))     # skull against face
     c.append(mv(b(0, -.70, .28, (.22, .18)), 0, 0, .055))                              # chin forward
     c.append(mv(b(.16, -.73, .2, (.10, .14)), .050, .0, .015))                         # square or pointed chin
-    c.append(mv(b(.54, -.42, -.25, (.16, .18), .35), .055, -.015, .02))                # jaw angle
+    c.append(mv(b(.54, -.42, -.25, (.20, .24), .40), .034, -.010, .012))                # jaw angle
     c.append(mv(b(.46, .03, .10, (.16, .13), .3), .030, .0, .042))                     # cheek bones
-    c.append(mv(b(.43, -.24, .08, (.18, .18), .35), .045, 0, .045))                    # full cheeks
+    c.append(mv(b(.43, -.20, .05, (.24, .26), .45), .034, 0, .030))                    # full cheeks
     c.append(mv(b(0, .75, .22, (.5, .25), .5), 0, 0, .050))                            # forehead forward
     c.append(mv(b(.30, .46, .25, (.30, .09), .4), 0, -.010, .036))                     # brow ridge
     c.append(mv(b(.68, .45, -.2, (.15, .25), .5), .040, 0, .01))                       # temples
@@ -144,12 +144,12 @@ def _shape_components(f: _Shape) -> list[np.ndarray]:
     c.append(mv(b(.30, .29, .15, (.22, .20), .4), .028, 0, 0))                         # distance
     c.append(mv(b(.30, .29, .15, (.26, .18), .4), 0, .028, 0))                         # height
     c.append(r * (.075 * near)[:, None])                                               # size
-    c.append(f.lids(.076, -.040))                                                      # open
+    c.append(f.lids(.074, -.046))                                                      # open
     tilt = np.stack([-r[:, 1], r[:, 0], 0 * y], -1) * (near * np.sign(f.centre[:, 0]) * .090)[:, None]
     c.append(tilt)                                                                     # tilt of the axis
     c.append(mv(b(.30, .29, .15, (.22, .18), .4), 0, 0, -.030))                        # deep set
     c.append(mv(b(.31, .37, .22, (.22, .05), .3), 0, -.022, .018))                     # upper lid fold
-    c.append(mv(b(.31, .17, .2, (.18, .05), .3), 0, -.008, .020))                      # bags
+    c.append(mv(b(.31, .17, .2, (.18, .05), .3), 0, -.005, .011))                      # bags
     # Brows.
     c.append(mv(b(.32, .48, .22, (.32, .10), .4), 0, .034, 0))                         # height
     c.append(mv(b(.12, .46, .32, (.12, .10), .3), 0, .028, 0))                         # inner ends
@@ -176,7 +176,7 @@ def _shape_components(f: _Shape) -> list[np.ndarray]:
     c.append(q * (ear * .13)[:, None])                                                 # big ears
     c.append(np.stack([np.sign(f.rest[:, 0]) * -q[:, 2] * ear * .22 * (q[:, 2] < 0), 0 * y, 0 * y], -1))  # standing off
     c.append(np.stack([0 * y, .05 * ear, 0 * y], -1))                                  # high ears
-    c.append(mv(b(.20, -.60, .2, (.14, .10), .3), .02, 0, .030))                       # jowls
+    c.append(mv(b(.22, -.60, .2, (.18, .14), .3), .014, 0, .018))                       # jowls
     c.append(mv(b(.62, .12, -.25, (.12, .2), .3), .030, 0, .0))                        # cheek arches
     # Asymmetries: the same direction on both sides, so left and right differ.
     c.append(f.same(b(0, -.05, .5, (.14, .16), .35), .016))
@@ -192,10 +192,10 @@ def _shape_components(f: _Shape) -> list[np.ndarray]:
     radial = np.stack([f.x, (f.y - .2) * .4, f.z + .55], -1)
     radial /= np.maximum(np.linalg.norm(radial, axis=1, keepdims=True), .2)
     for k, w in enumerate(wave):
-        size = 2.0 + .16 * k
+        size = 1.6 + .05 * k
         phase = size * (w[0] * f.ax * 1.2 + w[1] * f.y + w[2] * f.z) + w[3]
         calm = 1 - .8 * near
-        amount = .020 / (1 + .06 * k) * np.sin(phase) * one * calm
+        amount = .0085 / (1 + .05 * k) * np.sin(phase) * one * calm
         c.append(radial * amount[:, None])
     return c[:SHAPE_DIM]
 

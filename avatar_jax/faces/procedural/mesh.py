@@ -20,9 +20,9 @@ PART_NAMES = ('skin', 'mouth', 'eye', 'teeth', 'tongue', 'ear', 'hair', 'cloth')
 HAIR_RINGS, HAIR_COLUMNS = 16, 44
 BUN_RINGS, BUN_COLUMNS = 6, 10
 
-_A1 = float(np.arcsin(face.EYE_INNER / .722))
-_A2 = float(np.arcsin(face.EYE_OUTER / .722))
-_A3 = float(np.arcsin(face.MOUTH_HALF / .626))
+_A1 = float(np.arcsin(face.EYE_INNER / face.EYE_SECTION))
+_A2 = float(np.arcsin(face.EYE_OUTER / face.EYE_SECTION))
+_A3 = float(np.arcsin(face.MOUTH_HALF / face.MOUTH_SECTION))
 
 ROWS = np.array(
     [1.2485, 1.225, 1.17, 1.09, 1.0, .90, .80, .71, .63, .565, .515, .475, .44]
@@ -54,11 +54,12 @@ class HeadMesh:
       part: [V] part number of each vertex; face_part: [F]; two_sided: [F] bool.
       azimuth, height: [V] surface coordinates (skin, and hair or cloth where they follow it).
       side: [V] +1 above, -1 below the nearest slit line, for vertices on a doubled edge; the sign of the distance else.
-      canonical: [V, 2] painting coordinates of the part (skin: x of the mean, height).
+      canonical: [V, 2] painting coordinates of the part (skin: |x| of the mean in front and more than 1 behind, height).
       eye: [V] -1 image left eye, +1 image right eye, 0 elsewhere (eyeballs and lid rims).
       follow, follow_factor: [V] vertex whose expression motion is copied, and its factor (-1 where none).
       occlusion: [V] ambient light that arrives, 0..1.
       landmark_ids: [68] iBUG order.
+      eye_slits: for 'l' and 'r' the vertices of the (upper, lower) lid edge, corners included.
     """
 
     positions: np.ndarray
@@ -75,6 +76,7 @@ class HeadMesh:
     follow_factor: np.ndarray
     occlusion: np.ndarray
     landmark_ids: np.ndarray
+    eye_slits: dict
 
     def of(self, part: int) -> np.ndarray:
         """Vertex indices of one part."""
@@ -102,19 +104,43 @@ def mouth_line(x):
     return .010 * np.exp(-np.square((ax - .07) / .05)) - .004 * np.exp(-np.square(ax / .03))
 
 
-def skin_points(azimuth, height, side, upper_lid: float = .062, lower_lid: float = -.036):
+def skin_points(azimuth, height, side, upper_lid: float | None = None, lower_lid: float | None = None):
     """Neutral skin at surface coordinates, with the lids standing at the given heights over the eye line."""
-    base = .722 * np.sin(azimuth)
+    upper_lid = LIDS_NEUTRAL[0] if upper_lid is None else upper_lid
+    lower_lid = LIDS_NEUTRAL[1] if lower_lid is None else lower_lid
+    base = face.EYE_SECTION * np.sin(azimuth)
     frontal = np.cos(azimuth) > .2
     shifted = height + np.where(frontal, lid_shift(base, height, side, upper_lid, lower_lid), 0)
     # A slight rise of the outer corners, and the bow of the lips.
     shifted = shifted + np.where(frontal, .012 * (np.abs(base) - .31) / .13 * np.exp(
         -np.square((height - face.EYE_LINE) / .12) - np.square((np.abs(base) - .31) / .2)), 0)
     points = face.surface(azimuth, shifted)
-    x = .626 * np.sin(azimuth)
+    x = face.MOUTH_SECTION * np.sin(azimuth)
     inside = step(face.MOUTH_HALF + .02, face.MOUTH_HALF - .06, np.abs(x)) * frontal
     points[..., 1] += mouth_line(x) * inside * np.exp(-np.square((height - face.MOUTH_LINE) / .05))
     return points
+
+
+LIDS_NEUTRAL = (.066, -.042)  # heights of the edges of the upper and lower lid over the eye line
+
+
+def lid_motion(azimuth, height, side, lids: tuple[float, float]):
+    """Displacement [N, 3] of the skin around the eyes when the lids go from neutral to the heights ``lids``.
+
+    On the lids z follows the sphere on which they glide, also where the skin stands off it: such displacements may be
+    added up without an eyeball showing through, because the sphere is convex.
+    """
+    old, new = skin_points(azimuth, height, side, *LIDS_NEUTRAL), skin_points(azimuth, height, side, *lids)
+    out = new - old
+
+    def sphere(p):
+        rho2 = np.square(np.abs(old[:, 0]) - face.EYE_X) + np.square(p[:, 1] - face.EYE_Y)
+        return np.sqrt(np.maximum(face.LID_RADIUS ** 2 - rho2, .004))
+
+    rho = np.hypot(np.abs(old[:, 0]) - face.EYE_X, old[:, 1] - face.EYE_Y)
+    on_lid = step(.175, .145, rho)
+    out[:, 2] += on_lid * (sphere(new) - sphere(old) - out[:, 2])
+    return out
 
 
 class _Builder:
@@ -158,8 +184,9 @@ def _skin(b: _Builder):
     v, a = np.meshgrid(ROWS, COLUMNS, indexing='ij')
     line = np.where(v > -.05, face.EYE_LINE, face.MOUTH_LINE)
     side = np.where(v >= line, 1., -1.)
-    x_eye, x_mouth = .722 * np.sin(a), .626 * np.sin(a)
-    canonical = np.stack([x_eye * step(-.05, .1, v) + x_mouth * step(.1, -.05, v), v], -1)
+    x_eye, x_mouth = face.EYE_SECTION * np.sin(a), face.MOUTH_SECTION * np.sin(a)
+    across = np.abs(x_eye * step(-.05, .1, v) + x_mouth * step(.1, -.05, v))
+    canonical = np.stack([np.where(np.cos(a) > 0, across, 1 + .3 * (np.abs(a) - np.pi / 2)), v], -1)
     points = skin_points(a, v, side)
     ids = b.add(points.reshape(-1, 3), SKIN, azimuth=a.ravel(), height=v.ravel(), side=side.ravel(),
                 canonical=canonical.reshape(-1, 2)).reshape(rows, cols)
@@ -224,10 +251,10 @@ def _mouth(b: _Builder, slits):
         rings = []
         for edge, p, sign in ((upper, pu, 1), (lower, pl, -1)):
             q = p.copy()
-            ramp = np.clip(1 - np.square(p[:, 0] / .27), .0, 1) ** .5
+            ramp = np.clip(1 - np.square(p[:, 0] / np.abs(p[0, 0])), 0, 1) ** .5
             q[:, 0] *= squeeze
-            q[:, 1] += sign * rise * ramp
-            q[:, 2] = np.minimum(q[:, 2], .40) - depth
+            q[:, 1] += sign * rise * ramp * (1 if sign > 0 else .55)
+            q[:, 2] = np.minimum(q[:, 2], .40) - depth - (.02 if sign < 0 else 0) * ramp
             rings.append(b.add(q, MOUTH, height=face.MOUTH_LINE, side=sign, follow=edge, follow_factor=factor,
                                occlusion=light, canonical=np.stack([p[:, 0], np.full(len(p), depth)], 1)))
         b.grid(previous[0], rings[0], MOUTH, two_sided=True)
@@ -235,20 +262,21 @@ def _mouth(b: _Builder, slits):
         previous = rings
     b.grid(previous[0], previous[1], MOUTH, two_sided=True)
     theta = np.radians(np.linspace(-84, 84, 15))
-    for upper_jaw, heights, radius in ((True, (-.255, -.325, -.365, -.402), .225), (False, (-.392, -.425, -.455, -.51), .208)):
+    for upper_jaw, heights, radius in ((True, (-.285, -.330, -.365, -.402), .212), (False, (-.392, -.425, -.455, -.485), .192)):
         y, t = np.meshgrid(np.array(heights), theta, indexing='ij')
         bow = .012 * np.square(np.sin(t)) * (1 if upper_jaw else -1)
-        lean = .02 * (y - heights[0]) / (heights[-1] - heights[0]) * (1 if upper_jaw else -1)
-        p = np.stack([.205 * np.sin(t) * (1. if upper_jaw else .94), y + bow, .095 + (radius + lean) * np.cos(t)], -1)
+        lean = .03 * (y - heights[0]) / (heights[-1] - heights[0]) * (1 if upper_jaw else -1)
+        p = np.stack([.205 * np.sin(t) * (1. if upper_jaw else .94), y + bow, .085 + (radius + lean) * np.cos(t)], -1)
         light = (.30 + .62 * np.cos(t) ** 1.5) * (.9 if upper_jaw else .8)
         ids = b.add(p.reshape(-1, 3), TEETH, side=1. if upper_jaw else -1., height=face.MOUTH_LINE,
                     canonical=np.stack([t, y], -1).reshape(-1, 2), occlusion=light.ravel()).reshape(4, -1)
         for r in range(3):
             b.grid(ids[r], ids[r + 1], TEETH, two_sided=True)
-    zz, xx = np.meshgrid(np.linspace(.27, -.12, 7), np.linspace(-1, 1, 7), indexing='ij')
-    tip = np.sqrt(np.clip(1 - np.square(np.clip((zz - .12) / .16, 0, 1)), .02, 1))
-    p = np.stack([.14 * xx * tip, -.445 - .055 * xx ** 2 + .05 * np.clip((.27 - zz) / .25, 0, 1)
-                  - .03 * np.clip((zz - .2) / .07, 0, 1), zz], -1)
+    # From under the tip over it to the root: z, y under the top, half width.
+    z, drop, half = np.array([(.225, .105, .06), (.262, .070, .105), (.268, .032, .125), (.240, .008, .138),
+                              (.16, 0, .14), (.02, 0, .14), (-.12, .01, .14)]).T
+    zz, xx = np.meshgrid(z, np.linspace(-1, 1, 7), indexing='ij')
+    p = np.stack([half[:, None] * xx, -.430 - .030 * xx ** 2 - drop[:, None], zz - .03 * xx ** 2 * (drop > .02)[:, None]], -1)
     light = .35 + .4 * np.clip(zz / .27, 0, 1)
     ids = b.add(p.reshape(-1, 3), TONGUE, side=-1., height=face.MOUTH_LINE, occlusion=light.ravel(),
                 canonical=np.stack([xx, zz], -1).reshape(-1, 2)).reshape(7, 7)
@@ -307,7 +335,7 @@ def _cloth(b: _Builder):
         y = y_side[k] + np.where(c > 0, y_front[k] - y_side[k], y_back[k] - y_side[k]) * np.abs(c) ** 1.6
         light = .55 + .45 * min(k / 3, 1)
         rows.append(b.add(np.stack([x, y, z], -1), CLOTH, azimuth=a, height=y, occlusion=light,
-                          canonical=np.stack([x, np.full(len(a), float(k))], 1)))
+                          canonical=np.stack([np.abs(a), np.full(len(a), float(k))], 1)))
     for k in range(8):
         b.grid(rows[k], rows[k + 1], CLOTH, wrap=True, two_sided=True)
 
@@ -402,4 +430,5 @@ def head_mesh() -> HeadMesh:
         height=f['height'].astype(np.float64), side=f['side'].astype(np.float64),
         canonical=f['canonical'].astype(np.float32), eye=f['eye'].astype(np.int32), follow=f['follow'].astype(np.int32),
         follow_factor=f['follow_factor'].astype(np.float64), occlusion=f['occlusion'].astype(np.float32),
-        landmark_ids=_landmarks(b, ids, below, slits))
+        landmark_ids=_landmarks(b, ids, below, slits),
+        eye_slits={'l': slits['eye_l'], 'r': slits['eye_r']})

@@ -9,8 +9,8 @@ import numpy as np
 from avatar_jax.faces.procedural.appearance import mean_albedo, texture_basis
 from avatar_jax.faces.procedural.expressions import EXPRESSION_DIM, EXPRESSION_NAMES, expression_basis
 from avatar_jax.faces.procedural.identity import SHAPE_DIM, STYLE_DIM, TEXTURE_DIM, shape_basis
-from avatar_jax.faces.procedural.mesh import head_mesh
-from avatar_jax.faces.procedural.style import decode_style, hair_geometry, hair_vertices
+from avatar_jax.faces.procedural.mesh import EAR, head_mesh
+from avatar_jax.faces.procedural.style import decode_style, ear_tuck, hair_geometry, hair_vertices
 
 WORLD_SCALE, WORLD_OFFSET = .27, (0., .006, .161)  # EG3D world = scale * decimetre + offset
 
@@ -36,8 +36,16 @@ def _hair(style: bytes):
 def neutral_mean(style: np.ndarray | None = None) -> np.ndarray:
     """[V, 3] mean head with the hair of ``style`` ([32]; zeros by default)."""
     style = np.zeros(STYLE_DIM, np.float32) if style is None else np.ascontiguousarray(style, np.float32)
-    out = head_mesh().positions.copy()
-    out[hair_vertices()] = _hair(style.tobytes())[0]
+    return _neutral_mean(style.tobytes()).copy()
+
+
+@functools.lru_cache(maxsize=64)
+def _neutral_mean(style: bytes) -> np.ndarray:
+    mesh = head_mesh()
+    out = mesh.positions.copy()
+    out[hair_vertices()] = _hair(style)[0]
+    ears = mesh.of(EAR)
+    out[ears] = ear_tuck(decode_style(np.frombuffer(style, np.float32)), out[ears])
     return out
 
 
@@ -101,11 +109,9 @@ def head_vertices(shape: np.ndarray, expression: np.ndarray, style: np.ndarray) 
     style = np.ascontiguousarray(style, np.float32)
     shape, expression = np.asarray(shape, np.float32), np.asarray(expression, np.float32)
     moved = (shape @ shape_basis().reshape(SHAPE_DIM, -1)).reshape(-1, 3)
-    positions, index, weight = _hair(style.tobytes())
-    hair = hair_vertices()
-    moved[hair] = (moved[index] * weight[..., None]).sum(1)
-    out = head_mesh().positions + moved
-    out[hair] = positions + moved[hair]
+    _, index, weight = _hair(style.tobytes())
+    moved[hair_vertices()] = np.einsum('nk,nkd->nd', weight, moved[index])
+    out = _neutral_mean(style.tobytes()) + moved
     active = np.flatnonzero(expression)
     if len(active):
         out += (expression[active] @ expression_basis().reshape(EXPRESSION_DIM, -1)[active]).reshape(-1, 3)

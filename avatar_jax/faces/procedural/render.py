@@ -10,7 +10,7 @@ import numpy as np
 from avatar_jax.faces.procedural.appearance import ambient, mean_albedo, paint, texture_basis
 from avatar_jax.faces.procedural.expressions import EXPRESSION_DIM
 from avatar_jax.faces.procedural.identity import IDENTITY_DIM, TEXTURE_DIM, split_identity
-from avatar_jax.faces.procedural.mesh import EYE, head_mesh
+from avatar_jax.faces.procedural.mesh import EYE, SKIN, head_mesh
 from avatar_jax.faces.procedural.model import head_vertices, to_world
 from avatar_jax.faces.procedural.style import decode_style
 from avatar_jax.render.rasterizer import interpolate_flat, rasterize
@@ -58,16 +58,22 @@ def _adjacency():
     return (order // 3).astype(np.int32), start, used
 
 
+def _length(vectors: np.ndarray) -> np.ndarray:
+    """[N] lengths of [N, 3]."""
+    return np.sqrt(np.einsum('nd,nd->n', vectors, vectors))
+
+
 def vertex_normals(vertices: np.ndarray) -> np.ndarray:
     """[V, 3] float32 area-weighted unit normals of the head mesh."""
     m = head_mesh()
     t = m.triangles
-    p = vertices[t[:, 0]]
-    face_normal = np.cross(vertices[t[:, 1]] - p, vertices[t[:, 2]] - p)
+    p, q, r = (vertices[t[:, k]].T for k in range(3))
+    (ax, ay, az), (bx, by, bz) = q - p, r - p
+    face_normal = np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], 1)
     faces, start, used = _adjacency()
     out = np.zeros_like(vertices)
     out[used] = np.add.reduceat(face_normal[faces], start, axis=0)
-    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+    return out / np.maximum(_length(out), 1e-12)[:, None]
 
 
 def split_label(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +149,8 @@ def render_head(identity: np.ndarray, expression: np.ndarray, camera_label: np.n
 
     albedo = mean_albedo(style_numbers) + (texture @ texture_basis().reshape(TEXTURE_DIM, -1)).reshape(-1, 3)
     normals = vertex_normals(vertices)
-    attributes = np.concatenate([normals, albedo, mesh.canonical, ambient()[:, None]], 1).astype(np.float32)
+    attributes = np.concatenate([normals, albedo, mesh.canonical, np.abs(mesh.azimuth)[:, None],
+                                 ambient()[:, None]], 1).astype(np.float32)
     samples = interpolate_flat(attributes, mesh.triangles[faces], weights)
     part = mesh.face_part[faces]
     pose, k = split_label(camera_label)
@@ -151,19 +158,19 @@ def render_head(identity: np.ndarray, expression: np.ndarray, camera_label: np.n
     ray_y = ((row + .5) / side - k[1, 2]) / k[1, 1]
     ray_x = ((column + .5) / side - k[0, 2] - k[0, 1] * ray_y) / k[0, 0]
     rays = np.stack([ray_x, ray_y, np.ones_like(ray_x)], 1).astype(np.float32)
-    stretch = np.linalg.norm(rays, axis=1)
+    stretch = _length(rays)
 
     normal = samples[:, :3]
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
+    normal /= np.maximum(_length(normal), 1e-6)[:, None]
     view = -(rays @ pose[:3, :3].T.astype(np.float32)) / stretch[:, None]
     two_sided = np.flatnonzero(mesh.two_sided[faces])
-    away = two_sided[(normal[two_sided] * view[two_sided]).sum(1) < 0]
+    away = two_sided[np.einsum('nd,nd->n', normal[two_sided], view[two_sided]) < 0]
     normal[away] *= -1
     colour = np.clip(samples[:, 3:6], .01, 1)
-    paint(colour, part, samples[:, 6:8], style)
-    light = np.maximum(sh_light(normal, gamma), 0) * samples[:, 8:9]
+    paint(colour, part, samples[:, 6:9], style, _skin_tone(albedo))
+    light = np.maximum(sh_light(normal, gamma), 0) * samples[:, 9:10]
     colour *= light
-    _catch_light(colour, part, normal, view, gamma)
+    _shine(colour, part, normal, view, gamma)
     np.clip(colour, 0, 1, out=colour)
 
     rgb = np.empty((side * side, 3), np.float32)
@@ -175,23 +182,54 @@ def render_head(identity: np.ndarray, expression: np.ndarray, camera_label: np.n
     distance[hit] = fragments.depth.ravel()[hit] * stretch
     parts = np.full(side * side, -1, np.int8)
     parts[hit] = part
-    blocks = (resolution, supersample, resolution, supersample)
-    mask = cover.reshape(blocks).mean((1, 3))
-    depth = distance.reshape(blocks).sum((1, 3)) / np.maximum(cover.reshape(blocks).sum((1, 3)), 1)
+    n = _shrink(cover, resolution, supersample)
+    depth = _shrink(distance, resolution, supersample) / np.maximum(n, 1)
+    mask = n / supersample ** 2
+    rgb = _shrink(rgb, resolution, supersample) / supersample ** 2
     marks = project(to_world(vertices[mesh.landmark_ids]), camera_label, resolution, resolution)[:, :2]
-    return HeadImage(rgb.reshape(*blocks, 3).mean((1, 3)), mask, depth.astype(np.float32), marks.astype(np.float32),
+    return HeadImage(rgb, mask, depth.astype(np.float32), marks.astype(np.float32),
                      parts.reshape(side, side)[supersample // 2::supersample, supersample // 2::supersample], vertices)
 
 
-def _catch_light(colour, part, normal, view, gamma):
-    """Adds the reflection of the main light on the wet eyes."""
-    i = np.flatnonzero(part == EYE)
-    if not len(i):
-        return
+def _shrink(samples: np.ndarray, resolution: int, supersample: int) -> np.ndarray:
+    """Sums [S*S, ...] samples over blocks of ``supersample`` x ``supersample``: [R, R, ...]."""
+    s = samples.reshape(resolution, supersample, resolution, supersample, *samples.shape[1:])
+    rows = s[:, 0].copy()
+    for k in range(1, supersample):
+        rows += s[:, k]
+    out = rows[:, :, 0].copy()
+    for k in range(1, supersample):
+        out += rows[:, :, k]
+    return out
+
+
+def _skin_tone(albedo: np.ndarray) -> np.ndarray:
+    """[3] colour of the lowest skin in front, for what the clothes leave open."""
+    return albedo[_throat()]
+
+
+@functools.lru_cache(maxsize=1)
+def _throat() -> int:
+    p = head_mesh().positions
+    return int(np.argmin(np.square(p[:, 0]) + np.square(p[:, 1] + 1.0) + np.square(p[:, 2] + .17)
+                         + 10 * (head_mesh().part != SKIN)))
+
+
+def _shine(colour, part, normal, view, gamma):
+    """Adds the reflection of the main light: sharp on the wet eyes, teeth and tongue, faint and wide on skin."""
     band = np.asarray(gamma, np.float32).reshape(3, 9)[:, 1:4].mean(0)
     light = np.array([-band[2], -band[0], band[1]]) + np.array([0., .02, .05])
     light /= max(np.linalg.norm(light), 1e-6)
-    half = view[i] + light.astype(np.float32)
-    half /= np.maximum(np.linalg.norm(half, axis=1, keepdims=True), 1e-6)
-    shine = np.clip((normal[i] * half).sum(1), 0, 1) ** 220
-    colour[i] += (.85 * shine)[:, None]
+    half = view + light.astype(np.float32)
+    dot = np.einsum('nd,nd->n', normal, half) / np.maximum(_length(half), 1e-6)
+    dot = np.clip(dot, 0, 1)
+    power = dot * dot
+    power *= power
+    power *= power
+    power *= power  # 16
+    colour += (_GLOSS[part] * power)[:, None]
+    i = np.flatnonzero(part == EYE)
+    colour[i] += (.85 * dot[i] ** 220)[:, None]
+
+
+_GLOSS = np.array([.050, .05, 0., .10, .12, .03, .03, 0.], np.float32)

@@ -23,7 +23,7 @@ from avatar_jax.faces.procedural.mesh import (
 )
 
 # (cut, share of the people). Neighbours along the selecting number look alike.
-CUTS = (('bald', .07), ('buzz', .10), ('short', .24), ('quiff', .15), ('curly', .10), ('bun', .09), ('bob', .12),
+CUTS = (('bald', .05), ('buzz', .11), ('short', .24), ('quiff', .15), ('curly', .10), ('bun', .09), ('bob', .12),
         ('long', .13))
 
 # (share, dark, light): hair colours between two ends.
@@ -111,7 +111,7 @@ def decode_style(style: np.ndarray) -> Style:
         stubble=uniform(s[27]) * .5 if bearded else 0.,
         cloth=_palette(s[14], s[15], CLOTH_COLOURS), cloth2=_palette(s[16], s[29], CLOTH_COLOURS),
         collar=_choose(s[17], (.3, .25, .25, .2))[0], stripes=1. if s[28] > .9 else 0.,
-        freckles=max(float(s[30]), 0.), lashes=.55 + .45 * (uniform(s[22]) if not bearded else .2),
+        freckles=max(float(s[30]) - .6, 0.), lashes=.55 + .45 * (uniform(s[22]) if not bearded else .2),
         shadow=uniform(1.5 * s[25] - 1.) if not bearded else 0.)
 
 
@@ -124,16 +124,18 @@ _HEMS = {
 }
 
 
-def hem(style: Style, azimuth) -> np.ndarray:
-    """Height at which the hair ends, at each azimuth."""
+def hem(style: Style, azimuth, roots: bool = False) -> np.ndarray:
+    """Height at which the hair ends, at each azimuth; with ``roots`` that of the skin from which it grows."""
     deg = np.degrees(np.abs(azimuth))
-    kind = style.cut if style.cut in _HEMS else 'short'
+    kind = style.cut if style.cut in _HEMS and not roots else 'short'
     h = Spline(_DEG, _HEMS[kind])(deg)
     front = step(62, 45, deg)
     h = h + front * style.hairline
     h = h + .13 * style.recede * np.exp(-np.square((deg - 34) / 14.))
-    if style.cut == 'long':
+    if style.cut == 'long' and not roots:
         h = np.where(deg > 50, h + (h < 0) * (.30 - .42 * style.length) * step(0, -1, h), h)
+    if roots:
+        return h
     fringe_edge = .56 + .05 * np.sin(3.5 * azimuth + style.part)
     return h + (np.minimum(fringe_edge, h) - h) * style.fringe * step(50, 36, deg)
 
@@ -199,20 +201,21 @@ def hair_geometry(style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     elif style.cut == 'bun':
         thick = -.012 + rise * (.030 + .03 * top)
     else:
-        side_volume = .055 + .07 * v + .03 * style.wave * np.sin(8 * fall + 3 * azimuth) * np.clip(fall * 2, 0, 1)
+        side_volume = .085 + .06 * v + .03 * style.wave * np.sin(8 * fall + 3 * azimuth) * np.clip(fall * 2, 0, 1)
         thick = -.012 + np.where(edge < .45, np.maximum(rise, step(.2, .8, s)), rise) * (
             side_volume * step(30, 65, deg) + (.05 + .055 * v * top) * step(75, 30, deg))
         thick = thick + .02 * style.part * np.sin(azimuth) * top
     if style.fringe > 0 and style.cut != 'bald':
-        thick = np.maximum(thick, (.045 * style.fringe) * step(48, 34, deg) * (height < .9) * np.clip((height - edge) / .03, .35, 1))
+        thick = np.maximum(thick, (.030 + .045 * style.fringe) * step(52, 40, deg) * step(0, .25, style.fringe)
+                           * step(1.0, .85, height) * np.clip((height - edge) / .03, .5, 1))
     shell = base + out * thick[..., None]
     row_position, rows = anchor, ROWS
     index, weight = _grid_weights(row_position.ravel(), azimuth.ravel(), rows)
     m = BUN_COLUMNS
     t = 2 * np.pi * np.arange(m) / m
     polar = np.linspace(.02, np.pi - .02, BUN_RINGS)[:, None]
-    radius = {'bun': .20 + .06 * v}.get(style.cut, .02)
-    centre = np.array([0, .86 + .28 * (style.length - .5), -1.66]) if style.cut == 'bun' else np.array([0, .8, -1.0])
+    radius = {'bun': .24 + .06 * v}.get(style.cut, .02)
+    centre = np.array([0, .80 + .28 * (style.length - .5), -1.66]) if style.cut == 'bun' else np.array([0, .8, -1.0])
     bun = centre + radius * np.stack([np.sin(polar) * np.cos(t), np.cos(polar) + 0 * t, -np.sin(polar) * np.sin(t)], -1)
     bun_index, bun_weight = _grid_weights(np.full(m * BUN_RINGS, .8), np.full(m * BUN_RINGS, np.pi), rows)
     return (np.concatenate([shell.reshape(-1, 3), bun.reshape(-1, 3)]).astype(np.float32),
@@ -232,6 +235,15 @@ def _grid_weights(height, azimuth, rows):
     index = np.stack([grid[r, left], grid[r, right], grid[r + 1, left], grid[r + 1, right]], 1)
     weight = np.stack([(1 - fr) * (1 - fc), (1 - fr) * fc, fr * (1 - fc), fr * fc], 1)
     return index, weight
+
+
+def ear_tuck(style: Style, positions: np.ndarray) -> np.ndarray:
+    """Positions [N, 3] of ear vertices, laid against the head where long hair covers them."""
+    if style.cut not in ('long', 'bob'):
+        return positions
+    out = positions.copy()
+    out[:, 0] = np.sign(out[:, 0]) * (.66 + .25 * (np.abs(out[:, 0]) - .69))
+    return out
 
 
 def hair_vertices() -> np.ndarray:

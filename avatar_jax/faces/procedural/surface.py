@@ -16,9 +16,10 @@ EYE_X, EYE_Y, EYE_Z, EYE_RADIUS, LID_RADIUS = 0.311, 0.288, 0.015, 0.150, 0.170
 EYE_INNER, EYE_OUTER = 0.180, 0.442  # |x| of the corners of the eye
 EYE_LINE, MOUTH_LINE = 0.290, -0.382  # heights of the slits
 MOUTH_HALF = 0.252
+EYE_SECTION, MOUTH_SECTION = .722, .606  # half widths of the sections through the eyes and the mouth
 
 _V = [.50, .29, .10, -.10, -.25, -.38, -.55, -.70, -.80, -.88, -.96, -1.05, -1.20, -1.40, -1.70]
-_WIDTH = Spline(_V, [.722, .722, .708, .682, .652, .626, .588, .548, .505, .465, .430, .420, .425, .47, .60])
+_WIDTH = Spline(_V, [.722, .722, .706, .676, .642, .606, .556, .502, .455, .428, .405, .400, .410, .46, .60])
 _FRONT = Spline(_V, [.355, .305, .270, .268, .280, .292, .262, .272, .225, .08, -.10, -.17, -.19, -.17, -.12])
 _CENTRE = Spline(_V, [-.55, -.54, -.52, -.51, -.50, -.50, -.49, -.49, -.50, -.52, -.54, -.56, -.57, -.59, -.62])
 _BACK = Spline(_V, [-1.56, -1.53, -1.45, -1.32, -1.20, -1.12, -1.05, -1.00, -.99, -.985, -.985, -.99, -1.01, -1.06, -1.2])
@@ -101,7 +102,7 @@ def surface(azimuth, height, relief: bool = True):
     sin, cos = np.sin(azimuth), np.cos(azimuth)
     x = width * sin
     z = centre + np.where(cos > 0, front - centre, centre - back) * cos
-    side = step(np.radians(12), np.radians(85), np.abs(azimuth))
+    side = step(np.radians(5), np.radians(83), np.abs(azimuth))
     y = height + _DROP(height) + _JAW_RISE(height) * side
     if relief:
         frontal = step(.15, .45, cos)
