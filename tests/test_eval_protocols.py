@@ -12,36 +12,46 @@ from avatar_jax.eval.statistics import Summary
 from avatar_jax.faces.coefficients import SLICES
 from avatar_jax.faces.windows import RADIUS
 from avatar_jax.types import Frames, Motion
+from data_pipelines.clips import evaluation_clips
 
-CONFIG = cases.ProtocolConfig(resolution=48, frames=5, clip_frames=60, supersample=1)
+CONFIG = cases.ProtocolConfig(resolution=48, frames=5, clip_frames=60)
 
 
 @pytest.fixture(scope='module')
-def case():
-    return cases.procedural_case(3, 0, CONFIG)
+def clips():
+    return evaluation_clips(3, seed=3, num_frames=CONFIG.clip_frames, num_cameras=3)
 
 
-def renderer(keep: bool = False):
+@pytest.fixture(scope='module')
+def case(clips):
+    return cases.procedural_case(clips[0], clips[1], CONFIG)
+
+
+@pytest.fixture(scope='module')
+def renderer(clips):
     """A method that cheats: it knows who the person is and draws them, with the driver's or the source expression."""
-    from avatar_jax.faces.procedural import render_head, sample_identity
+    from avatar_jax.faces.procedural import render_head
 
-    identity = sample_identity(cases.identity_seed(3, 0), CONFIG.split)
+    person = clips[0]
 
     def build(portrait):
         return portrait
 
-    def animate(avatar, windows, labels):
-        expressions = [avatar.expression if keep else w[RADIUS, :64] for w in windows]
-        heads = [
-            render_head(identity, e, c, resolution=CONFIG.resolution, supersample=CONFIG.supersample).rgb
-            for e, c in zip(expressions, labels, strict=True)
-        ]
-        return Frames(rgb=2 * np.stack(heads) - 1)
+    def make(keep: bool = False):
+        def animate(avatar, windows, labels):
+            expressions = [avatar.expression if keep else w[RADIUS, :64] for w in windows]
+            heads = [
+                render_head(person.identity, e, c, person.gamma, CONFIG.resolution, person.options.supersample).rgb
+                for e, c in zip(expressions, labels, strict=True)
+            ]
+            return Frames(rgb=2 * np.stack(heads) - 1)
 
-    return build, animate
+        return build, animate
+
+    return make
 
 
-def oracle(case):
+def oracle():
     """An estimator set that reads what the test put into the pictures: mean colours stand for everything."""
 
     def numbers(images, _landmarks=None):
@@ -59,25 +69,34 @@ def oracle(case):
     )
 
 
-def test_case_is_what_it_says(case):
+def test_case_is_what_it_says(case, clips):
     portrait = case.portrait
     assert portrait.image.shape == (48, 48, 3) and portrait.basis == 'procedural'
-    assert len(case.driven) == 5 and len(case.novel) == 2
+    assert len(case.driven) == 5 and case.novel_names == ('view_-30', 'view_+30')
     np.testing.assert_array_equal(portrait.camera.label, case.source.labels[0])
-    again = cases.procedural_case(3, 0, CONFIG)
+    np.testing.assert_array_equal(case.driven.windows[0, RADIUS, :64], clips[1].expression[0])
+    again = cases.procedural_case(clips[0], clips[1], CONFIG)
     np.testing.assert_array_equal(again.driven.truth, case.driven.truth)
-    other = cases.procedural_case(3, 1, CONFIG)
-    assert np.abs(other.portrait.shape - portrait.shape).max() > 0.1
-    # The strongest blink of the clip is among the driven frames, and the source has open eyes.
-    assert case.eyes_shut.any()
+    # The strongest blink of the driver is among the driven frames, and the source has open eyes.
+    assert case.driven.windows[:, RADIUS, cases_channel('blink_l')].max() == clips[1].expression[:, cases_channel('blink_l')].max()
     assert portrait.expression[cases_channel('blink_l')] < 0.2
-    # Unseen views: camera 30 degrees to the left and right of the source camera, at the same distance.
-    position = case.source.labels[0].reshape(25)[[3, 7, 11]] - [0, 0.006, 0.161]
+    # Unseen views: cameras about 30 degrees to the left and right of the source camera.
+    position = case.source.labels[0][[3, 7, 11]] - [0, 0.006, 0.161]
     for k, sign in ((0, -1), (1, 1)):
         turned = case.novel.labels[k][[3, 7, 11]] - [0, 0.006, 0.161]
-        np.testing.assert_allclose(np.linalg.norm(turned), np.linalg.norm(position), rtol=1e-4)
         angle = np.rad2deg(np.arctan2(turned[0], turned[2]) - np.arctan2(position[0], position[2]))
-        np.testing.assert_allclose(angle, sign * 30, atol=0.1)
+        np.testing.assert_allclose(angle, sign * 30, atol=3)
+
+
+def test_frames_include_the_strongest_blink():
+    blink = np.zeros(50)
+    blink[17] = 1
+    frames = cases.pick_frames(6, blink)
+    assert 17 in frames and len(set(frames)) == 6 and (np.diff(frames) > 0).all()
+    yaw = np.deg2rad(np.linspace(40, -40, 50))
+    frame = cases.source_frame(yaw, blink, CONFIG)
+    assert abs(np.rad2deg(yaw[frame])) <= 15 and frame != 17
+    assert cases.source_frame(np.full(4, 1.0), np.array([0, 1, 1, 1.0]), CONFIG) == 0  # none is frontal
 
 
 def cases_channel(name):
@@ -86,8 +105,8 @@ def cases_channel(name):
     return EXPRESSION_NAMES.index(name)
 
 
-def test_a_perfect_method(case):
-    result = protocols.run_case(case, *renderer(), oracle(case), batch=4)
+def test_a_perfect_method(case, renderer):
+    result = protocols.run_case(case, *renderer(), oracle(), batch=4)
     s = result.scores
     for group in ('source', 'views', 'driven'):
         assert s[f'{group}.psnr_head'] > 100 and s[f'{group}.l1'] < 1e-6 and s[f'{group}.ssim'] > 0.9999
@@ -99,13 +118,14 @@ def test_a_perfect_method(case):
             s[f'control.{part}_correlation_geometry'], s[f'control.{part}_correlation_ceiling'], atol=1e-4
         )
         assert s[f'control.{part}_correlation_ceiling'] > 0.5
-    assert s['control.eyes_closed_share'] == 1
-    assert s['control.eye_opening_shut'] < 0.3 < s['control.eye_opening_open']
+    if case.eyes_shut.any():
+        assert s['control.eyes_closed_share'] == 1
+        assert s['control.eye_opening_shut'] < 0.3 < s['control.eye_opening_open']
     assert result.unavailable['driven.lpips'] == 'not in this test' and 'driven.lpips' not in s
     assert result.frames['mouth_opening'].shape == (5,)
 
 
-def test_a_frozen_face_is_found_out(case):
+def test_a_frozen_face_is_found_out(case, renderer):
     perfect = protocols.run_case(case, *renderer())
     frozen = protocols.run_case(case, *renderer(keep=True))
     s = frozen.scores
@@ -119,7 +139,7 @@ def test_a_frozen_face_is_found_out(case):
     assert not any(name.endswith(('aed', 'akd', 'csim_truth', 'lpips')) for name in perfect.scores)
 
 
-def test_wrong_size_and_non_finite_pictures(case):
+def test_wrong_size_and_non_finite_pictures(case, renderer):
     build, animate = renderer()
     with pytest.raises(ValueError, match='renders'):
         protocols.run_case(case, build, lambda *a: Frames(rgb=animate(*a).rgb[:, ::2, ::2]))
@@ -140,7 +160,7 @@ def test_batches_are_padded_to_one_size():
     np.testing.assert_array_equal(rgb[:, 0, 0, 0], np.arange(7))
 
 
-def test_recorded_clip(case):
+def test_recorded_clip(case, renderer):
     motion = Motion(
         expression=case.driven.windows[:, RADIUS, :64],
         angle=case.driven.windows[:, RADIUS, 64:67],
@@ -148,7 +168,7 @@ def test_recorded_clip(case):
         basis='procedural',
     )
     d = case.driven
-    clip = cases.clip_case('clip 1', motion, d.labels, d.truth, d.mask, d.landmarks, source_frame=1, frames=3)
+    clip = cases.clip_case('clip 1', motion, d.labels, d.truth, d.mask, d.landmarks, source=1, frames=3)
     assert len(clip.driven) == 3 and clip.novel is None
     np.testing.assert_array_equal(clip.source.truth[0], d.truth[1])
     result = protocols.run_case(clip, *renderer())
@@ -162,8 +182,6 @@ def test_recorded_clip(case):
 
 
 def test_protocol_options_are_checked():
-    with pytest.raises(UserError, match='split'):
-        cases.ProtocolConfig(split='public')
     with pytest.raises(UserError, match='frames'):
         cases.ProtocolConfig(frames=200)
 
@@ -174,11 +192,11 @@ def test_summary_skips_what_is_missing():
     assert summary['a.y'] == Summary(2.0, 2.0, 2.0, 1)
 
 
-def test_table_shows_scores_networks_gaps_and_failures(case):
-    result = protocols.run_case(case, *renderer(keep=True), oracle(case))
+def test_table_shows_scores_networks_gaps_and_failures(case, renderer):
+    result = protocols.run_case(case, *renderer(keep=True), oracle())
     scores = {k: (v if np.isfinite(v) else None) for k, v in result.scores.items()}
     report = {
-        'title': 'Evaluation', 'about': {'seed': 3}, 'networks': oracle(case).report(),
+        'title': 'Evaluation', 'about': {'seed': 3}, 'networks': oracle().report(),
         'mean': {k: v._asdict() for k, v in tables.summarise([scores]).items()},
         'identities': [{'name': case.name, 'scores': scores}], 'unavailable': result.unavailable,
         'failed': [{'name': 'test identity 9', 'error': 'broken on purpose'}],

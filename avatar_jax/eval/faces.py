@@ -138,7 +138,7 @@ def region_boxes(landmarks: Array, size: int, padding: float = 10 / 128) -> dict
     """Pixel masks around mouth and eyes.
 
     Args:
-      landmarks: [T, 68, 2] pixels (x, y), y down.
+      landmarks: [T, 68, 2] pixels (x, y), y down, the first pixel's centre at 0.5.
       size: height and width of the pictures.
       padding: added on every side, as a fraction of ``size`` (half of it vertically around the eyes' landmarks).
 
@@ -146,7 +146,7 @@ def region_boxes(landmarks: Array, size: int, padding: float = 10 / 128) -> dict
       'mouth', 'eyes' and their union 'mouth_eyes', each [T, size, size] with 0 or 1.
     """
     xp = namespace(landmarks)
-    axis = xp.arange(size)
+    axis = xp.arange(size) + 0.5
 
     def box(part, pad_x, pad_y):
         low, high = landmarks[:, part].min(-2), landmarks[:, part].max(-2)

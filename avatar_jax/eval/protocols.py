@@ -10,7 +10,7 @@ Every score has a dotted name, ``<group>.<score>``:
 | group | what is compared |
 |---|---|
 | ``source`` | the portrait's own view |
-| ``view_left``, ``view_right``, ``views`` | unseen views, and their mean |
+| ``view_-30``, ``view_+30``, ``views`` | unseen views, by the camera's yaw, and their mean |
 | ``driven`` | driven frames with the true pictures |
 | ``frozen`` | baseline: the same avatar and poses, the source expression kept |
 | ``frozen_truth`` | baseline: perfect pictures with the source expression kept |
@@ -107,10 +107,10 @@ def run_case(
     if case.novel is not None:
         views = next(pieces)
         result.pictures |= {'views_truth': case.novel.truth, 'views': views}
-        for k, side in enumerate(('view_left', 'view_right')):
-            _compare(result, side, views[k : k + 1], _one(case.novel, k), case, estimators)
-        for name in [k.removeprefix('view_left.') for k in result.scores if k.startswith('view_left.')]:
-            result.scores[f'views.{name}'] = (result.scores[f'view_left.{name}'] + result.scores[f'view_right.{name}']) / 2
+        for k, name in enumerate(case.novel_names):
+            _compare(result, name, views[k : k + 1], _one(case.novel, k), case, estimators)
+        for name in [k.partition('.')[2] for k in result.scores if k.startswith(case.novel_names[0] + '.')]:
+            result.scores[f'views.{name}'] = np.mean([result.scores[f'{view}.{name}'] for view in case.novel_names])
     driven, kept = next(pieces), next(pieces)
     result.pictures |= {'driven_truth': case.driven.truth, 'driven': driven, 'frozen': kept}
     _compare(result, 'driven', driven, case.driven, case, estimators)
