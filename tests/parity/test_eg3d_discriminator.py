@@ -1,5 +1,6 @@
 """Discriminators against reference numbers, including second derivatives (R1)."""
 
+import re
 import zlib
 
 import jax
@@ -11,13 +12,13 @@ from avatar_jax.models.discriminator import DualDiscriminator
 from avatar_jax.models.mapping import MappingNetwork
 from avatar_jax.ops.resize import filtered_resizing
 from tests.parity.golden import close, handles
-from tests.parity.test_eg3d_networks import GRADIENT, VALUE, compare_gradients, nchw, nhwc
+from tests.parity.test_eg3d_networks import GRADIENT, VALUE, compare_gradients, described_slice, nchw, nhwc
 
 
 def build(cfg):
     """The module of a file's configuration. Reference runs are float32; ``num_fp16_res`` had no effect on them."""
-    assert not cfg['mapping_kwargs'] and cfg['img_channels'] == 3
-    assert set(cfg['block_kwargs']) <= {'freeze_layers'} and set(cfg['epilogue_kwargs']) <= {'mbstd_group_size'}
+    assert set(cfg['block_kwargs']) <= {'freeze_layers'} and set(cfg['mapping_kwargs']) <= {'num_layers'}
+    assert set(cfg['epilogue_kwargs']) <= {'mbstd_group_size', 'mbstd_num_channels'}
     return DualDiscriminator(
         c_dim=cfg['c_dim'],
         img_resolution=cfg['img_resolution'],
@@ -25,7 +26,9 @@ def build(cfg):
         channel_max=cfg['channel_max'],
         conv_clamp=cfg['conv_clamp'],
         disc_c_noise=cfg['disc_c_noise'],
-        mbstd_group_size=cfg['epilogue_kwargs'].get('mbstd_group_size', 4),
+        img_channels=cfg['img_channels'],
+        mapping_layers=cfg['mapping_kwargs'].get('num_layers', 8),
+        **cfg['epilogue_kwargs'],
         num_half_res=cfg['num_fp16_res'],
     )
 
@@ -53,7 +56,8 @@ def test_dual_discriminator(golden):
     tree = from_torch(golden.param, jax.eval_shape(net.init, jax.random.key(0), image, raw, c))
     params = tree['params']
     resized = filtered_resizing(raw, cfg['img_resolution'])
-    close(nchw(resized)[:, :, ::4, ::4], golden.out['image_raw_resized_strided'], scale=VALUE, what='resized')
+    strided = described_slice(golden, '*_strided = ')
+    close(nchw(resized)[strided], golden.out['image_raw_resized_strided'], scale=VALUE, what='resized')
 
     def logits(params, image, raw):
         return net.apply({'params': params}, image, raw, c)
@@ -75,7 +79,7 @@ def test_dual_discriminator(golden):
 
     (value, (penalty, gi, gr)), grads = jax.jit(jax.value_and_grad(loss_r1, has_aux=True))(params)
     close(penalty, golden.out['r1_penalty'], scale=VALUE, what='penalty')
-    close(nchw(gi)[:, :, ::4, ::4], golden.out['r1_grad_image_strided'], scale=GRADIENT, what='grad image')
+    close(nchw(gi)[strided], golden.out['r1_grad_image_strided'], scale=GRADIENT, what='grad image')
     close(nchw(gr), golden.out['r1_grad_image_raw'], scale=GRADIENT, what='grad raw')
     close(value, golden.out['loss_r1'], rtol=VALUE, what='loss_r1')
     assert compare_gradients(golden, 'loss_r1/', {'params': grads})
@@ -85,14 +89,17 @@ def test_dual_discriminator(golden):
 @handles('eg3d', 'dual_discriminator_full512')
 def test_dual_discriminator_by_formula(golden):
     cfg = golden.config
-    net, seed, size = build(cfg), cfg['SEED'], cfg['img_resolution']
+    net, seed = build(cfg), cfg['SEED']
     c = jnp.asarray(golden.inp['c'])
 
-    def picture(offset, size):
-        x = np.random.RandomState(seed + offset).randint(0, 256, (len(c), 3, size, size)) / 127.5 - 1
+    def picture(name):
+        """Uniform bytes; the seed offset and the shape are in the description of the file."""
+        found = re.search(name + r' = RandomState\(SEED\+(\d+)\)\.randint\(0,256,\(([\d,]+)\)\)', cfg['what'])
+        shape = tuple(int(n) for n in found.group(2).split(','))
+        x = np.random.RandomState(seed + int(found.group(1))).randint(0, 256, shape) / 127.5 - 1
         return nhwc(x.astype(np.float32))
 
-    image, raw = picture(3, size), picture(4, 64)
+    image, raw = picture('image'), picture('image_raw')
     shapes = jax.eval_shape(net.init, jax.random.key(0), image, raw, c)
     names = to_torch(jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes))
     tree = from_torch({key: formula(key, value.shape, seed) for key, value in names.items()}, shapes)
