@@ -27,6 +27,21 @@ from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group
 
 PyTree = Any
+LATENT_DIM = 200  # identity 192, light 8
+
+
+def heads_generator() -> GeneratorConfig:
+    """The shipped prior's generator: `heads128` with the latent of procedural heads and their camera distances."""
+    rendering = {
+        'depth_resolution': 18, 'depth_resolution_importance': 18, 'ray_start': 2.3, 'ray_end': 3.3, 'box_warp': 0.8,
+    }  # fmt: skip
+    # Planes as fine as the rendered image: the box is little larger than what the camera sees.
+    return GeneratorConfig.heads128().replace(z_dim=LATENT_DIM, plane_resolution=64, rendering=rendering)
+
+
+def heads_controller(generator: GeneratorConfig) -> ControllerConfig:
+    """The released controller's shape over the latent code of `generator`."""
+    return ControllerConfig(num_ws=generator.num_ws, w_dim=generator.w_dim)
 
 
 @dataclass(frozen=True)
@@ -45,13 +60,13 @@ class PriorConfig:
       max_norm: gradient clipping of each group.
     """
 
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig.heads128)
-    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    generator: GeneratorConfig = field(default_factory=heads_generator)
+    controller: ControllerConfig = field(default_factory=lambda: heads_controller(heads_generator()))
     batch: int = 8
     frame_batch: int = 2
-    rays: int = 768
-    coarse: int = 16
-    near: int = 8
+    rays: int = 512
+    coarse: int = 12
+    near: int = 6
     near_std: float = 0.02
     squared: float = 0.8
     opacity: float = 0.5
@@ -64,8 +79,8 @@ class PriorConfig:
     final_lr: float = 0.1
     ema: float = 0.998
     max_norm: float = 1.0
-    steps: int = 4000
-    frame_steps: int = 800
+    steps: int = 3000
+    frame_steps: int = 600
     seed: int = 0
 
 
@@ -141,7 +156,7 @@ def rays_loss(config: PriorConfig, constants: PyTree, params, batch: dict, key: 
     pixel = batch['weight'][..., None]
     middles = 0.5 * (depths[..., :-1] + depths[..., 1:])
     off_surface = (weights * jnp.abs(middles - batch['depth'][..., None])).sum(-1)
-    points = jax.random.uniform(k_density, (shape[0], 512, 3), minval=-0.5, maxval=0.5)
+    points = jax.random.uniform(k_density, (shape[0], 512, 3), minval=-0.4, maxval=0.4)
     nearby = points + 0.01 * jax.random.normal(k_step, points.shape)
     _, sigma = generator.apply(variables, planes, jnp.concatenate([points, nearby], 1), method='sample_density')
     terms = {
