@@ -79,6 +79,22 @@ def rasterize(screen: np.ndarray, triangles: np.ndarray, height: int, width: int
     Returns:
       Fragments; of equally near triangles the one with the lowest index wins.
     """
+    hit, hit_face, hit_weights, hit_depth = visible(screen, triangles, height, width, perspective=perspective,
+                                                    cull=cull, min_depth=min_depth)
+    face = np.full(height * width, -1, np.int32)
+    weights = np.zeros((height * width, 3), np.float32)
+    depth = np.zeros(height * width, np.float32)
+    face[hit], weights[hit], depth[hit] = hit_face, hit_weights, hit_depth
+    return Fragments(face.reshape(height, width), weights.reshape(height, width, 3), depth.reshape(height, width))
+
+
+def visible(screen: np.ndarray, triangles: np.ndarray, height: int, width: int, *, perspective: bool = True,
+            cull: np.ndarray | bool = False, min_depth: float = 1e-6):
+    """As ``rasterize``, but only the covered samples.
+
+    Returns:
+      (flat pixel index [N] ascending, triangle [N] int32, barycentric [N, 3] float32, depth [N] float32).
+    """
     # Corner by corner, as contiguous [F] arrays: reductions over a last axis of three are slow.
     screen = np.ascontiguousarray(np.asarray(screen, np.float64).T)
     corner = np.ascontiguousarray(np.asarray(triangles).T)
@@ -92,37 +108,35 @@ def rasterize(screen: np.ndarray, triangles: np.ndarray, height: int, width: int
     leftmost, rightmost = np.minimum(np.minimum(u[0], u[1]), u[2]), np.maximum(np.maximum(u[0], u[1]), u[2])
     keep &= (bottom >= top) & (rightmost >= 0.5) & (leftmost <= width - 0.5)
     index = np.flatnonzero(keep)
-    face = np.full(height * width, -1, np.int32)
-    weights = np.zeros((height * width, 3), np.float32)
-    out_depth = np.zeros(height * width, np.float32)
-    if len(index):
-        u, v, depth, area = u[:, index], v[:, index], depth[:, index], area[index]
-        # Barycentric weight k at (x, y) is a_k x + b_k y + c_k.
-        u1, v1, u2, v2 = u[[1, 2, 0]], v[[1, 2, 0]], u[[2, 0, 1]], v[[2, 0, 1]]
-        a, b, c = (v1 - v2) / area, (u2 - u1) / area, (u1 * v2 - u2 * v1) / area
-        # What is linear on the screen and larger when nearer: 1/depth, or -depth.
-        near = 1 / depth if perspective else -depth
-        na, nb, nc = (sum(t[k] * near[k] for k in range(3)) for t in (a, b, c))
-        pixel, owner, nearness = _spans(a, b, c, na, nb, nc, leftmost[index], rightmost[index],
-                                        top[index].astype(np.int32), bottom[index].astype(np.int32), width)
-        buffer = np.full(height * width, -np.inf)
-        np.maximum.at(buffer, pixel, nearness)
-        won = np.flatnonzero(nearness == buffer[pixel])[::-1]  # backwards: the lowest triangle is written last
-        face[pixel[won]] = owner[won]
-        hit = np.flatnonzero(face >= 0)
-        winner = face[hit]
-        x, y = (hit % width) + 0.5, (hit // width) + 0.5
-        w = []
-        for k in range(3):
-            t = a[k][winner] * x + b[k][winner] * y + c[k][winner]
-            np.maximum(t, 0, out=t)
-            w.append(t * near[k][winner] if perspective else t)
-        total = w[0] + w[1] + w[2]
-        for k in range(3):
-            weights[hit, k] = w[k] / total
-        out_depth[hit] = 1 / buffer[hit] if perspective else -buffer[hit]
-        face[hit] = index[winner]
-    return Fragments(face.reshape(height, width), weights.reshape(height, width, 3), out_depth.reshape(height, width))
+    u, v, depth, area = u[:, index], v[:, index], depth[:, index], area[index]
+    # Barycentric weight k at (x, y) is a_k x + b_k y + c_k.
+    u1, v1, u2, v2 = u[[1, 2, 0]], v[[1, 2, 0]], u[[2, 0, 1]], v[[2, 0, 1]]
+    a, b, c = (v1 - v2) / area, (u2 - u1) / area, (u1 * v2 - u2 * v1) / area
+    # What is linear on the screen and larger when nearer: 1/depth, or -depth.
+    near = 1 / depth if perspective else -depth
+    na, nb, nc = (sum(t[k] * near[k] for k in range(3)) for t in (a, b, c))
+    pixel, owner, nearness = _spans(a, b, c, na, nb, nc, leftmost[index], rightmost[index],
+                                    top[index].astype(np.int32), bottom[index].astype(np.int32), width)
+    buffer = np.full(height * width, -np.inf)
+    np.maximum.at(buffer, pixel, nearness)
+    won = np.flatnonzero(nearness == buffer[pixel])[::-1]  # backwards: the lowest triangle is written last
+    winner = np.full(height * width, -1, np.int32)
+    winner[pixel[won]] = owner[won]
+    hit = np.flatnonzero(winner >= 0)
+    winner = winner[hit]
+    row = (hit.astype(np.int32) // np.int32(width)).astype(np.int32)
+    x, y = hit.astype(np.int32) - row * np.int32(width) + 0.5, row + 0.5
+    second = a[1][winner] * x + b[1][winner] * y + c[1][winner]
+    third = a[2][winner] * x + b[2][winner] * y + c[2][winner]
+    w = [np.maximum(t, 0) for t in (1 - second - third, second, third)]
+    if perspective:
+        w = [t * near[k][winner] for k, t in enumerate(w)]
+    total = w[0] + w[1] + w[2]
+    weights = np.empty((len(hit), 3), np.float32)
+    for k in range(3):
+        np.divide(w[k], total, out=weights[:, k], casting='same_kind')
+    nearest = buffer[hit]
+    return hit, index[winner].astype(np.int32), weights, (1 / nearest if perspective else -nearest).astype(np.float32)
 
 
 def _spans(a, b, c, na, nb, nc, leftmost, rightmost, top, bottom, width):

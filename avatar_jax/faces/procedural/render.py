@@ -13,11 +13,12 @@ from avatar_jax.faces.procedural.identity import IDENTITY_DIM, TEXTURE_DIM, spli
 from avatar_jax.faces.procedural.mesh import EYE, SKIN, head_mesh
 from avatar_jax.faces.procedural.model import head_vertices, to_world
 from avatar_jax.faces.procedural.style import decode_style
-from avatar_jax.render.rasterizer import interpolate_flat, rasterize
+from avatar_jax.render.rasterizer import interpolate_flat, visible
 
 # Ramamoorthi constants of the lighting equation.
 _A0C0, _A1C1, _A2C2 = 0.88622693, 1.77245385, 2.42703239
 INITIAL_LIGHT = 0.8  # added to band 0
+_BLOCK = 1 << 15  # samples that are shaded at a time: their arrays stay in the cache
 
 
 def default_gamma() -> np.ndarray:
@@ -33,20 +34,20 @@ def default_gamma() -> np.ndarray:
 
 def sh_light(normals: np.ndarray, gamma: np.ndarray) -> np.ndarray:
     """Light on unit normals [N, 3] from gamma [27] (channel-major): [N, 3]; the nine-band formula of the face model."""
-    x, y, z = normals[:, 0], normals[:, 1], normals[:, 2]
-    bands = np.empty((len(normals), 9), np.float32)
-    bands[:, 0] = _A0C0
-    bands[:, 1] = -_A1C1 * y
-    bands[:, 2] = _A1C1 * z
-    bands[:, 3] = -_A1C1 * x
-    bands[:, 4] = _A2C2 * x * y
-    bands[:, 5] = -_A2C2 * y * z
-    bands[:, 6] = _A2C2 / (2 * np.sqrt(3)) * (3 * z * z - 1)
-    bands[:, 7] = -_A2C2 * x * z
-    bands[:, 8] = _A2C2 / 2 * (x * x - y * y)
+    x, y, z = np.ascontiguousarray(normals.T)
+    bands = np.empty((9, len(normals)), np.float32)
+    bands[0] = _A0C0
+    np.multiply(y, -_A1C1, out=bands[1])
+    np.multiply(z, _A1C1, out=bands[2])
+    np.multiply(x, -_A1C1, out=bands[3])
+    np.multiply(_A2C2 * x, y, out=bands[4])
+    np.multiply(-_A2C2 * y, z, out=bands[5])
+    bands[6] = _A2C2 / (2 * np.sqrt(3)) * (3 * z * z - 1)
+    np.multiply(-_A2C2 * x, z, out=bands[7])
+    bands[8] = _A2C2 / 2 * (x * x - y * y)
     weights = np.asarray(gamma, np.float32).reshape(3, 9).copy()
     weights[:, 0] += INITIAL_LIGHT
-    return bands @ weights.T
+    return (weights @ bands).T
 
 
 @functools.lru_cache(maxsize=1)
@@ -142,46 +143,33 @@ def render_head(identity: np.ndarray, expression: np.ndarray, camera_label: np.n
     vertices = head_vertices(shape, expression, style_numbers)
     side = resolution * supersample
     screen = project(to_world(vertices), camera_label, side, side)
-    fragments = rasterize(screen, mesh.triangles, side, side, cull=~mesh.two_sided)
-    hit = np.flatnonzero(fragments.face.ravel() >= 0)
-    faces = fragments.face.ravel()[hit]
-    weights = fragments.barycentric.reshape(-1, 3)[hit]
-
+    hits, face, weight, depth_z = visible(screen, mesh.triangles, side, side, cull=~mesh.two_sided)
     albedo = mean_albedo(style_numbers) + (texture @ texture_basis().reshape(TEXTURE_DIM, -1)).reshape(-1, 3)
-    normals = vertex_normals(vertices)
-    attributes = np.concatenate([normals, albedo, mesh.canonical, np.abs(mesh.azimuth)[:, None],
+    attributes = np.concatenate([vertex_normals(vertices), albedo, mesh.canonical, np.abs(mesh.azimuth)[:, None],
                                  ambient()[:, None]], 1).astype(np.float32)
-    samples = interpolate_flat(attributes, mesh.triangles[faces], weights)
-    part = mesh.face_part[faces]
-    pose, k = split_label(camera_label)
-    column, row = hit % side, hit // side
-    ray_y = ((row + .5) / side - k[1, 2]) / k[1, 1]
-    ray_x = ((column + .5) / side - k[0, 2] - k[0, 1] * ray_y) / k[0, 0]
-    rays = np.stack([ray_x, ray_y, np.ones_like(ray_x)], 1).astype(np.float32)
-    stretch = _length(rays)
-
-    normal = samples[:, :3]
-    normal /= np.maximum(_length(normal), 1e-6)[:, None]
-    view = -(rays @ pose[:3, :3].T.astype(np.float32)) / stretch[:, None]
-    two_sided = np.flatnonzero(mesh.two_sided[faces])
-    away = two_sided[np.einsum('nd,nd->n', normal[two_sided], view[two_sided]) < 0]
-    normal[away] *= -1
-    colour = np.clip(samples[:, 3:6], .01, 1)
-    paint(colour, part, samples[:, 6:9], style, _skin_tone(albedo))
-    light = np.maximum(sh_light(normal, gamma), 0) * samples[:, 9:10]
-    colour *= light
-    _shine(colour, part, normal, view, gamma)
-    np.clip(colour, 0, 1, out=colour)
-
+    towards, stretch = _rays(camera_label, side)
     rgb = np.empty((side * side, 3), np.float32)
     rgb[:] = np.asarray(background, np.float32)
-    rgb[hit] = colour
     cover = np.zeros(side * side, np.float32)
-    cover[hit] = 1
     distance = np.zeros(side * side, np.float32)
-    distance[hit] = fragments.depth.ravel()[hit] * stretch
     parts = np.full(side * side, -1, np.int8)
-    parts[hit] = part
+    for first in range(0, len(hits), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        hit, faces = hits[block], face[block]
+        part = mesh.face_part[faces]
+        samples = interpolate_flat(attributes, mesh.triangles[faces], weight[block])
+        view = towards[hit]
+        normal = samples[:, :3]
+        normal /= np.maximum(_length(normal), 1e-6)[:, None]
+        two_sided = np.flatnonzero(mesh.two_sided[faces])
+        away = two_sided[np.einsum('nd,nd->n', normal[two_sided], view[two_sided]) < 0]
+        normal[away] *= -1
+        colour = np.clip(samples[:, 3:6], .01, 1)
+        paint(colour, part, samples[:, 6:9], style, _skin_tone(albedo))
+        colour *= np.maximum(sh_light(normal, gamma), 0) * samples[:, 9:10]
+        _shine(colour, part, normal, view, gamma)
+        rgb[hit] = np.clip(colour, 0, 1)
+        cover[hit], distance[hit], parts[hit] = 1, depth_z[block] * stretch[hit], part
     n = _shrink(cover, resolution, supersample)
     depth = _shrink(distance, resolution, supersample) / np.maximum(n, 1)
     mask = n / supersample ** 2
@@ -189,6 +177,20 @@ def render_head(identity: np.ndarray, expression: np.ndarray, camera_label: np.n
     marks = project(to_world(vertices[mesh.landmark_ids]), camera_label, resolution, resolution)[:, :2]
     return HeadImage(rgb, mask, depth.astype(np.float32), marks.astype(np.float32),
                      parts.reshape(side, side)[supersample // 2::supersample, supersample // 2::supersample], vertices)
+
+
+def _rays(label: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """For every sample: unit direction to the camera [S*S, 3] and the length of the ray per unit of camera z [S*S]."""
+    pose, k = split_label(label)
+    place = (np.arange(side) + .5) / side
+    y = (place - k[1, 2]) / k[1, 1]
+    x_column, x_row = (place - k[0, 2]) / k[0, 0], -k[0, 1] / k[0, 0] * y
+    right, down, forward = pose[:3, :3].T
+    rays = ((x_column[:, None] * right)[None] + (x_row[:, None] * right + y[:, None] * down + forward)[:, None])
+    rays = rays.astype(np.float32).reshape(-1, 3)
+    stretch = _length(rays)
+    rays *= (-1 / stretch)[:, None]
+    return rays, stretch
 
 
 def _shrink(samples: np.ndarray, resolution: int, supersample: int) -> np.ndarray:
