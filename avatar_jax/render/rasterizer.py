@@ -158,3 +158,170 @@ def _spans(a, b, c, na, nb, nc, leftmost, rightmost, top, bottom, width):
     owner = tri[span]
     nearness = na[owner] * (column + 0.5) + (nb[tri] * y + nc[tri])[span]
     return row[span] * width + column, owner, nearness
+
+
+def _inside_strict(w0, w1, w2):
+    return (w0 > 0) & (w1 > 0) & (w2 > 0)
+
+
+def _inside_half_open(w0, w1, w2):
+    return (w1 >= 0) & (w2 >= 0) & (w1 + w2 < 1)
+
+
+INSIDE_RULES = {'strict': _inside_strict, 'half_open': _inside_half_open}
+_MAX_CANDIDATES = 1 << 22  # pixel tests at a time, which bounds the memory
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegerBuffer:
+    """What ``zbuffer_integer`` drew.
+
+    Attributes:
+      image: [H, W, C] float32 interpolated attributes, the given background elsewhere.
+      depth: [H, W] float32, larger is nearer, ``INITIAL_DEPTH`` where nothing is.
+      face: [H, W] int32 winning triangle, -1 where nothing is.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    face: np.ndarray
+
+    def to_uint8(self) -> np.ndarray:
+        """[H, W, C] uint8: 255 times the value, truncated."""
+        return np.clip(np.float32(255) * self.image, 0, 255).astype(np.uint8)
+
+
+def zbuffer_integer(screen: np.ndarray, triangles: np.ndarray, attributes: np.ndarray, height: int, width: int, *,
+                    inside: str = 'strict', background: np.ndarray | float = 0.) -> IntegerBuffer:
+    """The z-buffer of the 3DDFA family: sample positions at integers, screen-space interpolation, no culling.
+
+    Args:
+      screen: [V, 3] (x right, y down, depth; larger depth is nearer), pixels.
+      triangles: [F, 3]; attributes: [V, C].
+      inside: 'strict' (all three weights > 0) or 'half_open' (weights of the second and third vertex >= 0 and their sum
+        < 1), the two rules in use.
+      background: value, or [H, W, C] image, that stays where no triangle falls.
+
+    Returns:
+      IntegerBuffer. Of equally near triangles the first one stays.
+    """
+    if inside not in INSIDE_RULES:
+        raise ValueError(f'inside={inside!r}: unknown rule; one of {", ".join(INSIDE_RULES)}')
+    rule = INSIDE_RULES[inside]
+    corner = np.asarray(screen, np.float32)[triangles]  # [F, 3, 3]
+    low = np.maximum(np.ceil(corner[..., :2].min(1)), 0).astype(np.int64)
+    high = np.minimum(np.floor(corner[..., :2].max(1)), [width - 1, height - 1]).astype(np.int64)
+    wide = np.maximum(high - low + 1, 0)
+    counts = wide[:, 0] * wide[:, 1]
+    p0, edge1, edge2 = corner[:, 0, :2], corner[:, 1, :2] - corner[:, 0, :2], corner[:, 2, :2] - corner[:, 0, :2]
+    d00, d01, d11 = (edge2 * edge2).sum(1), (edge2 * edge1).sum(1), (edge1 * edge1).sum(1)
+    determinant = d00 * d11 - d01 * d01
+    inverse = np.where(determinant == 0, 0, 1 / np.where(determinant == 0, 1, determinant)).astype(np.float32)
+
+    buffer = np.full(height * width, INITIAL_DEPTH, np.float32)
+    face = np.full(height * width, -1, np.int32)
+    weights = np.zeros((height * width, 3), np.float32)
+    for block in _blocks(counts):
+        owner, place = _ranges(counts[block])
+        owner = owner + block.start
+        x = low[owner, 0] + place % np.maximum(wide[owner, 0], 1)
+        y = low[owner, 1] + place // np.maximum(wide[owner, 0], 1)
+        offset = np.stack([x, y], 1).astype(np.float32) - p0[owner]
+        d02, d12 = (edge2[owner] * offset).sum(1), (edge1[owner] * offset).sum(1)
+        w2 = (d11[owner] * d02 - d01[owner] * d12) * inverse[owner]
+        w1 = (d00[owner] * d12 - d01[owner] * d02) * inverse[owner]
+        w0 = 1 - w1 - w2
+        keep = np.flatnonzero(rule(w0, w1, w2))
+        owner, pixel, w = owner[keep], (y * width + x)[keep], np.stack([w0, w1, w2], 1)[keep]
+        depth = (w * corner[owner, :, 2]).sum(1)
+        before = buffer.copy()
+        np.maximum.at(buffer, pixel, depth)
+        won = np.flatnonzero((depth == buffer[pixel]) & (depth > before[pixel]))[::-1]
+        face[pixel[won]], weights[pixel[won]] = owner[won], w[won]
+    attributes = np.asarray(attributes, np.float32)
+    image = np.empty((height * width, attributes.shape[1]), np.float32)
+    image[:] = background if np.ndim(background) == 0 else np.reshape(background, image.shape)
+    hit = face >= 0
+    image[hit] = interpolate_flat(attributes, np.asarray(triangles)[face[hit]], weights[hit])
+    return IntegerBuffer(image.reshape(height, width, -1), buffer.reshape(height, width), face.reshape(height, width))
+
+
+def _blocks(counts: np.ndarray) -> list[slice]:
+    """Runs of triangles whose bounding boxes hold about ``_MAX_CANDIDATES`` pixels together."""
+    group = np.cumsum(counts) // _MAX_CANDIDATES
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(group)) + 1, [len(counts)]])
+    return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+
+
+def normalised_coordinate_code(mean_shape: np.ndarray) -> np.ndarray:
+    """NCC (Zhu et al.): the mean shape [V, 3] normalised to [0, 1] per axis; x, y, z are the channels r, g, b."""
+    shape = np.asarray(mean_shape, np.float32)
+    low, high = shape.min(0), shape.max(0)
+    return (shape - low) / (high - low)
+
+
+def area_weighted_normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """[V, 3] unit normals: the sum over the triangles of (p1 - p0) x (p2 - p0), normalised."""
+    p = np.asarray(vertices, np.float64)[triangles]
+    normal = np.cross(p[:, 1] - p[:, 0], p[:, 2] - p[:, 0])
+    out = np.stack([np.bincount(np.ravel(triangles), np.repeat(normal[:, d], 3), len(vertices)) for d in range(3)], 1)
+    return (out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class SeccConfig:
+    """How a SECC map is drawn; HiDe-NeRF leaves these open. The default is the camera of the 3DMM regressor.
+
+    Attributes:
+      size: side of the map in pixels.
+      focal, centre: of the 224-pixel camera, scaled to ``size``; camera_distance: decimetre.
+      background: value where no triangle falls, before ``signed``.
+      signed: map [0, 1] to [-1, 1], background included.
+      sampling: 'centre' (pixel centres, perspective-correct) or 'integer' (``zbuffer_integer``, strict rule).
+    """
+
+    size: int = 256
+    focal: float = 1015.
+    centre: float = 112.
+    camera_distance: float = 10.
+    background: float = 0.
+    signed: bool = False
+    sampling: str = 'centre'
+
+
+@dataclasses.dataclass(frozen=True)
+class Secc:
+    """A SECC map: image [S, S, 3], mask [S, S] bool, face [S, S] int32 (-1 outside), depth [S, S] camera z (0 outside)."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    face: np.ndarray
+    depth: np.ndarray
+
+
+def secc(vertices: np.ndarray, code: np.ndarray, triangles: np.ndarray, config: SeccConfig | None = None) -> Secc:
+    """Semantic expression code map: the code [V, 3] of every vertex, seen by a fixed camera.
+
+    ``vertices`` [V, 3] are mean + identity + expression without pose for the pose-free map of HiDe-NeRF (eq. 3); the
+    same with zero expression gives the canonical map, and posed vertices its pose-coupled variant. Decimetre, y up, z to
+    the viewer.
+    """
+    config = config or SeccConfig()
+    if config.sampling not in ('centre', 'integer'):
+        raise ValueError(f'sampling={config.sampling!r}: use centre or integer')
+    vertices = np.asarray(vertices, np.float64)
+    z = config.camera_distance - vertices[:, 2]
+    scale, size = config.size / 224, config.size
+    u = scale * (config.focal * vertices[:, 0] / z + config.centre)
+    v = size - scale * (config.focal * vertices[:, 1] / z + config.centre)
+    if config.sampling == 'centre':
+        drawn = rasterize(np.stack([u, v, z], 1), triangles, size, size)
+        face, depth, mask = drawn.face, drawn.depth, drawn.covered
+        image = np.full((size, size, code.shape[1]), config.background, np.float32)
+        image[mask] = drawn.interpolate(np.asarray(code, np.float32), triangles)[mask]
+    else:
+        buffer = zbuffer_integer(np.stack([u, v, -z], 1), triangles, code, size, size, background=config.background)
+        image, face = buffer.image, buffer.face
+        mask = face >= 0
+        depth = np.where(mask, -buffer.depth, 0).astype(np.float32)
+    return Secc(2 * image - 1 if config.signed else image, mask, face, depth)
