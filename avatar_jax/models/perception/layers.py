@@ -29,7 +29,9 @@ def normalize_batch(
     x: jax.Array, weight: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, eps: float = 1e-5
 ) -> jax.Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last axis."""
-    return (x - mean) * (lax.rsqrt(var + eps) * weight) + bias
+    # One scale and one shift, rounded as PyTorch does it: activations near the kink of a ReLU then fall on the same side.
+    scale = weight * (1 / jnp.sqrt(var + eps))
+    return x * scale + (bias - mean * scale)
 
 
 def batch_statistics(
