@@ -152,7 +152,7 @@ def test_windows_layout_and_refusals():
 def test_default_light_is_grey_and_uniform():
     normals = base.unit(rng(4).standard_normal((1, 50, 3)))
     light = lighting.irradiance(normals, np.zeros((1, 27)))
-    np.testing.assert_allclose(light, 0.8 * lighting.SH_A[0] * lighting.SH_C[0], rtol=1e-6)
+    np.testing.assert_allclose(light, lighting.INITIAL_LIGHT[0] * lighting.SH_A[0] * lighting.SH_C[0], rtol=1e-6)
 
 
 def test_normals_of_a_flat_patch():

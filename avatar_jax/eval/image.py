@@ -78,13 +78,15 @@ def _filter(x: jax.Array, taps: np.ndarray) -> jax.Array:
     return x
 
 
-@partial(jax.jit, static_argnames=('window', 'covariance', 'data_range'))
+@partial(jax.jit, static_argnames=('window', 'covariance', 'data_range', 'k1', 'k2'))
 def ssim_map(
     prediction: jax.Array,
     target: jax.Array,
     window: str = 'gaussian',
     covariance: str = 'population',
     data_range: float | str = 1.0,
+    k1: float = K1,
+    k2: float = K2,
 ) -> jax.Array:
     """Structural similarity at every position with full window support.
 
@@ -93,6 +95,7 @@ def ssim_map(
       window: 'gaussian' (11 x 11, sigma 1.5; Wang et al., torchmetrics) or 'uniform' (7 x 7, scikit-image's default).
       covariance: 'population', or 'sample' (times n / (n - 1), scikit-image's default with the uniform window).
       data_range: largest signal; 'both' is the larger of the two batches' max - min (torchmetrics' default).
+      k1, k2: the constants of the definition.
 
     Returns:
       [B, H - w + 1, W - w + 1, C].
@@ -106,7 +109,7 @@ def ssim_map(
         raise ValueError(f'images of {prediction.shape[1:3]} are smaller than the {len(taps)} x {len(taps)} window')
     x, y = prediction, target
     peak = jnp.maximum(x.max() - x.min(), y.max() - y.min()) if data_range == 'both' else data_range
-    c1, c2 = (K1 * peak) ** 2, (K2 * peak) ** 2
+    c1, c2 = (k1 * peak) ** 2, (k2 * peak) ** 2
     n = len(taps) ** 2
     factor = n / (n - 1) if covariance == 'sample' else 1.0
     mx, my = _filter(x, taps), _filter(y, taps)
@@ -123,13 +126,15 @@ def ssim(
     window: str = 'gaussian',
     covariance: str = 'population',
     data_range: float | str = 1.0,
+    k1: float = K1,
+    k2: float = K2,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """Mean structural similarity per image, [B]; options as ``ssim_map``.
 
     ``mask`` [B, H, W(, 1)] weighs positions by the mask at the window's centre (NaN if empty).
     """
-    values = ssim_map(prediction, target, window, covariance, data_range).mean(-1)
+    values = ssim_map(prediction, target, window, covariance, data_range, k1, k2).mean(-1)
     if mask is None:
         return values.mean((1, 2))
     border = (prediction.shape[1] - values.shape[1]) // 2

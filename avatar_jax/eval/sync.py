@@ -21,18 +21,21 @@ class SyncScores(NamedTuple):
     confidence: Array  # LSE-C = median - minimum, higher is better
 
 
-def distance_matrix(video: Array, audio: Array, shift: int = MAX_SHIFT) -> Array:
-    """Distances [T, 2*shift+1] of video features [T, D] to audio features [T, D] shifted by -shift .. shift (zeros outside)."""
+def distance_matrix(video: Array, audio: Array, shift: int = MAX_SHIFT, eps: float = PAIR_EPS) -> Array:
+    """Distances of video features [T, D] to audio features [T, D] shifted by -shift .. shift (zeros outside the clip).
+
+    ``eps`` is added to every difference. Returns [T, 2*shift+1].
+    """
     xp = namespace(video, audio)
     padded = xp.pad(audio, ((shift, shift), (0, 0)))
     index = np.arange(video.shape[0])[:, None] + np.arange(2 * shift + 1)
-    return xp.sqrt(((video[:, None] - padded[index] + PAIR_EPS) ** 2).sum(-1))
+    return xp.sqrt(((video[:, None] - padded[index] + eps) ** 2).sum(-1))
 
 
-def sync_scores(video: Array, audio: Array, shift: int = MAX_SHIFT) -> SyncScores:
+def sync_scores(video: Array, audio: Array, shift: int = MAX_SHIFT, eps: float = PAIR_EPS) -> SyncScores:
     """Offset, LSE-D and LSE-C of per-clip-position features [T, D]."""
     xp = namespace(video, audio)
-    mean = distance_matrix(video, audio, shift).mean(0)
+    mean = distance_matrix(video, audio, shift, eps).mean(0)
     best = xp.argmin(mean)
     return SyncScores(mean, shift - best, mean[best], xp.median(mean) - mean[best])
 

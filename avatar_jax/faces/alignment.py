@@ -134,22 +134,32 @@ def align(
     return Aligned(cropped, moved.astype(np.float32), np.array([w0, h0, scale, tx, ty], np.float64))
 
 
-def eg3d_crop(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, Aligned]:
+def eg3d_crop(
+    image: np.ndarray,
+    landmarks: np.ndarray,
+    size: int = EG3D_SIZE,
+    rescale_factor: float = EG3D_RESCALE,
+    crop: int = EG3D_CROP,
+    output: int = EG3D_OUTPUT,
+) -> tuple[np.ndarray, Aligned]:
     """The 512 x 512 picture that an FFHQ generator was trained on.
 
     Args:
       image: uint8 [H, W, 3].
       landmarks: [5, 2] or [68, 2] pixels, y down.
+      size, rescale_factor: of the alignment.
+      crop: side of its centre that is kept.
+      output: side of the result.
 
     Returns:
       (uint8 [512, 512, 3], the 1024 x 1024 alignment it is the centre of).
     """
     from PIL import Image
 
-    aligned = align(image, landmarks, EG3D_SIZE, EG3D_RESCALE)
-    box = eg3d_crop_box()
-    crop = aligned.image[box[1] : box[3], box[0] : box[2]]
-    result = Image.fromarray(crop).resize((EG3D_OUTPUT, EG3D_OUTPUT), Image.Resampling.LANCZOS)
+    aligned = align(image, landmarks, size, rescale_factor)
+    box = eg3d_crop_box(size, crop)
+    center = aligned.image[box[1] : box[3], box[0] : box[2]]
+    result = Image.fromarray(center).resize((output, output), Image.Resampling.LANCZOS)
     return np.asarray(result), aligned
 
 

@@ -7,6 +7,7 @@ The model data are academic-use only and are not part of this project: ``BFM.loa
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,24 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces import pose
 from avatar_jax.faces.base import ring_normals
 from avatar_jax.faces.coefficients import NUM_EXP, NUM_ID, NUM_TEX, Coefficients, unpack
-from avatar_jax.faces.lighting import shade
+from avatar_jax.faces.lighting import INITIAL_LIGHT, shade
 
 KEYS = (
     'meanshape', 'idBase', 'exBase', 'meantex', 'texBase', 'tri', 'point_buf', 'tri_mask2', 'frontmask2_idx',
     'skinmask', 'keypoints',
 )  # fmt: skip
+
+
+class FaceCamera(NamedTuple):
+    """Camera and initial light of the coefficient regressor: a picture of 2 ``center`` pixels."""
+
+    focal: float = pose.FOCAL_224
+    center: float = pose.CENTER_224
+    distance: float = pose.CAMERA_DISTANCE
+    initial_light: tuple[float, ...] = INITIAL_LIGHT
+
+
+REGRESSOR_CAMERA = FaceCamera()
 
 
 @struct.dataclass
@@ -34,8 +47,8 @@ class Face:
     rotation: jax.Array  # [..., 3, 3] row-vector rotation
     transformed: jax.Array  # [..., V, 3] posed, y up, z to the viewer
     vertex: jax.Array  # [..., V, 3] camera coordinates (x, y, depth)
-    projected: jax.Array  # [..., V, 2] pixels at 224, v up
-    landmark: jax.Array  # [..., 68, 2] pixels at 224, v up
+    projected: jax.Array  # [..., V, 2] pixels, v up
+    landmark: jax.Array  # [..., 68, 2] pixels, v up
     normal: jax.Array  # [..., V, 3] of the unposed shape
     normal_rotated: jax.Array  # [..., V, 3]
     color: jax.Array  # [..., V, 3] lit
@@ -136,14 +149,14 @@ class BFM:
         """Unit vertex normals [..., V, 3], each adjacent triangle weighted equally."""
         return ring_normals(shape, self.triangles, self.rings)
 
-    def reconstruct(self, coefficients: jax.Array | Coefficients) -> Face:
-        """All geometry and colour of the faces described by [..., 257] coefficients."""
+    def reconstruct(self, coefficients: jax.Array | Coefficients, camera: FaceCamera = REGRESSOR_CAMERA) -> Face:
+        """All geometry and colour of the faces described by [..., 257] coefficients, as ``camera`` sees them."""
         c = coefficients if isinstance(coefficients, Coefficients) else unpack(coefficients)
         shape = self.vertices(c.id, c.exp)
         rotation = pose.rotation_matrix(c.angle)
         transformed = pose.transform(shape, rotation, c.trans)
-        vertex = pose.to_camera(transformed)
-        projected = pose.project(vertex)
+        vertex = pose.to_camera(transformed, camera.distance)
+        projected = pose.project(vertex, camera.focal, camera.center)
         texture = self.albedo(c.tex)
         normal = self.normals(shape)
         rotated = normal @ rotation
@@ -157,7 +170,7 @@ class BFM:
             landmark=projected[..., self.landmark_ids, :],
             normal=normal,
             normal_rotated=rotated,
-            color=shade(texture, rotated, c.gamma),
+            color=shade(texture, rotated, c.gamma, camera.initial_light),
         )
 
 

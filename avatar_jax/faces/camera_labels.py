@@ -15,9 +15,10 @@ import numpy as np
 
 from avatar_jax.faces.pose import (
     CAMERA_DISTANCE,
+    EG3D_OFFSET,
+    EG3D_SCALE,
     Array,
     euler_angles,
-    head_to_world,
     namespace,
     rotation_matrix,
     world_to_head,
@@ -95,26 +96,27 @@ def mirror_label(label: Array) -> Array:
 # --- from the coefficient regressor's pose (FFHQ labels) -------------------------------------------------------------
 
 
-def raw_pose(angle: Array, trans: Array) -> Array:
+def raw_pose(angle: Array, trans: Array, scale: float = EG3D_SCALE, offset: tuple = EG3D_OFFSET) -> Array:
     """Deep3DFaceRecon angle [..., 3] (radians) and translation [..., 3] (dm) -> camera-to-world [..., 4, 4].
 
     Not normalised: the camera keeps its distance. At zero angle and translation it sits at (0, 0.006, 2.861) and
-    looks along -z.
+    looks along -z. ``scale`` and ``offset`` place the head in the world: ``scale * decimetres + offset``.
     """
     xp = namespace(angle, trans)
     rotation = rotation_matrix(angle)
     shifted = trans - xp.asarray([0, 0, CAMERA_DISTANCE], dtype=trans.dtype)
     center = -(rotation @ shifted[..., None])[..., 0]
-    return pose_matrix(rotation * _OPENCV.astype(rotation.dtype), head_to_world(center))
+    return pose_matrix(rotation * _OPENCV.astype(rotation.dtype), scale * center + xp.asarray(offset, dtype=center.dtype))
 
 
-def normalise_pose(pose: Array, mode: str = 'orig') -> Array:
+def normalise_pose(pose: Array, mode: str = 'orig', radius: float = RADIUS, center: tuple = COR_CENTER) -> Array:
     """Puts the camera at the distance that a generator was trained with.
 
     Args:
       pose: [..., 4, 4] from ``raw_pose``.
       mode: 'orig' distance 2.7 from the origin (released FFHQ models), 'cor' distance 2.7 from (0, 0, 0.175),
         'simplify' the position of 'cor' looking at that point without roll, 'raw' unchanged (HFA-GP).
+      radius, center: the distance, and the point that 'cor' and 'simplify' measure it from.
     """
     xp = namespace(pose)
     if mode not in MODES:
@@ -122,9 +124,9 @@ def normalise_pose(pose: Array, mode: str = 'orig') -> Array:
     if mode == 'raw':
         return pose
     position = pose[..., :3, 3]
-    center = xp.zeros(3, pose.dtype) if mode == 'orig' else xp.asarray(COR_CENTER, dtype=pose.dtype)
+    center = xp.zeros(3, pose.dtype) if mode == 'orig' else xp.asarray(center, dtype=pose.dtype)
     offset = position - center
-    position = center + offset * (RADIUS / xp.sqrt((offset**2).sum(-1, keepdims=True)))
+    position = center + offset * (radius / xp.sqrt((offset**2).sum(-1, keepdims=True)))
     rotation = _facing(center - position) if mode == 'simplify' else pose[..., :3, :3]
     return pose_matrix(rotation, position)
 

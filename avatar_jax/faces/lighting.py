@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +15,7 @@ SH_C = (
     math.sqrt(3.0) / math.sqrt(4 * math.pi),
     3 * math.sqrt(5.0) / math.sqrt(12 * math.pi),
 )
-AMBIENT = 0.8  # added to band 0 of every colour channel
+INITIAL_LIGHT = (0.8, 0, 0, 0, 0, 0, 0, 0, 0)  # added to the nine bands of every colour channel
 
 
 def sh_basis(normals: Array) -> Array:
@@ -36,13 +37,13 @@ def sh_basis(normals: Array) -> Array:
     return xp.stack(bands, axis=-1)
 
 
-def irradiance(normals: Array, gamma: Array, ambient: float = AMBIENT) -> Array:
+def irradiance(normals: Array, gamma: Array, initial: Sequence[float] = INITIAL_LIGHT) -> Array:
     """Light per colour channel: normals [..., N, 3], gamma [..., 27] channel-major -> [..., N, 3]."""
     xp = namespace(normals, gamma)
-    light = gamma.reshape(*gamma.shape[:-1], 3, 9) + ambient * np.eye(1, 9, dtype=np.float32)
+    light = gamma.reshape(*gamma.shape[:-1], 3, 9) + np.asarray(initial, np.float32)
     return sh_basis(normals) @ xp.swapaxes(light, -1, -2)
 
 
-def shade(albedo: Array, normals: Array, gamma: Array, ambient: float = AMBIENT) -> Array:
+def shade(albedo: Array, normals: Array, gamma: Array, initial: Sequence[float] = INITIAL_LIGHT) -> Array:
     """Colour of lit vertices: albedo [..., N, 3] times the irradiance at their normals (not clamped)."""
-    return albedo * irradiance(normals, gamma, ambient)
+    return albedo * irradiance(normals, gamma, initial)

@@ -33,9 +33,9 @@ class ReconLossWeights:
     tex: float = 1.7e-2
 
 
-def photo_loss(rendered: jax.Array, real: jax.Array, mask: jax.Array) -> jax.Array:
+def photo_loss(rendered: jax.Array, real: jax.Array, mask: jax.Array, eps: float = PHOTO_EPS) -> jax.Array:
     """Mean colour distance inside ``mask`` [B, H, W, 1] (skin attention times rendered region, no gradient); 0 if empty."""
-    distance = jnp.sqrt(PHOTO_EPS + jnp.sum((rendered - real) ** 2, -1, keepdims=True))
+    distance = jnp.sqrt(eps + jnp.sum((rendered - real) ** 2, -1, keepdims=True))
     mask = jax.lax.stop_gradient(mask)
     return jnp.sum(distance * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 

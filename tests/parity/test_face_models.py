@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from avatar_jax.faces import alignment, camera_labels, coefficients, lighting, pose, windows
-from avatar_jax.faces.bfm import BFM
+from avatar_jax.faces.bfm import BFM, FaceCamera
 from avatar_jax.faces.bfm_transfer import parse_expression_pca, transfer
 from avatar_jax.faces.ict import ICT
 from tests.parity import golden as g
@@ -32,18 +32,14 @@ def test_rotation(golden):
 def test_bfm(golden):
     cfg = golden.config
     model = BFM.from_arrays(golden.param, recenter=cfg['recenter'])
-    assert (cfg['focal'], cfg['center'], cfg['camera_distance']) == (
-        pose.FOCAL_224,
-        pose.CENTER_224,
-        pose.CAMERA_DISTANCE,
-    )
+    camera = FaceCamera(cfg['focal'], cfg['center'], cfg['camera_distance'], tuple(cfg['init_lit']))
     vector = jnp.asarray(golden.inp['coeffs'])
     parts = coefficients.unpack(vector)
     for name in ('id', 'exp', 'tex', 'angle', 'gamma', 'trans'):
         close(getattr(parts, name), golden.out[f'split_{name}'], what=name)
     close(coefficients.pack(parts), golden.inp['coeffs'])
 
-    face = jax.jit(lambda m, c: m.reconstruct(c))(model, vector)
+    face = jax.jit(lambda m, c: m.reconstruct(c, camera))(model, vector)
     close(model.mean_shape, golden.out['mean_shape_recentred'], what='mean', **GEOMETRY)
     for name in ('shape', 'rotation', 'transformed', 'vertex', 'texture', 'normal', 'normal_rotated', 'color'):
         close(getattr(face, name), golden.out[name], what=name, **GEOMETRY)
@@ -53,13 +49,12 @@ def test_bfm(golden):
     close(lighting.SH_A, golden.out['sh_a'], rtol=1e-6)
     close(lighting.SH_C, golden.out['sh_c'], rtol=1e-6)
     close(lighting.sh_basis(face.normal_rotated)[0], golden.out['sh_basis_sample0'], what='sh', **GEOMETRY)
-    assert cfg['init_lit'] == [lighting.AMBIENT] + [0] * 8
     # The reference matrix multiplies rows of (x, y, depth) from the right.
-    f, c = pose.FOCAL_224, pose.CENTER_224
+    f, c = camera.focal, camera.center
     close(np.array([[f, 0, c], [0, f, c], [0, 0, 1]]).T, golden.out['persc_proj'], rtol=1e-6)
 
     def scalar(c):
-        out = model.reconstruct(c)
+        out = model.reconstruct(c, camera)
         parts = ((out.vertex, 'cot_vertex', 1.0), (out.color, 'cot_color', 1.0), (out.landmark, 'cot_lm', 0.05))
         return sum(weight * jnp.sum(value * golden.inp[key]) for value, key, weight in parts)
 
@@ -87,19 +82,20 @@ def test_align(golden):
     image, lm5 = inp['image'], inp['lm5']
     close(alignment.STANDARD_POINTS, inp['lm3d_std'], atol=1e-7)
     close(alignment.five_points_3d(inp['lm3d_68']), inp['lm3d_std'], atol=1e-6)
-    fit = alignment.solve_pose(inp['lm5_up'])
+    standard = inp['lm3d_std']
+    fit = alignment.solve_pose(inp['lm5_up'], standard)
     close(fit.translation, out['pos_t'].reshape(-1), atol=1e-4)
     close(fit.scale, out['pos_s'], rtol=1e-6)
 
     for case, size in cfg['cases'].items():
-        aligned = alignment.align(image, lm5, size['target_size'], size['rescale_factor'])
+        aligned = alignment.align(image, lm5, size['target_size'], size['rescale_factor'], standard=standard)
         close(aligned.trans_params, out[f'{case}_trans_params'], what=case, rtol=1e-6, atol=1e-5)
         close(aligned.landmarks, out[f'{case}_lm'], what=case, **PIXELS)
         if f'{case}_image' in out:
             close(aligned.image.astype(int), out[f'{case}_image'].astype(int), what=case, atol=2)
-    crop, aligned = alignment.eg3d_crop(image, lm5)
-    assert crop.shape == (cfg['eg3d_output'],) * 2 + (3,)
-    box = alignment.eg3d_crop_box(cfg['cases']['eg3d']['target_size'], cfg['eg3d_center_crop'])
+    eg3d, center = cfg['cases']['eg3d'], cfg['eg3d_center_crop']
+    crop, _ = alignment.eg3d_crop(image, lm5, eg3d['target_size'], eg3d['rescale_factor'], center, cfg['eg3d_output'])
+    box = alignment.eg3d_crop_box(eg3d['target_size'], center)
     np.testing.assert_array_equal(box, out['eg3d_crop_box'])
     close(alignment.five_points(inp['lm68_up']), out['extract_5p'], **PIXELS)
     for name in out:
@@ -116,29 +112,25 @@ def test_align(golden):
 @handles('face_models', 'camera_labels')
 def test_camera_labels(golden):
     inp, out, cfg = golden.inp, golden.out, golden.config
-    assert (cfg['radius'], tuple(cfg['cor']), cfg['scale'], tuple(cfg['offset'])) == (
-        camera_labels.RADIUS,
-        camera_labels.COR_CENTER,
-        pose.EG3D_SCALE,
-        pose.EG3D_OFFSET,
-    )
+    radius, center, place = cfg['radius'], tuple(cfg['cor']), (cfg['scale'], tuple(cfg['offset']))
+    camera = camera_labels.intrinsics(np.float64(cfg['intrinsics_value']))
+    assert cfg['z_shift'] == -pose.CAMERA_DISTANCE
     for xp in (np, jnp):
         angle, trans = xp.asarray(inp['angle']), xp.asarray(inp['trans'])
-        raw = camera_labels.raw_pose(angle, trans)
+        raw = camera_labels.raw_pose(angle, trans, *place)
         close(raw, out['pose_raw'], what='raw', **GEOMETRY)
         for mode in ('orig', 'cor', 'simplify'):
-            normal = camera_labels.normalise_pose(raw, mode)
+            normal = camera_labels.normalise_pose(raw, mode, radius, center)
             close(normal, out[f'pose_{mode}'], what=mode, **GEOMETRY)
-            close(camera_labels.label_from_pose(angle, trans, mode), out[f'label_{mode}'], what=mode, **GEOMETRY)
-        flip = camera_labels.mirror_pose(camera_labels.normalise_pose(raw, 'orig'))
+            close(camera_labels.make_label(normal, camera), out[f'label_{mode}'], what=mode, **GEOMETRY)
+        flip = camera_labels.mirror_pose(camera_labels.normalise_pose(raw, 'orig', radius))
         close(flip, out['pose_flip'], what='mirror', **GEOMETRY)
         h_v = xp.asarray(inp['lookat_h_v_over_pi']) * np.float32(np.pi)
         look = camera_labels.look_at(h_v[:, 0], h_v[:, 1], tuple(map(float, inp['lookat_point'])), cfg['radius'])
         close(look, out['lookat_cam2world'], what='look-at', **GEOMETRY)
     k = camera_labels.FOCAL_1024
     close(np.array([[k, 0, 512], [0, k, 512], [0, 0, 1]]), out['intrinsics_raw'])
-    close(camera_labels.intrinsics(), out['intrinsics'], atol=1e-7)
-    assert camera_labels.FOCAL == cfg['intrinsics_value']
+    close(camera, out['intrinsics'], atol=1e-7)
     for name in [k for k in out if k.startswith('fov_intrinsics_')]:
         degrees = float(name.removeprefix('fov_intrinsics_').replace('_', '.'))
         close(camera_labels.intrinsics_from_fov(degrees), out[name], rtol=1e-6)

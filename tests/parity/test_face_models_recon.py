@@ -85,13 +85,13 @@ def test_recon_losses(golden):
     inp, out = golden.inp, golden.out
     given = golden.config['weights']
     weights = recon_losses.ReconLossWeights(**{k.removeprefix('w_'): v for k, v in given.items()})
-    assert golden.config['eps_photo'] == recon_losses.PHOTO_EPS
+    eps = golden.config['eps_photo']
 
     a, b, mask = (nhwc(inp[k]) for k in ('photo_a', 'photo_b', 'photo_mask'))
-    value, gradient = jax.value_and_grad(recon_losses.photo_loss)(a, b, mask)
+    value, gradient = jax.value_and_grad(recon_losses.photo_loss)(a, b, mask, eps)
     close(value, out['photo'], rtol=1e-5)
     close(nchw(gradient), golden.grad['photo_a'], **GRADIENT)
-    close(recon_losses.photo_loss(a, b, jnp.zeros_like(mask)), out['photo_zero_mask'], atol=1e-7)
+    close(recon_losses.photo_loss(a, b, jnp.zeros_like(mask), eps), out['photo_zero_mask'], atol=1e-7)
 
     value, gradient = jax.value_and_grad(recon_losses.landmark_loss)(jnp.asarray(inp['lm_pred']), inp['lm_gt'])
     close(value, out['landmark'], rtol=1e-5)

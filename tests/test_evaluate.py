@@ -1,0 +1,122 @@
+"""The evaluation run: per-identity results, resuming, failures, reports."""
+
+import json
+
+import numpy as np
+import pytest
+
+from avatar_jax.errors import UserError
+from avatar_jax.eval.cases import ProtocolConfig, clip_case
+from avatar_jax.io.provenance import from_metadata
+from avatar_jax.types import Frames, Motion
+from launch import evaluate as launcher
+
+SIZE = 24
+
+
+def tiny_case(number: int):
+    """A clip of four random pictures, made without rendering."""
+    r = np.random.default_rng(number)
+    motion = Motion(r.random((4, 64)), r.random((4, 3)), r.random((4, 3)), basis='procedural')
+    images = r.uniform(-1, 1, (4, SIZE, SIZE, 3)).astype(np.float32)
+    landmarks = (r.random((4, 68, 2)) * SIZE).astype(np.float32)
+    return clip_case(f'person-{number}', motion, np.zeros((4, 25)), images, np.ones((4, SIZE, SIZE)), landmarks)
+
+
+class Recorder:
+    """A method that counts what it is asked to build and shows the portrait for every frame."""
+
+    def __init__(self, broken=(), stop_at=None):
+        self.built, self.broken, self.stop_at = [], broken, stop_at
+
+    def build(self, portrait):
+        if portrait.source == self.stop_at:
+            raise KeyboardInterrupt
+        self.built.append(portrait.source)
+        if portrait.source in self.broken:
+            raise RuntimeError('this identity\ncannot be built')
+        return portrait
+
+    @staticmethod
+    def animate(avatar, windows, labels):
+        return Frames(rgb=np.repeat(avatar.image[None], len(windows), 0))
+
+    @property
+    def method(self):
+        return launcher.Method('recorder', self.build, self.animate, weights='ab' * 32, networks={'perceptual': 'none'})
+
+
+def items(count=3):
+    return [launcher.TestItem(f'person-{k}', lambda k=k: tiny_case(k)) for k in range(count)]
+
+
+def test_report_of_a_run_with_a_failure(tmp_path):
+    recorder = Recorder(broken=('person-1',))
+    report = launcher.evaluate(tmp_path / 'out', recorder.method, items(), seed=5, settings={'people': 'random'})
+    assert [r['name'] for r in report['identities']] == ['person-0', 'person-2']
+    assert report['failed'] == [{'name': 'person-1', 'error': 'RuntimeError: this identity'}]
+    assert report['mean']['source.psnr']['count'] == 0  # the portrait itself: infinite in both, so no finite mean
+    driven = [r['scores']['driven.psnr_head'] for r in report['identities']]
+    np.testing.assert_allclose(report['mean']['driven.psnr_head']['mean'], np.mean(driven), rtol=1e-6)
+    assert report['unavailable']['driven.aed'] and report['networks']['perceptual loss'] == 'none'
+    assert report['provenance']['weights'] == 'ab' * 32 and report['provenance']['seed'] == 5
+    on_disk = json.loads((tmp_path / 'out/report.json').read_text())
+    assert on_disk == report
+    text = (tmp_path / 'out/report.txt').read_text()
+    for part in ('person-0', 'person-1: RuntimeError', 'unavailable', 'Driven frames'):
+        assert part in text, part
+    failed = json.loads((tmp_path / 'out/identities/person-1.json').read_text())
+    assert 'Traceback' in failed['traceback']
+
+
+def test_contact_sheet_carries_provenance(tmp_path):
+    from PIL import Image
+
+    launcher.evaluate(tmp_path, Recorder().method, items(1))
+    with Image.open(tmp_path / 'identities/person-0.png') as sheet:
+        assert sheet.size == (3 * SIZE, 5 * SIZE)
+        assert from_metadata(sheet.info).synthetic
+    launcher.evaluate(tmp_path / 'plain', Recorder().method, items(1), sheets=False)
+    assert not list((tmp_path / 'plain').rglob('*.png'))
+
+
+def test_an_interrupted_run_continues(tmp_path):
+    first = Recorder(stop_at='person-2')
+    with pytest.raises(KeyboardInterrupt):
+        launcher.evaluate(tmp_path / 'a', first.method, items())
+    second = Recorder()
+    report = launcher.evaluate(tmp_path / 'a', second.method, items())
+    assert first.built == ['person-0', 'person-1'] and second.built == ['person-2']
+    whole = launcher.evaluate(tmp_path / 'b', Recorder().method, items())
+    assert report['mean'] == whole['mean']
+    # A damaged result is made again, a failed identity is tried again.
+    (tmp_path / 'a/identities/person-0.json').write_text('{"status": "do')
+    third = Recorder(broken=('person-0',))
+    assert launcher.evaluate(tmp_path / 'a', third.method, items())['failed']
+    fourth = Recorder()
+    assert launcher.evaluate(tmp_path / 'a', fourth.method, items())['mean'] == whole['mean']
+    assert third.built == fourth.built == ['person-0']
+
+
+def test_a_folder_belongs_to_one_evaluation(tmp_path):
+    launcher.evaluate(tmp_path, Recorder().method, items(1), seed=1)
+    with pytest.raises(UserError, match='another evaluation .different: seed'):
+        launcher.evaluate(tmp_path, Recorder().method, items(1), seed=2)
+    (tmp_path / 'run.json').write_text('nothing')
+    with pytest.raises(UserError, match='damaged'):
+        launcher.evaluate(tmp_path, Recorder().method, items(1), seed=1)
+
+
+def test_procedural_items_depend_on_the_seed():
+    config = ProtocolConfig(frames=2, clip_frames=20, resolution=32)
+    short, longer = (launcher.procedural_items(count, 1, config) for count in (2, 3))
+    assert [i.name for i in longer[:2]] == [i.name for i in short]
+    a, b = short[0].make(), longer[0].make()
+    np.testing.assert_array_equal(a.portrait.image, b.portrait.image)
+    np.testing.assert_array_equal(a.driven.truth, b.driven.truth)
+    other = launcher.procedural_items(2, 2, config)[0].make()
+    assert np.abs(a.portrait.image - other.portrait.image).mean() > 0.01
+    with pytest.raises(UserError, match='identities'):
+        launcher.procedural_items(0, 0, config)
+    with pytest.raises(UserError, match='seed'):
+        launcher.procedural_items(1, -1, config)
