@@ -14,10 +14,12 @@ Two rasterisers live here.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 
 INITIAL_DEPTH = -1e8  # of the integer z-buffer, where larger depth is nearer
+_SLACK = 1e-7  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +64,16 @@ def _ranges(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return owner, np.arange(len(owner), dtype=np.int32) - first[owner].astype(np.int32)
 
 
-def rasterize(screen: np.ndarray, triangles: np.ndarray, height: int, width: int, *, perspective: bool = True,
-              cull: np.ndarray | bool = False, min_depth: float = 1e-6) -> Fragments:
+def rasterize(
+    screen: np.ndarray,
+    triangles: np.ndarray,
+    height: int,
+    width: int,
+    *,
+    perspective: bool = True,
+    cull: np.ndarray | bool = False,
+    min_depth: float = 1e-6,
+) -> Fragments:
     """Nearest surface at every pixel centre.
 
     Args:
@@ -79,8 +89,9 @@ def rasterize(screen: np.ndarray, triangles: np.ndarray, height: int, width: int
     Returns:
       Fragments; of equally near triangles the one with the lowest index wins.
     """
-    hit, hit_face, hit_weights, hit_depth = visible(screen, triangles, height, width, perspective=perspective,
-                                                    cull=cull, min_depth=min_depth)
+    hit, hit_face, hit_weights, hit_depth = visible(
+        screen, triangles, height, width, perspective=perspective, cull=cull, min_depth=min_depth
+    )
     face = np.full(height * width, -1, np.int32)
     weights = np.zeros((height * width, 3), np.float32)
     depth = np.zeros(height * width, np.float32)
@@ -88,8 +99,16 @@ def rasterize(screen: np.ndarray, triangles: np.ndarray, height: int, width: int
     return Fragments(face.reshape(height, width), weights.reshape(height, width, 3), depth.reshape(height, width))
 
 
-def visible(screen: np.ndarray, triangles: np.ndarray, height: int, width: int, *, perspective: bool = True,
-            cull: np.ndarray | bool = False, min_depth: float = 1e-6):
+def visible(
+    screen: np.ndarray,
+    triangles: np.ndarray,
+    height: int,
+    width: int,
+    *,
+    perspective: bool = True,
+    cull: np.ndarray | bool = False,
+    min_depth: float = 1e-6,
+):
     """As ``rasterize``, but only the covered samples.
 
     Returns:
@@ -115,8 +134,19 @@ def visible(screen: np.ndarray, triangles: np.ndarray, height: int, width: int, 
     # What is linear on the screen and larger when nearer: 1/depth, or -depth.
     near = 1 / depth if perspective else -depth
     na, nb, nc = (sum(t[k] * near[k] for k in range(3)) for t in (a, b, c))
-    pixel, owner, nearness = _spans(a, b, c, na, nb, nc, leftmost[index], rightmost[index],
-                                    top[index].astype(np.int32), bottom[index].astype(np.int32), width)
+    pixel, owner, nearness = _spans(
+        a,
+        b,
+        c,
+        na,
+        nb,
+        nc,
+        leftmost[index],
+        rightmost[index],
+        top[index].astype(np.int32),
+        bottom[index].astype(np.int32),
+        width,
+    )
     buffer = np.full(height * width, -np.inf)
     np.maximum.at(buffer, pixel, nearness)
     won = np.flatnonzero(nearness == buffer[pixel])[::-1]  # backwards: the lowest triangle is written last
@@ -151,8 +181,9 @@ def _spans(a, b, c, na, nb, nc, leftmost, rightmost, top, bottom, width):
             cross = -offset / slope
         np.maximum(left, np.where(slope > 0, cross, np.where((slope == 0) & (offset < 0), np.inf, left)), out=left)
         np.minimum(right, np.where(slope < 0, cross, right), out=right)
-    first = np.ceil(np.minimum(left, width + 1) - 0.5)
-    count = np.maximum(np.floor(right - 0.5) - first + 1, 0).astype(np.int32)
+    # The slack lets both neighbours of an edge claim a sample on it, so that rounding opens no gap between them.
+    first = np.ceil(np.minimum(left, width + 1) - (0.5 + _SLACK))
+    count = np.maximum(np.floor(right - (0.5 - _SLACK)) - first + 1, 0).astype(np.int32)
     span, column = _ranges(count)
     column += first.astype(np.int32)[span]
     owner = tri[span]
@@ -191,8 +222,16 @@ class IntegerBuffer:
         return np.clip(np.float32(255) * self.image, 0, 255).astype(np.uint8)
 
 
-def zbuffer_integer(screen: np.ndarray, triangles: np.ndarray, attributes: np.ndarray, height: int, width: int, *,
-                    inside: str = 'strict', background: np.ndarray | float = 0.) -> IntegerBuffer:
+def zbuffer_integer(
+    screen: np.ndarray,
+    triangles: np.ndarray,
+    attributes: np.ndarray,
+    height: int,
+    width: int,
+    *,
+    inside: str = 'strict',
+    background: np.ndarray | float = 0.0,
+) -> IntegerBuffer:
     """The z-buffer of the 3DDFA family: sample positions at integers, screen-space interpolation, no culling.
 
     Args:
@@ -250,7 +289,7 @@ def _blocks(counts: np.ndarray) -> list[slice]:
     """Runs of triangles whose bounding boxes hold about ``_MAX_CANDIDATES`` pixels together."""
     group = np.cumsum(counts) // _MAX_CANDIDATES
     edges = np.concatenate([[0], np.flatnonzero(np.diff(group)) + 1, [len(counts)]])
-    return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+    return [slice(int(a), int(b)) for a, b in itertools.pairwise(edges) if b > a]
 
 
 def normalised_coordinate_code(mean_shape: np.ndarray) -> np.ndarray:
@@ -281,17 +320,17 @@ class SeccConfig:
     """
 
     size: int = 256
-    focal: float = 1015.
-    centre: float = 112.
-    camera_distance: float = 10.
-    background: float = 0.
+    focal: float = 1015.0
+    centre: float = 112.0
+    camera_distance: float = 10.0
+    background: float = 0.0
     signed: bool = False
     sampling: str = 'centre'
 
 
 @dataclasses.dataclass(frozen=True)
 class Secc:
-    """A SECC map: image [S, S, 3], mask [S, S] bool, face [S, S] int32 (-1 outside), depth [S, S] camera z (0 outside)."""
+    """A SECC map: image [S, S, 3], mask [S, S] bool, face [S, S] (-1 outside), depth [S, S] (camera z, 0 outside)."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -303,8 +342,8 @@ def secc(vertices: np.ndarray, code: np.ndarray, triangles: np.ndarray, config: 
     """Semantic expression code map: the code [V, 3] of every vertex, seen by a fixed camera.
 
     ``vertices`` [V, 3] are mean + identity + expression without pose for the pose-free map of HiDe-NeRF (eq. 3); the
-    same with zero expression gives the canonical map, and posed vertices its pose-coupled variant. Decimetre, y up, z to
-    the viewer.
+    same with zero expression gives the canonical map, and posed vertices its pose-coupled variant. Decimetre, y up,
+    z to the viewer.
     """
     config = config or SeccConfig()
     if config.sampling not in ('centre', 'integer'):

@@ -27,8 +27,15 @@ def test_zbuffer(golden):
     camera = golden.inp['verts_cam'].astype(np.float64)
     screens = {
         'ortho': golden.inp['vertices_screen'],
-        'persp': np.stack([config['focal'] * camera[:, 0] / camera[:, 2] + config['cx'],
-                           config['focal'] * camera[:, 1] / camera[:, 2] + config['cy'], camera[:, 2]], 1)}
+        'persp': np.stack(
+            [
+                config['focal'] * camera[:, 0] / camera[:, 2] + config['cx'],
+                config['focal'] * camera[:, 1] / camera[:, 2] + config['cy'],
+                camera[:, 2],
+            ],
+            1,
+        ),
+    }
     for name, screen in screens.items():
         drawn = rasterize(screen, triangles, height, width, perspective=name == 'persp')
         good = _same_faces(drawn.face, golden.out[f'{name}_face'], golden.out[f'{name}_ambiguous'], name)
@@ -53,8 +60,12 @@ def _rotation(pitch, yaw, roll):
 @handles('blocks', 'secc')
 def test_secc(golden):
     given, triangles = golden.inp, golden.inp['faces']
-    config = SeccConfig(size=golden.config['size'], focal=golden.config['focal'], centre=golden.config['center'],
-                        camera_distance=golden.config['camera_distance'])
+    config = SeccConfig(
+        size=golden.config['size'],
+        focal=golden.config['focal'],
+        centre=golden.config['center'],
+        camera_distance=golden.config['camera_distance'],
+    )
     mean = given['mean'].astype(np.float64)
     identity = (given['id_basis'].astype(np.float64) @ given['alpha']).reshape(-1, 3)
     expression = (given['exp_basis'].astype(np.float64) @ given['beta']).reshape(-1, 3)
@@ -85,10 +96,10 @@ def test_ncc_zbuffer(golden):
     close(normals, golden.out['area_weighted_normal'], atol=1e-5, what='normals')
     drawn = zbuffer_integer(golden.inp['screen_vertices'], triangles, code, height, width)
     same = drawn.face == golden.out['triangle']
-    edge = max(3, round(.002 * same.size))  # rounding at triangle edges
+    edge = max(3, round(0.002 * same.size))  # rounding at triangle edges
     assert (~same).sum() <= edge, f'{(~same).sum()} samples show another triangle'
     close(drawn.depth[same], golden.out['depth'][same], atol=1e-5, rtol=1e-6, what='depth')
     close(drawn.image[same], golden.out['ncc_float'][same], atol=1e-5, what='colours')
     off = np.abs(drawn.to_uint8().astype(int) - golden.out['image_uint8'].astype(int))[same]
-    assert off.max() <= 1 and (off > 0).mean() <= .002, f'8-bit image differs at {(off > 0).sum()} values'
+    assert off.max() <= 1 and (off > 0).mean() <= 0.002, f'8-bit image differs at {(off > 0).sum()} values'
     golden.check_all_used()

@@ -10,5 +10,16 @@ from avatar_jax.faces.procedural.identity import (
 from avatar_jax.faces.procedural.model import ProceduralHead, to_world
 from avatar_jax.faces.procedural.render import HeadImage, default_gamma, render_head
 
-__all__ = ['EXPRESSION_DIM', 'EXPRESSION_NAMES', 'IDENTITY_DIM', 'STYLE_DIM', 'HeadImage', 'ProceduralHead', 'default_gamma',
-           'render_head', 'sample_identity', 'split_identity', 'to_world']
+__all__ = [
+    'EXPRESSION_DIM',
+    'EXPRESSION_NAMES',
+    'IDENTITY_DIM',
+    'STYLE_DIM',
+    'HeadImage',
+    'ProceduralHead',
+    'default_gamma',
+    'render_head',
+    'sample_identity',
+    'split_identity',
+    'to_world',
+]

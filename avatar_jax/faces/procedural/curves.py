@@ -49,5 +49,9 @@ class Spline:
         i = np.clip(np.searchsorted(self.x, x, side='right') - 1, 0, len(self.x) - 2)
         h = self.x[i + 1] - self.x[i]
         t = (x - self.x[i]) / h
-        return ((1 + 2 * t) * (1 - t) ** 2 * self.y[i] + t * (1 - t) ** 2 * h * self.slope[i]
-                + t * t * (3 - 2 * t) * self.y[i + 1] + t * t * (t - 1) * h * self.slope[i + 1])
+        return (
+            (1 + 2 * t) * (1 - t) ** 2 * self.y[i]
+            + t * (1 - t) ** 2 * h * self.slope[i]
+            + t * t * (3 - 2 * t) * self.y[i + 1]
+            + t * t * (t - 1) * h * self.slope[i + 1]
+        )

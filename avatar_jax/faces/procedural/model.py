@@ -12,7 +12,7 @@ from avatar_jax.faces.procedural.identity import SHAPE_DIM, STYLE_DIM, TEXTURE_D
 from avatar_jax.faces.procedural.mesh import EAR, head_mesh
 from avatar_jax.faces.procedural.style import decode_style, ear_tuck, hair_geometry, hair_vertices
 
-WORLD_SCALE, WORLD_OFFSET = .27, (0., .006, .161)  # EG3D world = scale * decimetre + offset
+WORLD_SCALE, WORLD_OFFSET = 0.27, (0.0, 0.006, 0.161)  # EG3D world = scale * decimetre + offset
 
 
 def to_world(points):
@@ -61,7 +61,7 @@ class ProceduralHead:
     """The procedural head behind the interface of the morphable models (80 identity, 64 expression, 80 texture).
 
     Lengths are decimetres, y up, z to the viewer; all methods are linear in their coefficients and accept NumPy or JAX
-    arrays, batched in front (``id`` [..., 80] gives [..., V, 3]).
+    arrays, batched in front (identity [..., 80] gives [..., V, 3]).
     """
 
     name = 'procedural'
@@ -90,18 +90,18 @@ class ProceduralHead:
         """[V, 3] neutral mean head."""
         return neutral_mean(self.style)
 
-    def vertices(self, id, exp):  # noqa: A002 - the name of the interface
+    def vertices(self, identity, expression):
         """[..., V, 3] from identity [..., 80] and expression [..., 64]."""
-        return _linear(self.mean, (id, _styled_basis(self.style.tobytes())), (exp, expression_basis()))
+        return _linear(self.mean, (identity, _styled_basis(self.style.tobytes())), (expression, expression_basis()))
 
-    def albedo(self, tex):
+    def albedo(self, texture):
         """[..., V, 3] RGB, nominally 0..1, not clamped, from texture [..., 80]."""
-        return _linear(mean_albedo(self.style), (tex, texture_basis()))
+        return _linear(mean_albedo(self.style), (texture, texture_basis()))
 
-    def landmarks(self, id, exp):  # noqa: A002
+    def landmarks(self, identity, expression):
         """[..., 68, 3] from identity and expression."""
         k = self.landmark_ids
-        return _linear(self.mean[k], (id, shape_basis()[:, k]), (exp, expression_basis()[:, k]))
+        return _linear(self.mean[k], (identity, shape_basis()[:, k]), (expression, expression_basis()[:, k]))
 
 
 def head_vertices(shape: np.ndarray, expression: np.ndarray, style: np.ndarray) -> np.ndarray:

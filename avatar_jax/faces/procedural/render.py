@@ -24,11 +24,11 @@ _BLOCK = 1 << 15  # samples that are shaded at a time: their arrays stay in the 
 def default_gamma() -> np.ndarray:
     """[27] gentle light from above and the image left, a little warm."""
     gamma = np.zeros((3, 9), np.float32)
-    gamma[:, 0] = (.065, .055, .045)
-    gamma[:, 1] = -.085
-    gamma[:, 2] = .115
-    gamma[:, 3] = (.060, .055, .050)
-    gamma[:, 6] = .010
+    gamma[:, 0] = (0.065, 0.055, 0.045)
+    gamma[:, 1] = -0.085
+    gamma[:, 2] = 0.115
+    gamma[:, 3] = (0.060, 0.055, 0.050)
+    gamma[:, 6] = 0.010
     return gamma.reshape(-1)
 
 
@@ -116,8 +116,15 @@ class HeadImage:
     vertices: np.ndarray
 
 
-def render_head(identity: np.ndarray, expression: np.ndarray, camera_label: np.ndarray, gamma: np.ndarray | None = None,
-                resolution: int = 128, supersample: int = 2, background=(1., 1., 1.)) -> HeadImage:
+def render_head(
+    identity: np.ndarray,
+    expression: np.ndarray,
+    camera_label: np.ndarray,
+    gamma: np.ndarray | None = None,
+    resolution: int = 128,
+    supersample: int = 2,
+    background=(1.0, 1.0, 1.0),
+) -> HeadImage:
     """Draws a head.
 
     Args:
@@ -134,8 +141,10 @@ def render_head(identity: np.ndarray, expression: np.ndarray, camera_label: np.n
     """
     identity, expression = np.asarray(identity, np.float32), np.asarray(expression, np.float32)
     if identity.shape != (IDENTITY_DIM,) or expression.shape != (EXPRESSION_DIM,):
-        raise ValueError(f'identity {identity.shape} and expression {expression.shape}: expected '
-                         f'({IDENTITY_DIM},) and ({EXPRESSION_DIM},)')
+        raise ValueError(
+            f'identity {identity.shape} and expression {expression.shape}: expected '
+            f'({IDENTITY_DIM},) and ({EXPRESSION_DIM},)'
+        )
     gamma = default_gamma() if gamma is None else np.asarray(gamma, np.float32)
     mesh = head_mesh()
     shape, texture, style_numbers = split_identity(identity)
@@ -145,8 +154,9 @@ def render_head(identity: np.ndarray, expression: np.ndarray, camera_label: np.n
     screen = project(to_world(vertices), camera_label, side, side)
     hits, face, weight, depth_z = visible(screen, mesh.triangles, side, side, cull=~mesh.two_sided)
     albedo = mean_albedo(style_numbers) + (texture @ texture_basis().reshape(TEXTURE_DIM, -1)).reshape(-1, 3)
-    attributes = np.concatenate([vertex_normals(vertices), albedo, mesh.canonical, np.abs(mesh.azimuth)[:, None],
-                                 ambient()[:, None]], 1).astype(np.float32)
+    attributes = np.concatenate(
+        [vertex_normals(vertices), albedo, mesh.canonical, np.abs(mesh.azimuth)[:, None], ambient()[:, None]], 1
+    ).astype(np.float32)
     towards, stretch = _rays(camera_label, side)
     rgb = np.empty((side * side, 3), np.float32)
     rgb[:] = np.asarray(background, np.float32)
@@ -164,7 +174,7 @@ def render_head(identity: np.ndarray, expression: np.ndarray, camera_label: np.n
         two_sided = np.flatnonzero(mesh.two_sided[faces])
         away = two_sided[np.einsum('nd,nd->n', normal[two_sided], view[two_sided]) < 0]
         normal[away] *= -1
-        colour = np.clip(samples[:, 3:6], .01, 1)
+        colour = np.clip(samples[:, 3:6], 0.01, 1)
         paint(colour, part, samples[:, 6:9], style, _skin_tone(albedo))
         colour *= np.maximum(sh_light(normal, gamma), 0) * samples[:, 9:10]
         _shine(colour, part, normal, view, gamma)
@@ -172,21 +182,27 @@ def render_head(identity: np.ndarray, expression: np.ndarray, camera_label: np.n
         cover[hit], distance[hit], parts[hit] = 1, depth_z[block] * stretch[hit], part
     n = _shrink(cover, resolution, supersample)
     depth = _shrink(distance, resolution, supersample) / np.maximum(n, 1)
-    mask = n / supersample ** 2
-    rgb = _shrink(rgb, resolution, supersample) / supersample ** 2
+    mask = n / supersample**2
+    rgb = _shrink(rgb, resolution, supersample) / supersample**2
     marks = project(to_world(vertices[mesh.landmark_ids]), camera_label, resolution, resolution)[:, :2]
-    return HeadImage(rgb, mask, depth.astype(np.float32), marks.astype(np.float32),
-                     parts.reshape(side, side)[supersample // 2::supersample, supersample // 2::supersample], vertices)
+    return HeadImage(
+        rgb,
+        mask,
+        depth.astype(np.float32),
+        marks.astype(np.float32),
+        parts.reshape(side, side)[supersample // 2 :: supersample, supersample // 2 :: supersample],
+        vertices,
+    )
 
 
 def _rays(label: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     """For every sample: unit direction to the camera [S*S, 3] and the length of the ray per unit of camera z [S*S]."""
     pose, k = split_label(label)
-    place = (np.arange(side) + .5) / side
+    place = (np.arange(side) + 0.5) / side
     y = (place - k[1, 2]) / k[1, 1]
     x_column, x_row = (place - k[0, 2]) / k[0, 0], -k[0, 1] / k[0, 0] * y
     right, down, forward = pose[:3, :3].T
-    rays = ((x_column[:, None] * right)[None] + (x_row[:, None] * right + y[:, None] * down + forward)[:, None])
+    rays = (x_column[:, None] * right)[None] + (x_row[:, None] * right + y[:, None] * down + forward)[:, None]
     rays = rays.astype(np.float32).reshape(-1, 3)
     stretch = _length(rays)
     rays *= (-1 / stretch)[:, None]
@@ -213,14 +229,17 @@ def _skin_tone(albedo: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def _throat() -> int:
     p = head_mesh().positions
-    return int(np.argmin(np.square(p[:, 0]) + np.square(p[:, 1] + 1.0) + np.square(p[:, 2] + .17)
-                         + 10 * (head_mesh().part != SKIN)))
+    return int(
+        np.argmin(
+            np.square(p[:, 0]) + np.square(p[:, 1] + 1.0) + np.square(p[:, 2] + 0.17) + 10 * (head_mesh().part != SKIN)
+        )
+    )
 
 
 def _shine(colour, part, normal, view, gamma):
     """Adds the reflection of the main light: sharp on the wet eyes, teeth and tongue, faint and wide on skin."""
     band = np.asarray(gamma, np.float32).reshape(3, 9)[:, 1:4].mean(0)
-    light = np.array([-band[2], -band[0], band[1]]) + np.array([0., .02, .05])
+    light = np.array([-band[2], -band[0], band[1]]) + np.array([0.0, 0.02, 0.05])
     light /= max(np.linalg.norm(light), 1e-6)
     half = view + light.astype(np.float32)
     dot = np.einsum('nd,nd->n', normal, half) / np.maximum(_length(half), 1e-6)
@@ -231,7 +250,7 @@ def _shine(colour, part, normal, view, gamma):
     power *= power  # 16
     colour += (_GLOSS[part] * power)[:, None]
     i = np.flatnonzero(part == EYE)
-    colour[i] += (.85 * dot[i] ** 220)[:, None]
+    colour[i] += (0.85 * dot[i] ** 220)[:, None]
 
 
-_GLOSS = np.array([.050, .05, 0., .10, .12, .03, .03, 0.], np.float32)
+_GLOSS = np.array([0.050, 0.05, 0.0, 0.10, 0.12, 0.03, 0.03, 0.0], np.float32)
