@@ -8,14 +8,16 @@ identity that fails is reported without stopping the others.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import itertools
 import json
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,9 +30,14 @@ from avatar_jax.eval.protocols import ANIMATE_BATCH, CaseResult, run_case
 from avatar_jax.io import atomic
 from avatar_jax.io.images import write_png
 from avatar_jax.io.provenance import Provenance
+from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.progress import Progress
-from avatar_jax.types import Motion
+from avatar_jax.types import Avatar, Frames, Motion, Portrait
 
+if TYPE_CHECKING:
+    from avatar_jax.methods.otavatar.model import ModelConfig
+
+DEFAULT_WEIGHTS = 'heads128'
 REPORT, TABLE, RUN = 'report.json', 'report.txt', 'run.json'
 SHEET_COLUMNS = 8
 
@@ -41,11 +48,13 @@ class Method:
 
     Attributes:
       name: for the report.
-      build: portrait -> avatar.
+      build: (portrait, on_step) -> avatar; it calls ``on_step(done)`` with the number of its steps done so far.
       animate: (avatar, windows [B, 27, 70], labels [B, 25]) -> Frames.
       weights: SHA-256 of its weights.
       networks: what its own losses look through, in words.
       settings: everything else that decides its results, plain values.
+      steps: of one ``build``.
+      bank: the frozen networks at hand, for estimators.
     """
 
     name: str
@@ -54,6 +63,8 @@ class Method:
     weights: str = ''
     networks: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 1
+    bank: PerceptionBank = field(default_factory=PerceptionBank)
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ def procedural_items(count: int, seed: int, config: ProtocolConfig, split: str =
     clips = evaluation_clips(count + 1, seed, split, config.clip_frames, num_cameras=3)
     return [
         TestItem(person.name, lambda a=person, b=driver: procedural_case(a, b, config))
-        for person, driver in zip(clips[:-1], clips[1:], strict=True)
+        for person, driver in itertools.pairwise(clips)
     ]
 
 
@@ -151,31 +162,39 @@ def evaluate(
     }
     _claim(out, run)
     provenance = Provenance(synthetic=True, weights=method.weights, seed=seed, command='evaluate')
-    records: dict[str, dict] = {}
-    with Progress(len(items), 'evaluation', unit='identity') as bar:
-        for item in items:
-            path = out / 'identities' / f'{item.name}.json'
-            record = _stored(path)
-            if record is None:
-                record, result = _one(item, method, estimators, batch)
-                if result is not None and sheets:
-                    write_png(path.with_suffix('.png'), contact_sheet(result), provenance)
-                atomic.write_json(path, record)
+    paths = {item.name: out / 'identities' / f'{item.name}.json' for item in items}
+    records = {name: _stored(path) for name, path in paths.items()}
+    todo = [item for item in items if records[item.name] is None]
+    with Progress(len(todo) * (method.steps + 1), f'evaluation of {len(todo)} people') as bar:
+        if len(todo) < len(items):
+            bar.note(f'{len(items) - len(todo)} of {len(items)} people are done already')
+        for item in todo:
+            record, result = _one(item, method, estimators, batch, bar)
+            if result is not None and sheets:
+                write_png(paths[item.name].with_suffix('.png'), contact_sheet(result), provenance)
+            atomic.write_json(paths[item.name], record)
             records[item.name] = record
-            if record['status'] == 'failed':
-                bar.note(f'{item.name}: failed: {record["error"]}')
-            bar.update(1, **_shown(record))
-    report = make_report(records.values(), run, title, provenance)
+            bar.note(_line(record))
+    report = make_report(list(records.values()), run, title, provenance)
     atomic.write_json(out / REPORT, report)
     report = json.loads((out / REPORT).read_text())  # as its readers see it: NaN is null
     atomic.write_text(out / TABLE, tables.render(report))
     return report
 
 
-def _one(item: TestItem, method: Method, estimators: Estimators, batch: int) -> tuple[dict, CaseResult | None]:
-    start = time.monotonic()
+def _one(
+    item: TestItem, method: Method, estimators: Estimators, batch: int, bar: Progress
+) -> tuple[dict, CaseResult | None]:
+    start, shown = time.monotonic(), 0
+
+    def on_step(done: int) -> None:
+        nonlocal shown
+        bar.update(done - shown)
+        shown = done
+
     try:
-        result = run_case(item.make(), method.build, method.animate, estimators, batch)
+        case = item.make()
+        result = run_case(case, lambda portrait: method.build(portrait, on_step), method.animate, estimators, batch)
     except Exception as error:  # noqa: BLE001 - one identity must not stop the others; its report names the error
         text = str(error).strip().splitlines()[0] if str(error).strip() else ''
         record = {
@@ -185,6 +204,8 @@ def _one(item: TestItem, method: Method, estimators: Estimators, batch: int) -> 
             'traceback': traceback.format_exc(),
         }
         return record, None
+    finally:
+        on_step(method.steps + 1)
     record = {
         'name': item.name,
         'status': 'done',
@@ -222,17 +243,19 @@ def _stored(path: Path) -> dict | None:
     return record if isinstance(record, dict) and record.get('status') == 'done' and 'scores' in record else None
 
 
-def _shown(record: Mapping[str, Any]) -> dict[str, float]:
-    scores = record.get('scores', {})
-    names = {'source.psnr_head': 'source', 'views.psnr_head': 'views', 'driven.psnr_head': 'driven'}
-    return {short: scores[name] for name, short in names.items() if scores.get(name) is not None}
+def _line(record: Mapping[str, Any]) -> str:
+    """One identity in one line."""
+    if record['status'] == 'failed':
+        return f'{record["name"]}: failed: {record["error"]}'
+    names = {'source.psnr_head': 'source', 'views.psnr_head': 'other sides', 'driven.psnr_head': 'driven'}
+    scores = [f'{text} {record["scores"][k]:.1f} dB' for k, text in names.items() if record['scores'].get(k) is not None]
+    return f'{record["name"]}: {", ".join(scores)} ({record["seconds"]:.0f} s)'
 
 
 def make_report(
     records: Sequence[Mapping[str, Any]], run: Mapping[str, Any], title: str, provenance: Provenance
 ) -> dict[str, Any]:
     """The report of finished and failed identities, as plain values."""
-    records = list(records)
     done = [r for r in records if r['status'] == 'done']
     summary = tables.summarise([r['scores'] for r in done], run['seed'])
     about = {
@@ -272,3 +295,129 @@ def contact_sheet(result: CaseResult) -> np.ndarray:
         for k, picture in enumerate(row):
             sheet[i * size : (i + 1) * size, k * size : (k + 1) * size] = picture
     return np.clip(sheet, -1, 1)
+
+
+# ------------------------------------------------------------------------------------------------------ OTAvatar
+
+
+def otavatar_method(
+    weights: str | Path | None = None, files: Mapping[str, str | Path] | None = None, steps: int | None = None
+) -> tuple[Method, ModelConfig]:
+    """OTAvatar from a weight file, inverting one portrait at a time.
+
+    Args:
+      weights: the file; None is the shipped one.
+      files: weights of frozen networks, name -> file, besides the stand-ins that ship with the package.
+      steps: of each inversion stage; None keeps the configured number.
+
+    Raises:
+      UserError: weights that cannot be read.
+    """
+    import jax
+
+    from avatar_jax.methods.otavatar import invert, model
+    from avatar_jax.weights import shipped
+    from launch.perception import default_bank
+
+    path = shipped(DEFAULT_WEIGHTS) if weights is None else Path(weights)
+    variables, config, digest, _ = model.load_model(path)
+    if steps is not None:
+        if steps < 1:
+            raise UserError(f'--steps {steps}: must be at least 1')
+        sr_steps = config.method.inversion.sr_steps
+        method = config.method.replace(
+            inversion__w_steps=steps,
+            inversion__wplus_steps=steps if config.method.inversion.wplus_steps else 0,
+            inversion__sr_steps=None if sr_steps is None else min(sr_steps, steps),
+        )
+        config = replace(config, method=method)
+    bank = PerceptionBank.load(files or {}, default_bank(config.generator.img_resolution))
+    basis = model.controller_basis(variables, config)
+
+    def build(portrait: Portrait, on_step: Callable[[int], None]) -> Avatar:
+        found = invert.invert_people(
+            variables, config, [portrait], bank, weights=digest, on_step=lambda done, _loss: on_step(done)
+        )
+        return found[0].avatar
+
+    @partial(jax.jit, static_argnames='chunk')
+    def render(variables, avatar, windows, labels, basis, chunk):
+        return model.animate(variables, config, avatar, windows, labels, basis=basis, chunk=chunk)
+
+    def animate(avatar: Avatar, windows: np.ndarray, labels: np.ndarray) -> Frames:
+        # The source is a static field: with it, every person would be compiled anew.
+        return render(variables, avatar.replace(source=''), windows, labels, basis, 1)
+
+    loss = config.method.loss
+    method = Method(
+        name='OTAvatar',
+        build=build,
+        animate=animate,
+        weights=digest,
+        networks=bank.report(loss.perceptual_network, loss.identity_network),
+        settings={'weight file': path.name, 'config': config.to_dict()},
+        steps=invert.num_steps(config),
+        bank=bank,
+    )
+    return method, config
+
+
+def named_files(arguments: Sequence[str]) -> dict[str, Path]:
+    """``['vgg19=a.npz']`` -> ``{'vgg19': Path('a.npz')}``. Raises ``UserError`` for anything else."""
+    files = {}
+    for argument in arguments:
+        name, equals, path = argument.partition('=')
+        if not (name and equals and path):
+            raise UserError(f'--perception {argument}: give NAME=FILE, for example vgg19=vgg19.npz')
+        files[name] = Path(path)
+    return files
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``avatar-jax evaluate``."""
+    parser.add_argument('--out', type=Path, required=True, help='folder for the results; an unfinished run continues')
+    parser.add_argument('--identities', type=int, default=16, help='how many people (default: 16)')
+    parser.add_argument('--seed', type=int, default=0, help='another seed gives other people (default: 0)')
+    parser.add_argument('--weights', type=Path, help='weight file (default: the shipped one)')
+    parser.add_argument('--dataset', type=Path, metavar='DIR', help='a built data set instead of fresh procedural heads')
+    parser.add_argument('--split', default='test', help='split of --dataset, or of the procedural people (default: test)')
+    parser.add_argument('--frames', type=int, default=24, help='driven frames per person (default: 24)')
+    parser.add_argument('--steps', type=int, help='steps of each inversion stage (default: as the weights say)')
+    parser.add_argument('--perception', action='append', default=[], metavar='NAME=FILE',
+                        help='weights of a frozen network (vgg19, arcface18, lpips_alex, ...); may be repeated')  # fmt: skip
+    parser.add_argument('--no-sheets', action='store_true', help='write no contact sheets')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates OTAvatar as the options say and prints the table; returns the exit status."""
+    from avatar_jax.eval.estimators import from_bank
+
+    out = atomic.output_folder(args.out)
+    if args.identities < 1:
+        raise UserError(f'--identities {args.identities}: must be at least 1')
+    method, config = otavatar_method(args.weights, named_files(args.perception), args.steps)
+    if config.basis != 'procedural':
+        raise UserError(f"{args.weights}: these weights read the basis '{config.basis}'; there are procedural people only")
+    size = config.generator.img_resolution
+    protocol = ProtocolConfig(resolution=size, frames=args.frames, clip_frames=max(120, args.frames))
+    if args.dataset is None:
+        items = procedural_items(args.identities, args.seed, protocol, args.split)
+        data = {'people': f'procedural, split {args.split}', 'reenactment': "another person's motion"}
+    else:
+        items = dataset_items(args.dataset, args.split, args.identities, protocol)
+        data = {'people': f'{args.dataset.resolve()}, split {args.split}', 'reenactment': 'own motion'}
+    report = evaluate(
+        out,
+        method,
+        items,
+        estimators=from_bank(method.bank),
+        seed=args.seed,
+        settings={**data, 'protocol': asdict(protocol)},
+        title='OTAvatar on people that it never saw',
+        sheets=not args.no_sheets,
+    )
+    print((out / TABLE).read_text())
+    print(f'written: {out / TABLE}, {out / REPORT}, {out / "identities"}')
+    if report['failed']:
+        print(f'avatar-jax: {len(report["failed"])} of {len(items)} people failed', file=sys.stderr)
+    return 2 if report['failed'] else 0

@@ -75,6 +75,8 @@ def test_case_is_what_it_says(case, clips):
     assert len(case.driven) == 5 and case.novel_names == ('view_-30', 'view_+30')
     np.testing.assert_array_equal(portrait.camera.label, case.source.labels[0])
     np.testing.assert_array_equal(case.driven.windows[0, RADIUS, :64], clips[1].expression[0])
+    assert (case.source.windows == case.source.windows[:, :1]).all()  # one picture has no neighbours in time
+    assert (case.driven.windows != case.driven.windows[:, :1]).any()
     again = cases.procedural_case(clips[0], clips[1], CONFIG)
     np.testing.assert_array_equal(again.driven.truth, case.driven.truth)
     # The strongest blink of the driver is among the driven frames, and the source has open eyes.

@@ -29,7 +29,8 @@ class Recorder:
     def __init__(self, broken=(), stop_at=None):
         self.built, self.broken, self.stop_at = [], broken, stop_at
 
-    def build(self, portrait):
+    def build(self, portrait, on_step):
+        on_step(1)
         if portrait.source == self.stop_at:
             raise KeyboardInterrupt
         self.built.append(portrait.source)

@@ -6,14 +6,14 @@ mouth and eyes in states that calibrate a measurement. Recorded clips have only 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval import faces
-from avatar_jax.faces.windows import RADIUS
+from avatar_jax.faces.windows import RADIUS, WINDOW
 from avatar_jax.types import Camera, Motion, Portrait
 
 
@@ -69,7 +69,7 @@ class Case:
     Attributes:
       name: for reports.
       portrait: the only picture that the method sees.
-      source: the portrait's own view.
+      source: the portrait's own view; its motion window repeats the one known frame.
       novel: unseen views of the source expression, or None.
       novel_names: of each unseen view, e.g. 'view_-30' for a camera 30 degrees to the left.
       driven: the driver's frames; the truth shows the source person.
@@ -98,6 +98,11 @@ def keep_expression(windows_: np.ndarray, source: np.ndarray) -> np.ndarray:
     frozen = windows_.copy()
     frozen[..., :64] = source[RADIUS, :64]
     return frozen
+
+
+def still_windows(rows: np.ndarray) -> np.ndarray:
+    """Motion windows [T, 27, 70] of single pictures: their numbers [T, 70] in every frame, as methods build from them."""
+    return np.repeat(rows[:, None], WINDOW, axis=1)
 
 
 def pick_frames(count: int, blink: np.ndarray) -> np.ndarray:
@@ -140,7 +145,7 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
 
     frame = source_frame(person.angle[:, 1], person.expression[:, blinks].max(-1), config)
     cameras = sorted(range(person.num_cameras), key=lambda k: (k != 0, person.camera_yaws[k]))
-    seen = np.stack([person.windows(k)[frame] for k in cameras])
+    seen = still_windows(np.stack([person.motion_rows(k)[frame] for k in cameras]))
     labels = np.stack([person.labels(k)[frame] for k in cameras])
     source, _ = views(seen[:1], labels[:1])
     novel = views(seen[1:], labels[1:])[0] if len(cameras) > 1 else None
@@ -230,7 +235,7 @@ def clip_case(
 
         return Views(all_windows[index], *(part(x) for x in (labels, images, masks, landmarks)))
 
-    own = views(np.array([source]))
+    own = replace(views(np.array([source])), windows=still_windows(all_windows[[source], RADIUS]))
     portrait = Portrait(
         image=own.truth[0],
         camera=Camera.from_label(own.labels[0]),
