@@ -37,7 +37,9 @@ class _Spec(NamedTuple):
 
 
 _ONE = (1, 1)
-_MAX_TAPS = 25  # above, a convolution with a dilated kernel keeps the program small
+_MAX_TAPS = 25  # above, one matrix product per tap makes the program too large
+_NARROW = 48  # kernels with fewer output channels are slow in Eigen ...
+_LARGE = 4096  # ... which matters from that many pixels on
 
 
 def conv2d(
@@ -292,7 +294,8 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, taps: Sequence[int], spec: _Spe
         before = (taps[a] - 1) * step[a] - lo if swap else lo
         extent = (kernel.shape[1 + a] - 1) * spread[a] + 1
         pads.append((before, (taps[a] - 1) * step[a] + extent - before - image.shape[1 + a]))
-    if spread != _ONE and taps[0] * taps[1] <= _MAX_TAPS:
+    narrow = kernel.shape[3] < _NARROW and kernel.size // kernel.shape[3] >= _LARGE
+    if spread != _ONE and narrow and taps[0] * taps[1] <= _MAX_TAPS:
         y = _correlate_by_taps(image, kernel, taps, spread, step, pads)
     else:
         y = _conv(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -289,8 +290,34 @@ def _is_zero(tap) -> bool:
 
 def _fir_axis(x: jax.Array, taps, axis: int, up: int, down: int, pads: tuple[int, int]) -> jax.Array:
     """Correlation with 1-D taps along one axis, with zero insertion and decimation."""
-    if taps.shape == (1,) and up == down == 1 and pads == (0, 0):
-        return x if isinstance(taps, np.ndarray) and taps[0] == 1 else x * jnp.asarray(taps, x.dtype)
+    if isinstance(taps, np.ndarray):
+        return _fir_constant(x, tuple(float(t) for t in taps), axis, up, down, pads)
+    return _fir_sum(x, taps, axis, up, down, pads)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+def _fir_constant(x: jax.Array, taps: tuple[float, ...], axis: int, up: int, down: int, pads) -> jax.Array:
+    if taps == (1.0,) and up == down == 1 and pads == (0, 0):
+        return x
+    return _fir_sum(x, np.asarray(taps), axis, up, down, pads)
+
+
+def _fir_fwd(x, taps, axis, up, down, pads):
+    return _fir_constant(x, taps, axis, up, down, pads), x.shape[axis]
+
+
+def _fir_bwd(taps, axis, up, down, pads, size, g):
+    # The transpose of resampling by up/down is resampling by down/up with the reversed filter: a smaller program than
+    # the transposes of all the slices.
+    before = len(taps) - 1 - pads[0]
+    after = (size - 1) * up + len(taps) - before - g.shape[axis] * down
+    return (_fir_constant(g, taps[::-1], axis, down, up, (before, after)),)
+
+
+_fir_constant.defvjp(_fir_fwd, _fir_bwd)
+
+
+def _fir_sum(x: jax.Array, taps, axis: int, up: int, down: int, pads: tuple[int, int]) -> jax.Array:
     plan = _plan(x.shape[axis], taps.shape[0], up, down, pads)
     outputs, period, step, phases = plan
     count = -(-outputs // period)
