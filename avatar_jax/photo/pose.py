@@ -16,7 +16,8 @@ from avatar_jax.faces.pose import CAMERA_DISTANCE, project, rotation_matrix, to_
 
 ANGLE_SPREAD = np.deg2rad([10.0, 25.0, 30.0])  # pitch, yaw, roll of portraits: standard deviations of the prior
 DEPTH_SPREAD = 0.3  # decimetres, about the crop's nominal distance
-POINT_SPREAD = 0.035  # decimetres by which a person's points differ from the mean face, besides the measuring error
+# Decimetres by which a person's points differ from the mean face (x, y): faces are symmetric, so less sideways.
+POINT_SPREAD = np.array([0.02, 0.04])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +28,11 @@ class HeadPose:
         angle: [3] radians: pitch (>0 down), yaw (>0 towards image right), roll (counter-clockwise).
         trans: [3] decimetres.
         residual: root-mean-square distance of the points from the fit, in decimetres on the face.
-        projected: [N, 2] pixels of the fitted points, y up.
     """
 
     angle: np.ndarray
     trans: np.ndarray
     residual: float
-    projected: np.ndarray
 
 
 def fit_pose(
@@ -43,6 +42,7 @@ def fit_pose(
     focal: float,
     center: tuple[float, float],
     sigma: np.ndarray | float = 0.0,
+    depth_spread: float = DEPTH_SPREAD,
     iterations: int = 30,
 ) -> HeadPose:
     """Most probable pose of the mean face for points measured with known accuracy (Gauss-Newton).
@@ -53,6 +53,8 @@ def fit_pose(
         focal: pixels.
         center: principal point, pixels, y up.
         sigma: [N, 2], [N, 1] or scalar measuring error in decimetres on the face.
+        depth_spread: decimetres by which the head may be nearer or farther than the nominal distance; large values
+            leave its size in the picture free.
 
     Raises:
         ValueError: fewer than three points, or points that are not finite.
@@ -65,14 +67,14 @@ def fit_pose(
     per_pixel = CAMERA_DISTANCE / focal  # decimetres per pixel at the nominal distance
     weight = per_pixel / np.sqrt(np.broadcast_to(sigma, points.shape) ** 2 + POINT_SPREAD**2)
     start = (points.mean(0) - center) * per_pixel - standard.mean(0)[:2]
-    state = np.array([0, 0, 0, start[0], start[1], 0], np.float64)
+    state = np.array([0.0, 0.0, 0.0, *start, 0.0])
 
     def projection(x: np.ndarray) -> np.ndarray:
         seen = to_camera(transform(standard, rotation_matrix(x[:3]), x[3:]))
         return project(seen, focal, 0.0) + center
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        return np.concatenate([((projection(x) - points) * weight).ravel(), x[:3] / ANGLE_SPREAD, x[5:] / DEPTH_SPREAD])
+        return np.concatenate([((projection(x) - points) * weight).ravel(), x[:3] / ANGLE_SPREAD, x[5:] / depth_spread])
 
     limit = np.array([0.3, 0.3, 0.3, 5.0, 5.0, 1.0])  # per step, so that a bad start cannot turn the head over
     for _ in range(iterations):
@@ -85,7 +87,7 @@ def fit_pose(
             break
     fitted = projection(state)
     residual = np.sqrt(((fitted - points) ** 2).sum(-1).mean()) * per_pixel
-    return HeadPose(state[:3], state[3:], float(residual), fitted)
+    return HeadPose(state[:3], state[3:], float(residual))
 
 
 def crop_pose(points: np.ndarray, size: int, sigma: np.ndarray | float = 0.0) -> HeadPose:
