@@ -93,12 +93,22 @@ def procedural_items(count: int, seed: int, config: ProtocolConfig, split: str =
     ]
 
 
-def dataset_items(folder: str | Path, split: str, count: int, config: ProtocolConfig) -> list[TestItem]:
-    """The first clip of up to ``count`` people of a built data set; each drives itself from the clip's first frame."""
-    from data_pipelines.sources import BuiltFrames
+def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem]:
+    """The first clip of up to ``count`` people of a source of frames; each drives itself from the clip's first frame.
 
-    source = BuiltFrames(folder, split)
+    Args:
+      source: one of ``data_pipelines.sources``.
+      count: people.
+      config: see ``ProtocolConfig``; its resolution must be that of the pictures.
+
+    Raises:
+      UserError: pictures of another size.
+    """
     table = source.table
+    size = source[0]['image'].shape[0]
+    if size != config.resolution:
+        raise UserError(f'the data set has pictures of {size} pixels, the avatars have {config.resolution}; '
+                        f'give a data set of {config.resolution} pixels')  # fmt: skip
 
     def make(clip: int) -> Case:
         length, start = int(table.num_frames[clip]), table.record(clip, 0, 0)
@@ -107,7 +117,7 @@ def dataset_items(folder: str | Path, split: str, count: int, config: ProtocolCo
         motion = Motion(part[:, :64], part[:, 64:67], part[:, 67:70], float(table.fps), 'procedural')
 
         def stack(key, scale=1.0, shift=0.0):
-            return np.stack([r[key] for r in rows]).astype(np.float32) * scale + shift
+            return np.stack([r[key] for r in rows]).astype(np.float32) * np.float32(scale) + np.float32(shift)
 
         pictures, masks = stack('image', 1 / 127.5, -1.0), stack('mask', 1 / 255)
         name = str(table.name[clip])
@@ -391,6 +401,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates OTAvatar as the options say and prints the table; returns the exit status."""
     from avatar_jax.eval.estimators import from_bank
+    from data_pipelines.sources import BuiltFrames
 
     out = atomic.output_folder(args.out)
     if args.identities < 1:
@@ -404,7 +415,7 @@ def run(args: argparse.Namespace) -> int:
         items = procedural_items(args.identities, args.seed, protocol, args.split)
         data = {'people': f'procedural, split {args.split}', 'reenactment': "another person's motion"}
     else:
-        items = dataset_items(args.dataset, args.split, args.identities, protocol)
+        items = clip_items(BuiltFrames(args.dataset, args.split), args.identities, protocol)
         data = {'people': f'{args.dataset.resolve()}, split {args.split}', 'reenactment': 'own motion'}
     report = evaluate(
         out,

@@ -121,3 +121,28 @@ def test_procedural_items_depend_on_the_seed():
         launcher.procedural_items(0, 0, config)
     with pytest.raises(UserError, match='seed'):
         launcher.procedural_items(1, -1, config)
+
+
+def test_clips_of_a_data_set():
+    from data_pipelines.clips import ClipOptions
+    from data_pipelines.sources import RenderedFrames
+
+    options = ClipOptions(num_frames=4, multi_view_share=0)
+    source = RenderedFrames.of_people(3, split='test', resolution=32, options=options)
+    found = launcher.clip_items(source, 2, ProtocolConfig(resolution=32, frames=2))
+    assert len(found) == 2 and found[0].name != found[1].name
+    case = found[1].make()
+    assert len(case.driven) == 2 and case.portrait.image.min() >= -1 and case.portrait.image.max() <= 1
+    # Labels, masks and landmarks belong to the pictures: the nose tip lies on the head.
+    x, y = case.source.landmarks[0, 30].astype(int)
+    assert case.source.mask[0, y, x] > 0.9
+    np.testing.assert_array_equal(case.source.labels[0], source[4]['label'])
+    with pytest.raises(UserError, match='32 pixels, the avatars have 64'):
+        launcher.clip_items(source, 2, ProtocolConfig(resolution=64))
+
+
+def test_perception_option():
+    assert launcher.named_files(['vgg19=a/b.npz'])['vgg19'].name == 'b.npz'
+    for wrong in ('vgg19', '=a.npz', 'vgg19='):
+        with pytest.raises(UserError, match='NAME=FILE'):
+            launcher.named_files([wrong])

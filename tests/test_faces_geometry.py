@@ -274,3 +274,30 @@ def test_regressor_size_and_zero_heads():
     head = variables['params']['final_layers']['6']['weight']
     assert head.shape == (1, 1, 2048, 1)
     assert jax.eval_shape(module.apply, variables, images).shape == (1, 257)
+
+
+def test_procedural_heads_share_interface_light_and_camera():
+    from avatar_jax.faces.procedural import ProceduralHead, render_head, sample_identity, split_identity
+    from avatar_jax.faces.procedural.render import project, sh_light
+
+    r = rng(8)
+    head = ProceduralHead()
+    assert isinstance(head, base.MorphableModel) and head.basis == 'procedural'
+    base.check_basis(head, 'procedural', 'motion.npz')
+    normals, gamma = base.unit(r.standard_normal((30, 3))), 0.2 * r.standard_normal(27)
+    np.testing.assert_allclose(sh_light(normals, gamma), lighting.irradiance(normals, gamma), rtol=1e-4, atol=1e-5)
+
+    identity, expression = sample_identity(3, 'val'), np.zeros(64, np.float32)
+    angle, trans = np.float32([0.1, -0.3, 0.05]), np.float32([0.05, -0.02, 0.1])
+    label = camera_labels.label_from_pose(angle, trans, 'raw')
+    picture = render_head(identity, expression, label, resolution=64, supersample=1)
+    shape = np.asarray(split_identity(identity).shape)
+    posed = pose.transform(picture.vertices[np.asarray(head.landmark_ids)], pose.rotation_matrix(angle), trans)
+    camera = pose.to_camera(posed)
+    seen = 0.5 + camera_labels.FOCAL * np.stack([camera[:, 0], -camera[:, 1]], 1) / camera[:, 2:]
+    np.testing.assert_allclose(picture.landmarks, 64 * seen, atol=0.01)
+    np.testing.assert_allclose(
+        picture.landmarks, 64 * project_label(label, pose.head_to_world(picture.vertices[head.landmark_ids])), atol=0.01
+    )
+    assert head.vertices(shape, expression).shape == picture.vertices.shape
+    assert project(pose.head_to_world(picture.vertices), label, 64, 64).shape == (*picture.vertices.shape[:-1], 3)

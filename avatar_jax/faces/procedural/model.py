@@ -65,7 +65,7 @@ class ProceduralHead:
     """
 
     name = 'procedural'
-    basis = 'procedural-heads-1'
+    basis = 'procedural'
     num_id, num_exp, num_tex = SHAPE_DIM, EXPRESSION_DIM, TEXTURE_DIM
     expression_names = EXPRESSION_NAMES
 
