@@ -20,7 +20,19 @@ from avatar_jax.inversion.decoupling import (
     segments,
     step_labels,
 )
-from avatar_jax.inversion.invert import FinetuneConfig, StageConfig, finetune, interpolate, invert, run_stage
+from avatar_jax.inversion.invert import (
+    FinetuneConfig,
+    StageConfig,
+    Transforms,
+    advance,
+    begin_phase,
+    finetune,
+    finish,
+    interpolate,
+    invert,
+    run_stage,
+    start,
+)
 from avatar_jax.parallel import check_batch, parallelise
 from avatar_jax.train.optimizers import OptimizerConfig, clip_by_global_norm, make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
@@ -226,6 +238,8 @@ def person_loss(target, scale, code, bias, key, sr):
     return error + terms.get('sr', 0.0), terms
 
 
+ADAMS = Transforms(ADAM, ADAM)
+ROWS = jnp.broadcast_to(W_AVG, (3, D))
 TARGETS = jnp.asarray([[1.0, 0, -1, 0.5], [0.2, 0.1, 0, -0.1], W_AVG])
 
 
@@ -233,7 +247,7 @@ def test_many_people_are_the_same_function_under_vmap():
     stages = (StageConfig('w', 30, 5), StageConfig('w+', 20, 5))
 
     def one(target):
-        return invert(partial(person_loss, target, 1.0), W_AVG, 3, jax.random.key(0), stages, ADAM, ADAM)
+        return invert(partial(person_loss, target, 1.0), ROWS, jnp.zeros(18), jax.random.key(0), stages, ADAMS)
 
     codes, bias, results = jax.jit(jax.vmap(one))(TARGETS)
     assert codes.shape == (3, 3, D) and bias.shape == (3, 18)
@@ -250,8 +264,8 @@ def test_each_person_stops_on_its_own():
     scales = jnp.asarray([1.0, 1.0, 1.0])
 
     def one(target, scale):
-        return run_stage(partial(person_loss, target, scale), W_AVG[None], jnp.zeros(18), jax.random.key(0), stage, SGD,
-                         SGD)  # fmt: skip
+        return run_stage(partial(person_loss, target, scale), W_AVG[None], jnp.zeros(18), jax.random.key(0), stage,
+                         Transforms(SGD, SGD))  # fmt: skip
 
     result = jax.jit(jax.vmap(one))(TARGETS, scales)
     steps = np.asarray(result.steps)
@@ -267,17 +281,53 @@ def test_each_person_stops_on_its_own():
 def test_previous_code_and_fixed_parts():
     loss = partial(person_loss, TARGETS[0], 1.0)
     args = (loss, W_AVG[None], jnp.full(18, 0.1), jax.random.key(0))
-    whole = run_stage(*args, StageConfig('w', 8, 2), ADAM, ADAM, record=lambda code, bias: (code, bias))
-    previous = run_stage(*args, StageConfig('w', 8, 2, return_previous=True), ADAM, ADAM)
+    whole = run_stage(*args, StageConfig('w', 8, 2), ADAMS, record=lambda code, bias: (code, bias))
+    previous = run_stage(*args, StageConfig('w', 8, 2, return_previous=True), ADAMS)
     np.testing.assert_array_equal(previous.code, whole.record[0][6])
     np.testing.assert_array_equal(previous.bias, whole.bias)
-    camera = run_stage(*args, StageConfig('w', 8, 2, optimise_code=False), ADAM, ADAM)
+    camera = run_stage(*args, StageConfig('w', 8, 2, optimise_code=False), ADAMS)
     np.testing.assert_array_equal(camera.code, W_AVG[None])
     assert np.abs(camera.bias - 0.1).max() > 0.01
-    fixed = run_stage(*args, StageConfig('w', 8, 2, optimise_intrinsics=False), ADAM, ADAM)
+    fixed = run_stage(*args, StageConfig('w', 8, 2, optimise_intrinsics=False), ADAMS)
     np.testing.assert_array_equal(fixed.bias, np.full(18, 0.1, np.float32))
     with pytest.raises(ValueError, match='cannot follow'):
-        invert(loss, W_AVG, 3, jax.random.key(0), (StageConfig('w+', 2, 0), StageConfig('w', 2, 0)), ADAM, ADAM)
+        invert(loss, ROWS, jnp.zeros(18), jax.random.key(0), (StageConfig('w+', 2, 0), StageConfig('w', 2, 0)), ADAMS)
+
+
+def row_loss(code, bias, key, sr):
+    """Rows matter differently, and so do draws; space W must follow the sum of the rows' gradients."""
+    noise = jax.random.uniform(key, ())
+    error = ((code * jnp.asarray([[1.0], [0.1], [2.0]])[: len(code)] - TARGETS[0]) ** 2).sum() * (1 + 0.1 * noise)
+    return error + (bias**2).sum(), {'error': error}
+
+
+@pytest.mark.parametrize('clip', [None, 0.5])
+def test_tied_rows_follow_a_single_shared_row(clip):
+    def shared(code, bias, key, sr):
+        return row_loss(jnp.broadcast_to(code, (3, D)), bias, key, sr)
+
+    stage = StageConfig('w', 15, 5, clip=clip)
+    for transforms in (ADAMS, Transforms(SGD, SGD)):
+        tied = run_stage(row_loss, ROWS, jnp.ones(18), jax.random.key(0), stage, transforms)
+        single = run_stage(shared, W_AVG[None], jnp.ones(18), jax.random.key(0), stage, transforms)
+        for row in tied.code:
+            np.testing.assert_allclose(row, single.code[0], atol=1e-5)
+        np.testing.assert_allclose(tied.curve, single.curve, rtol=1e-4)
+
+
+@pytest.mark.parametrize('early_stop', [False, True])
+def test_steps_in_pieces_give_the_same_numbers(early_stop):
+    stage = StageConfig('w+', 24, 8, early_stop=early_stop, tolerance=0.05, patience=6)
+    whole = run_stage(row_loss, ROWS, jnp.zeros(18), jax.random.key(0), stage, ADAMS)
+    state, outs = start(ROWS, jnp.zeros(18), ADAMS), []
+    for first, count, sr in ((0, 16, False), (16, 8, True)):
+        state = begin_phase(state)
+        for n in range(first, first + count, 4):
+            state, out = advance(row_loss, state, jax.random.key(0), n, 4, sr, False, stage, ADAMS)
+            outs.append(out)
+    pieces = finish(state, outs, stage)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_interpolation_ends_at_both_people():

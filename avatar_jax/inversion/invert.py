@@ -4,8 +4,13 @@
 function under ``jax.vmap``: codes, corrections, optimizers, random keys and the decision to stop are then per person. A
 person whose loss no longer falls is frozen by a mask while the others go on; the loop ends when all have stopped.
 
-A stage optimises ``rows`` code rows (1: space W; all: W+) together with the correction of the intrinsics, with fresh
-optimizers, first on the raw rendering alone and in the last ``sr_steps`` steps on the super-resolved image too.
+A stage optimises a code and the correction of the intrinsics with fresh optimizers, first on the raw rendering alone
+and in the last ``sr_steps`` steps on the super-resolved image too. Codes always have all their rows. In space W the
+rows are *tied*: each gets the sum of the rows' gradients, so equal rows stay equal and every row follows the path that
+a single shared row would. Both spaces are then one program, which matters where compiling takes longer than running.
+
+``run_stage`` is made of ``start``, ``begin_phase`` and ``advance``; a program that wants to show progress calls these
+itself, some steps at a time, and gets the same numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from avatar_jax.train.optimizers import clip_by_global_norm
+from avatar_jax.train.optimizers import clip_factor, global_norm
 
 PyTree = Any
 # (code [rows, d], bias [18], key, sr) -> (loss, named terms); all for one person.
@@ -82,111 +87,162 @@ class StageResult(NamedTuple):
     record: PyTree = None
 
 
-class _Carry(NamedTuple):
+class State(NamedTuple):
+    """An inversion under way: code [rows, d], the one before the last update, correction [18], optimizer states, and
+    the stopping rule's running mean of the loss, its lowest value, and the steps since that fell."""
+
     code: jax.Array
     previous: jax.Array
     bias: jax.Array
     code_state: PyTree
     bias_state: PyTree
-    smooth: jax.Array  # running mean of the loss, the scale-free part of the stopping rule
+    smooth: jax.Array
     best: jax.Array
-    since: jax.Array  # steps since ``best`` fell
+    since: jax.Array
     steps: jax.Array
 
 
-def run_stage(loss_fn: LossFn, code: jax.Array, bias: jax.Array, key: jax.Array, config: StageConfig,
-              code_tx: optax.GradientTransformationExtraArgs, bias_tx: optax.GradientTransformationExtraArgs,
-              record: Callable[[jax.Array, jax.Array], PyTree] | None = None) -> StageResult:  # fmt: skip
-    """One stage for one person; see the module text. ``record``: ``(code, bias) -> pytree`` kept after every update."""
-    wanted = tuple(i for i, on in enumerate((config.optimise_code, config.optimise_intrinsics)) if on)
-    raw_steps = config.steps - config.sr_steps
+class Transforms(NamedTuple):
+    """Optax transformations of code and correction."""
 
-    def step(carry: _Carry, n, sr: bool):
+    code: optax.GradientTransformationExtraArgs
+    bias: optax.GradientTransformationExtraArgs
+
+
+Record = Callable[[jax.Array, jax.Array], PyTree]
+
+
+def start(code: jax.Array, bias: jax.Array, transforms: Transforms) -> State:
+    """A stage before its first step, with fresh optimizers."""
+    zero, inf = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, jnp.result_type(code, bias))
+    return State(code, code, bias, transforms.code.init(code), transforms.bias.init(bias), inf, inf, zero, zero)
+
+
+def begin_phase(state: State) -> State:
+    """Starts the stopping rule afresh, as the loss that follows is another one."""
+    inf = jnp.full_like(state.smooth, jnp.inf)
+    return state._replace(smooth=inf, best=inf, since=jnp.zeros_like(state.since))
+
+
+def has_stopped(state: State, config: StageConfig) -> jax.Array:
+    """Whether the stopping rule is met (which only freezes the state if ``early_stop``)."""
+    return state.since >= config.patience
+
+
+def advance(loss_fn: LossFn, state: State, key: jax.Array, first: jax.Array | int, count: int, sr: bool,
+            tied: jax.Array | bool, config: StageConfig, transforms: Transforms,
+            record: Record | None = None) -> tuple[State, tuple]:  # fmt: skip
+    """``count`` steps, the first of which has the number ``first`` (random draws follow from key and number).
+
+    Args:
+        sr: with the super-resolved image (static). tied: rows move together, space W (may be traced).
+
+    Returns:
+        the state, and (losses [count], terms, records) stacked; NaN for steps after stopping.
+    """
+    wanted = tuple(i for i, on in enumerate((config.optimise_code, config.optimise_intrinsics)) if on)
+
+    def update(state: State, n):
         (loss, terms), grads = jax.value_and_grad(loss_fn, argnums=wanted, has_aux=True)(
-            carry.code, carry.bias, jax.random.fold_in(key, n), sr)  # fmt: skip
+            state.code, state.bias, jax.random.fold_in(key, n), sr)  # fmt: skip
         grads = dict(zip(wanted, grads, strict=True))
-        new = carry._replace(previous=carry.code, steps=carry.steps + 1)
+        new = state._replace(previous=state.code, steps=state.steps + 1)
         if 0 in grads:
-            grad, _ = clip_by_global_norm(grads[0], config.clip)
-            update, code_state = code_tx.update(grad, carry.code_state, carry.code)
-            new = new._replace(code=carry.code + update, code_state=code_state)
+            rows = state.code.shape[0]
+            grad = jnp.where(tied, jnp.broadcast_to(grads[0].sum(0), grads[0].shape), grads[0])
+            if config.clip is not None:  # tied rows are one vector, and clipped as one
+                grad = grad * clip_factor(global_norm(grad) * jnp.where(tied, rows**-0.5, 1.0), config.clip)
+            step, code_state = transforms.code.update(grad, state.code_state, state.code)
+            new = new._replace(code=state.code + step, code_state=code_state)
         if 1 in grads:
-            update, bias_state = bias_tx.update(grads[1], carry.bias_state, carry.bias)
-            new = new._replace(bias=carry.bias + update, bias_state=bias_state)
-        smooth = jnp.where(jnp.isinf(carry.smooth), loss, 0.8 * carry.smooth + 0.2 * loss)
-        better = smooth < carry.best * (1 - config.tolerance)
-        new = new._replace(smooth=smooth, best=jnp.where(better, smooth, carry.best),
-                           since=jnp.where(better, 0, carry.since + 1))  # fmt: skip
+            step, bias_state = transforms.bias.update(grads[1], state.bias_state, state.bias)
+            new = new._replace(bias=state.bias + step, bias_state=bias_state)
+        smooth = jnp.where(jnp.isinf(state.smooth), loss, 0.8 * state.smooth + 0.2 * loss)
+        better = smooth < state.best * (1 - config.tolerance)
+        new = new._replace(smooth=smooth, best=jnp.where(better, smooth, state.best),
+                           since=jnp.where(better, 0, state.since + 1))  # fmt: skip
         kept = None if record is None else record(new.code, new.bias)
         return new, (loss, dict(terms), kept)
 
-    def phase(carry: _Carry, first: int, count: int, sr: bool):
-        """``count`` steps from number ``first``; the stopping rule starts afresh, as the loss is another one."""
-        inf = jnp.full((), jnp.inf, carry.smooth.dtype)
-        carry = carry._replace(smooth=inf, best=inf, since=jnp.zeros((), jnp.int32))
-        if not config.early_stop:
-            return jax.lax.scan(lambda c, n: step(c, n, sr), carry, first + jnp.arange(count))
-        shapes = jax.eval_shape(lambda c: step(c, jnp.asarray(first), sr)[1], carry)
-        buffers = jax.tree.map(lambda s: jnp.full((count, *s.shape), jnp.nan, s.dtype), shapes)
+    if not config.early_stop:
+        return jax.lax.scan(update, state, first + jnp.arange(count))
 
-        def going(loop):
-            return (loop[0] < count) & (loop[1].since < config.patience)
+    shapes = jax.eval_shape(lambda s: update(s, jnp.asarray(first))[1], state)
+    buffers = jax.tree.map(lambda s: jnp.full((count, *s.shape), jnp.nan, s.dtype), shapes)
 
-        def body(loop):
-            i, carry, buffers = loop
-            carry, out = step(carry, first + i, sr)
-            return i + 1, carry, jax.tree.map(lambda b, o: b.at[i].set(o), buffers, out)
+    def going(loop):
+        return (loop[0] < count) & ~has_stopped(loop[1], config)
 
-        _, carry, buffers = jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), carry, buffers))
-        return carry, buffers
+    def body(loop):
+        i, state, buffers = loop
+        state, out = update(state, first + i)
+        return i + 1, state, jax.tree.map(lambda b, o: b.at[i].set(o), buffers, out)
 
-    zero = jnp.zeros((), jnp.int32)
-    loss_dtype = jnp.result_type(code, bias)
-    inf = jnp.full((), jnp.inf, loss_dtype)
-    carry = _Carry(code, code, bias, code_tx.init(code), bias_tx.init(bias), inf, inf, zero, zero)
-    outs = []
-    for first, count, sr in ((0, raw_steps, False), (raw_steps, config.sr_steps, True)):
-        if count:
-            carry, out = phase(carry, first, count, sr)
-            outs.append((count, out))
-    curve = jnp.concatenate([out[0] for _, out in outs])
-    names = sorted({name for _, out in outs for name in out[1]})
+    _, state, buffers = jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state, buffers))
+    return state, buffers
+
+
+def phases(config: StageConfig) -> list[tuple[int, int, bool]]:
+    """(first step, number of steps, with super-resolution) of the phases of a stage that have steps."""
+    raw = config.steps - config.sr_steps
+    return [p for p in ((0, raw, False), (raw, config.sr_steps, True)) if p[1]]
+
+
+def finish(state: State, outs: list[tuple], config: StageConfig) -> StageResult:
+    """The result of a stage from its final state and the outputs of ``advance``, in order."""
+    curve = jnp.concatenate([out[0] for out in outs])
+    names = sorted({name for out in outs for name in out[1]})
     terms = {
-        name: jnp.concatenate([out[1].get(name, jnp.full((count,), jnp.nan, curve.dtype)) for count, out in outs])
-        for name in names
+        name: jnp.concatenate([out[1].get(name, jnp.full_like(out[0], jnp.nan)) for out in outs]) for name in names
     }
-    records = None if record is None else jax.tree.map(lambda *x: jnp.concatenate(x), *[out[2] for _, out in outs])
-    result = carry.previous if config.return_previous else carry.code
-    return StageResult(result, carry.bias, curve, terms, carry.steps, carry.since >= config.patience, records)
+    records = None if outs[0][2] is None else jax.tree.map(lambda *x: jnp.concatenate(x), *[out[2] for out in outs])
+    code = state.previous if config.return_previous else state.code
+    return StageResult(code, state.bias, curve, terms, state.steps, has_stopped(state, config), records)
 
 
-def invert(loss_fn: LossFn, w_avg: jax.Array, num_rows: int, key: jax.Array, stages: tuple[StageConfig, ...],
-           code_tx: optax.GradientTransformationExtraArgs, bias_tx: optax.GradientTransformationExtraArgs,
-           start: jax.Array | None = None) -> tuple[jax.Array, jax.Array, list[StageResult]]:  # fmt: skip
+def run_stage(loss_fn: LossFn, code: jax.Array, bias: jax.Array, key: jax.Array, config: StageConfig,
+              transforms: Transforms, record: Record | None = None) -> StageResult:  # fmt: skip
+    """One stage for one person; see the module text.
+
+    Args:
+        loss_fn: ``(code [rows, d], bias [18], key, sr) -> (loss, terms)``; terms are named scalars.
+        code: [rows, d]; rows are equal for space W.
+        record: ``(code, bias) -> pytree`` kept after every update.
+    """
+    state, outs = start(code, bias, transforms), []
+    for first, count, sr in phases(config):
+        state, out = advance(loss_fn, begin_phase(state), key, first, count, sr, config.space == 'w', config, transforms,
+                             record)  # fmt: skip
+        outs.append(out)
+    return finish(state, outs, config)
+
+
+def check_order(stages: tuple[StageConfig, ...]) -> None:
+    """Raises ValueError for a 'w' stage after a 'w+' stage, whose rows differ already."""
+    spaces = [stage.space for stage in stages]
+    if 'w' in spaces and 'w+' in spaces[: len(spaces) - spaces[::-1].index('w')]:
+        raise ValueError("a 'w' stage cannot follow a 'w+' stage: its code has one row for all layers")
+
+
+def invert(loss_fn: LossFn, code: jax.Array, bias: jax.Array, key: jax.Array, stages: tuple[StageConfig, ...],
+           transforms: Transforms) -> tuple[jax.Array, jax.Array, list[StageResult]]:  # fmt: skip
     """All stages for one person.
 
     Args:
-        loss_fn: loss of one person's picture, for codes of 1 or of ``num_rows`` rows.
-        w_avg: [d], where the code starts. start: [rows, d] to start somewhere else.
-        num_rows: rows of a full code.
-        stages: run in order; a 'w+' stage spreads a one-row code over all rows, the correction of the intrinsics goes
-            on, optimizers start afresh.
+        loss_fn: see ``run_stage``.
+        code: [rows, d] to start from, usually the average code in every row. bias: [18], usually zeros.
+        stages: run in order; code and correction go on from stage to stage, optimizers start afresh.
 
     Returns:
-        code [num_rows, d] (a W code repeated), bias [18], and the result of each stage.
+        code [rows, d], bias [18], and the result of each stage.
     """
-    code = w_avg[None] if start is None else start
-    bias = jnp.zeros((18,), code.dtype)
+    check_order(stages)
     results = []
     for i, stage in enumerate(stages):
-        rows = 1 if stage.space == 'w' else num_rows
-        if code.shape[0] > rows:
-            raise ValueError("a 'w' stage cannot follow a 'w+' stage: its code has one row for all layers")
-        code = jnp.broadcast_to(code, (rows, code.shape[-1]))
-        result = run_stage(loss_fn, code, bias, jax.random.fold_in(key, i), stage, code_tx, bias_tx)
+        result = run_stage(loss_fn, code, bias, jax.random.fold_in(key, i), stage, transforms)
         code, bias = result.code, result.bias
         results.append(result)
-    return jnp.broadcast_to(code, (num_rows, code.shape[-1])), bias, results
+    return code, bias, results
 
 
 def interpolate(a: PyTree, b: PyTree, amount: jax.Array | float) -> PyTree:

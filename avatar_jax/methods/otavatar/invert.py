@@ -1,0 +1,312 @@
+"""One-shot inversion of portraits (paper section 3.3): code in W, then W+, with a report for every person.
+
+``invert_portrait`` is the pure function of one person. ``invert_people`` does the same for many people at once, some
+steps at a time, so that it can show progress, ends when everybody has stopped, and compiles one program for W and W+.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avatar_jax.eval.image import psnr, to_unit
+from avatar_jax.faces.camera_labels import correct_intrinsics
+from avatar_jax.inversion import invert as inversion
+from avatar_jax.inversion.invert import FinetuneConfig, StageResult, Transforms, interpolate
+from avatar_jax.losses.perception import PerceptionBank
+from avatar_jax.losses.pixel import match_size
+from avatar_jax.methods.otavatar import losses
+from avatar_jax.methods.otavatar.controller import MotionCode
+from avatar_jax.methods.otavatar.model import (
+    METHOD,
+    ModelConfig,
+    driven_codes,
+    merge,
+    motion_codes,
+    network,
+    render_views,
+    source_windows,
+    split_trained,
+    w_avg,
+)
+from avatar_jax.methods.otavatar.objective import portrait_loss, prepare_targets, view_terms
+from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
+from avatar_jax.types import Avatar, Portrait
+
+PyTree = Any
+STEPS_PER_CALL = 10
+
+
+@flax.struct.dataclass
+class Inversion:
+    """An avatar and how it was found.
+
+    Attributes:
+        avatar: identity ``{'code': [L,D], 'bias': [18]}``.
+        stages: results of the stages, in order.
+        image: [S,S,3] reconstruction of the portrait, limited to [-1,1], without jitter. raw: [R,R,3].
+        terms: final value of each loss term, at the reconstruction.
+        psnr, psnr_raw: dB between portrait and reconstruction (the portrait averaged to its size).
+        psnr_mask: dB inside the portrait's mask; NaN without one.
+    """
+
+    avatar: Avatar
+    stages: list[StageResult]
+    image: jax.Array
+    raw: jax.Array
+    terms: dict[str, jax.Array]
+    psnr: jax.Array
+    psnr_raw: jax.Array
+    psnr_mask: jax.Array
+
+
+def transforms(config: ModelConfig) -> Transforms:
+    """The optimizers of codes and corrections."""
+    return Transforms(*(make_optimizer(o) for o in (config.method.optimizers.codes, config.method.optimizers.intrinsics)))
+
+
+class Problem(NamedTuple):
+    """What stays the same while one portrait is inverted: its targets [1,...], motion [1,L,D] and label [25]."""
+
+    targets: dict[str, Any]
+    motion: MotionCode
+    label: jax.Array
+
+
+def pose_problem(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait, bank: PerceptionBank) -> Problem:
+    """Prepares one portrait."""
+    landmarks = None if portrait.landmarks is None else jnp.asarray(portrait.landmarks)[None]
+    targets = prepare_targets(bank, config, jnp.asarray(portrait.image)[None], landmarks)
+    motion = motion_codes(network(variables, 'controller')['params'], config, source_windows(portrait)[None])
+    return Problem(targets, motion, jnp.asarray(portrait.camera.label))
+
+
+def loss_of(variables: Mapping[str, Any], config: ModelConfig, problem: Problem, bank: PerceptionBank, jitter: bool):
+    """The loss function of ``inversion.invert`` for one portrait."""
+    generator = network(variables, 'generator')
+    return portrait_loss(config, bank, generator, variables, problem.motion, problem.label, problem.targets, jitter)
+
+
+def first_code(variables: Mapping[str, Any], config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """Where inversion starts: the average code in every row [L,D], and no correction [18]."""
+    start = w_avg(variables)
+    return jnp.broadcast_to(start, (config.generator.num_ws, start.shape[-1])), jnp.zeros((18,), start.dtype)
+
+
+def assess(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait, bank: PerceptionBank, code: jax.Array,
+           bias: jax.Array, generator: Mapping[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Reconstruction of the portrait and its quality: the fields ``image`` ... ``psnr_mask`` of ``Inversion``."""
+    targets, motion, label = pose_problem(variables, config, portrait, bank)
+    generator = network(variables, 'generator') if generator is None else generator
+    ws = driven_codes(code[None], motion, config, variables, clamp=False)
+    views = render_views(generator, config.generator, ws, correct_intrinsics(label, bias)[None])
+    image, raw = jnp.clip(views.image, -1, 1), jnp.clip(views.raw, -1, 1)
+    target = jnp.asarray(portrait.image)[None]
+    pictures = {size: to_unit(match_size(target, size)) for size in (image.shape[1], raw.shape[1])}
+    mask = portrait.mask
+    if mask is not None:
+        mask = match_size(jnp.asarray(mask)[None, ..., None], image.shape[1])
+    scores = {
+        'psnr': psnr(to_unit(image), pictures[image.shape[1]])[0],
+        'psnr_raw': psnr(to_unit(raw), pictures[raw.shape[1]])[0],
+        'psnr_mask': jnp.nan if mask is None else psnr(to_unit(image), pictures[image.shape[1]], mask=mask)[0],
+    }
+    return {'image': image[0], 'raw': raw[0], 'terms': view_terms(bank, config, views, targets),
+            **{k: jnp.asarray(v) for k, v in scores.items()}}  # fmt: skip
+
+
+def make_avatar(config: ModelConfig, portrait: Portrait, code: jax.Array, bias: jax.Array, weights: str,
+                generator: PyTree = None) -> Avatar:  # fmt: skip
+    """The avatar of a code; ``generator``: parameters tuned to the person."""
+    identity = {'code': code, 'bias': bias} | ({} if generator is None else {'generator': generator})
+    return Avatar(identity, camera=portrait.camera, method=METHOD, config=config, basis=config.basis, weights=weights,
+                  source=portrait.source)  # fmt: skip
+
+
+def invert_portrait(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait,
+                    bank: PerceptionBank | None = None, key: jax.Array | None = None, *,
+                    weights: str = '') -> Inversion:  # fmt: skip
+    """Inverts one portrait; ``jit``- and ``vmap``-able (``config`` static). See ``model.build`` for the arguments."""
+    bank = PerceptionBank() if bank is None else bank
+    loss = loss_of(variables, config, pose_problem(variables, config, portrait, bank), bank, key is not None)
+    code, bias = first_code(variables, config)
+    stages = config.method.inversion.stages()
+    code, bias, results = inversion.invert(
+        loss, code, bias, jax.random.key(0) if key is None else key, stages, transforms(config))
+    quality = assess(variables, config, portrait, bank, code, bias)
+    return Inversion(make_avatar(config, portrait, code, bias, weights), results, **quality)
+
+
+def stack_portraits(portraits: list[Portrait]) -> Portrait:
+    """One ``Portrait`` with a leading axis of people.
+
+    What only some of them have is left out for all (landmarks, mask, coefficients). The source becomes empty, the
+    basis must be common.
+    """
+    common = [p.replace(source='', basis='') for p in portraits]
+    for name in ('expression', 'angle', 'translation', 'shape', 'landmarks', 'mask'):
+        if any(getattr(p, name) is None for p in common):
+            common = [p.replace(**{name: None}) for p in common]
+    return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v, jnp.float32) for v in x]), *common)
+
+
+@partial(jax.jit, static_argnames='config')
+def _pose_all(variables, portraits, bank, *, config):
+    return jax.vmap(lambda p: pose_problem(variables, config, p, bank))(portraits)
+
+
+@partial(jax.jit, static_argnames=('config', 'stage', 'count', 'sr', 'jitter'))
+def _advance(variables, problems, bank, states, keys, first, tied, *, config, stage, count, sr, jitter):
+    """``count`` steps for all people; one program for both spaces, as only ``tied`` tells them apart."""
+
+    def one(problem, state, key):
+        loss = loss_of(variables, config, problem, bank, jitter)
+        return inversion.advance(loss, state, key, first, count, sr, tied, stage, transforms(config))
+
+    return jax.vmap(one)(problems, states, keys)
+
+
+@partial(jax.jit, static_argnames='config')
+def _assess_all(variables, portraits, bank, codes, biases, *, config):
+    return jax.vmap(lambda p, c, b: assess(variables, config, p, bank, c, b))(portraits, codes, biases)
+
+
+def invert_people(variables: Mapping[str, Any], config: ModelConfig, portraits: list[Portrait],
+                  bank: PerceptionBank | None = None, key: jax.Array | None = None, *, weights: str = '',
+                  on_step: Callable[[int, float], None] | None = None) -> list[Inversion]:  # fmt: skip
+    """Inverts many portraits side by side.
+
+    Args:
+        on_step: called with (steps done, mean loss) after every few steps; ``num_steps(config)`` is their total.
+
+    Returns:
+        one ``Inversion`` per portrait, equal (up to rounding) to ``invert_portrait`` with the key
+        ``fold_in(key, index)``.
+    """
+    bank = PerceptionBank() if bank is None else bank
+    people, count = stack_portraits(portraits), len(portraits)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0) if key is None else key, i))(jnp.arange(count))
+    code, bias = first_code(variables, config)
+    codes, biases = (jnp.broadcast_to(x, (count, *x.shape)) for x in (code, bias))
+    moves, stages, results, done = transforms(config), config.method.inversion.stages(), [], 0
+    inversion.check_order(stages)
+    problems = _pose_all(variables, people, bank, config=config)
+    for i, stage in enumerate(stages):
+        states = jax.vmap(lambda c, b: inversion.start(c, b, moves))(codes, biases)
+        stage_keys = jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
+        # What the compiled steps depend on, without what they do not: both stages are to share them.
+        rule = dataclasses.replace(stage, space='w+', return_previous=False, steps=1, sr_steps=0)
+        outs = []
+        for begin, length, sr in inversion.phases(stage):
+            states = jax.vmap(inversion.begin_phase)(states)
+            steps = max(n for n in range(1, STEPS_PER_CALL + 1) if length % n == 0)
+            for first in range(begin, begin + length, steps):
+                states, out = _advance(variables, problems, bank, states, stage_keys, jnp.int32(first),
+                                       jnp.asarray(stage.space == 'w'), config=config, stage=rule, count=steps, sr=sr,
+                                       jitter=key is not None)  # fmt: skip
+                outs.append(out)
+                done += steps
+                if on_step is not None:
+                    losses_now = np.asarray(out[0])
+                    on_step(done, float(losses_now[np.isfinite(losses_now)].mean()) if np.isfinite(losses_now).any()
+                            else float('nan'))  # fmt: skip
+        result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
+        codes, biases = result.code, result.bias
+        results.append(result)
+    quality = _assess_all(variables, people, bank, codes, biases, config=config)
+    found = []
+    for i, portrait in enumerate(portraits):
+        own, stage_results = jax.tree.map(lambda x, i=i: x[i], (quality, results))
+        avatar = make_avatar(config, portrait, codes[i], biases[i], weights)
+        found.append(Inversion(avatar, stage_results, **own))
+    return found
+
+
+def num_steps(config: ModelConfig) -> int:
+    """Steps of an inversion, all stages together."""
+    return sum(stage.steps for stage in config.method.inversion.stages())
+
+
+def finetune_generator(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait, inverted: Inversion,
+                       bank: PerceptionBank | None = None, key: jax.Array | None = None, *, steps: int = 50,
+                       optimizer: OptimizerConfig | None = None,
+                       stop_psnr: float | None = None) -> tuple[Inversion, jax.Array]:  # fmt: skip
+    """Tunes a copy of the generator to one person around the code that inversion found (pivotal tuning).
+
+    An extension: the released program has such an option, but passes a wrong code to the generator. All parameters
+    but the mapping network's move; raw and super-resolved images are compared by the losses of the inversion, the
+    code and the correction stay fixed. Expression and views away from the source can suffer: judge by more than the
+    source's own score.
+
+    Args:
+        steps, optimizer: default: 50 steps of Adam with rate 3e-4.
+        stop_psnr: end when the super-resolved reconstruction is this good (dB).
+
+    Returns:
+        the inversion with the tuned avatar (``identity['generator']`` holds its parameters) and its scores, and the
+        loss curve [steps], NaN after an early end.
+    """
+    bank = PerceptionBank() if bank is None else bank
+    targets, motion, label = pose_problem(variables, config, portrait, bank)
+    code, bias = inverted.avatar.identity['code'], inverted.avatar.identity['bias']
+    generator = network(variables, 'generator')
+    fixed, moving = split_trained(generator['params'], 'all')
+    ws = driven_codes(code[None], motion, config, variables, clamp=False)
+    labels = correct_intrinsics(label, bias)[None]
+    wanted = to_unit(targets['sr'].image)
+
+    def loss(params, key_n):
+        tuned = {**generator, 'params': merge(fixed, params)}
+        views = render_views(tuned, config.generator, ws, labels, None if key is None else key_n[None])
+        terms = view_terms(bank, config, views, targets)
+        error = -psnr(to_unit(views.image), wanted)[0]
+        return losses.total(terms), {**terms, 'negative_psnr': error}
+
+    settings = FinetuneConfig(steps, '' if stop_psnr is None else 'negative_psnr', -(stop_psnr or 0.0))
+    tx = make_optimizer(OptimizerConfig('adam', 3e-4) if optimizer is None else optimizer)
+    params, curve, _, _ = inversion.finetune(loss, moving, jax.random.key(0) if key is None else key, settings, tx)
+    params = merge(fixed, params)
+    quality = assess(variables, config, portrait, bank, code, bias, {**generator, 'params': params})
+    avatar = make_avatar(config, portrait, code, bias, inverted.avatar.weights, params)
+    return inverted.replace(avatar=avatar, **quality), curve
+
+
+def interpolate_avatars(a: Avatar, b: Avatar, amount: jax.Array | float) -> Avatar:
+    """Identity interpolation (paper section 6.2): ``(1 - amount) * a + amount * b`` of codes and corrections.
+
+    The camera is that of ``a``. Avatars with tuned generators cannot be mixed: ``ValueError``.
+    """
+    if 'generator' in a.identity or 'generator' in b.identity:
+        raise ValueError('avatars with their own generator weights cannot be interpolated')
+    if a.weights != b.weights:
+        raise ValueError('the two avatars belong to different weights')
+    return a.replace(identity=interpolate(a.identity, b.identity, amount), source=f'{a.source} + {b.source}')
+
+
+def report(inverted: Inversion) -> dict[str, Any]:
+    """Plain values for a JSON report of one person: scores, terms, curves, steps, whether it converged."""
+    stages = []
+    for result in inverted.stages:
+        steps = int(result.steps)
+        stages.append({
+            'steps': steps,
+            'converged': bool(result.converged),
+            'loss': np.asarray(result.curve)[:steps].tolist() if np.isfinite(result.curve[:steps]).all()
+            else np.asarray(result.curve).tolist(),
+            'terms': {name: np.asarray(curve).tolist() for name, curve in result.terms.items()},
+        })  # fmt: skip
+    return {
+        'psnr': float(inverted.psnr),
+        'psnr_raw': float(inverted.psnr_raw),
+        'psnr_in_mask': float(inverted.psnr_mask),
+        'terms': {name: float(value) for name, value in inverted.terms.items()},
+        'converged': bool(inverted.stages[-1].converged),
+        'stages': stages,
+    }

@@ -1,0 +1,344 @@
+"""OTAvatar's networks together: one tree of variables, one configuration, one way to render.
+
+Variables are nested dicts, collections first and then the network, as weight files hold them:
+
+    params    / generator, controller
+    noise     / generator                 constant noise maps of the backbone
+    ema_stats / generator                 ``w_avg``
+    constants / w_std [D]                 only for ``sigma_w = 'std'``
+
+``animate`` renders an ``Avatar`` (an identity code, the correction of the intrinsics, and possibly generator weights
+that were tuned to the person) from motion windows and camera labels. ``build`` makes one from a portrait. Both are pure
+functions of arrays with a static configuration, so they pass through ``jit`` and ``vmap``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avatar_jax.configure import from_plain, to_plain
+from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import correct_intrinsics
+from avatar_jax.faces.windows import RADIUS
+from avatar_jax.methods.otavatar.config import OTAvatarConfig
+from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig, MotionCode, clamp_codes, combine_codes
+from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
+from avatar_jax.render.sampling import RenderDraws
+from avatar_jax.types import Avatar, Frames
+
+METHOD = 'otavatar'
+NETWORKS = ('generator', 'controller')
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What builds the networks and says how they are used.
+
+    Attributes:
+        generator: the tri-plane generator.
+        method: everything of OTAvatar itself; ``method.controller`` must fit the generator's code.
+        basis: name of the coefficient basis that drives the controller.
+        label_mode: how camera labels are normalised in the data that the model was trained on (one of
+            ``faces.camera_labels.MODES``); labels of photographs are made alike.
+    """
+
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    method: OTAvatarConfig = field(default_factory=OTAvatarConfig)
+    basis: str = 'procedural'
+    label_mode: str = 'raw'
+
+    def __post_init__(self):
+        c, g = self.method.controller, self.generator
+        if (c.num_ws, c.w_dim) != (g.num_ws, g.w_dim):
+            raise UserError(f'method.controller: makes codes of {c.num_ws} rows of {c.w_dim}, the generator reads '
+                            f'{g.num_ws} of {g.w_dim}; set num_ws and w_dim alike')  # fmt: skip
+
+    @classmethod
+    def of(cls, generator: GeneratorConfig, method: OTAvatarConfig | None = None, **other: Any) -> ModelConfig:
+        """A configuration whose controller is sized to the generator."""
+        method = OTAvatarConfig.paper() if method is None else method
+        method = method.replace(controller__num_ws=generator.num_ws, controller__w_dim=generator.w_dim)
+        return cls(generator, method, **other)
+
+    @classmethod
+    def tiny(cls, preset: str = 'release') -> ModelConfig:
+        """For tests: a few thousand parameters, iterations of a few steps, every part present."""
+        generator = GeneratorConfig.tiny()
+        base = OTAvatarConfig.release() if preset == 'release' else OTAvatarConfig.paper()
+        sr_steps = 2 if preset == 'release' else 5
+        method = base.replace(
+            controller=ControllerConfig(num_ws=generator.num_ws, w_dim=generator.w_dim, directions=4, channels=16),
+            decoupling__identity_steps=3, decoupling__controller_steps=2, decoupling__sr_steps=sr_steps,
+            loss__density_points=32, loss__perceptual_scales_sr=3, train__batch_size=2,
+            inversion__w_steps=4, inversion__wplus_steps=4,
+            **({'inversion__sr_steps': 2} if preset == 'release' else {}),
+        )  # fmt: skip
+        return cls(generator, method)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of ``to_dict``. Raises ``UserError`` for unknown keys (with a suggestion) and wrong values."""
+        return from_plain(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as weight files and checkpoints store them."""
+        return to_plain(self)
+
+
+# --------------------------------------------------------------------------------------------------------- variables
+
+
+def join(generator: Mapping[str, Any], controller: Mapping[str, Any], w_std: Any = None) -> dict[str, Any]:
+    """One tree from the variables of the two networks, each ``{'params': ..., ...}``."""
+    tree: dict[str, Any] = {}
+    for name, variables in zip(NETWORKS, (generator, controller), strict=True):
+        for collection, values in variables.items():
+            tree.setdefault(collection, {})[name] = values
+    if w_std is not None:
+        tree['constants'] = {'w_std': w_std}
+    return tree
+
+
+def network(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The variables of one network out of the common tree, as its module takes them."""
+    return {collection: tree[name] for collection, tree in variables.items() if name in tree}
+
+
+def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
+    """Fresh variables. With ``sigma_w = 'std'``, ones stand for the standard deviations until measured ones are set."""
+    k_generator, k_controller = jax.random.split(key)
+    window = jnp.zeros((1, 2 * RADIUS + 1, max(70, config.method.controller.motion_channels)))
+    controller = jax.jit(Controller(config.method.controller).init)(k_controller, window)
+    w_std = jnp.ones(config.generator.w_dim) if config.method.sigma_w == 'std' else None
+    return join(init_generator(config.generator, k_generator), controller, w_std)
+
+
+def abstract(config: ModelConfig) -> dict[str, Any]:
+    """Names and shapes of the variables, without computing anything."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def merge(frozen: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """One parameter tree from two that have no leaf in common."""
+    merged = dict(frozen)
+    for key, value in trained.items():
+        both = key in merged and isinstance(merged[key], Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def split_trained(params: Mapping[str, Any], subset: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Generator parameters as (fixed, trained).
+
+    The mapping network takes no part in rendering a given code and is always fixed. ``subset``: 'all' others, or the
+    'superresolution' module alone.
+    """
+    if subset == 'superresolution':
+        trained = {'superresolution': params['superresolution']}
+        return {k: v for k, v in params.items() if k not in trained}, trained
+    if subset != 'all':
+        raise ValueError(f"subset {subset!r}: use 'all' or 'superresolution'")
+    backbone = dict(params['backbone'])
+    fixed = {'backbone': {'mapping': backbone.pop('mapping')}} if 'mapping' in backbone else {}
+    return fixed, {**params, 'backbone': backbone}
+
+
+def w_avg(variables: Mapping[str, Any]) -> jax.Array:
+    """[D] the generator's average code, where inversion starts."""
+    return variables['ema_stats']['generator']['backbone']['mapping']['w_avg']
+
+
+def sigma(variables: Mapping[str, Any], config: ModelConfig) -> jax.Array | None:
+    """[D] scale of motion offset and clamp; None stands for ones."""
+    return variables['constants']['w_std'] if config.method.sigma_w == 'std' else None
+
+
+def save_model(path: str | os.PathLike, variables: Mapping[str, Any], config: ModelConfig,
+               provenance: Mapping[str, Any], storage: str = 'float32') -> str:  # fmt: skip
+    """Writes a weight file (``avatar_jax.weights``) of this method; returns its SHA-256."""
+    from avatar_jax.weights import check_tree, save_weights
+
+    check_tree(path, variables, abstract(config))
+    return save_weights(path, variables, method=METHOD, config=config.to_dict(), provenance=provenance, storage=storage)
+
+
+def load_model(path: str | os.PathLike) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
+    """Reads a weight file of this method: (variables, configuration, SHA-256, provenance).
+
+    Raises:
+        UserError: missing, damaged or foreign file, or weights that do not fit their configuration.
+    """
+    from avatar_jax.weights import check_tree, load_weights
+
+    weights = load_weights(path, method=METHOD)
+    config = ModelConfig.from_dict(weights.config)
+    check_tree(path, weights.variables, abstract(config))
+    return jax.tree.map(jnp.asarray, weights.variables), config, weights.sha256, weights.provenance
+
+
+# --------------------------------------------------------------------------------------------------------- rendering
+
+
+@flax.struct.dataclass
+class Views:
+    """N rendered views; ``image`` is None where super-resolution was not asked for.
+
+    Attributes:
+        planes: [N,3,H,W,C]. raw: [N,R,R,3]. image: [N,S,S,3]. Neither is clamped.
+        depth, opacity: [N,R,R,1].
+    """
+
+    planes: jax.Array
+    raw: jax.Array
+    depth: jax.Array
+    opacity: jax.Array
+    image: jax.Array | None = None
+
+
+def motion_codes(params: PyTree, config: ModelConfig, windows: jax.Array, basis: jax.Array | None = None) -> MotionCode:
+    """Controller outputs for windows [..., 27, 70]; leading axes are kept. ``basis``: see ``controller_basis``."""
+    lead = windows.shape[:-2]
+    flat = windows.reshape(-1, *windows.shape[-2:])
+    codes = Controller(config.method.controller).apply({'params': params}, flat, basis, method='codes')
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), codes)
+
+
+def controller_basis(variables: Mapping[str, Any], config: ModelConfig) -> jax.Array:
+    """[D, K] the orthogonal code book. It depends on the weights alone: compute it once for a whole video."""
+    return Controller(config.method.controller).apply(network(variables, 'controller'), method='basis')
+
+
+def driven_codes(w: jax.Array, code: MotionCode, config: ModelConfig, variables: Mapping[str, Any],
+                 clamp: bool) -> jax.Array:  # fmt: skip
+    """What the generator gets, [N,L,D]: identity plus motion, with ``clamp`` kept near the average code."""
+    scale = sigma(variables, config)
+    ws = combine_codes(w, code, scale)
+    return clamp_codes(ws, w_avg(variables), config.method.clamp_radius, scale) if clamp else ws
+
+
+def sample_draws(keys: jax.Array, config: GeneratorConfig, resolution: int) -> RenderDraws:
+    """Draws for N views from N keys: each view's do not depend on the others around it."""
+    draws = jax.vmap(lambda k: RenderDraws.from_key(k, config.rendering, 1, resolution**2))(keys)
+    return jax.tree.map(lambda x: x[:, 0], draws)
+
+
+def render_views(generator: Mapping[str, Any], config: GeneratorConfig, ws: jax.Array, labels: jax.Array,
+                 keys: jax.Array | None = None, sr: bool = True) -> Views:  # fmt: skip
+    """Renders codes [N,L,D] from cameras [N,25].
+
+    Args:
+        generator: variables of the generator.
+        keys: [N] typed keys that jitter the samples along the rays; None renders deterministically.
+        sr: also run super-resolution (static).
+    """
+    model = TriPlaneGenerator(config)
+    planes = model.apply(generator, ws, method='planes')
+    draws = None if keys is None else sample_draws(keys, config, config.neural_rendering_resolution)
+    out = model.apply(generator, planes, labels, draws=draws, method='render')
+    image = model.apply(generator, out.rgb, out.features, ws, method='superresolve') if sr else None
+    return Views(planes, out.rgb, out.depth, out.opacity, image)
+
+
+# --------------------------------------------------------------------------------------------------- build, animate
+
+
+def identity_of(avatar: Avatar, variables: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """Code [L,D], correction [18] and generator variables (the avatar's own if it has tuned ones)."""
+    identity = avatar.identity
+    generator = network(variables, 'generator')
+    if 'generator' in identity:
+        generator = {**generator, 'params': identity['generator']}
+    return identity['code'], identity['bias'], generator
+
+
+def animate(variables: Mapping[str, Any], config: ModelConfig, avatar: Avatar, windows: jax.Array, labels: jax.Array,
+            *, basis: jax.Array | None = None, chunk: int = 1, key: jax.Array | None = None,
+            sr: bool = True) -> Frames:  # fmt: skip
+    """Renders an avatar with someone's motion.
+
+    Args:
+        variables, config: the model (``config`` static under ``jit``).
+        avatar: of one person; for many, ``vmap`` over avatars.
+        windows: [T,27,70] motion windows of the driver. labels: [T,25] cameras of the driver.
+        basis: ``controller_basis``, to save its computation.
+        chunk: so many frames are rendered side by side; memory grows with it, not with T.
+        key: jitters the samples along the rays, as the released program does; None is deterministic, without flicker.
+        sr: False leaves super-resolution out; ``rgb`` is then the raw rendering.
+
+    Returns:
+        ``Frames`` with rgb and raw limited to [-1, 1]. The code is not clamped, unlike during inversion.
+    """
+    code, bias, generator = identity_of(avatar, variables)
+    motion = motion_codes(network(variables, 'controller')['params'], config, windows, basis)
+    w = jnp.broadcast_to(code, (windows.shape[0], *code.shape))
+    ws = driven_codes(w, motion, config, variables, clamp=False)
+    labels = correct_intrinsics(labels, bias)
+    keys = None if key is None else jax.random.split(key, windows.shape[0])
+
+    def frames(ws, labels, keys):
+        views = render_views(generator, config.generator, ws, labels, keys, sr)
+        raw = jnp.clip(views.raw, -1, 1)
+        return Frames(raw if views.image is None else jnp.clip(views.image, -1, 1), raw, views.depth, views.opacity)
+
+    inputs = (ws, labels, keys)
+    if windows.shape[0] <= chunk:
+        return frames(*inputs)
+    # One frame at a time inside the loop when chunk is 1: lax.map with a batch size adds a vmapped axis.
+    total, size = windows.shape[0], chunk
+    whole = total // size * size
+
+    def split(x):
+        return x[:whole].reshape(whole // size, size, *x.shape[1:])
+
+    outputs = jax.lax.map(lambda part: frames(*part), jax.tree.map(split, inputs))
+    outputs = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), outputs)
+    if whole == total:
+        return outputs
+    rest = frames(*jax.tree.map(lambda x: x[whole:], inputs))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, rest)
+
+
+def build(variables: Mapping[str, Any], config: ModelConfig, portrait: Any, *, bank: Any = None,
+          key: jax.Array | None = None, weights: str = '') -> Avatar:  # fmt: skip
+    """The avatar of one portrait, by one-shot inversion (paper section 3.3).
+
+    Args:
+        variables, config: the model (``config`` static under ``jit``).
+        portrait: a ``types.Portrait``; for many people stack them and ``vmap``, or use ``invert.invert_people``.
+        bank: ``losses.perception.PerceptionBank`` with the networks of the loss; None has none.
+        key: jitters the samples along the rays; None inverts through the deterministic renderer.
+        weights: SHA-256 of the weights, stored in the avatar.
+
+    Returns:
+        ``Avatar`` whose identity is ``{'code': [L,D], 'bias': [18]}``.
+    """
+    from avatar_jax.methods.otavatar.invert import invert_portrait
+
+    return invert_portrait(variables, config, portrait, bank, key, weights=weights).avatar
+
+
+def source_windows(portrait: Any) -> jax.Array:
+    """[..., 27, 70] motion windows of still pictures: the picture's coefficients in every frame.
+
+    Coefficients that were not measured are taken as zero (a neutral face, an unturned head).
+    """
+    parts = []
+    lead = portrait.image.shape[:-3]
+    for value, size in ((portrait.expression, 64), (portrait.angle, 3), (portrait.translation, 3)):
+        parts.append(jnp.zeros((*lead, size)) if value is None else jnp.asarray(value))
+    row = jnp.concatenate(parts, -1)
+    return jnp.broadcast_to(row[..., None, :], (*lead, 2 * RADIUS + 1, row.shape[-1]))
+
+
+def count_parameters(tree: PyTree) -> int:
+    """How many numbers a tree holds."""
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))

@@ -1,0 +1,253 @@
+"""Training of OTAvatar: the state, one iteration on a batch of clips, sample pictures, and the run's configuration.
+
+The iteration itself is ``inversion.decoupling``; here it gets its networks, its data and its optimizers. ``launch/
+train.py`` puts it into ``train.loop.fit``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avatar_jax.errors import UserError
+from avatar_jax.inversion.decoupling import Optimizers, decoupling_iteration
+from avatar_jax.losses.perception import PerceptionBank
+from avatar_jax.methods.otavatar.controller import MotionCode
+from avatar_jax.methods.otavatar.invert import invert_people
+from avatar_jax.methods.otavatar.model import (
+    ModelConfig,
+    driven_codes,
+    join,
+    merge,
+    motion_codes,
+    network,
+    render_views,
+    split_trained,
+    w_avg,
+)
+from avatar_jax.methods.otavatar.objective import prepare_targets, training_objective
+from avatar_jax.train.loop import LoopConfig
+from avatar_jax.train.optimizers import make_optimizer
+from avatar_jax.train.state import Group, TrainState, step_key
+from avatar_jax.types import Camera, Portrait
+
+PyTree = Any
+TILE = 128  # pixels of one picture in a sample sheet
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where clips come from.
+
+    Attributes:
+        source: 'rendered' (procedural heads, drawn when asked for) or 'built' (a data set on disk).
+        folder: of a built data set. split: its split.
+        people, clips_per_person, frames, resolution, seed: of rendered heads; resolution 0 is that of the generator.
+        in_memory: decode or render every frame once and keep it.
+        cameras: 'any', 'same' or 'front', for clips that several cameras see.
+        num_workers, num_threads, prefetch: how batches are read; they do not change them.
+    """
+
+    source: str = 'rendered'
+    folder: str = ''
+    split: str = 'train'
+    people: int = 64
+    clips_per_person: int = 1
+    frames: int = 50
+    resolution: int = 0
+    seed: int = 0
+    in_memory: bool = False
+    cameras: str = 'any'
+    num_workers: int = 0
+    num_threads: int = 2
+    prefetch: int = 8
+
+    def __post_init__(self):
+        if self.source not in ('rendered', 'built'):
+            raise UserError(f"data.source: {self.source!r}; use 'rendered' or 'built'")
+        if self.source == 'built' and not self.folder:
+            raise UserError("data.folder: give the folder of the built data set, or use data.source='rendered'")
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """When a run logs, draws samples and writes checkpoints; see ``train.loop.LoopConfig``. Counts are iterations."""
+
+    log_every: int = 10
+    sample_every: int = 100
+    sample_people: int = 3
+    checkpoint_every: int = 100
+    keep: int = 2
+    keep_every: int = 0
+    nonfinite: str = 'stop'
+    max_skipped: int = 20
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run.
+
+    Attributes:
+        seed: decides initial weights, data order and all random draws.
+        model: networks and method; ``model.method.train.iterations`` is the length of the run.
+        data: the clips. output: logs, samples, checkpoints.
+        init: weight file to start from: a path, or the name of a shipped file; '' starts from fresh networks.
+        perception: 'name=file' of frozen networks for the losses (see ``losses.perception.NETWORKS``).
+        parallel: 'pmap', 'shard_map' or 'single'.
+    """
+
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    init: str = ''
+    perception: tuple[str, ...] = ()
+    parallel: str = 'pmap'
+
+    # What a resumed run may change.
+    MAY_DIFFER = ('output.*', 'data.num_workers', 'data.num_threads', 'data.prefetch', 'data.in_memory', 'parallel',
+                  'model.method.train.iterations', 'perception')  # fmt: skip
+
+    def loop(self) -> LoopConfig:
+        """The settings of the loop."""
+        o = self.output
+        return LoopConfig(self.model.method.train.iterations, o.log_every, o.sample_every, o.checkpoint_every, o.keep,
+                          o.keep_every, o.nonfinite, o.max_skipped, o.tensorboard)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- state
+
+
+def optimizers(config: ModelConfig) -> Optimizers:
+    """The four optimizers."""
+    o = config.method.optimizers
+    return Optimizers(*(make_optimizer(c) for c in (o.codes, o.intrinsics, o.controller, o.generator)))
+
+
+def init_state(config: ModelConfig, variables: Mapping[str, Any]) -> TrainState:
+    """A state before the first iteration.
+
+    Groups ``controller`` (with its average) and ``generator`` (the parameters that fine-tuning may change; with an
+    average if the configuration has one). ``extra`` holds all other variables, which never change.
+    """
+    moves, method = optimizers(config), config.method
+    fixed, trained = split_trained(variables['params']['generator'], method.train.generator_subset)
+    groups = {
+        'controller': Group.create(variables['params']['controller'], moves.controller, ema=True),
+        'generator': Group.create(trained, moves.generator, ema=method.decoupling.ema_generator),
+    }
+    extra = {k: v for k, v in variables.items() if k != 'params'} | {'params': {'generator': fixed}}
+    return TrainState.create(groups, jax.tree.map(jnp.asarray, extra))
+
+
+def variables_of(state: TrainState, averaged: bool = True) -> dict[str, Any]:
+    """The model's variables: averages where there are some (what inference uses), or the raw parameters."""
+    pick = {name: group.inference_params if averaged else group.params for name, group in state.groups.items()}
+    generator = network(state.extra, 'generator')
+    generator = {**generator, 'params': merge(generator['params'], pick['generator'])}
+    w_std = state.extra.get('constants', {}).get('w_std')
+    return join(generator, {'params': pick['controller']}, w_std)
+
+
+# --------------------------------------------------------------------------------------------------------- iteration
+
+
+def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping[str, jax.Array],
+               bank: PerceptionBank, axis_name: str | None = None) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
+    """One iteration of decoupling-by-inverting.
+
+    Args:
+        config, seed: static.
+        batch: this device's share: ``images`` [B,F,H,W,3] in [-1,1], ``landmarks`` [B,F,68,2] pixels (may be missing:
+            the terms that need them are then left out), ``windows`` [B,F,27,70], ``labels`` [B,F,25].
+        bank: the frozen networks of the losses.
+
+    Returns:
+        the state and the curves of all terms and norms (see ``inversion.decoupling``).
+    """
+    targets = prepare_targets(bank, config, batch['images'], batch.get('landmarks'))
+    inner = {'windows': batch['windows'], 'labels': batch['labels'], 'targets': targets}
+    state, metrics, _, _ = decoupling_iteration(
+        state, inner, step_key(seed, state.step), objective=training_objective(config, bank, state.extra),
+        config=config.method.decoupling, optimizers=optimizers(config), w_avg=w_avg(state.extra),
+        num_frames=batch['images'].shape[1], axis_name=axis_name)  # fmt: skip
+    return state, metrics
+
+
+BATCH_KEYS = ('images', 'landmarks', 'windows', 'labels')
+
+
+# ----------------------------------------------------------------------------------------------------------- samples
+
+
+@partial(jax.jit, static_argnames='config')
+def _both_ways(variables, codes, biases, windows, labels, *, config):
+    """Views of N frames with and without motion: (image, raw) each, [N,...]."""
+    from avatar_jax.faces.camera_labels import correct_intrinsics
+
+    labels = correct_intrinsics(labels, biases)
+    motion = motion_codes(network(variables, 'controller')['params'], config, windows)
+    still = MotionCode(jnp.zeros_like(motion.w_x), motion.alpha, None)
+    generator = network(variables, 'generator')
+    found = []
+    for code in (motion, still):
+        views = render_views(generator, config.generator, driven_codes(codes, code, config, variables, clamp=False), labels)
+        found.append((views.image, views.raw))
+    return found
+
+
+def sample_sheet(config: ModelConfig, state: TrainState, batch: Mapping[str, np.ndarray], bank: PerceptionBank,
+                 people: int) -> tuple[np.ndarray, dict[str, float]]:  # fmt: skip
+    """What the networks make of the first people of a batch.
+
+    Frame 0 of each is inverted as at inference (with the averages). One column per frame; rows: target; then for the
+    raw and the averaged networks: super-resolved and volume-rendered picture, each with and without the motion code.
+
+    Returns:
+        the sheet, uint8 [H, W, 3], and scores (``sample/psnr_source``, ``sample/psnr_driven``; averaged networks).
+    """
+    from avatar_jax.eval.image import psnr, to_unit
+    from avatar_jax.losses.pixel import match_size
+    from avatar_jax.ops.resize import resize
+
+    batch = {k: np.asarray(v[:people]) for k, v in batch.items() if k in BATCH_KEYS}
+    count, frames = batch['windows'].shape[:2]
+    averaged, raw = (jax.tree.map(jnp.asarray, variables_of(state, a)) for a in (True, False))
+    portraits = [_portrait(batch, i) for i in range(count)]
+    found = invert_people(averaged, config, portraits, bank)
+    identities = [f.avatar.identity for f in found]
+    codes, biases = (jnp.repeat(jnp.stack([i[k] for i in identities]), frames, 0) for k in ('code', 'bias'))
+    windows, labels = (batch[k].reshape(count * frames, *batch[k].shape[2:]) for k in ('windows', 'labels'))
+    target = jnp.asarray(batch['images'].reshape(count * frames, *batch['images'].shape[2:]))
+    rows, driven = [target], None
+    for variables in (raw, averaged):
+        (image, low), (image_still, low_still) = _both_ways(variables, codes, biases, windows, labels, config=config)
+        rows += [image, image_still, low, low_still]
+        driven = image  # of the averaged networks, at the end
+    truth = match_size(target, driven.shape[1])
+    scores = np.asarray(psnr(to_unit(driven), to_unit(truth))).reshape(count, frames)
+    metrics = {'sample/psnr_source': float(scores[:, 0].mean())}
+    if frames > 1:
+        metrics['sample/psnr_driven'] = float(scores[:, 1:].mean())
+    tiles = [np.asarray(jnp.clip(_tile(row, resize), -1, 1)) for row in rows]
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles], axis=0)
+    return np.round((sheet + 1) * 127.5).astype(np.uint8), metrics
+
+
+def _tile(images: jax.Array, resize) -> jax.Array:
+    return resize(images, TILE, 'area' if images.shape[1] > TILE else 'nearest')
+
+
+def _portrait(batch: Mapping[str, np.ndarray], index: int) -> Portrait:
+    """Frame 0 of a clip as the portrait that inference would get; the centre of its window is its own motion."""
+    row = batch['windows'][index, 0][batch['windows'].shape[2] // 2]
+    landmarks = batch['landmarks'][index, 0] if 'landmarks' in batch else None
+    return Portrait(image=batch['images'][index, 0], camera=Camera.from_label(batch['labels'][index, 0]),
+                    expression=row[:64], angle=row[64:67], translation=row[67:70], landmarks=landmarks)  # fmt: skip
