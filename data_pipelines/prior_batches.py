@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avatar_jax.faces.windows import RADIUS
 from data_pipelines.fast_heads import load_shards
 from data_pipelines.lights import random_gamma
 
@@ -74,8 +75,14 @@ class PriorData:
                          for i in range(start, start + batch)])
 
     def common(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """Latent [N, 200], window [N, 27, 70] and label [N, 25]."""
-        return {'latent': self.latent[index], 'window': self.data['window'][index], 'label': self.data['label'][index]}
+        """Latent [N, 200], window [N, 27, 70] and label [N, 25].
+
+        Every fourth sample holds still for its whole window, as a photograph does.
+        """
+        window = self.data['window'][index]
+        still = (self.data['index'][index] % 4 == 0)[:, None, None]
+        window = np.where(still, window[:, RADIUS:RADIUS + 1], window)
+        return {'latent': self.latent[index], 'window': window, 'label': self.data['label'][index]}
 
     def frames(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of whole pictures for `prior.frames_loss`."""

@@ -24,11 +24,15 @@ from avatar_jax.train.checkpoints import Checkpoints, config_dict
 from avatar_jax.train.logging import JsonlLog, Progress, check_finite, to_host
 
 
+# A resumed run may go on with another schedule; everything else must stay.
+SCHEDULE = ('steps', 'frame_steps', 'batch', 'frame_batch', 'rays')
+
+
 def train(config: prior.PriorConfig, data, val, out: Path, *, log_every: int = 20, save_every: int = 200) -> prior.PriorState:
     """Runs the rays steps, then the frames steps; returns the final state."""
     out.mkdir(parents=True, exist_ok=True)
     state, constants = prior.init_state(config)
-    checkpoints = Checkpoints(out / 'checkpoints', config=config, may_differ=('steps', 'frame_steps'))
+    checkpoints = Checkpoints(out / 'checkpoints', config=config, may_differ=SCHEDULE)
     start = checkpoints.latest_step() or 0
     if start:
         state, start = checkpoints.restore(state)
@@ -72,7 +76,7 @@ _render = jax.jit(render, static_argnums=0)
 
 def validate(config, state, constants, val, count: int = 32) -> dict[str, float]:
     """PSNR inside the head mask on people never seen, from their known latents."""
-    params = (state.generator.ema, state.controller.ema)
+    params = state.params(average=True)
     scores: dict[str, list[float]] = {'val_psnr': [], 'val_psnr_raw': []}
     for first in range(0, count, 4):
         batch = val.frames(np.arange(first, first + 4))
@@ -91,7 +95,7 @@ def preview(config, state, constants, val, path: Path) -> None:
     """A sheet: truth, raw (enlarged), image of eight validation samples."""
     from PIL import Image
 
-    params = (state.generator.ema, state.controller.ema)
+    params = state.params(average=True)
     rows: list[list[np.ndarray]] = [[], [], []]
     for first in (0, 4):
         batch = val.frames(np.arange(first, first + 4))
@@ -112,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ('data', 'val', 'out'):
         parser.add_argument(f'--{name}', type=Path, required=True)
     defaults = prior.PriorConfig()
-    for name in ('steps', 'frame_steps', 'seed', 'batch', 'frame_batch', 'rays', 'lr', 'controller_lr'):
+    for name in ('steps', 'frame_steps', 'seed', 'batch', 'frame_batch', 'rays', 'lr', 'mapping_lr', 'controller_lr'):
         parser.add_argument('--' + name.replace('_', '-'), type=type(getattr(defaults, name)),
                             default=getattr(defaults, name))
     options = vars(parser.parse_args(argv))

@@ -34,9 +34,12 @@ def heads_generator() -> GeneratorConfig:
     """The shipped prior's generator: `heads128` with the latent of procedural heads and their camera distances."""
     rendering = {
         'depth_resolution': 18, 'depth_resolution_importance': 18, 'ray_start': 2.3, 'ray_end': 3.3, 'box_warp': 0.8,
+        'decoder_lr_mul': 3.0,
     }  # fmt: skip
     # Planes as fine as the rendered image: the box is little larger than what the camera sees.
-    return GeneratorConfig.heads128().replace(z_dim=LATENT_DIM, plane_resolution=64, rendering=rendering)
+    return GeneratorConfig.heads128().replace(
+        z_dim=LATENT_DIM, plane_resolution=64, channel_base=2048, channel_max=192, rendering=rendering
+    )
 
 
 def heads_controller(generator: GeneratorConfig) -> ControllerConfig:
@@ -55,41 +58,60 @@ class PriorConfig:
       near_std: standard deviation of the latter, in world units.
       opacity, depth, density, codes: weights of the mask, depth, density-smoothness and code-size terms (the
         colour term has weight 1); squared: share of the squared error in the colour term, the rest is absolute.
-      lr, controller_lr: peak learning rates; both rise over `warmup` steps and fall to `final_lr` of the peak.
+      lr, mapping_lr, controller_lr: peak learning rates; they rise over `warmup` steps and fall to `final_lr` of the
+        peak. The mapping network stores its weights 100 times larger (learning-rate multiplier 0.01): with the common
+        rate it would stay almost random for the few thousand steps of a warm start.
       ema: decay of the moving average that is shipped.
       max_norm: gradient clipping of each group.
     """
 
     generator: GeneratorConfig = field(default_factory=heads_generator)
     controller: ControllerConfig = field(default_factory=lambda: heads_controller(heads_generator()))
-    batch: int = 8
+    batch: int = 6
     frame_batch: int = 2
-    rays: int = 512
+    rays: int = 384
     coarse: int = 12
     near: int = 6
     near_std: float = 0.02
     squared: float = 0.8
     opacity: float = 0.5
-    depth: float = 1.0
-    density: float = 0.05
+    depth: float = 1.5
+    density: float = 0.0005
     codes: float = 1e-4
-    lr: float = 2e-3
+    lr: float = 1.2e-2
+    mapping_lr: float = 0.3
     controller_lr: float = 1e-3
-    warmup: int = 50
+    warmup: int = 100
     final_lr: float = 0.1
-    ema: float = 0.998
+    ema: float = 0.996
     max_norm: float = 1.0
-    steps: int = 3000
+    steps: int = 6000
     frame_steps: int = 600
     seed: int = 0
 
 
 @flax.struct.dataclass
 class PriorState:
-    """Both groups; the step number and the seed determine everything else."""
+    """The three groups; the step number and the seed determine everything else."""
 
+    mapping: Group
     generator: Group
     controller: Group
+
+    def params(self, average: bool = False) -> tuple[PyTree, PyTree]:
+        """Parameters of the whole generator and of the controller; `average`: the moving averages."""
+        trees = [g.ema if average else g.params for g in (self.mapping, self.generator, self.controller)]
+        return _join(trees[0], trees[1]), trees[2]
+
+
+def _split(params: PyTree) -> tuple[PyTree, PyTree]:
+    """Generator parameters -> (mapping network, the rest)."""
+    rest = params | {'backbone': {'synthesis': params['backbone']['synthesis']}}
+    return params['backbone']['mapping'], rest
+
+
+def _join(mapping: PyTree, rest: PyTree) -> PyTree:
+    return rest | {'backbone': rest['backbone'] | {'mapping': mapping}}
 
 
 def init_state(config: PriorConfig) -> tuple[PriorState, PyTree]:
@@ -103,11 +125,13 @@ def init_state(config: PriorConfig) -> tuple[PriorState, PyTree]:
     params_c = jax.tree_util.tree_map_with_path(
         lambda path, p: p * 50.0 if path[-1].key == 'weight' and path[0].key != 'direction' else p, params_c
     )
-    groups = [
-        Group.create(variables['params'], make_optimizer(_adam(config.lr)), ema=True),
-        Group.create(params_c, make_optimizer(_adam(config.controller_lr)), ema=True),
-    ]
+    trees = (*_split(variables['params']), params_c)
+    groups = [Group.create(p, make_optimizer(_adam(lr)), ema=True) for p, lr in zip(trees, _rates(config), strict=True)]
     return PriorState(*groups), {k: v for k, v in variables.items() if k != 'params'}
+
+
+def _rates(config: PriorConfig) -> tuple[float, float, float]:
+    return config.mapping_lr, config.lr, config.controller_lr
 
 
 def _adam(lr: float) -> OptimizerConfig:
@@ -156,14 +180,14 @@ def rays_loss(config: PriorConfig, constants: PyTree, params, batch: dict, key: 
     pixel = batch['weight'][..., None]
     middles = 0.5 * (depths[..., :-1] + depths[..., 1:])
     off_surface = (weights * jnp.abs(middles - batch['depth'][..., None])).sum(-1)
-    points = jax.random.uniform(k_density, (shape[0], 512, 3), minval=-0.4, maxval=0.4)
+    points = jax.random.uniform(k_density, (shape[0], 256, 3), minval=-0.4, maxval=0.4)
     nearby = points + 0.01 * jax.random.normal(k_step, points.shape)
     _, sigma = generator.apply(variables, planes, jnp.concatenate([points, nearby], 1), method='sample_density')
     terms = {
         'color': _color(config, error, pixel),
         'opacity': config.opacity * jnp.mean((opacity - batch['mask']) ** 2),
         'depth': config.depth * jnp.mean(jnp.where(seen[..., 0] & (batch['mask'] > 0.99), off_surface, 0.0)),
-        'density': config.density * jnp.mean(jnp.abs(sigma[:, :512] - sigma[:, 512:])),
+        'density': config.density * jnp.mean(jnp.abs(sigma[:, :256] - sigma[:, 256:])),
         'codes': config.codes * (jnp.mean(w**2) + jnp.mean(w_x**2)),
     }
     metrics = terms | {'psnr': -10 * jnp.log10(jnp.mean(error**2) / 4)}
@@ -208,16 +232,16 @@ def train_step(config: PriorConfig, kind: str, state: PriorState, constants: PyT
     """One update; ``kind`` is 'rays' or 'frames', ``step`` the number of updates made before."""
     loss = {'rays': rays_loss, 'frames': frames_loss}[kind]
     key = jax.random.fold_in(jax.random.key(config.seed), step)
-    params = (state.generator.params, state.controller.params)
-    grads, metrics = jax.grad(lambda p: loss(config, constants, p, batch, key), has_aux=True)(params)
+    grads, metrics = jax.grad(lambda p: loss(config, constants, p, batch, key), has_aux=True)(state.params())
     progress = jnp.clip(step / config.steps, 0.0, 1.0)
     scale = config.final_lr + (1 - config.final_lr) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
     scale = scale * jnp.minimum(1.0, (step + 1) / config.warmup)
     groups = []
-    for group, grad, lr in zip(
-        (state.generator, state.controller), grads, (config.lr, config.controller_lr), strict=True
-    ):
-        group, stats = group.apply_gradients(grad, make_optimizer(_adam(lr)), lr_scale=scale, max_norm=config.max_norm)
+    names = ('mapping', 'generator', 'controller')
+    for name, grad, lr in zip(names, (*_split(grads[0]), grads[1]), _rates(config), strict=True):
+        group, stats = getattr(state, name).apply_gradients(
+            grad, make_optimizer(_adam(lr)), lr_scale=scale, max_norm=config.max_norm
+        )
         groups.append(group.update_ema(jnp.minimum(config.ema, (step + 1) / (step + 10))))
-        metrics[f'{("generator", "controller")[len(groups) - 1]}/grad_norm'] = stats['grad_norm']
+        metrics[f'{name}/grad_norm'] = stats['grad_norm']
     return PriorState(*groups), metrics
