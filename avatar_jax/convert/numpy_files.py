@@ -9,8 +9,8 @@ import re
 from typing import Any
 
 from avatar_jax.convert.archives import Archive
-from avatar_jax.convert.constructors import array_from_bytes, numpy_dtype
 from avatar_jax.convert.limits import Budget, Damaged, Refused, shape_size, shown
+from avatar_jax.convert.records import array_from_bytes, numpy_dtype
 from avatar_jax.convert.torch_files import read_pickle
 
 MAGIC = b'\x93NUMPY'

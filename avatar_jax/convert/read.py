@@ -45,7 +45,7 @@ class RawFile:
             (its state-dict key). Read-only; most are views of the file, some of each other (``np.shares_memory``), and
             they need not be contiguous or aligned. Keep a copy of what is to outlive the file.
         tree: the same arrays and all other values as nested dicts, lists, tuples and sets. Objects of classes that are
-            not loaded are ``constructors.Record``, names ``pickle_reader.Global``.
+            not loaded are ``records.Record``, names ``pickle_values.Global``.
         modules: network pickles: module name (``G_ema``, ``G_ema/backbone.mapping``) -> ``class``, ``persistent``,
             ``init_args``, ``init_kwargs`` and ``attributes``.
         facts: what the container says about itself: ``version`` and ``byteorder`` (torch), the metadata of safetensors.

@@ -14,8 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from avatar_jax.convert.constructors import check_values
 from avatar_jax.convert.limits import Budget, Damaged, Refused, is_count, shape_size, shown
+from avatar_jax.convert.records import check_values
 
 _MAX_HEADER = 8 << 20  # about 80,000 tensors
 _DTYPES = {

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.convert.archives import Archive
-from avatar_jax.convert.constructors import Inert, Storage, check_values, storage_dtype
+from avatar_jax.convert.constructors import Inert
 from avatar_jax.convert.limits import Budget, Damaged, Refused, is_count, shown
 from avatar_jax.convert.pickle_reader import Machine
+from avatar_jax.convert.records import Storage, check_values, storage_dtype
 
 MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001

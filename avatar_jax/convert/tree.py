@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from avatar_jax.convert.constructors import (
-    ATTRIBUTES_ARE_ITEMS,
-    CHUMPY,
-    OPAQUE,
-    SPARSE,
+from avatar_jax.convert.constructors import ATTRIBUTES_ARE_ITEMS, CHUMPY, OPAQUE, SPARSE
+from avatar_jax.convert.limits import MAX_DEPTH, MAX_NODES, Budget, Damaged, Refused, shape_size, shown
+from avatar_jax.convert.pickle_values import Blob, Global
+from avatar_jax.convert.records import (
     ArrayRef,
     DtypeRef,
     InertDict,
@@ -28,8 +27,6 @@ from avatar_jax.convert.constructors import (
     check_values,
     raw_bytes,
 )
-from avatar_jax.convert.limits import MAX_DEPTH, MAX_NODES, Budget, Damaged, Refused, shape_size, shown
-from avatar_jax.convert.pickle_reader import Blob, Global
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Global, np.generic, np.ndarray)
 
@@ -292,6 +289,7 @@ class Flat:
     def put(self, name: str, array: np.ndarray) -> None:
         if name in self.tensors:
             raise Damaged(f'has two tensors of the name {shown(name)}')
+        array.flags.writeable = False
         self.tensors[name] = array
 
 
