@@ -8,6 +8,7 @@ from functools import partial
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avatar_jax.ops.grid_sample import sample_planes_mean
 from avatar_jax.render import marching
@@ -17,6 +18,8 @@ from avatar_jax.render.sampling import RenderDraws, importance_depths, stratifie
 
 # Features [..., C] (mean over the planes) -> colours [..., K] in [0, 1] and raw densities [..., 1].
 Decode = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+_COUNTED = 192  # longest row that `sort_order` sorts by counting
 
 
 @flax.struct.dataclass
@@ -59,6 +62,23 @@ def _permute_bwd(residuals, cotangent):
 _permute.defvjp(_permute_fwd, _permute_bwd)
 
 
+def sort_order(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The stable ascending order of the last axis, and each entry's rank in it (the inverse permutation)."""
+    count = values.shape[-1]
+    if count > _COUNTED:
+        order = jnp.argsort(values, axis=-1)
+        return order, jnp.argsort(order, axis=-1)
+    # Rays have few samples: counting the smaller ones is a stream of vector instructions, sorting is a loop of calls.
+    place = np.arange(count)
+    rank, order = jnp.zeros(values.shape, jnp.int32), jnp.zeros(values.shape, jnp.int32)
+    for i in range(count):
+        one = values[..., i : i + 1]
+        rank += ((one < values) | ((one == values) & (i < place))).astype(jnp.int32)
+    for i in range(count):
+        order += jnp.where(rank[..., i : i + 1] == place, i, 0)
+    return order, rank
+
+
 def _march_rays(decode, planes, config, origins, directions, limits, draws):
     """One bundle of rays: (composited [N, M, K], unclipped depth, opacity, lowest, highest sample depth [N, M])."""
 
@@ -75,23 +95,22 @@ def _march_rays(decode, planes, config, origins, directions, limits, draws):
     colors, density = look(depths, draws.density_coarse)
     if config.depth_resolution_importance == 0:
         weights = marching.interval_weights(density, depths)
-        composited = jnp.einsum('nms,nmsk->nmk', marching.sample_weights(weights), colors)
+        composited = marching.composite(marching.sample_weights(weights), colors)
     else:
         # The first pass only steers the second: no gradient through its weights.
         steering = marching.interval_weights(*jax.lax.stop_gradient((density, depths)))
         fine = importance_depths(depths, steering, config.depth_resolution_importance, draws.importance)
         fine_colors, fine_density = look(fine, draws.density_fine)
         both = jnp.concatenate([depths, fine], -1)
-        order = jnp.argsort(both, axis=-1)
-        inverse = jnp.argsort(order, axis=-1)
+        order, inverse = sort_order(both)
         depths = jnp.take_along_axis(both, order, -1)
         density = _permute(jnp.concatenate([density, fine_density], -1), order, inverse)
         weights = marching.interval_weights(density, depths)
         # Carrying the weights back to the unsorted samples is far cheaper than sorting all the colours.
         shares = _permute(marching.sample_weights(weights), inverse, order)
         split = config.depth_resolution
-        composited = jnp.einsum('nms,nmsk->nmk', shares[..., :split], colors)
-        composited += jnp.einsum('nms,nmsk->nmk', shares[..., split:], fine_colors)
+        composited = marching.composite(shares[..., :split], colors)
+        composited += marching.composite(shares[..., split:], fine_colors)
     depth = marching.mean_depth(weights, depths)
     return composited, depth, weights.sum(-1), depths.min(-1), depths.max(-1)
 

@@ -94,10 +94,13 @@ def inverse_cdf(bins: jax.Array, density: jax.Array, u: jax.Array) -> jax.Array:
     """
     density = density + 1e-5
     density = density / density.sum(-1, keepdims=True)
-    cdf = jnp.concatenate([jnp.zeros_like(density[..., :1]), jnp.cumsum(density, -1)], -1)
-    last = cdf.shape[-1] - 1
-    # Counting is a few vector instructions per entry; a binary search is a loop of gathers.
-    above = (cdf[..., None, :] <= u[..., :, None]).sum(-1)
+    last = density.shape[-1]
+    up_to = np.triu(np.ones((last, last + 1), np.float32), 1)
+    cdf = jnp.matmul(density, up_to, precision=jax.lax.Precision.HIGHEST)  # 0, then the cumulative sums
+    # Counting is a stream of vector instructions; a binary search is a loop of gathers.
+    above = jnp.zeros(u.shape, jnp.int32)
+    for i in range(last + 1):
+        above += (cdf[..., i : i + 1] <= u).astype(jnp.int32)
     low, high = jnp.maximum(above - 1, 0), jnp.minimum(above, last)
     bins = bins[..., : last + 1]
     cdf_low, cdf_high = (jnp.take_along_axis(cdf, i, -1) for i in (low, high))
