@@ -146,3 +146,36 @@ def test_perception_option():
     for wrong in ('vgg19', '=a.npz', 'vgg19='):
         with pytest.raises(UserError, match='NAME=FILE'):
             launcher.named_files([wrong])
+
+
+def test_otavatar_from_a_weight_file(tmp_path, capsys):
+    """The subcommand on a generator of a few thousand untrained parameters: one person, two frames."""
+    import argparse
+
+    import jax
+
+    from avatar_jax.methods.otavatar import model
+
+    config = model.ModelConfig.tiny('paper')
+    weights = tmp_path / 'tiny.safetensors'
+    model.save_model(weights, model.init(config, jax.random.key(0)), config, {'command': 'test'})
+    parser = argparse.ArgumentParser()
+    launcher.add_arguments(parser)
+
+    def run(*more):
+        options = ['--out', str(tmp_path / 'out'), '--identities', '1', '--frames', '2', '--steps', '2']
+        return launcher.run(parser.parse_args([*options, '--weights', str(weights), *more]))
+
+    assert run() == 0
+    printed = capsys.readouterr()
+    assert 'PSNR in the head mask' in printed.out and 'test-000000-000' in printed.out
+    report = json.loads((tmp_path / 'out/report.json').read_text())
+    assert report['run']['weights'] == report['provenance']['weights'] != ''
+    assert report['run']['method_settings']['config']['method']['inversion']['w_steps'] == 2
+    assert {'perceptual loss', 'identity loss', 'coefficients', 'lpips'} <= set(report['networks'])
+    assert run() == 0 and 'done already' in capsys.readouterr().err
+    with pytest.raises(UserError, match='different: method_settings'):
+        run('--steps', '3')
+    for wrong in (['--identities', '0'], ['--steps', '0'], ['--perception', 'vgg19'], ['--split', 'train']):
+        with pytest.raises(UserError):
+            run(*wrong)
