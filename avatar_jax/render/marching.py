@@ -30,7 +30,9 @@ def interval_weights(densities: jax.Array, depths: jax.Array) -> jax.Array:
     # The product of all earlier (1 - alpha + 1e-10), as a matrix product of logarithms: a cumulative product is as
     # fast, but takes XLA several times longer to compile.
     earlier = np.triu(np.ones((alpha.shape[-1],) * 2, np.float32), 1)
-    through = jnp.exp(jnp.matmul(jnp.log(1 - alpha + 1e-10), earlier, precision=jax.lax.Precision.HIGHEST))
+    # The floor holds where a compiler adds 1 and 1e-10 first: log 0 times a zero of the matrix would be NaN.
+    passed = jnp.log(jnp.maximum(1 - alpha + 1e-10, 1e-10))
+    through = jnp.exp(jnp.matmul(passed, earlier, precision=jax.lax.Precision.HIGHEST))
     return alpha * through
 
 

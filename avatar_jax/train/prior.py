@@ -78,15 +78,15 @@ class PriorConfig:
     depth: float = 1.5
     density: float = 0.0005
     codes: float = 1e-4
-    lr: float = 1.2e-2
+    lr: float = 1e-2
     mapping_lr: float = 0.3
     controller_lr: float = 1e-3
     warmup: int = 100
     final_lr: float = 0.1
     ema: float = 0.996
     max_norm: float = 1.0
-    steps: int = 6000
-    frame_steps: int = 600
+    steps: int = 5000
+    frame_steps: int = 500
     seed: int = 0
 
 
@@ -233,6 +233,8 @@ def train_step(config: PriorConfig, kind: str, state: PriorState, constants: PyT
     loss = {'rays': rays_loss, 'frames': frames_loss}[kind]
     key = jax.random.fold_in(jax.random.key(config.seed), step)
     grads, metrics = jax.grad(lambda p: loss(config, constants, p, batch, key), has_aux=True)(state.params())
+    # As in EG3D's training loop: one overflowing ray must not end the run.
+    grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), grads)
     progress = jnp.clip(step / config.steps, 0.0, 1.0)
     scale = config.final_lr + (1 - config.final_lr) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
     scale = scale * jnp.minimum(1.0, (step + 1) / config.warmup)
