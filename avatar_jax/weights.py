@@ -103,16 +103,23 @@ def _stored(name: str, value: np.ndarray, storage: str) -> np.ndarray:
     if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
         raise ValueError(f'{name}: has NaN or infinite values; such weights are not saved')
     if storage == 'float16' and value.dtype == np.float32 and value.size >= _SMALL:
-        half = value.astype(np.float16)
+        with np.errstate(over='ignore'):
+            half = value.astype(np.float16)
         if np.isfinite(half).all():  # numbers beyond 65504 keep their tensor in float32
             return half
     return value
 
 
-def _digest(table: Mapping[str, Any], data: bytes | memoryview) -> str:
+def _digest(table: Mapping[str, Any], *data: bytes | memoryview | np.ndarray) -> str:
     digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode())
-    digest.update(data)
+    for piece in data:
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def _bytes(value: np.ndarray) -> np.ndarray:
+    """The bytes of an array, without a copy if it is contiguous."""
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 def save_weights(
@@ -149,19 +156,16 @@ def save_weights(
     stored = {name: _stored(name, value, storage) for name, value in flatten(variables).items()}
     # Widest types first keeps every tensor aligned, as the format recommends.
     order = sorted(stored, key=lambda name: -stored[name].dtype.itemsize)
-    table, pieces, offset = {}, [], 0
+    table, offset = {}, 0
     for name in order:
         value = stored[name]
-        piece = np.ascontiguousarray(value).tobytes()
         table[name] = {
             'dtype': _CODES[value.dtype],
             'shape': list(value.shape),
-            'data_offsets': [offset, offset + len(piece)],
+            'data_offsets': [offset, offset + value.nbytes],
         }
-        pieces.append(piece)
-        offset += len(piece)
-    data = b''.join(pieces)
-    sha256 = _digest(table, data)
+        offset += value.nbytes
+    sha256 = _digest(table, *(_bytes(stored[name]) for name in order))
     record = {
         'format': FORMAT,
         'method': method,
@@ -172,7 +176,10 @@ def save_weights(
     }
     header = json.dumps({'__metadata__': {_KEY: atomic.json_text(record)}, **table}).encode()
     header += b' ' * (-len(header) % 8)
-    atomic.write_bytes(path, len(header).to_bytes(8, 'little') + header + data)
+    with atomic.atomic_path(path) as temporary, open(temporary, 'wb') as file:
+        file.write(len(header).to_bytes(8, 'little') + header)
+        for name in order:  # one after the other: the whole file may be as large as half of the memory
+            file.write(_bytes(stored[name]))
     return sha256
 
 

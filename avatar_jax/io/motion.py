@@ -106,9 +106,10 @@ def split(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _entries(path: os.PathLike) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, 'files'):  # a bare .npy array
-                raise UserError(f'{path}: is a bare array; a motion file is an .npz (see docs/motion_file.md)')
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise UserError(f'{path}: is a bare array; a motion file is an .npz (see docs/motion_file.md)')
+        with file:
             return {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise UserError(f'{path}: is not a motion file, or is damaged; expected an .npz (docs/motion_file.md)') from error

@@ -14,7 +14,7 @@ from avatar_jax.faces.alignment import STANDARD_POINTS
 from avatar_jax.faces.camera_labels import CROP, FOCAL_1024, label_from_pose
 from avatar_jax.faces.pose import CAMERA_DISTANCE, project, rotation_matrix, to_camera, transform
 
-ANGLE_SPREAD = np.deg2rad([10.0, 25.0, 30.0])  # pitch, yaw, roll of portraits: standard deviations of the prior
+ANGLE_SPREAD = np.deg2rad([10.0, 20.0, 30.0])  # pitch, yaw, roll of portraits: standard deviations of the prior
 DEPTH_SPREAD = 0.3  # decimetres, about the crop's nominal distance
 # Decimetres by which a person's points differ from the mean face (x, y): faces are symmetric, so less sideways.
 POINT_SPREAD = np.array([0.02, 0.04])
