@@ -111,6 +111,16 @@ def to_torch(variables: Mapping[str, Any], *, keep: Iterable[str] = KEEP) -> dic
     return flat
 
 
+def torch_shapes(variables: Mapping[str, Any], *, keep: Iterable[str] = KEEP) -> dict[str, tuple[int, ...]]:
+    """Dotted key -> shape in the flat layout, of variables or of their ``jax.eval_shape``; nothing is allocated."""
+    keep, zero = tuple(keep), np.zeros((), np.bool_)
+    return {
+        key: _to_flat(key, np.broadcast_to(zero, np.shape(value)), keep).shape
+        for collection in variables.values()
+        for key, value in _leaves(collection)
+    }
+
+
 def _leaves(tree: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
     out = []
     for name, value in tree.items():

@@ -175,7 +175,7 @@ class BFM:
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of a MATLAB v5 ``.mat`` (needs scipy) or ``.npz`` file.
+    """All arrays of a MATLAB v5 ``.mat`` (needs scipy), an ``.npz``, or a face model that was imported.
 
     Raises:
       UserError: missing or unreadable file, or scipy is not installed.
@@ -189,6 +189,13 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
                 return {k: data[k] for k in data.files}
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f'{path}: not a readable .npz file ({error})') from error
+    if path.suffix == '.safetensors':
+        from avatar_jax.weights import load_weights
+
+        weights = load_weights(path)
+        if 'arrays' not in weights.variables:
+            raise UserError(f"{path}: holds weights of '{weights.method}', not a face model")
+        return weights.variables['arrays'] | {k: np.array(v) for k, v in weights.config.get('names', {}).items()}
     try:
         from scipy.io import loadmat
     except ImportError as error:
