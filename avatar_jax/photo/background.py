@@ -73,9 +73,10 @@ def separate(picture: np.ndarray, inside: np.ndarray, points: np.ndarray) -> Mat
 
 
 def _white_already(small: np.ndarray, shown: np.ndarray) -> bool:
-    band = np.zeros((_WORK, _WORK), bool)
-    band[: _WORK // 24] = True
-    band[: _WORK // 2, : _WORK // 24] = band[: _WORK // 2, -_WORK // 24 :] = True
+    rim, quarter, upper = _WORK // 24, _WORK // 4, _WORK // 3
+    band = np.zeros((_WORK, _WORK), bool)  # along the upper corners: the hair may reach the middle of the top
+    band[:rim, :quarter] = band[:rim, -quarter:] = True
+    band[:upper, :rim] = band[:upper, -rim:] = True
     band &= shown
     return bool(band.any() and (small[band].min(-1) >= _WHITE).mean() > 0.95)
 

@@ -266,18 +266,19 @@ def _background(frame: _Frame, background: str, warnings: list[str]) -> tuple[np
     if background == 'keep':
         return rgb, own, ''
     if frame.opacity is not None:  # read_image laid the picture over white: only what lies beyond it is left to fill
-        return _over_white(rgb, shown), own, "background from the file's transparency"
+        return _over_white(rgb, shown, shown), own, "background from the file's transparency"
     if frame.points is None:
-        return _over_white(rgb, shown), own, ''
+        return _over_white(rgb, shown, shown), own, ''
     matte = separate(frame.rgb, frame.shown, frame.points)
     if not matte.trusted:
         warnings.append(f'the background could not be separated ({matte.method}) and was kept')
-        return _over_white(rgb, shown), own, ''
+        return _over_white(rgb, shown, shown), own, ''
     alpha = frame.cut(matte.alpha)
-    # Beyond the photograph the frame is black: what is left of it must not darken the soft edge.
-    return _over_white(rgb, alpha), alpha, f'background made white: {matte.method}'
+    return _over_white(rgb, shown, alpha), alpha, f'background made white: {matte.method}'
 
 
-def _over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    weight = np.clip(alpha, 0, 1)[..., None]
-    return np.rint(rgb * weight + 255.0 * (1 - weight)).astype(np.uint8)
+def _over_white(rgb: np.ndarray, shown: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Lays the crop over white. ``rgb`` fades to black where ``shown`` does, so its colour is ``rgb / shown``."""
+    colour = np.minimum(rgb / np.maximum(shown, 1e-3)[..., None], 255.0)
+    weight = np.clip(np.minimum(alpha, shown), 0, 1)[..., None]
+    return np.rint(colour * weight + 255.0 * (1 - weight)).astype(np.uint8)
