@@ -201,6 +201,9 @@ def test_log_after_resume_has_no_lines_of_lost_steps(tmp_path):
 def test_terms_are_reported_in_the_order_of_failure():
     metrics = {'late': np.asarray([1, 1, np.nan]), 'total': np.float32(np.nan), 'early': np.asarray([1, np.inf, 1])}
     assert nonfinite_terms(metrics) == ['early[1]', 'late[2]', 'total']
+    bad = np.asarray([np.nan, np.nan])
+    metrics = {'b/pixel': bad, 'a/loss': np.asarray([1, np.nan]), 'a/tv': np.asarray([1, np.nan]), 'x': bad}
+    assert nonfinite_terms(metrics, ('a', 'b')) == ['a/tv[1]', 'a/loss[1]', 'b/pixel[0]', 'x[0]']
     assert scalars({'a': np.asarray([1.0, 3.0]), 'b': 2}) == {'a': 3.0, 'a/mean': 2.0, 'b': 2.0}
 
 

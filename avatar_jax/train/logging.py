@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,18 +33,21 @@ def to_host(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in metrics.items()}
 
 
-def nonfinite_terms(metrics: Mapping[str, np.ndarray]) -> list[str]:
+def nonfinite_terms(metrics: Mapping[str, np.ndarray], phases: Sequence[str] = ()) -> list[str]:
     """Names of the metrics that hold NaN or infinity; a curve ``[n]`` is reported with the first bad index.
 
-    Curves come first, ordered by that index: the term that broke first leads the list.
+    The term that broke first leads the list: ordered by phase (the name's part before the first '/', in the order of
+    ``phases``; other names last), then by index, terms before totals (``.../loss``) and single numbers.
     """
     found = []
     for name, value in metrics.items():
         bad = ~np.isfinite(np.asarray(value, np.float64))
         if bad.any():
-            index = int(np.argmax(bad.reshape(-1))) if bad.ndim else -1
-            found.append((index if index >= 0 else sys.maxsize, name if index < 0 else f'{name}[{index}]'))
-    return [name for _, name in sorted(found, key=lambda item: item[0])]
+            phase = name.partition('/')[0]
+            place = phases.index(phase) if phase in phases else len(phases)
+            index = int(np.argmax(bad.reshape(-1))) if bad.ndim else sys.maxsize
+            found.append((place, index, name.endswith('loss'), f'{name}[{index}]' if bad.ndim else name))
+    return [item[-1] for item in sorted(found, key=lambda item: item[:3])]
 
 
 def check_finite(metrics: Mapping[str, np.ndarray], step: int) -> None:

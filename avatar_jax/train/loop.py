@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -144,9 +144,9 @@ class _Interval:
 
 def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | os.PathLike, loop: LoopConfig,
         config: Any = None, resume: bool = False, may_differ: Iterable[str] = (), label: str = 'train',
-        headline: str = 'loss', sample_fn: Callable[[TrainState, int], np.ndarray] | None = None,
+        headline: str = 'loss', sample_fn: Callable[[TrainState, int], Any] | None = None,
         place_state: Callable[[TrainState], TrainState] | None = None, images_per_step: int = 0,
-        quiet: bool = False) -> TrainState:  # fmt: skip
+        phases: Sequence[str] = (), quiet: bool = False) -> TrainState:  # fmt: skip
     """Runs ``step_fn`` until ``loop.total_steps`` steps are done; returns the final state.
 
     Args:
@@ -159,9 +159,12 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
         resume: continue an existing run; without one, start. False refuses a folder that holds a run.
         may_differ: names in ``config`` that a resumed run may change (patterns).
         headline: the metric that the progress line shows.
-        sample_fn: ``(state, step) -> uint8 [H, W, 3]``, a picture of what the state makes.
+        sample_fn: ``(state, step) -> uint8 [H, W, 3]``, a picture of what the state makes, or (picture, scores); the
+            scores become a log line of that step.
         place_state: puts a restored (numpy) state on its devices.
         images_per_step: for the ``images_per_second`` figure.
+        phases: first parts of metric names in the order in which a step computes them; a report of values that are
+            not finite begins with the earliest.
         quiet: no progress line.
 
     Raises:
@@ -197,7 +200,7 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
             """Everything that needs the numbers of a step: finite check, log line, progress."""
             nonlocal skipped_in_a_row
             values = to_host(metrics)
-            bad = nonfinite_terms(values)
+            bad = nonfinite_terms(values, phases)
             skipped_in_a_row = skipped_in_a_row + 1 if bad else 0
             if bad and (loop.nonfinite == 'stop' or 'skipped' not in values):
                 raise NonFiniteError(bad, step)
@@ -242,7 +245,11 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
                 account(*pending)
                 pending = None
             if sample:
-                _write_sample(folder, writer, done, sample_fn(state, done))
+                found = sample_fn(state, done)
+                picture, scores = found if isinstance(found, tuple) else (found, {})
+                _write_sample(folder, writer, done, picture)
+                if scores:
+                    writer.write(done, scores)
             if save:
                 checkpoints.save(done, state)
             if preemption.requested and done < loop.total_steps:

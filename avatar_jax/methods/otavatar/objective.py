@@ -88,7 +88,8 @@ def training_objective(config: ModelConfig, bank: PerceptionBank, frozen: Mappin
         people, count = w.shape[0], len(frames)
 
         def pick(x):  # [B,F,...] -> [B*f,...]
-            return x[:, jnp.asarray(frames)].reshape(people * count, *x.shape[2:])
+            chosen = x if frames == tuple(range(x.shape[1])) else jnp.stack([x[:, j] for j in frames], 1)
+            return chosen.reshape(people * count, *x.shape[2:])
 
         keys = jax.vmap(lambda k: jax.vmap(lambda j: jax.random.fold_in(k, j))(jnp.asarray(frames)))(keys).reshape(-1)
         ray_keys, point_keys = split_keys(keys)

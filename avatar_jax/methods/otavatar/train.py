@@ -181,6 +181,7 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
     return state, metrics
 
 
+PHASES = ('joint', 'identity', 'controller', 'refine')  # first parts of metric names, in order of time
 BATCH_KEYS = ('images', 'landmarks', 'windows', 'labels')
 
 

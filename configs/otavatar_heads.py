@@ -1,0 +1,54 @@
+"""OTAvatar on procedural heads: 128 pixels, from the shipped prior, on clips that are drawn when needed.
+
+    avatar-jax train --config configs/otavatar_heads.py --out runs/heads
+
+Variants (``otavatar_heads.py:NAME``): ``tiny`` (fresh networks of a few thousand parameters, seconds per iteration;
+for trying the commands), ``release`` (the released program's settings instead of the paper's), and the paper's
+ablations by name: n_mo_1, n_mo_5, n_mo_20, joint, no_local, no_identity, no_finetune, motion_in_w, linear_basis,
+identity_in_w. Join with commas: ``release,joint``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from configs._fields import fields_of, unknown_variant
+
+
+def get_config(variant: str = ''):
+    """The ``RunConfig`` of a variant, as a ConfigDict."""
+    from avatar_jax.methods.otavatar.config import ABLATIONS, OTAvatarConfig
+    from avatar_jax.methods.otavatar.model import ModelConfig
+    from avatar_jax.methods.otavatar.train import DataConfig, OutputConfig, RunConfig
+    from avatar_jax.train.prior import heads_controller, heads_generator
+
+    names = [v for v in variant.split(',') if v]
+    for name in names:
+        if name not in ('tiny', 'release', 'paper', *ABLATIONS):
+            raise unknown_variant(name, ['tiny', 'release', 'paper', *ABLATIONS])
+    preset = 'release' if 'release' in names else 'paper'
+    if 'tiny' in names:
+        config = RunConfig(
+            model=ModelConfig.tiny(preset),
+            data=DataConfig(people=3, frames=30, resolution=32, in_memory=True),
+            output=OutputConfig(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
+        )
+        method = config.model.method.replace(train__iterations=4)
+    else:
+        generator = heads_generator()
+        base = OTAvatarConfig.release() if preset == 'release' else OTAvatarConfig.paper()
+        # Fewer, smaller steps than at 512 pixels: the prior was made for these heads and codes start near them.
+        method = base.replace(
+            controller=heads_controller(generator), train__batch_size=8, train__iterations=500,
+            decoupling__sr_steps=10, inversion__sr_steps=10, loss__perceptual_scales_sr=3,
+        )  # fmt: skip
+        config = RunConfig(
+            model=ModelConfig(generator, method),
+            data=DataConfig(people=256, in_memory=False),
+            output=OutputConfig(log_every=1, sample_every=50, checkpoint_every=25),
+            init='heads128',
+        )
+    for name in names:
+        if name in ABLATIONS:
+            method = method.ablation(name)
+    return fields_of(dataclasses.replace(config, model=dataclasses.replace(config.model, method=method)))
