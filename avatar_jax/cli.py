@@ -28,6 +28,8 @@ COMMANDS = {
     'animate': ('launch.animate', 'make a video of an avatar from a motion'),
     'evaluate': ('launch.evaluate', 'measure quality on heads that were never seen in training'),
     'train': ('launch.train', 'train a model'),
+    'convert': ('launch.convert', 'import published weights, prove an import, or export'),
+    'assets': ('launch.assets', 'show which optional files exist, and which are here'),
     'bench': ('launch.benchmark', 'measure speed and memory'),
 }
 # Modules that come with an extra of the package.

@@ -6,6 +6,7 @@ super-resolution class, but not the rendering options, so ``--as`` has to name t
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -232,10 +233,13 @@ def discriminator_config(flat: Flat, kwargs: Mapping[str, Any]) -> dict[str, Any
 
 def abstract_discriminator(config: Mapping[str, Any]):
     """Names and shapes of a discriminator's variables."""
-    size, colours = config['img_resolution'], config['img_channels']
-    image = jax.ShapeDtypeStruct((1, size, size, colours), jnp.float32)
-    label = jax.ShapeDtypeStruct((1, config['c_dim']), jnp.float32)
-    net = make_discriminator(config)
+    return _abstract_discriminator(make_discriminator(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract_discriminator(net: DualDiscriminator):
+    image = jax.ShapeDtypeStruct((1, net.img_resolution, net.img_resolution, net.img_channels), jnp.float32)
+    label = jax.ShapeDtypeStruct((1, net.c_dim), jnp.float32)
     return jax.eval_shape(lambda i, c: net.init(jax.random.key(0), i, i, c), image, label)
 
 
@@ -258,6 +262,7 @@ def plan_discriminator(source: Source, role: str, report: Report) -> Plan:
 # ------------------------------------------------------------------------------------------------------------- kinds
 
 
+@functools.lru_cache(maxsize=16)  # tracing a generator takes seconds, and a file has several of one form
 def abstract_generator(config: GeneratorConfig):
     """Names and shapes of a generator's variables."""
     return jax.eval_shape(lambda: init_generator(config, jax.random.key(0)))

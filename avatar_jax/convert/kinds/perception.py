@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +141,7 @@ def recon_config(flat: Flat) -> ReconConfig:
     return ReconConfig(int(flat['backbone.conv1.weight'].shape[0]), tuple(planes), tuple(blocks), sizes)
 
 
+@lru_cache(maxsize=4)
 def abstract_recon(config: ReconConfig):
     """Names and shapes of the regressor's variables."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
