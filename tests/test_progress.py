@@ -1,0 +1,61 @@
+"""Progress: a bar on a terminal, plain lines in a log file."""
+
+import io
+import re
+import time
+
+import pytest
+
+from avatar_jax import progress
+from avatar_jax.progress import Progress, activity
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_log_files_get_lines_with_rate_and_remaining_time(monkeypatch):
+    monkeypatch.setattr(progress, 'LOG_INTERVAL', 0.01)
+    stream = io.StringIO()
+    with Progress(4, 'inversion', stream=stream) as bar:
+        for step in range(4):
+            time.sleep(0.02)
+            bar.update(1, loss=1 / (step + 1))
+    text = stream.getvalue()
+    assert '\r' not in text
+    lines = text.splitlines()
+    assert lines[0].startswith('inversion:   0%') and ' 4/4 ' in lines[-1] and 'loss=0.25' in lines[-1]
+    assert re.search(r'2/4 \[00:0\d<00:0\d, +[\d.]+(step/s|s/step)', text)
+
+
+def test_terminals_get_one_line_that_is_redrawn():
+    stream = Terminal()
+    with Progress(3, 'frames', unit='frame', stream=stream) as bar:
+        bar.update(3)
+    assert stream.getvalue().count('\n') == 1 and '3/3' in stream.getvalue()
+
+
+def test_iterating_counts_every_item(capsys):
+    assert list(progress.progress([5, 6, 7], 'items')) == [5, 6, 7]
+    assert '3/3' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('terminal', [True, False])
+def test_activity_ticks_and_ends(terminal):
+    stream = Terminal() if terminal else io.StringIO()
+    with activity('compiling', stream=stream, interval=0.02):
+        time.sleep(0.2)
+    text = stream.getvalue()
+    assert text.count('compiling ...') >= 3 and re.search(r'compiling: done in 0\.\d s\n$', text)
+    assert terminal == ('\r' in text)
+    with pytest.raises(ValueError, match='x'), activity('writing', stream=stream):
+        raise ValueError('x')
+    assert 'writing: failed after' in stream.getvalue()
+
+
+def test_a_closed_stream_does_not_end_the_work():
+    stream = io.StringIO()
+    with activity('compiling', stream=stream, interval=0.01):
+        stream.close()
+        time.sleep(0.05)
