@@ -49,8 +49,9 @@ class RawFile:
         modules: network pickles: module name (``G_ema``, ``G_ema/backbone.mapping``) -> ``class``, ``persistent``,
             ``init_args``, ``init_kwargs`` and ``attributes``.
         facts: what the container says about itself: ``version`` and ``byteorder`` (torch), the metadata of safetensors.
-        notes: what is unusual, one line each: objects left out, tensors that use only a part of the numbers stored for
-            them.
+        partial: names of tensors that are views of only a part of the numbers stored for them, or use some of them more
+            than once. Rare, and the sign of a damaged file where no other tensor uses the rest.
+        notes: what is unusual, one line each: partial tensors, objects left out or that are not modules.
         sha256: of the file's bytes.
         size: of the file, in bytes.
     """
@@ -61,6 +62,7 @@ class RawFile:
     tree: Any
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
+    partial: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sha256: str = ''
     size: int = 0
@@ -164,14 +166,15 @@ def _plain(path: Path, kind: str, value: Any, budget: Budget, facts: dict[str, s
     flat = tree.flatten(finished.tree)
     notes = list(finished.notes)
     partial = {id(array) for array in finished.partial}
-    named = [shown(name) for name, array in flat.tensors.items() if id(array) in partial]
+    named = [name for name, array in flat.tensors.items() if id(array) in partial]
     if named:
         more = ', ...' if len(named) > 5 else ''
-        notes.append(f'{len(named)} tensors use only a part of the numbers stored for them: {", ".join(named[:5])}{more}')
+        listed = ', '.join(shown(name) for name in named[:5])
+        notes.append(f'{len(named)} tensors use only a part of the numbers stored for them: {listed}{more}')
     if flat.others:
         more = ', ...' if len(flat.others) > 5 else ''
         notes.append(f'{len(flat.others)} objects are not modules: {shown(", ".join(flat.others[:5]), 400)}{more}')
-    return RawFile(path, kind, flat.tensors, finished.tree, flat.modules, facts or {}, notes)
+    return RawFile(path, kind, flat.tensors, finished.tree, flat.modules, facts or {}, named, notes)
 
 
 def _maybe_pickle(head: bytes) -> bool:

@@ -114,7 +114,7 @@ class Finished:
 
     Attributes:
         tree: nested dicts, lists, tuples, sets, numbers, texts, bytes, read-only arrays, ``Record`` and ``Global``.
-        partial: arrays that use only a part of the numbers stored for them.
+        partial: arrays that use only a part of the numbers stored for them, or some more than once.
         notes: what was left out.
     """
 
@@ -129,7 +129,7 @@ class _Finisher:
         self.done: dict[int, tuple[Any, int, int]] = {}  # object -> its copy, levels below, values when unfolded
         self.open: set[int] = set()
         self.depth = 0
-        self.views: dict[int, list] = {}  # storage -> its arrays and how many numbers they use
+        self.partial: list[np.ndarray] = []
         self.left_out: dict[str, int] = {}
 
     def value(self, value: Any) -> tuple[Any, int, int]:
@@ -246,16 +246,19 @@ class _Finisher:
 
     def tensor(self, ref: TensorRef) -> np.ndarray:
         array = tensor_array(ref, self.budget)
-        arrays = self.views.setdefault(id(ref.storage), [ref.storage, []])
-        arrays[1].append(array)
+        if not _whole(ref):
+            self.partial.append(array)
         return array
 
-    def partial(self) -> list[np.ndarray]:
-        found = []
-        for storage, arrays in self.views.values():
-            if sum(a.nbytes for a in arrays) < storage.data.nbytes:
-                found += arrays
-        return found
+
+def _whole(ref: TensorRef) -> bool:
+    """Whether a tensor uses each of the numbers stored for it exactly once, in whatever order of its sides."""
+    reach = 1
+    for stride, side in sorted((s, n) for n, s in zip(ref.shape, ref.strides, strict=True) if n != 1):
+        if stride != reach and side:
+            return False
+        reach *= side
+    return ref.offset == 0 and reach * ref.dtype.itemsize == ref.storage.data.nbytes
 
 
 def finish(value: Any, budget: Budget) -> Finished:
@@ -268,7 +271,7 @@ def finish(value: Any, budget: Budget) -> Finished:
     finisher = _Finisher(budget)
     tree = finisher.value(value)[0]
     notes = [f'{n} objects of {cls} are left out' for cls, n in sorted(finisher.left_out.items())]
-    return Finished(tree, finisher.partial(), notes)
+    return Finished(tree, finisher.partial, notes)
 
 
 @dataclass

@@ -499,56 +499,41 @@ def test_safetensors_header_of_gigabytes(tmp_path):
     refused(tmp_path, struct.pack('<Q', 9 << 20) + b'{' + b' ' * (9 << 20), 'header of')
 
 
-def mat_of(*elements: bytes) -> bytes:
-    return b'MATLAB 5.0 MAT-file'.ljust(124) + struct.pack('<H', 0x0100) + b'IM' + b''.join(elements)
-
-
-def part(kind: int, raw: bytes, size: int | None = None) -> bytes:
-    return struct.pack('<II', kind, len(raw) if size is None else size) + raw + b'\0' * (-len(raw) % 8)
-
-
 TWO = (9, np.zeros(2).tobytes())
 
 
 def matrix(shape=(1, 2), kind=6, numbers=TWO, bits=0, name=b'a', rest=b'') -> bytes:
-    sides = struct.pack(f'<{len(shape)}i', *shape)
-    flags = struct.pack('<II', kind | bits << 8, 0)
-    return part(14, part(6, flags) + part(5, sides) + part(1, name) + (part(*numbers) if numbers else b'') + rest)
+    return w.mat_matrix(name, shape, kind, w.mat_part(*numbers) + rest if numbers else rest, bits)
 
 
 def test_mat_is_right(tmp_path):
-    assert read(w.write(tmp_path, 'x.mat', mat_of(matrix()))).tensors['a'].shape == (1, 2)
-
-
-def compressed(raw: bytes) -> bytes:
-    packed = zlib.compress(raw)
-    return struct.pack('<II', 15, len(packed)) + packed
+    assert read(w.write(tmp_path, 'x.mat', w.mat_file(matrix()))).tensors['a'].shape == (1, 2)
 
 
 @pytest.mark.parametrize('content', [
     matrix((1, 3)), matrix((1, 1)), matrix((1, -2)), matrix((1 << 30, 1 << 30)), matrix((0, 1 << 30)), matrix((2,)), matrix((1,) * 40),
     matrix(kind=16), matrix(kind=17), matrix(kind=3), matrix(kind=99), matrix(kind=9, numbers=(9, np.array([1.5, 2]).tobytes())),
     matrix(kind=9, numbers=(9, np.array([1, 300.0]).tobytes())), matrix(numbers=(77, b'\0' * 16)), matrix(numbers=(9, b'\0' * 15)), matrix(name=b'a b'),
-    matrix(name=b'../a'), matrix(name=b''), matrix(numbers=None), matrix(rest=part(9, b'\0' * 16)), matrix(kind=9, numbers=(2, b'\x07\1'), bits=2),
-    matrix(kind=1, shape=(1000, 1000), numbers=None), matrix(kind=2, numbers=(5, struct.pack('<i', 0))), matrix(kind=2, shape=(1 << 20, 1 << 20), numbers=(5, struct.pack('<i', 8)), rest=part(1, b'')),
-    matrix(kind=2, shape=(1 << 24, 1), numbers=(5, struct.pack('<i', 8)), rest=part(1, b'')), matrix(kind=4, numbers=(16, b'\xff\xfe')), matrix(kind=4, numbers=(16, b'abc')),
-    matrix(kind=5, shape=(1 << 30, 1 << 15), numbers=(5, b''), rest=part(5, b'\0' * 8) + part(9, b'')),
-    matrix(kind=5, shape=(2, 2), numbers=(5, struct.pack('<i', 7)), rest=part(5, struct.pack('<3i', 0, 1, 1)) + part(9, np.ones(1).tobytes())),
-    matrix(kind=5, shape=(2, 2), numbers=(5, struct.pack('<i', 0)), rest=part(5, struct.pack('<3i', 0, 9, 1)) + part(9, np.ones(1).tobytes())),
-    matrix() + matrix(), part(14, b'\0' * 8, 1 << 31), part(9, b'\0' * 16), b'\0\0\0', struct.pack('<II', 15, 100) + b'x' * 100,
-    compressed(b'abc'), compressed(compressed(matrix())), compressed(matrix()[:-4]), compressed(matrix() + b'x' * 8), struct.pack('<II', 15, 9) + zlib.compress(matrix())[:9],
-    struct.pack('<II', 15, len(zlib.compress(matrix()))) + zlib.compress(matrix())[:-1] + b'\x99', compressed(struct.pack('<II', 14, 0xFFFFFFF0) + b'\0' * 1_000_000),
+    matrix(name=b'../a'), matrix(name=b''), matrix(numbers=None), matrix(rest=w.mat_part(9, b'\0' * 16)), matrix(kind=9, numbers=(2, b'\x07\1'), bits=2),
+    matrix(kind=1, shape=(1000, 1000), numbers=None), matrix(kind=2, numbers=(5, struct.pack('<i', 0))), matrix(kind=2, shape=(1 << 20, 1 << 20), numbers=(5, struct.pack('<i', 8)), rest=w.mat_part(1, b'')),
+    matrix(kind=2, shape=(1 << 24, 1), numbers=(5, struct.pack('<i', 8)), rest=w.mat_part(1, b'')), matrix(kind=4, numbers=(16, b'\xff\xfe')), matrix(kind=4, numbers=(16, b'abc')),
+    matrix(kind=5, shape=(1 << 30, 1 << 15), numbers=(5, b''), rest=w.mat_part(5, b'\0' * 8) + w.mat_part(9, b'')),
+    matrix(kind=5, shape=(2, 2), numbers=(5, struct.pack('<i', 7)), rest=w.mat_part(5, struct.pack('<3i', 0, 1, 1)) + w.mat_part(9, np.ones(1).tobytes())),
+    matrix(kind=5, shape=(2, 2), numbers=(5, struct.pack('<i', 0)), rest=w.mat_part(5, struct.pack('<3i', 0, 9, 1)) + w.mat_part(9, np.ones(1).tobytes())),
+    matrix() + matrix(), w.mat_part(14, b'\0' * 8, 1 << 31), w.mat_part(9, b'\0' * 16), b'\0\0\0', struct.pack('<II', 15, 100) + b'x' * 100,
+    w.mat_compressed(b'abc'), w.mat_compressed(w.mat_compressed(matrix())), w.mat_compressed(matrix()[:-4]), w.mat_compressed(matrix() + b'x' * 8), struct.pack('<II', 15, 9) + zlib.compress(matrix())[:9],
+    struct.pack('<II', 15, len(zlib.compress(matrix()))) + zlib.compress(matrix())[:-1] + b'\x99', w.mat_compressed(struct.pack('<II', 14, 0xFFFFFFF0) + b'\0' * 1_000_000),
     struct.pack('<I', 9 << 16 | 14) + b'\0' * 12,
 ], ids=lambda c: str(zlib.crc32(c)))  # fmt: skip
 def test_mat_files_that_lie(tmp_path, content):
-    timed(tmp_path, mat_of(content))
+    timed(tmp_path, w.mat_file(content))
 
 
 def test_mat_cells_in_cells(tmp_path):
     content = matrix()
     for _ in range(40):
         content = matrix(kind=1, shape=(1, 1), numbers=None, rest=content)
-    timed(tmp_path, mat_of(content), 'without end')
+    timed(tmp_path, w.mat_file(content), 'without end')
 
 
 def test_sparse_matrices_that_lie(tmp_path):

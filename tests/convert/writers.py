@@ -403,6 +403,35 @@ def npy(value: np.ndarray, allow_pickle: bool = False) -> bytes:
     return file.getvalue()
 
 
+def mat_file(*elements: bytes) -> bytes:
+    """A MATLAB file of version 5."""
+    return b'MATLAB 5.0 MAT-file'.ljust(124) + struct.pack('<H', 0x0100) + b'IM' + b''.join(elements)
+
+
+def mat_part(kind: int, raw: bytes, size: int | None = None) -> bytes:
+    """One element of a MATLAB file; ``size`` is what it announces."""
+    return struct.pack('<II', kind, len(raw) if size is None else size) + raw + b'\0' * (-len(raw) % 8)
+
+
+def mat_matrix(name: bytes, shape: tuple[int, ...], kind: int, content: bytes, bits: int = 0) -> bytes:
+    """A matrix element; ``content`` are the elements of its numbers or cells."""
+    sides = struct.pack(f'<{len(shape)}i', *shape)
+    flags = struct.pack('<II', kind | bits << 8, 0)
+    return mat_part(14, mat_part(6, flags) + mat_part(5, sides) + mat_part(1, name) + content)
+
+
+def mat_array(name: str, value: np.ndarray) -> bytes:
+    """A matrix element of doubles or singles."""
+    double = value.dtype == np.float64
+    return mat_matrix(name.encode(), value.shape, 6 if double else 7, mat_part(9 if double else 7, value.tobytes('F')))
+
+
+def mat_compressed(raw: bytes) -> bytes:
+    """An element compressed as a whole."""
+    packed = zlib.compress(raw)
+    return struct.pack('<II', 15, len(packed)) + packed
+
+
 def write(folder: Path, name: str, content: bytes) -> Path:
     """Puts bytes into a file."""
     path = folder / name
