@@ -53,8 +53,9 @@ def ramp_loss(y):
 
 
 def described_slice(golden, text):
-    """The index that ``config['what']`` gives in brackets after ``text``: 'planes = x' for '... planes = x[:,:,::2]'."""
-    inside = re.search(re.escape(text) + r'\[([^\]]*)\]', golden.config['what']).group(1)
+    """The index that the file's description gives in brackets after ``text``: 'planes = x' for 'planes = x[:,:,::2]'."""
+    described = golden.config.get('what') or golden.config['note']
+    inside = re.search(re.escape(text) + r'\[([^\]]*)\]', described).group(1)
     parts = [part.strip().split(':') for part in inside.split(',')]
     return tuple(slice(*(int(n) if n else None for n in part)) for part in parts)
 
