@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import re
@@ -132,10 +133,14 @@ def _explain(error: BaseException) -> str | None:
         name = error.name.split('.')[0]
         return f"{name} is not installed; install it with: pip install 'avatar-jax[{_EXTRAS[name]}]'"
     if isinstance(error, OSError) and error.filename:
-        from avatar_jax.io.atomic import write_error
+        name = os.fsdecode(error.filename)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            from avatar_jax.io.atomic import write_error
 
-        explained = write_error(os.fsdecode(error.filename), error)
-        return str(explained) if isinstance(explained, UserError) else None
+            return str(write_error(name, error))
+        if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+            return f'{name}: {error.strerror.lower()}; check the path'  # met while reading or writing, who knows
+        return None
     text = str(error)
     if 'No space left on device' in text or 'Disk quota exceeded' in text:  # wrapped by storage libraries
         return 'no space left on the disk; free some space or choose another folder'

@@ -103,7 +103,7 @@ def test_user_errors_with_and_without_traceback(command, capsys, monkeypatch):
         (KeyboardInterrupt(), 130, 'interrupted'),
         (OSError(28, 'No space left on device', 'out/a.png'), 2, 'out/a.png: could not be written: no space left'),
         (ValueError('store: [Errno 28] No space left on device'), 2, 'no space left on the disk'),
-        (PermissionError(13, 'Permission denied', 'out'), 2, 'out: could not be written: no permission'),
+        (PermissionError(13, 'Permission denied', 'out'), 2, 'out: permission denied; check the path'),
         (MemoryError(), 2, 'not enough memory'),
         (ModuleNotFoundError("No module named 'grain'", name='grain.python'), 2, "pip install 'avatar-jax[data]'"),
     ],
