@@ -74,7 +74,7 @@ def net_close(actual, expected, what):
 # ------------------------------------------------------------------------------------------------------------- blocks
 
 
-def _run_block(module: nn.Module, golden, name: str, probe: str, gradients: bool = True):
+def _run_block(module: nn.Module, golden, name: str, probe: str):
     """One residual block: output, gradient of sum(y * probe) with respect to the input and the PReLU slopes."""
     variables = from_torch(part(golden.param, name))
     x, weight = nhwc(golden.inp[f'{name}.x']), nhwc(golden.inp[f'{name}.{probe}'])
@@ -85,7 +85,9 @@ def _run_block(module: nn.Module, golden, name: str, probe: str, gradients: bool
         y = module.apply({**variables, 'params': params}, x)
         return jnp.sum(y * weight), y
 
-    (_, y), (params_grad, x_grad) = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(variables['params'], x)
+    # Compiled as one program: operation by operation the tests would spend most of their time compiling.
+    gradient = jax.jit(jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True))
+    (_, y), (params_grad, x_grad) = gradient(variables['params'], x)
     block_close(nchw(y), golden.out[f'{name}.y'], f'{name}.y')
     grad_close(nchw(x_grad), golden.grad[f'{name}.x'], f'{name} input gradient')
     for key in [k for k in golden.grad if k.startswith(f'{name}.') and k != f'{name}.x']:
@@ -148,7 +150,7 @@ def test_arcface_blocks(golden):
             params = part(golden.param, name)
             module, x = _Head(params['fc5.weight'].shape[0]), nhwc(golden.inp[f'{name}.x'])
             variables = from_torch(params, jax.eval_shape(lambda x, m=module: m.init(jax.random.key(0), x), x))
-            close(module.apply(variables, x), golden.out[f'{name}.y'], atol=1e-5, rtol=1e-5, what=name)
+            close(jax.jit(module.apply)(variables, x), golden.out[f'{name}.y'], atol=1e-5, rtol=1e-5, what=name)
     golden.check_all_used()
 
 
@@ -233,14 +235,15 @@ def test_lpips_maths(golden):
         values = lpips_layers(fa, fb, lin)
         return values.sum(), values
 
-    (_, values), grads = jax.value_and_grad(scalar, has_aux=True)(fa)
+    gradient = jax.jit(jax.value_and_grad(scalar, has_aux=True))
+    (_, values), grads = gradient(fa)
     for i, k in enumerate(layers):
         block_close(np.asarray(values[:, i])[:, None, None, None], golden.out[f'layer_{k}'], f'layer {k}')
         grad_close(nchw(grads[i]), golden.grad[f'f0_{k}'], f'gradient {k}')
     block_close(np.asarray(values.sum(-1))[:, None, None, None], golden.out['total'], 'total')
     block_close(lpips_layers(fa, fb, None).sum(-1).mean(), golden.out['baseline'], 'baseline')
     zeroed = [fa[0].at[0, 0, 0].set(0.0), *fa[1:]]
-    (_, values), grads = jax.value_and_grad(scalar, has_aux=True)(zeroed)
+    (_, values), grads = gradient(zeroed)
     block_close(np.asarray(values.sum(-1))[:, None, None, None], golden.out['z_total'], 'with a zero vector')
     assert all(np.isfinite(x).all() for x in grads), 'the gradient at a zero vector is finite'
     golden.check_all_used()

@@ -75,7 +75,7 @@ def test_controller_full(golden):
         w_x, alpha = module.apply({'params': params}, motion)
         return jnp.sum(w_x * target) / 100 + jnp.mean(alpha**2)
 
-    value, (grads, motion_grad) = jax.value_and_grad(scalar, argnums=(0, 1))(params, motion)
+    value, (grads, motion_grad) = jax.jit(jax.value_and_grad(scalar, argnums=(0, 1)))(params, motion)
     close(value, golden.out['scalar'], rtol=1e-4, atol=1e-5, what='scalar')
     close(np.asarray(motion_grad).transpose(0, 2, 1), golden.grad['in_driving'], scale=1e-4, what='grad in_driving')
     grads = to_release_keys(grads, module.config)
@@ -94,14 +94,14 @@ def test_controller_full(golden):
 def test_controller_variant(golden):
     module, params = build(golden)
     motion = jnp.asarray(golden.inp['driving'].transpose(0, 2, 1))
-    code = module.apply({'params': params}, motion, method='codes')
+    code = jax.jit(lambda p, m: module.apply({'params': p}, m, method='codes'))(params, motion)
     close(code.w_x, golden.out['ws_trans'], atol=1e-5, what='ws_trans')
     close(code.alpha, golden.out['alpha'], atol=1e-5, what='alpha')
     if 'ws_scaling' in golden.out:
         close(code.scaling, golden.out['ws_scaling'], atol=1e-5, what='ws_scaling')
     else:
         assert code.scaling is None
-        w_x, alpha = module.apply({'params': params}, motion)
+        w_x, alpha = jax.jit(module.apply)({'params': params}, motion)
         assert (w_x == code.w_x).all() and (alpha == code.alpha).all()
     golden.check_all_used()
 

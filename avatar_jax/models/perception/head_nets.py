@@ -136,7 +136,8 @@ class HeadCoefficients(nn.Module):
         x = taps[-1].reshape(image.shape[0], -1)
         x = Linear(x.shape[-1], c.hidden, use_bias=False, name='hidden')(x)
         x = jax.nn.relu(BatchNorm(c.hidden, name='hidden_norm')(x, train))
-        y = Linear(c.hidden, NUM_EXPRESSION + 6 + 2 * NUM_LANDMARKS, name='out')(x)
+        # Starts near the mean of the data: most coefficients are small most of the time.
+        y = Linear(c.hidden, NUM_EXPRESSION + 6 + 2 * NUM_LANDMARKS, init_scale=0.05, name='out')(x)
         scale = self.variable('batch_stats', 'scale', jnp.ones, y.shape[-1:]).value
         offset = self.variable('batch_stats', 'offset', jnp.zeros, y.shape[-1:]).value
         y = y * scale + offset  # to the units of the coefficients: their spread and mean over the training data

@@ -103,15 +103,17 @@ class Conv(nn.Module):
 
 
 class Linear(nn.Module):
-    """weight [I,O], bias [O]."""
+    """weight [I,O], bias [O]; ``init_scale`` multiplies the usual initial weights."""
 
     inputs: int
     features: int
     use_bias: bool = True
+    init_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x):
-        y = x @ self.param('weight', _he, (self.inputs, self.features))
+        init = nn.initializers.variance_scaling(2.0 * self.init_scale**2, 'fan_in', 'normal')
+        y = x @ self.param('weight', init, (self.inputs, self.features))
         return y + self.param('bias', nn.initializers.zeros, (self.features,)) if self.use_bias else y
 
 
