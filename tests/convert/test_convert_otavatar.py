@@ -21,7 +21,7 @@ from tests.convert import writers as w
 from tests.convert.test_convert_eg3d import same
 
 GENERATOR = GeneratorConfig.ffhq512().replace(
-    z_dim=8, w_dim=8, plane_resolution=16, channel_base=64, channel_max=4, sr_channels=(3, 2)
+    z_dim=8, w_dim=8, plane_resolution=16, channel_max=4, sr_channels=(3, 2)
 )
 CONTROLLER = ControllerConfig(num_ws=GENERATOR.num_ws, w_dim=8, directions=4, channels=8)
 

@@ -657,20 +657,25 @@ def test_messages_show_no_control_characters(tmp_path):
 
 def test_limits_are_as_documented():
     """Numbers that other tests and the documentation rely on."""
-    assert limits.MAX_BYTES == 8 << 30 and limits.MAX_DEPTH == 200
+    assert limits.MAX_BYTES == 8 << 30 and limits.MAX_DEPTH == 100
     budget = limits.Budget(1000, 1 << 20)
     budget.allocate(1 << 20, 'x')
     with pytest.raises(limits.Refused, match='more than the limit'):
         budget.allocate(1, 'x')
 
 
-def test_depth_that_is_allowed(tmp_path):
-    """Nesting far beyond that of networks is read; the limit is not reached by accident of recursion."""
-    value: list = []
-    for _ in range(limits.MAX_DEPTH - 1):
-        value = [value]
-    assert read(w.write(tmp_path, 'x', pickle.dumps(value, 4))).tree == value
-    refused(tmp_path, pickle.dumps([value], 4), 'within each other')
+@pytest.mark.parametrize('kind', ['list', 'dict', 'module'])
+def test_depth_that_is_allowed(tmp_path, kind):
+    """Nesting far beyond that of networks is read or refused by its depth, not by an accident of recursion."""
+    levels = {'list': 1, 'dict': 1, 'module': 3}[kind]
+    value: object = np.zeros(2) if kind == 'module' else 1
+    wrap = {'list': lambda v: [v], 'dict': lambda v: {'a': v}, 'module': lambda v: w.persistent('M', {'a': {'b': v}})}[kind]
+    for _ in range(0, limits.MAX_DEPTH - levels, levels):
+        value = wrap(value)
+    read(w.write(tmp_path, 'x', w.pickled(value, w.Options(4))))
+    for _ in range(3):
+        value = wrap(value)
+    refused(tmp_path, w.pickled(value, w.Options(4)), 'within each other')
 
 
 def test_trailing_file(tmp_path):

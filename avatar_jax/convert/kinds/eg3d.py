@@ -97,13 +97,12 @@ def _channel_rule(channels: Mapping[int, int]) -> tuple[int, int]:
 
 def _class_candidates(flat: Flat, image: int, blocks: tuple[int, int]) -> list[str]:
     """Super-resolution classes with these shapes."""
-    up = flat['superresolution.block0.conv0.noise_const'].shape[0] * 2 == image
     # Only one class has no filter of its own; state dicts that were thinned out have none at all.
     filters = any(k.startswith('superresolution.block') and k.endswith('resample_filter') for k in flat)
     own = 'superresolution.resample_filter' in flat
     found = []
     for name, variant in SUPERRESOLUTION.items():
-        if variant.up != up or variant.img_resolution != image:
+        if variant.img_resolution != image:
             continue
         if filters and own == (name == '8XDC'):
             continue
