@@ -113,7 +113,10 @@ class Inert:
             return what
         if full in _REFERENCES or self._placeholder(what):
             return what
-        raise Refused(f'refers to {module}.{name}, which is not among the names that files of weights may hold')
+        raise Refused(
+            f'refers to {module}.{name}, which is not among the names that files of weights may hold (save the state '
+            'dict or the arrays alone)'
+        )
 
     def _placeholder(self, what: Global) -> bool:
         """Whether a name that is in no list may be the class of a module in a network file."""

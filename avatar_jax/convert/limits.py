@@ -18,8 +18,9 @@ MAX_OPCODES = 1_000_000
 MAX_WORK = 2_000_000
 """Steps of instructions that take more than one."""
 
-MAX_DEPTH = 200
-"""Containers within containers."""
+MAX_DEPTH = 100
+"""Containers within containers. A module takes three levels; the walk through them takes up to six calls for each, and
+Python allows a thousand."""
 
 MAX_NODES = 1_000_000
 """Values of a file when shared containers are counted each time that they occur."""

@@ -276,8 +276,25 @@ def torch_zip(
     return zip_archive([(f'{name}/{n}', c) for n, c in members], descriptors=descriptors, wide=wide, align=64)
 
 
+@dataclass
+class Packed:
+    """Bytes that are deflated already, and what they inflate to."""
+
+    raw: bytes
+    size: int
+    crc: int = 0
+
+
+def deflated_zeros(megabytes: int, head: bytes = b'') -> Packed:
+    """A few bytes and then many zeros in little space, without making them: one deflated piece, repeated."""
+    machine = zlib.compressobj(9, zlib.DEFLATED, -15)
+    start = machine.compress(head) + machine.flush(zlib.Z_FULL_FLUSH)
+    piece = machine.compress(bytes(1 << 20)) + machine.flush(zlib.Z_FULL_FLUSH)
+    return Packed(start + piece * megabytes + machine.flush(), len(head) + (megabytes << 20))
+
+
 def zip_archive(
-    members: list[tuple[str, bytes]],
+    members: list[tuple[str, bytes | Packed]],
     *,
     descriptors: bool = False,
     wide: bool = False,
@@ -288,11 +305,13 @@ def zip_archive(
     out, table = bytearray(), bytearray()
     for name, content in members:
         raw = name.encode()
-        packed = content
-        if deflate:
-            machine = zlib.compressobj(9, zlib.DEFLATED, -15)
-            packed = machine.compress(content) + machine.flush()
-        crc = zlib.crc32(content)
+        if isinstance(content, Packed):
+            packed, size, crc = content.raw, content.size, content.crc
+        else:
+            packed, size, crc = content, len(content), zlib.crc32(content)
+            if deflate:
+                machine = zlib.compressobj(9, zlib.DEFLATED, -15)
+                packed = machine.compress(content) + machine.flush()
         flags = 0x0800 | (8 if descriptors else 0)
         method = 8 if deflate else 0
         at = len(out)
@@ -300,14 +319,14 @@ def zip_archive(
         if align:
             missing = -(at + 30 + len(raw) + 4) % align
             padding = b'FB' + struct.pack('<H', missing) + b'Z' * missing
-        numbers = (0, 0, 0) if descriptors else (crc, len(packed), len(content))
+        numbers = (0, 0, 0) if descriptors else (crc, len(packed), size)
         out += struct.pack('<4sHHHHHIIIHH', b'PK\3\4', 0, flags, method, 0, 0, *numbers, len(raw), len(padding))
         out += raw + padding + packed
         if descriptors:
-            out += struct.pack('<4sIII', b'PK\7\10', crc, len(packed), len(content))
-        extra, sizes, place = b'', (len(packed), len(content)), at
+            out += struct.pack('<4sIII', b'PK\7\10', crc, len(packed), size)
+        extra, sizes, place = b'', (len(packed), size), at
         if wide:
-            extra = struct.pack('<HHQQQ', 1, 24, len(content), len(packed), at)
+            extra = struct.pack('<HHQQQ', 1, 24, size, len(packed), at)
             sizes, place = (0xFFFFFFFF, 0xFFFFFFFF), 0xFFFFFFFF
         entry = (b'PK\1\2', 0, 0, flags, method, 0, 0, crc, *sizes, len(raw), len(extra), 0, 0, 0, 0, place)
         table += struct.pack('<4sHHHHHHIIIHHHHHII', *entry) + raw + extra
