@@ -99,7 +99,8 @@ class Trunk(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> list[jax.Array]:
         taps = []
         for i, width in enumerate(self.widths):
-            # The first stage is the most expensive per pixel and sees the least: it is not refined.
+            # The first stage is the most expensive per pixel and sees the least: it is not refined. (The shipped
+            # weights have this layout: another one needs new weights.)
             x = _Stage(x.shape[-1], width, 5 if i == 0 else 3, i > 0, name=f'stage{i}')(x, train)
             taps.append(x)
         return taps
