@@ -127,8 +127,8 @@ def own_motions(files: list[str] | None, count: int, basis: str) -> list[Any]:
     return motions if len(motions) == count else motions * count
 
 
-def perception_bank(options: tuple[str, ...] | list[str], config: Any) -> Any:
-    """The networks of the losses: the shipped stand-ins, and what the user's NAME=FILE options add."""
+def perception_bank(options: tuple[str, ...] | list[str], config: Any, stand_ins: bool = True) -> Any:
+    """The networks of the losses: the shipped stand-ins (unless switched off), and what NAME=FILE options add."""
     from avatar_jax.losses.perception import PerceptionBank
     from launch.perception import default_bank
 
@@ -138,7 +138,8 @@ def perception_bank(options: tuple[str, ...] | list[str], config: Any) -> Any:
         if not equals or not path:
             raise UserError(f'--perception {option}: give NAME=FILE, e.g. vgg19=vgg19.npz')
         files[name] = path
-    return PerceptionBank.load(files, default_bank(config.generator.img_resolution))
+    base = default_bank(config.generator.img_resolution) if stand_ins else PerceptionBank()
+    return PerceptionBank.load(files, base)
 
 
 def invert_group(model: Any, config: Any, bank: Any, group: list, names: list[str], out: Path,

@@ -69,7 +69,7 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
     model, method = config.model, config.model.method
     devices, share = devices_and_batch(config)
     # Frozen networks of the losses, and where the trained ones start.
-    bank = perception_bank(config.perception, model)
+    bank = perception_bank(config.perception, model, config.stand_ins)
     if config.init:
         variables, found, digest, _ = load_model(model_path(config.init))
         check_same_networks(config.init, found, model)

@@ -171,6 +171,22 @@ def test_checkpoint_shapes_parts_and_keys(tmp_path):
         Checkpoints(tmp_path / 'absent', read_only=True)
 
 
+def test_full_disk_is_one_line_and_keeps_what_was_there(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path / 'c') as checkpoints:
+        checkpoints.save(1, {'a': np.ones(3, np.float32)})
+
+        def full(*args, **kwargs):
+            raise OSError(28, 'No space left on device')
+
+        monkeypatch.setattr(checkpoints._manager, 'save', full)
+        with pytest.raises(UserError, match='step 2 could not be written: No space left; earlier'):
+            checkpoints.save(2, {'a': np.ones(3, np.float32)})
+        monkeypatch.setattr(checkpoints._manager, 'save', lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            checkpoints.save(3, {'a': np.ones(3, np.float32)})
+        assert checkpoints.steps() == [1]
+
+
 def test_kept_checkpoints_follow_the_rule(tmp_path):
     with Checkpoints(tmp_path / 'c', keep=2, keep_every=4) as checkpoints:
         for step in range(1, 8):

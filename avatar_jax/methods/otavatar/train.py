@@ -100,6 +100,7 @@ class RunConfig:
         data: the clips. output: logs, samples, checkpoints.
         init: weight file to start from: a path, or the name of a shipped file; '' starts from fresh networks.
         perception: 'name=file' of frozen networks for the losses (see ``losses.perception.NETWORKS``).
+        stand_ins: let the losses look through the shipped stand-in networks where nothing better is given.
         parallel: 'pmap', 'shard_map' or 'single'.
     """
 
@@ -109,6 +110,7 @@ class RunConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
     init: str = ''
     perception: tuple[str, ...] = ()
+    stand_ins: bool = True
     parallel: str = 'pmap'
 
     # What a resumed run may change.

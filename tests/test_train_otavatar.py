@@ -1,0 +1,205 @@
+"""Training of the whole model at a tiny size: exact resume after a kill, devices, configurations, the command."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from avatar_jax.configure import from_plain, to_plain
+from avatar_jax.errors import UserError
+from avatar_jax.methods.otavatar.model import ModelConfig, load_model
+from avatar_jax.methods.otavatar.train import DataConfig, OutputConfig, RunConfig, init_state, train_step, variables_of
+from avatar_jax.train.logging import read_jsonl
+from avatar_jax.train.optimizers import OptimizerConfig
+from tests.tiny_model import batch, random_variables
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tiny_run(iterations=3, **method):
+    """As few compiled parts as an iteration can have: raw identity steps, controller steps with super-resolution."""
+    model = ModelConfig.tiny('release')
+    settings = {'train__iterations': iterations, 'decoupling__identity_steps': 2, 'decoupling__controller_steps': 1,
+                'decoupling__sr_steps': 1, 'decoupling__refine': 'together', 'loss__local': 0.0, **method}  # fmt: skip
+    return RunConfig(
+        model=dataclasses.replace(model, method=model.method.replace(**settings)),
+        data=DataConfig(people=2, frames=4, resolution=32, in_memory=True, num_threads=0),
+        output=OutputConfig(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1, tensorboard=False),
+        parallel='single', stand_ins=False,
+    )  # fmt: skip
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {root!r})
+from launch.train import train
+from tests.test_train_otavatar import tiny_run
+train(tiny_run(), {out!r}, quiet=True)
+"""
+
+
+def leaves(state):
+    return [np.asarray(x) for x in jax.tree.leaves(state)]
+
+
+def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
+    from launch.train import train
+
+    whole = train(tiny_run(), tmp_path / 'whole', quiet=True)
+    out = tmp_path / 'killed'
+    process = subprocess.Popen([sys.executable, '-c', KILLED.format(root=str(ROOT), out=str(out))], cwd=ROOT,
+                               env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    deadline = time.monotonic() + 1200
+    while not any(p.name.isdigit() for p in (out / 'checkpoints').glob('*')):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = train(tiny_run(), out, resume=True, quiet=True)
+    for a, b in zip(leaves(whole), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    # What is left behind: a log of every term, weights that load, a folder that another configuration may not use.
+    log = read_jsonl(tmp_path / 'whole' / 'metrics.jsonl')
+    assert [r['step'] for r in log] == [1, 2, 3]
+    for name in ('identity/raw/pixel', 'identity/raw/pyramid', 'identity/monotonic', 'identity/tv', 'controller/sr/pixel',
+                 'refine/sr/pyramid', 'controller/grad_norm', 'controller/param_norm', 'refine/generator_grad_norm',
+                 'refine/generator_update_norm', 'identity/code_grad_norm', 'inner/loss'):  # fmt: skip
+        assert np.isfinite(log[-1][name]), name
+    assert not any(name.startswith('identity/sr') for name in log[-1])
+    variables, config, _, provenance = load_model(out / 'weights.safetensors')
+    assert config == tiny_run().model and provenance['iterations'] == 3
+    for a, b in zip(leaves(variables), leaves(variables_of(whole)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(UserError, match=r'run\.model\.method\.decoupling\.identity_steps = 2, this run has 5'):
+        train(tiny_run(decoupling__identity_steps=5), out, resume=True, quiet=True)
+    with pytest.raises(UserError, match='holds a run at step 3'):
+        train(tiny_run(), out, quiet=True)
+
+
+def test_a_state_trains_only_what_it_should():
+    for subset, preset in (('all', 'release'), ('superresolution', 'paper')):
+        config = ModelConfig.tiny(preset)
+        config = dataclasses.replace(config, method=config.method.replace(train__generator_subset=subset))
+        variables = random_variables(config)
+        state = init_state(config, variables)
+        trained = state.groups['generator'].params
+        assert 'mapping' not in trained.get('backbone', {})
+        assert set(trained) == ({'superresolution'} if subset == 'superresolution' else {'backbone', 'decoder',
+                                'superresolution'})  # fmt: skip
+        assert (state.groups['generator'].ema is not None) == (preset == 'release')
+        for averaged in (True, False):
+            rebuilt = variables_of(state, averaged)
+            assert jax.tree.structure(rebuilt) == jax.tree.structure(variables)
+            for a, b in zip(leaves(rebuilt), leaves(variables), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+# ------------------------------------------------------------------------------------------------------ many devices
+
+
+def sgd_model():
+    config = tiny_run().model
+    sgd = OptimizerConfig('sgd', 1e-3)
+    method = config.method.replace(optimizers__codes=sgd, optimizers__intrinsics=sgd, optimizers__controller=sgd,
+                                   optimizers__generator=sgd)  # fmt: skip
+    return dataclasses.replace(config, method=method)
+
+
+def compare_devices():
+    """Runs in a process with four devices."""
+    from avatar_jax.losses.perception import PerceptionBank
+    from avatar_jax.parallel import parallelise
+
+    config = sgd_model()
+    variables = random_variables(config)
+
+    def step(state, batch, bank, axis_name):
+        return train_step(config, 0, state, batch, bank, axis_name)
+
+    results = {}
+    for kind, count in (('single', 1), ('pmap', 4), ('shard_map', 2)):
+        spread = parallelise(step, kind=kind, devices=jax.devices()[:count], constants=PerceptionBank())
+        state, metrics = spread.step(spread.put_state(init_state(config, variables)), spread.put_batch(batch(4)))
+        results[kind] = leaves((state, metrics))
+    start = leaves(init_state(config, variables))
+    moved = sum(np.abs(a - b).max() > 1e-6 for a, b in zip(results['single'], start, strict=False))
+    assert moved > 20, 'the step changes next to nothing'
+    for kind in ('pmap', 'shard_map'):
+        for a, b in zip(results[kind], results['single'], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6, rtol=2e-5, err_msg=kind)
+    print('devices agree')
+
+
+def test_one_two_and_four_devices_make_the_same_update():
+    flags = '--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0'
+    env = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+    code = 'from tests.test_train_otavatar import compare_devices; compare_devices()'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0 and 'devices agree' in done.stdout, done.stderr[-3000:]
+
+
+# ---------------------------------------------------------------------------------------------------- configurations
+
+
+@pytest.mark.parametrize('spec', ['otavatar_heads', 'otavatar_heads:tiny', 'otavatar_heads:tiny,release',
+                                  'otavatar_heads:release,joint', 'otavatar_hdtf', 'otavatar_hdtf:tiny',
+                                  'otavatar_hdtf:motion_in_w'])  # fmt: skip
+def test_config_files_become_run_configs(spec):
+    from launch.config_args import load_config
+
+    config = from_plain(RunConfig, load_config(spec).to_dict())
+    assert from_plain(RunConfig, json.loads(json.dumps(to_plain(config)))) == config
+    if spec == 'otavatar_hdtf':
+        method, generator = config.model.method, config.model.generator
+        assert (method.train.batch_size, method.train.iterations, generator.img_resolution) == (24, 2000, 512)
+        assert (method.decoupling.identity_steps, method.decoupling.controller_steps) == (90, 10)
+    if 'joint' in spec:
+        assert config.model.method.decoupling.mode == 'joint'
+
+
+def test_config_mistakes_are_named():
+    from launch.config_args import load_config
+
+    with pytest.raises(UserError, match='did you mean "identity_steps"'):
+        load_config('otavatar_heads:tiny', ['--config.model.method.decoupling.identity_stepz=3'])
+    with pytest.raises(UserError, match="did you mean 'release'"):
+        load_config('otavatar_heads:relaese')
+    with pytest.raises(UserError, match=r"model\.method\.loss\.perceptul: unknown option; did you mean 'perceptual'"):
+        from_plain(RunConfig, {'model': {'method': {'loss': {'perceptul': 1}}}})
+    with pytest.raises(UserError, match=r"seed: '3' is not int"):
+        from_plain(RunConfig, {'seed': '3'})
+    with pytest.raises(UserError, match='method.controller: makes codes of'):
+        ModelConfig.from_dict({'generator': {'w_dim': 8}})
+    with pytest.raises(UserError, match='data.folder'):
+        from_plain(RunConfig, {'data': {'source': 'built'}})
+    config = from_plain(RunConfig, {'model': {'generator': {'sr_channels': [8, 4], 'rendering': {'ray_start': 'auto',
+                                    'ray_end': 'auto'}}}})  # fmt: skip
+    assert config.model.generator.sr_channels == (8, 4) and config.model.generator.rendering.ray_start == 'auto'
+
+
+def test_batches_and_devices_are_checked_before_anything_is_compiled():
+    from launch.train import devices_and_batch
+
+    with pytest.raises(UserError, match='frames_per_clip: 3'):
+        devices_and_batch(tiny_run(train__frames_per_clip=3))
+    assert devices_and_batch(tiny_run())[1] == 2
+
+
+def test_weights_of_other_networks_are_refused():
+    from launch.train import check_same_networks
+
+    small = ModelConfig.tiny()
+    other = dataclasses.replace(small, method=small.method.replace(controller__channels=8))
+    check_same_networks('w', small, dataclasses.replace(small, method=small.method.replace(loss__tv=0.0)))
+    with pytest.raises(UserError, match='channels'):
+        check_same_networks('w', small, other)
