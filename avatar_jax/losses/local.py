@@ -55,8 +55,14 @@ class LocalTarget:
     columns: dict[str, jax.Array]
 
 
-def local_target(target: jax.Array, landmarks: jax.Array, eyes: bool = True) -> LocalTarget:
-    """Prepares the regions of targets [B,H,H,3]: the mouth, and with ``eyes`` both eyes."""
+def local_target(
+    target: jax.Array, landmarks: jax.Array, eyes: bool = True, sizes: dict[str, int] | None = None
+) -> LocalTarget:
+    """Prepares the regions of targets [B,H,H,3]: the mouth, and with ``eyes`` both eyes.
+
+    ``sizes`` replaces the sides of the aligned crops, by region.
+    """
+    sizes = {name: side for name, (_, _, side) in REGIONS.items()} | (sizes or {})
     if target.shape[1] != target.shape[2]:
         raise ValueError(f'local loss: images must be square, got {target.shape[1:3]}')
     if landmarks.shape != (target.shape[0], 68, 2):
@@ -64,7 +70,7 @@ def local_target(target: jax.Array, landmarks: jax.Array, eyes: bool = True) -> 
     boxes = region_boxes(landmarks, target.shape[1])
     crops, rows, columns = {}, {}, {}
     for name in ('mouth', 'left_eye', 'right_eye') if eyes else ('mouth',):
-        rows[name], columns[name] = roi_matrices(boxes[name], REGIONS[name][2], target.shape[1:3])
+        rows[name], columns[name] = roi_matrices(boxes[name], sizes[name], target.shape[1:3])
         crops[name] = apply_roi(target, rows[name], columns[name])
     return jax.lax.stop_gradient(LocalTarget(crops, rows, columns))
 

@@ -26,11 +26,13 @@ class PerceptualTarget:
       features: for each scale a dict tap -> [B,h,w,C].
       grams: for each scale that has a style term a dict tap -> [B,C,C].
       mask: [B,H,W,1] or None, multiplied into both feature maps.
+      taps: which activations, in the order of the per-layer results.
     """
 
     features: tuple[dict[str, jax.Array], ...]
     grams: tuple[dict[str, jax.Array], ...]
     mask: jax.Array | None = None
+    taps: tuple[str, ...] = struct.field(pytree_node=False, default=TAPS)
 
 
 def gram(features: jax.Array) -> jax.Array:
@@ -41,16 +43,15 @@ def gram(features: jax.Array) -> jax.Array:
 
 
 def multiscale_features(
-    variables: Mapping, image: jax.Array, scales: int, mask: jax.Array | None = None, network: VGG | None = None
+    variables: Mapping, image: jax.Array, scales: int, mask: jax.Array | None = None, taps: tuple[str, ...] = TAPS
 ) -> tuple[dict[str, jax.Array], ...]:
     """Taps at each scale: the normalised image is halved from scale to scale. Images [B,H,W,3] in [-1, 1]."""
     if scales < 1:
         raise ValueError(f'perceptual scales: {scales}; at least 1 is needed')
-    network = VGG('vgg19') if network is None else network
     x, out = imagenet_normalize(image), []
     for scale in range(scales):
         x = halve(x) if scale else x
-        features = network.apply(variables, x, TAPS)
+        features = VGG('vgg19').apply(variables, x, taps)
         if mask is not None:
             features = {tap: f * resize(mask, f.shape[1:3], 'bilinear') for tap, f in features.items()}
         out.append(features)
@@ -58,12 +59,17 @@ def multiscale_features(
 
 
 def perceptual_target(
-    variables: Mapping, target: jax.Array, scales: int, style_scales: int = 1, mask: jax.Array | None = None
+    variables: Mapping,
+    target: jax.Array,
+    scales: int,
+    style_scales: int = 1,
+    mask: jax.Array | None = None,
+    taps: tuple[str, ...] = TAPS,
 ) -> PerceptualTarget:
     """Features of a target [B,H,W,3]; ``style_scales`` of the scales, from full size on, get Gram matrices."""
-    features = multiscale_features(variables, target, scales, mask)
+    features = multiscale_features(variables, target, scales, mask, taps)
     grams = tuple({tap: gram(f) for tap, f in level.items()} for level in features[:style_scales])
-    return jax.lax.stop_gradient(PerceptualTarget(features, grams, mask))
+    return jax.lax.stop_gradient(PerceptualTarget(features, grams, mask, taps))
 
 
 def perceptual_layers(
@@ -80,10 +86,11 @@ def perceptual_layers(
         total = jnp.abs(a - b)
         return total.mean() if reduction == 'mean' else total.sum() / a.shape[0]
 
-    features = multiscale_features(variables, prediction, len(target.features), target.mask)
-    content = [[distance(f[t], g[t]) for t in TAPS] for f, g in zip(features, target.features)]
-    style = [[distance(gram(f[t]), g[t]) for t in TAPS] for f, g in zip(features, target.grams)]
-    return jnp.asarray(content), jnp.asarray(style).reshape(-1, len(TAPS))
+    taps = target.taps
+    features = multiscale_features(variables, prediction, len(target.features), target.mask, taps)
+    content = [[distance(f[t], g[t]) for t in taps] for f, g in zip(features, target.features)]
+    style = [[distance(gram(f[t]), g[t]) for t in taps] for f, g in zip(features, target.grams)]
+    return jnp.asarray(content), jnp.asarray(style).reshape(-1, len(taps))
 
 
 def perceptual_loss(

@@ -1,7 +1,6 @@
 """Perception networks and loss arithmetic against reference numbers of the building blocks."""
 
 import json
-import re
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from avatar_jax.models.perception.lpips import lin_weights, lpips_features, lpip
 from tests.parity import golden as g
 from tests.parity.formula_weights import hashed_unit, network, torch_keys
 from tests.parity.golden import close, close_l2, handles
+from tests.parity.slices import stored_slices, thinned
 
 
 def nhwc(x):
@@ -48,15 +48,6 @@ def image(x_u8):
 def part(flat: dict, name: str) -> dict:
     """Entries below ``name.`` without that prefix."""
     return {k.removeprefix(f'{name}.'): v for k, v in flat.items() if k.startswith(f'{name}.')}
-
-
-def stored_slices(text: str) -> dict[str, tuple[slice, ...]]:
-    """The parts that a file says it stores: 'layer1 [:, ::8, ::4, ::4]; ...' -> {'layer1': slices}."""
-    found = {}
-    for name, index in re.findall(r'(\w+) \[([:\d, ]+)\]', text):
-        steps = [part.strip().lstrip(':') for part in index.split(',')]
-        found[name] = tuple(slice(None, None, int(s) if s else None) for s in steps)
-    return found
 
 
 def block_close(actual, expected, what):
@@ -206,7 +197,7 @@ def test_vgg19_perceptual(golden):
     layers, weight = golden.config['layers'], golden.config['style_weight']
 
     def loss(a, variables, b, scales):
-        content, style = perceptual_layers(variables, a, perceptual_target(variables, b, scales))
+        content, style = perceptual_layers(variables, a, perceptual_target(variables, b, scales, taps=tuple(layers)))
         return content.sum() + weight * style.sum(), (content, style)
 
     for scales in totals:
@@ -299,9 +290,7 @@ def test_arcface_nets(golden):
         if key.startswith('psp_crop'):
             crop = ffhq_face_crop(image(golden.inp['big_u8']))
             if variant.endswith('slice'):
-                expected = golden.out[key]
-                step = crop.shape[1] // expected.shape[-1]
-                net_close(nchw(crop)[:, :, ::step, ::step], expected, key)
+                net_close(thinned(nchw(crop), golden.out[key]), golden.out[key], key)
             else:
                 net_close(l2_normalize(run('irse50', crop)), golden.out[key], key)
             continue
@@ -329,9 +318,7 @@ def test_arcface_full(golden):
     expected = float(golden.out['scalar'])
     size = float(jnp.linalg.norm(embedding) * jnp.linalg.norm(target)) / embedding.size
     assert abs(float(value) - expected) <= 1e-4 * max(abs(expected), size), 'scalar'
-    expected = golden.grad['gray']
-    step = gray.shape[1] // expected.shape[-1]
-    close_l2(nchw(grad)[..., ::step, ::step], expected, 2e-3, 'input gradient')
+    close_l2(thinned(nchw(grad), golden.grad['gray']), golden.grad['gray'], 2e-3, 'input gradient')
     golden.check_all_used()
 
 

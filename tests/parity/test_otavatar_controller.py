@@ -18,6 +18,7 @@ from avatar_jax.methods.otavatar.controller import (
     to_release_keys,
 )
 from tests.parity.golden import close, handles
+from tests.parity.slices import thinned
 
 
 def build(golden) -> tuple[Controller, dict]:
@@ -38,15 +39,6 @@ def build(golden) -> tuple[Controller, dict]:
     return Controller(config), from_release_keys(golden.param, config)
 
 
-def _strided(array: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """The stored part of a gradient: every n-th entry of each axis, n found from the two lengths."""
-    index = []
-    for full, part in zip(array.shape, expected.shape):
-        step = next(s for s in range(1, full + 1) if -(-full // s) == part)
-        index.append(slice(None, None, step))
-    return array[tuple(index)]
-
-
 @handles('otavatar', 'controller_full')
 def test_controller_full(golden):
     module, params = build(golden)
@@ -65,7 +57,7 @@ def test_controller_full(golden):
     for name in list(golden.out):
         if name == 'first' or name.startswith('encoder'):
             value = np.asarray(inner[f'after_{name}'][0]).transpose(0, 2, 1)
-            close(_strided(value, golden.out[name]), golden.out[name], atol=1e-5, what=name)
+            close(thinned(value, golden.out[name]), golden.out[name], atol=1e-5, what=name)
     close(np.asarray(inner['pooled'][0])[:, :, None], golden.out['pooled'], atol=1e-5, what='pooled')
     basis = module.apply({'params': params}, method='basis')
     close(basis, golden.out['Q'], atol=1e-5, what='Q')
@@ -81,7 +73,7 @@ def test_controller_full(golden):
     grads = to_release_keys(grads, module.config)
     for name in list(golden.grad):
         if name != 'in_driving':
-            close(_strided(grads[name], golden.grad[name]), golden.grad[name], scale=1e-4, what=f'grad {name}')
+            close(thinned(grads[name], golden.grad[name]), golden.grad[name], scale=1e-4, what=f'grad {name}')
     for name, (norm, total, absolute) in golden.config.get('grad_stats', {}).items():
         g = np.asarray(grads[name], np.float64)
         assert abs(np.linalg.norm(g) - norm) <= 1e-4 * norm, name
