@@ -217,7 +217,8 @@ def test_codes_of_a_batch_do_not_see_each_other():
 
 
 def test_refused_settings():
-    for bad in ({'mode': 'sometimes'}, {'sr_steps': 200}, {'identity_steps': -1}, {'alternate_every': 1,
+    assert all(sr for _, sr in step_labels(DecouplingConfig(sr_steps=1000)))
+    for bad in ({'mode': 'sometimes'}, {'sr_steps': -1}, {'identity_steps': -1}, {'alternate_every': 1,
                 'mode': 'alternatively'}, {'inner_generator': 'ema', 'ema_generator': False}):  # fmt: skip
         with pytest.raises(ValueError):
             DecouplingConfig(**bad)

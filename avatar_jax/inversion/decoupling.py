@@ -59,7 +59,7 @@ class DecouplingConfig:
 
     Attributes:
         identity_steps, controller_steps: N_id and N_mo.
-        sr_steps: the last so many of the N_id + N_mo inner steps see the super-resolved images.
+        sr_steps: the last so many of the N_id + N_mo inner steps see the super-resolved images (all, if it is more).
         mode: 'successively' (all identity steps, then all controller steps), 'alternatively' (every
             ``alternate_every``-th step is a controller step, the others are identity steps) or 'joint' (every step
             moves codes, corrections and controller together; codes are not clipped then).
@@ -108,8 +108,6 @@ class DecouplingConfig:
                 raise ValueError(f'{name}={getattr(self, name)!r}: use one of {", ".join(map(repr, allowed))}')
         if min(self.identity_steps, self.controller_steps, self.sr_steps) < 0 or self.num_steps < 1:
             raise ValueError(f'step counts must not be negative and not all zero: {self}')
-        if self.sr_steps > self.num_steps:
-            raise ValueError(f'sr_steps={self.sr_steps} of {self.num_steps} inner steps')
         if self.mode == 'alternatively' and self.alternate_every < 2:
             raise ValueError('alternate_every must be at least 2')
         if self.inner_generator == 'ema' and not self.ema_generator:

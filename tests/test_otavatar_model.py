@@ -1,0 +1,198 @@
+"""The model's two functions, build and animate, at a tiny size; many people at once; avatar files; commands."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avatar_jax.errors import UserError
+from avatar_jax.methods import registry
+from avatar_jax.methods.otavatar import animate as animation
+from avatar_jax.methods.otavatar import invert, model
+from avatar_jax.types import Avatar, Camera, Motion
+from tests.tiny_model import portrait, random_variables
+
+CONFIG = model.ModelConfig.tiny('release')
+# One short stage with super-resolution throughout: one compiled loop.
+SHORT = dataclasses.replace(CONFIG, method=CONFIG.method.replace(
+    inversion__w_steps=3, inversion__wplus_steps=0, inversion__sr_steps=3, loss__local=0.0))  # fmt: skip
+VARIABLES = random_variables(CONFIG)
+
+
+def motion(frames, seed=0):
+    rng = np.random.default_rng(seed)
+    return Motion(rng.uniform(0, 1, (frames, 64)).astype(np.float32), rng.normal(0, 0.1, (frames, 3)).astype(np.float32),
+                  rng.normal(0, 0.1, (frames, 3)).astype(np.float32), 25.0, 'procedural', 'made up')  # fmt: skip
+
+
+def some_avatar(seed=0):
+    rng = np.random.default_rng(seed)
+    code = rng.normal(size=(CONFIG.generator.num_ws, CONFIG.generator.w_dim)).astype(np.float32)
+    return Avatar({'code': jnp.asarray(code), 'bias': jnp.asarray(rng.normal(0, 0.01, 18), jnp.float32)},
+                  camera=portrait(seed).camera, method='otavatar', config=CONFIG, basis='procedural', weights='abc',
+                  source=f'person {seed}')  # fmt: skip
+
+
+def test_many_people_side_by_side_equal_one_person_alone():
+    key, calls = jax.random.key(3), []
+    portraits = [portrait(0), portrait(1).replace(mask=None)]
+    found = invert.invert_people(VARIABLES, SHORT, portraits, key=key, weights='abc',
+                                 on_step=lambda done, loss: calls.append((done, loss)))  # fmt: skip
+    alone = jax.jit(lambda v, p, k: invert.invert_portrait(v, SHORT, p, None, k))(
+        VARIABLES, portraits[1], jax.random.fold_in(key, 1))
+    for name in ('code', 'bias'):
+        np.testing.assert_allclose(found[1].avatar.identity[name], alone.avatar.identity[name], atol=2e-5)
+    np.testing.assert_allclose(found[1].stages[0].curve, alone.stages[0].curve, rtol=1e-4)
+    np.testing.assert_allclose(found[1].psnr, alone.psnr, rtol=1e-4)
+    assert calls[-1][0] == invert.num_steps(SHORT) == 3 and np.isfinite(calls[-1][1])
+    code = np.asarray(found[0].avatar.identity['code'])
+    assert np.abs(code - code[0]).max() < 1e-6 and np.abs(code).max() > 0.01, 'space W: one row for all, and it moved'
+    assert np.abs(found[0].avatar.identity['bias']).max() > 1e-3
+    assert found[0].avatar.weights == 'abc' and found[0].avatar.basis == 'procedural'
+
+    report = invert.report(found[0])
+    assert json.dumps(report) and report['stages'][0]['steps'] == 3
+    assert set(report['terms']) >= {'raw/pixel', 'sr/pixel', 'raw/pyramid', 'sr/pyramid'}
+    assert report['stages'][0]['loss'] == sorted(report['stages'][0]['loss'], reverse=True), 'the loss falls'
+    assert np.isfinite(report['psnr']) and report['psnr_raw'] > 0
+
+    # A tuned copy of the generator fits its person better and leaves the mapping network alone.
+    tuned, curve = invert.finetune_generator(VARIABLES, SHORT, portraits[0], found[0], steps=4)
+    assert curve[-1] < curve[0] and float(tuned.psnr) > float(found[0].psnr)
+    own, common = tuned.avatar.identity['generator'], VARIABLES['params']['generator']
+    assert jax.tree.structure(own) == jax.tree.structure(common)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), own, common)
+    assert all(jax.tree.leaves(same['backbone']['mapping'])) and not all(jax.tree.leaves(same['backbone']['synthesis']))
+    with pytest.raises(ValueError, match='own generator'):
+        invert.interpolate_avatars(tuned.avatar, found[1].avatar, 0.5)
+
+
+def test_frames_do_not_depend_on_how_they_are_grouped():
+    avatar, m = some_avatar(), motion(5)
+    labels = animation.camera_labels('track', CONFIG, avatar, m)
+    assert labels.shape == (5, 25)
+    together = registry.Model('otavatar', CONFIG, VARIABLES).animate(avatar, m.windows(), labels, chunk=5)
+    assert together.rgb.shape == (5, 32, 32, 3) and together.raw.shape == (5, 16, 16, 3)
+    assert float(jnp.abs(together.rgb).max()) <= 1
+    parts = list(animation.render_motion(VARIABLES, CONFIG, avatar, m, labels, per_call=4, chunk=3))
+    assert [len(p.rgb) for p in parts] == [4, 1]
+    np.testing.assert_allclose(np.concatenate([p.rgb for p in parts]), together.rgb, atol=1e-4)
+    np.testing.assert_allclose(np.concatenate([p.depth for p in parts]), together.depth, atol=1e-3)
+    assert np.abs(together.rgb[0] - together.rgb[1]).max() > 1e-3, 'motion shows'
+
+
+def test_cameras():
+    avatar, m = some_avatar(3), motion(4)
+    fixed = animation.camera_labels('fixed', CONFIG, avatar, m)
+    np.testing.assert_allclose(fixed, np.broadcast_to(avatar.camera.label, (4, 25)))
+    orbit = animation.camera_labels('orbit', CONFIG, avatar, m)
+    poses = orbit[:, :16].reshape(4, 4, 4)
+    np.testing.assert_allclose(np.linalg.norm(poses[:, :3, 3], axis=-1), 2.7, rtol=1e-5)  # around the origin
+    frontal = animation.camera_labels('fixed', CONFIG, avatar.replace(camera=None), m)
+    still = m.replace(angle=0 * m.angle, translation=0 * m.translation)
+    np.testing.assert_allclose(frontal, animation.camera_labels('track', CONFIG, avatar, still), atol=1e-6)
+    with pytest.raises(UserError, match="camera 'drone'"):
+        animation.camera_labels('drone', CONFIG, avatar, m)
+    with pytest.raises(UserError, match="belong to the basis 'bfm'"):
+        animation.check_drivable(CONFIG, avatar, m.replace(basis='bfm'))
+    with pytest.raises(UserError, match='made with other weights'):
+        animation.check_drivable(CONFIG, avatar, m, 'def')
+
+
+def test_avatar_files(tmp_path):
+    avatar = some_avatar(1)
+    registry.save_avatar(tmp_path / 'a', avatar, {'seed': 1})
+    back = registry.load_avatar(tmp_path / 'a')
+    for a, b in zip(jax.tree.leaves(avatar), jax.tree.leaves(back), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (back.method, back.config, back.basis, back.weights, back.source) == (
+        'otavatar', CONFIG, 'procedural', 'abc', 'person 1')  # fmt: skip
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match='holds no avatar'):
+        registry.load_avatar(tmp_path / 'empty')
+    path = tmp_path / 'a' / registry.AVATAR_FILE
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match='damaged'):
+        registry.load_avatar(tmp_path / 'a')
+    with pytest.raises(UserError, match="did you mean 'otavatar'"):
+        registry.method('otavatr')
+    with pytest.raises(UserError, match='other weights'):
+        registry.check_weights(avatar, registry.Model('otavatar', CONFIG, {}, sha256='xyz'))
+
+
+def test_interpolation_between_people():
+    a, b = some_avatar(0), some_avatar(1)
+    half = invert.interpolate_avatars(a, b, 0.25)
+    np.testing.assert_allclose(half.identity['code'], 0.75 * a.identity['code'] + 0.25 * b.identity['code'], rtol=1e-6)
+    with pytest.raises(ValueError, match='different weights'):
+        invert.interpolate_avatars(a, b.replace(weights='z'), 0.5)
+
+
+def test_portraits_of_unequal_knowledge_are_stacked():
+    people = invert.stack_portraits([portrait(0), portrait(1).replace(expression=None, landmarks=None)])
+    assert people.expression is None and people.landmarks is None and people.mask.shape == (2, 32, 32)
+    windows = model.source_windows(people)
+    assert windows.shape == (2, 27, 70) and float(jnp.abs(windows[..., :64]).max()) == 0
+    own = model.source_windows(portrait(2))
+    np.testing.assert_array_equal(own[0], own[26])
+    assert isinstance(people.camera, Camera)
+
+
+def test_model_files(tmp_path):
+    path = tmp_path / 'tiny.safetensors'
+    digest = model.save_model(path, VARIABLES, CONFIG, {'seed': 0})
+    loaded = registry.load_model(path)
+    assert (loaded.method, loaded.config, loaded.sha256) == ('otavatar', CONFIG, digest)
+    for a, b in zip(jax.tree.leaves(VARIABLES), jax.tree.leaves(loaded.variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+    wrong = {**VARIABLES, 'params': {'generator': VARIABLES['params']['generator']}}
+    with pytest.raises(UserError, match='controller.*is missing'):
+        model.save_model(path, wrong, CONFIG, {})
+    with pytest.raises(UserError, match='not shipped'):
+        registry.load_model('no_such_weights')
+
+
+def test_commands_from_a_picture_to_a_video(tmp_path, capsys):
+    """invert and animate through the command line: outputs, provenance, skipped pictures, mistakes."""
+    from PIL import Image
+
+    from avatar_jax.cli import main
+    from avatar_jax.io.images import to_uint8
+    from avatar_jax.io.motion import save_motion
+    from avatar_jax.io.video import VideoReader
+
+    weights = tmp_path / 'tiny.safetensors'
+    model.save_model(weights, VARIABLES, SHORT, {'seed': 0})
+    picture, broken = tmp_path / 'face.png', tmp_path / 'broken.png'
+    Image.fromarray(to_uint8(portrait(0).image)).save(picture)
+    broken.write_bytes(b'no picture')
+    save_motion(tmp_path / 'm.npz', motion(3))
+    out = tmp_path / 'people'
+    status = main(['invert', '--image', str(picture), str(broken), '--out', str(out), '--weights', str(weights),
+                   '--steps', '3', '--space', 'w', '--aligned', '--motion', str(tmp_path / 'm.npz')])  # fmt: skip
+    assert status == 2, 'one picture was skipped'
+    assert 'broken.png' in capsys.readouterr().err
+    summary = json.loads((out / 'report.json').read_text())
+    assert [a['name'] for a in summary['avatars']] == ['face'] and len(summary['skipped']) == 1
+    report = json.loads((out / 'face' / 'report.json').read_text())
+    assert report['provenance']['synthetic'] and report['networks']['perceptual'] and 'prior' in report['limit']
+    assert Image.open(out / 'face' / 'reconstruction.png').width == 4 * 32 + 3 * 4
+
+    video = tmp_path / 'v.mp4'
+    assert main(['animate', '--avatar', str(out / 'face'), '--motion', str(tmp_path / 'm.npz'), '--out', str(video),
+                 '--weights', str(weights), '--png', str(tmp_path / 'png'), '--camera', 'orbit']) == 0  # fmt: skip
+    assert len(list(VideoReader(video))) == 3
+    assert sorted(p.name for p in (tmp_path / 'png').iterdir()) == ['000000.png', '000001.png', '000002.png']
+    capsys.readouterr()
+    for arguments, said in (
+        (['--motion', 'speech:x'], 'speech:SEED'),
+        (['--motion', str(tmp_path / 'none.npz')], 'none.npz'),
+        (['--motion', str(tmp_path / 'm.npz'), '--out', 'v.gif'], 'ends in .mp4'),
+        (['--motion', str(tmp_path / 'm.npz'), '--frames', '0'], 'at least 1'),
+    ):
+        assert main(['animate', '--avatar', str(out / 'face'), '--weights', str(weights), *arguments]) == 2
+        message = capsys.readouterr().err
+        assert said in message and 'Traceback' not in message
