@@ -63,9 +63,10 @@ def test_generator(tmp_path):
     keys = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'sr_num_fp16_res', 'mapping_kwargs', 'conv_clamp',
             'rendering_kwargs', 'sr_kwargs', 'channel_base', 'channel_max', 'fused_modconv_default', 'num_fp16_res')  # fmt: skip
     state, size = dict(record.param), record.config['img_resolution']
-    for block, layer in ((b, k) for b in (0, 1) for k in (0, 1)):  # the noise is off and not recorded
-        side = size if block else size // 2
-        state.setdefault(f'superresolution.block{block}.conv{layer}.noise_const', np.zeros((side, side), np.float32))
+    for name in [k.rpartition('.')[0] for k in state if k.endswith('.noise_strength')]:  # noise that is off is not recorded
+        block = name.split('.')[-2]
+        side = {'block0': size // 2, 'block1': size}.get(block) or int(block.removeprefix('b'))
+        state.setdefault(f'{name}.noise_const', np.zeros((side, side), np.float32))
     value = {'G_ema': c.network(state, c.AXES, _init_args=(), _init_kwargs={k: record.config[k] for k in keys},
                                 neural_rendering_resolution=record.config['neural_rendering_resolution'])}  # fmt: skip
     convert(w.write(tmp_path, 'network.pkl', w.pickled(value, w.Options(4))), tmp_path)
