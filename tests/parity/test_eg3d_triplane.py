@@ -160,9 +160,9 @@ def test_triplane_full_size(golden):
     )  # fmt: skip
     close(ws[:, 0], golden.out['ws_row0'], scale=VALUE, what='ws')
     close(ws, np.broadcast_to(golden.out['ws_row0'][:, None], ws.shape), scale=VALUE, what='all rows')
-    rays, samples = config.neural_rendering_resolution**2, config.rendering.depth_resolution
-    jitter = np.random.RandomState(seed + 1).random_sample((1, rays, samples, 1)).astype(np.float32)
-    u = np.random.RandomState(seed + 2).random_sample((rays, samples)).astype(np.float32)
+    rays, options = config.neural_rendering_resolution**2, config.rendering
+    jitter = np.random.RandomState(seed + 1).random_sample((1, rays, options.depth_resolution, 1)).astype(np.float32)
+    u = np.random.RandomState(seed + 2).random_sample((rays, options.depth_resolution_importance)).astype(np.float32)
     draws, c = draws_of(jitter, u, config, 1), jnp.asarray(golden.inp['c'])
 
     @jax.jit
