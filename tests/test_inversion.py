@@ -402,5 +402,5 @@ def test_batches_that_do_not_fit_are_refused():
         check_batch({'x': np.zeros((5, 2))}, 2)
     with pytest.raises(ValueError, match='leading size'):
         check_batch({'x': np.zeros((4, 2)), 'y': np.zeros(2)}, 2)
-    with pytest.raises(UserError, match="'pmap', 'shard_map' or 'single'"):
+    with pytest.raises(UserError, match="use one of 'pmap', 'shard_map', 'single'"):
         parallelise(lambda s, b, c, a: (s, {}), kind='tpu')
