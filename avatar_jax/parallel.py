@@ -93,10 +93,11 @@ class Parallel:
         num_devices: how many devices share a batch, over all processes.
     """
 
-    def __init__(self, kind: str, jitted: Any, constants: PyTree, place: Callable[[str, Any], Sharding],
+    def __init__(self, kind: str, jitted: Any, traceable: Callable, constants: PyTree, place: Callable[[str, Any], Sharding],
                  num_devices: int, num_local: int):  # fmt: skip
         self.kind, self.num_devices = kind, num_devices
-        self._jitted, self._constants, self._place, self._num_local = jitted, constants, place, num_local
+        self._jitted, self._traceable, self._constants = jitted, traceable, constants
+        self._place, self._num_local = place, num_local
         self._compiled: dict[Any, Any] = {}
 
     def put_state(self, state: PyTree) -> PyTree:
@@ -144,8 +145,17 @@ class Parallel:
         return self.compile(state, batch)(state, batch, self._constants)
 
     def trace(self, state: PyTree, batch: PyTree) -> Any:
-        """The closed jaxpr of the whole step over all devices; takes arrays or their shapes."""
-        return self._jitted.trace(state, batch, self._constants).jaxpr
+        """The closed jaxpr of the step; takes placed arguments or their shapes, computes nothing.
+
+        Inside of its ``shard_map`` are the shapes of one device; with 'sharded' and 'single' those of the whole batch.
+        """
+
+        def shape(x, own_axis=False):
+            return jax.ShapeDtypeStruct((x.shape[0] * x.shape[1], *x.shape[2:]) if own_axis else x.shape, x.dtype)
+
+        batch = jax.tree.map(lambda x: shape(x, self.kind == 'pmap'), batch)
+        state, constants = jax.tree.map(shape, (state, self._constants))
+        return jax.make_jaxpr(self._traceable)(state, batch, constants)
 
 
 def parallelise(step: StepFn, *, kind: str = 'pmap', devices: Sequence[jax.Device] | None = None,
@@ -193,15 +203,14 @@ def parallelise(step: StepFn, *, kind: str = 'pmap', devices: Sequence[jax.Devic
     def whole(state, batch, constants):
         return step(state, batch, constants, None)
 
+    # check_vma=False: with the check, gradients with respect to replicated inputs are already summed over the axis and
+    # the average in the step would leave them too large by the number of devices.
+    mapped = jax.shard_map(body, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False)
     if kind == 'pmap':
         jitted = jax.pmap(body, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0,
                           devices=devices)  # fmt: skip
     elif kind == 'shard_map':
-        # check_vma=False: with the check, gradients with respect to replicated inputs are already summed over the
-        # axis and the average in the step would leave them too large by the number of devices.
-        jitted = jax.jit(
-            jax.shard_map(body, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False),
-            donate_argnums=0)
+        jitted = jax.jit(mapped, donate_argnums=0)
     elif kind == 'sharded':
 
         def kept_in_place(state, batch, constants):
@@ -214,7 +223,7 @@ def parallelise(step: StepFn, *, kind: str = 'pmap', devices: Sequence[jax.Devic
     else:
         jitted = jax.jit(whole, donate_argnums=0)
     constants = jax.tree.map(lambda x: _everywhere(x, replicated), constants)
-    return Parallel(kind, jitted, constants, place, count, num_local)
+    return Parallel(kind, jitted, mapped if kind in ('pmap', 'shard_map') else whole, constants, place, count, num_local)
 
 
 def device_order(devices: Sequence[jax.Device]) -> list[jax.Device]:
