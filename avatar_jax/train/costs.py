@@ -126,13 +126,13 @@ def _one(name: str, equation: Any) -> Costs:
     if name == 'dot_general':
         (contracted, _), _ = equation.params['dimension_numbers']
         depth = np.prod([equation.invars[0].aval.shape[i] for i in contracted], dtype=np.float64)
-        return Costs(2.0 * _size(out) * depth, moved)
+        return Costs(float(2.0 * _size(out) * depth), moved)
     if name == 'conv_general_dilated':
         kernel, numbers = equation.invars[1].aval.shape, equation.params['dimension_numbers']
         depth = np.prod(kernel, dtype=np.float64) / kernel[numbers.rhs_spec[0]]  # inputs of one output number
         # Zeros that are put between the inputs take no part.
         useful = 1.0 / np.prod(equation.params['lhs_dilation'], dtype=np.float64)
-        return Costs(2.0 * _size(out) * depth * useful, moved)
+        return Costs(float(2.0 * _size(out) * depth * useful), moved)
     if name in _COLLECTIVES:
         return Costs(0.0, 0.0, _bytes(equation.invars), 1.0)
     dtype = getattr(getattr(out, 'aval', None), 'dtype', None)
