@@ -111,6 +111,10 @@ def run(args: argparse.Namespace) -> None:
     state = fit(spread.put_state(fresh_state()), lambda s, b: spread.step(s, spread.put_batch(b)), batches,
                 folder=args.out, loop=loop, config={'batch': BATCH}, resume=args.resume, place_state=spread.put_state,
                 sample_fn=sample, announce=announce)  # fmt: skip
+    if args.kind == 'sharded':  # parameters, average and velocity lie in halves
+        for leaf in jax.tree.leaves(state.groups['net'].replace(params={'a': state.groups['net'].params['a']}, ema=None)):
+            if leaf.size >= 4096:
+                assert leaf.addressable_shards[0].data.nbytes * 2 == leaf.nbytes, leaf.sharding
     state = to_host(state)
     if processes.is_first():
         np.savez(Path(args.out) / 'final.npz', *jax.tree.leaves(state))

@@ -10,6 +10,8 @@ the same functions.
 from __future__ import annotations
 
 import functools
+import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
 from avatar_jax.errors import UserError
+from avatar_jax.parallel import AXIS
 
 # Shares of the peak that networks of this kind reach; see docs/scaling.md for what was measured.
 COMPUTE_SHARE, MEMORY_SHARE = 0.35, 0.6
@@ -53,8 +59,9 @@ class Costs:
 class Device:
     """One accelerator. FLOP/s of products of float32 as JAX does them by default, and of bfloat16; bytes and bytes/s.
 
-    ``link``: bytes/s, one way, to its neighbours in one machine or pod slice; ``network``: beyond (0: the link has no
-    beyond at the sizes that matter). ``per_host``: devices that share the link.
+    ``link``: bytes/s at which an all-reduce passes a device among the ``per_host`` devices of one machine (or of a pod
+    slice); ``network``: the same beyond. ``latency``: seconds of a small all-reduce of two devices; each doubling of their
+    number adds ``hop``.
     """
 
     name: str
@@ -65,17 +72,20 @@ class Device:
     link: float = 0.0
     network: float = 0.0
     per_host: int = 1
+    latency: float = 0.0
+    hop: float = 0.0
 
 
-# Published peaks, dense. Float32: TF32 on GPUs, one bfloat16 pass on TPUs (JAX's default precision on each).
+# Published peaks, dense. Float32: TF32 on GPUs, one bfloat16 pass on TPUs (JAX's default precision on each). Links: NVLink
+# one way, and one 400 (A100: 200) Gbit/s adapter for each GPU; one of the axes of a TPU's torus. Latencies are assumed.
 DEVICES = (
-    Device('H100', 494e12, 989e12, 3.35e12, 80e9, 450e9, 50e9, 8),
-    Device('H200', 494e12, 989e12, 4.8e12, 141e9, 450e9, 50e9, 8),
-    Device('A100', 156e12, 312e12, 2.04e12, 80e9, 300e9, 25e9, 8),
-    Device('TPU v5p', 459e12, 459e12, 2.77e12, 95e9, 90e9, 0.0, 4),
-    Device('TPU v5e', 197e12, 197e12, 0.82e12, 16e9, 45e9, 6e9, 256),
-    Device('TPU v4', 275e12, 275e12, 1.2e12, 32e9, 45e9, 0.0, 4),
-    Device('TPU v6e', 918e12, 918e12, 1.64e12, 32e9, 90e9, 12e9, 256),
+    Device('H100', 494e12, 989e12, 3.35e12, 80e9, 450e9, 50e9, 8, 15e-6, 5e-6),
+    Device('H200', 494e12, 989e12, 4.8e12, 141e9, 450e9, 50e9, 8, 15e-6, 5e-6),
+    Device('A100', 156e12, 312e12, 2.04e12, 80e9, 300e9, 25e9, 8, 15e-6, 5e-6),
+    Device('TPU v5p', 459e12, 459e12, 2.77e12, 95e9, 90e9, 90e9, 8960, 5e-6, 2e-6),
+    Device('TPU v5e', 197e12, 197e12, 0.82e12, 16e9, 45e9, 6e9, 256, 5e-6, 2e-6),
+    Device('TPU v4', 275e12, 275e12, 1.2e12, 32e9, 45e9, 45e9, 4096, 5e-6, 2e-6),
+    Device('TPU v6e', 918e12, 918e12, 1.64e12, 32e9, 90e9, 12e9, 256, 5e-6, 2e-6),
 )
 
 
@@ -149,6 +159,25 @@ def step_costs(spread: Any, state: Any, batch: Any) -> Costs:
     return costs * (1.0 / spread.num_devices) if spread.kind == 'sharded' else costs
 
 
+def count_step(step: Any, state: Any, batch: Any, constants: Any, devices: int = 1) -> Costs:
+    """Costs of one device's part of ``step(state, batch, constants, axis_name)``, from shapes alone.
+
+    ``batch``: one device's share. ``devices``: how many there are in thought; none is touched.
+    """
+    if devices == 1:
+        return count(jax.make_jaxpr(lambda s, b, c: step(s, b, c, None))(state, batch, constants))
+    mesh = AbstractMesh((devices,), (AXIS,))
+    mapped = jax.shard_map(lambda s, b, c: step(s, b, c, AXIS), mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(),
+                           check_vma=False)  # fmt: skip
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices * x.shape[0], *x.shape[1:]), x.dtype), batch)
+    return count(jax.make_jaxpr(mapped)(state, batch, constants))
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays (or shapes) of a tree."""
+    return sum(int(np.prod(x.shape, dtype=np.int64)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
 # ---------------------------------------------------------------------------------------------------------------- time
 
 
@@ -181,8 +210,6 @@ def _measured_cpu() -> Device:
     flops = 2.0 * 768**3 / best(lambda: a @ a)
     bandwidth = 2.0 * big.nbytes / best(big.copy)
     try:
-        import os
-
         memory = float(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
     except (ValueError, OSError, AttributeError):
         memory = 0.0
@@ -196,6 +223,41 @@ def compute_time(costs: Costs, device: Device, bf16: bool = False) -> tuple[floa
     arithmetic = costs.flops / ((device.flops_bf16 if bf16 else device.flops) * COMPUTE_SHARE)
     memory = costs.bytes / (device.bandwidth * MEMORY_SHARE)
     return (arithmetic, 'arithmetic') if arithmetic >= memory else (memory, 'memory')
+
+
+def collective_time(costs: Costs, device: Device, devices: int) -> float:
+    """Seconds of the collectives of a step on so many devices, none of it hidden behind arithmetic.
+
+    A ring all-reduce of C bytes on N devices passes ``2 (N - 1) / N * C`` bytes through each link; every call costs
+    ``latency + hop * log2(N)`` besides.
+    """
+    if devices == 1:
+        return 0.0
+    speed = device.link if devices <= device.per_host else min(device.link, device.network)
+    calls = costs.collectives * (device.latency + device.hop * math.log2(devices))
+    return 2 * (devices - 1) / devices * costs.collective_bytes / speed + calls
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted seconds of a step, and its largest part: 'arithmetic', 'memory' (traffic) or 'collectives'."""
+
+    devices: int
+    compute: float
+    collectives: float
+    bottleneck: str
+
+    @property
+    def step(self) -> float:
+        """Seconds of the whole step."""
+        return self.compute + self.collectives
+
+
+def predict(costs: Costs, device: Device, devices: int, bf16: bool = False) -> Prediction:
+    """What a step with these costs of one device takes on ``devices`` of them."""
+    compute, why = compute_time(costs, device, bf16)
+    together = collective_time(costs, device, devices)
+    return Prediction(devices, compute, together, why if compute >= together else 'collectives')
 
 
 @dataclass(frozen=True)
