@@ -28,6 +28,7 @@ class Program:
         make_batch: rows -> numpy arrays [rows, ...].
         images_per_row: pictures of one row of the batch. batch: rows of a step in the configuration.
         bf16: whether most arithmetic is in bfloat16.
+        unit: the least number of rows that a device can have.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Program:
     images_per_row: int
     batch: int
     bf16: bool
+    unit: int = 1
 
 
 def program_of(config: Any) -> Program:

@@ -199,7 +199,7 @@ def open_source(config: Any) -> Any:
         source = RenderedFrames.of_people(
             data.people, data.seed, split, data.clips_per_person, data.resolution or config.model.generator.img_resolution,
             ClipOptions(num_frames=data.frames))  # fmt: skip
-    return MemoryFrames(source, progress=True) if data.in_memory else source
+    return MemoryFrames(source, progress=processes.is_first()) if data.in_memory else source
 
 
 def share_of_data(batch_size: int) -> tuple[int, int]:
