@@ -49,7 +49,7 @@ class PoseDraws:
 
 @flax.struct.dataclass
 class MixDraws:
-    """Style mixing: rows from ``cutoff`` (one number for the batch) on come from the codes ``z`` [N, z_dim]."""
+    """Style mixing: rows from ``cutoff`` (a number, or [N]) on come from the codes ``z`` [N, z_dim]."""
 
     z: jax.Array
     cutoff: jax.Array
@@ -158,7 +158,8 @@ def style_rows(model: TriPlaneGenerator, variables: Mapping[str, PyTree], z: jax
         ws = model.apply(variables, z, condition, method='mapping')
     if mix is not None:
         second = model.apply(variables, mix.z, c, method='mapping')
-        ws = jnp.where((jnp.arange(ws.shape[1]) < mix.cutoff)[:, None], ws, second)
+        kept = jnp.arange(ws.shape[1]) < jnp.reshape(mix.cutoff, (-1, 1))  # [N or 1, num_ws]
+        ws = jnp.where(kept[..., None], ws, second)
     return ws, stats
 
 

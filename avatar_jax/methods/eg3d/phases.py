@@ -55,8 +55,8 @@ class GeneratedDraws:
     """Everything random about a batch of generated images.
 
     Attributes:
-        z: codes [N, z_dim]. c: cameras [N, 25], of the rendering and of the discriminator. pose: conditioning.
-        synthesis: jitter and noise. mix: style mixing or None.
+        z: codes [N, z_dim]. c: cameras [N, 25]. pose: conditioning. synthesis: jitter and noise.
+        mix: style mixing or None. judged_c: what the discriminator is told instead of ``c``, or None.
     """
 
     z: jax.Array
@@ -64,6 +64,12 @@ class GeneratedDraws:
     pose: L.PoseDraws
     synthesis: L.SynthesisDraws
     mix: L.MixDraws | None = None
+    judged_c: jax.Array | None = None
+
+    @property
+    def told(self) -> jax.Array:
+        """Labels for the discriminator."""
+        return self.c if self.judged_c is None else self.judged_c
 
 
 @flax.struct.dataclass
@@ -102,7 +108,7 @@ def generator_main(setting: Setting, params: PyTree, d_params: PyTree, buffers: 
     variables = {'params': params, **buffers}
     ws, _ = L.style_rows(setting.generator, variables, draws.z, draws.c, probability, draws.pose, draws.mix)
     made = setting.synthesise(variables, ws, draws.c, draws.synthesis)
-    logits = setting.judge(d_params, L.prepared(made, sigma, transform), draws.c)
+    logits = setting.judge(d_params, L.prepared(made, sigma, transform), draws.told)
     loss = L.adversarial(logits, real=True)
     return loss, {'loss': loss, 'score': jnp.mean(logits), 'sign': jnp.mean(jnp.sign(logits)), 'logits': logits}
 
@@ -148,7 +154,7 @@ def discriminator_main(setting: Setting, params: PyTree, g_variables: Mapping[st
     g_variables = jax.lax.stop_gradient(g_variables)
     ws, stats = L.style_rows(setting.generator, g_variables, draws.z, draws.c, probability, draws.pose, draws.mix, True)
     made = jax.lax.stop_gradient(setting.synthesise(g_variables, ws, draws.c, draws.synthesis))
-    fake = setting.judge(params, L.prepared(made, sigma, transforms[0]), draws.c)
+    fake = setting.judge(params, L.prepared(made, sigma, transforms[0]), draws.told)
     true = setting.judge(params, L.prepared(real, sigma, transforms[1]), real_c)
     terms = {'fake': L.adversarial(fake, real=False), 'real': L.adversarial(true, real=True)}
     loss = terms['fake'] + terms['real']
