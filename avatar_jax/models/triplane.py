@@ -305,6 +305,12 @@ class TriPlaneGenerator(nn.Module):
         """
         return self.superresolution(rgb, features, ws, self.config.rendering.superresolution_noise_mode)
 
+    def superresolve_with_raw(self, rgb: jax.Array, features: jax.Array, ws: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`superresolve`, and the raw image as ``release_image_raw`` wants it: what a discriminator is shown."""
+        mode = self.config.rendering.superresolution_noise_mode
+        image, released = self.superresolution.with_raw(rgb, features, ws, mode)
+        return image, released if self.config.release_image_raw else rgb
+
     def synthesis(
         self,
         ws: jax.Array,
@@ -328,9 +334,7 @@ class TriPlaneGenerator(nn.Module):
         if planes is None:
             planes = self.planes(ws, noise_mode)
         out = self.render(planes, c, resolution, key, draws)
-        mode = self.config.rendering.superresolution_noise_mode
-        image, released = self.superresolution.with_raw(out.rgb, out.features, ws, mode)
-        raw = released if self.config.release_image_raw else out.rgb
+        image, raw = self.superresolve_with_raw(out.rgb, out.features, ws)
         return {'image': image, 'image_raw': raw, 'image_depth': out.depth, 'opacity': out.opacity}
 
     def sample_density(self, planes: jax.Array, points: jax.Array) -> tuple[jax.Array, jax.Array]:
