@@ -6,6 +6,7 @@ and know no method.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -49,16 +50,22 @@ def program_of(config: Any) -> Program:
     kind = type(config).__module__
     if kind == 'avatar_jax.methods.otavatar.train':
         return _otavatar(config)
-    raise UserError(f'{kind}: cannot be measured; there is OTAvatar')
+    if kind == 'avatar_jax.methods.eg3d.config':
+        return _eg3d(config)
+    raise UserError(f'{kind}: cannot be measured; there are OTAvatar and EG3D')
 
 
 def load_run(spec: str, overrides: tuple[str, ...] = ()) -> Any:
     """The ``RunConfig`` of a config file, whatever its method."""
     from avatar_jax.configure import from_plain
-    from avatar_jax.methods.otavatar.train import RunConfig
     from launch.config_args import load_config
 
-    return from_plain(RunConfig, load_config(spec, overrides).to_dict())
+    values = load_config(spec, overrides).to_dict()
+    if 'discriminator' in values:
+        from avatar_jax.methods.eg3d.config import RunConfig
+    else:
+        from avatar_jax.methods.otavatar.train import RunConfig
+    return from_plain(RunConfig, values)
 
 
 def _otavatar(config: Any) -> Program:
@@ -88,17 +95,58 @@ def _otavatar(config: Any) -> Program:
 
     def make_batch(rows):
         rng, frames, size = np.random.default_rng(0), method.train.frames_per_clip, model.generator.img_resolution
-        label = np.zeros(25, np.float32)
-        label[[0, 5, 10, 15]], label[11], label[16], label[20], label[[18, 21, 24]] = 1, 2.7, 4.2, 4.2, (0.5, 0.5, 1)
-        label[5] = label[10] = -1.0  # looks at the origin from in front of it
         return {
             'images': rng.uniform(-1, 1, (rows, frames, size, size, 3)).astype(np.float32),
             'landmarks': rng.uniform(0.3 * size, 0.7 * size, (rows, frames, 68, 2)).astype(np.float32),
             'windows': rng.uniform(0, 0.3, (rows, frames, 27, 70)).astype(np.float32),
-            'labels': np.broadcast_to(label, (rows, frames, 25)).copy(),
+            'labels': _labels(model.generator, rows * frames).reshape(rows, frames, 25),
         }
 
     return Program(
         'OTAvatar', ((1.0, 'iteration', step),), make_state, abstract_state,
         lambda: perception_bank(config.perception, model, config.stand_ins), abstract_constants, make_batch,
         method.train.frames_per_clip, method.train.batch_size, model.generator.dtype == 'bfloat16')  # fmt: skip
+
+
+def _eg3d(config: Any) -> Program:
+    import jax
+    import numpy as np
+
+    from avatar_jax.methods.eg3d import train as training
+
+    generator, t = config.generator, config.train
+    # One period of the regularisations, after all schedules have come to their end.
+    period = math.lcm(*(n for n in (config.g_interval, t.d_reg_interval, 1) if n))
+    end = 10**6 * period
+    flags = [training.flags_at(config, end + k) for k in range(period)]
+    shares = {f: flags.count(f) / period for f in flags}
+
+    def named(flag):
+        return '+'.join(['main', *(name for name in ('g_reg', 'd_reg') if getattr(flag, name))])
+
+    def make_step(flag):
+        return lambda state, batch, labels, axis_name: training.train_step(config, flag, state, batch, labels, axis_name)
+
+    def make_state():
+        return training.init_state(config, *training.fresh_variables(config))
+
+    def make_batch(rows):
+        size = generator.img_resolution
+        images = np.random.default_rng(0).integers(0, 256, (rows, size, size, 3)).astype(np.uint8)
+        return {'image': images, 'label': _labels(generator, rows)}
+
+    return Program(
+        'EG3D', tuple((share, named(f), make_step(f)) for f, share in shares.items()), make_state,
+        lambda: jax.eval_shape(make_state), lambda: _labels(generator, 64),
+        lambda: jax.ShapeDtypeStruct((64, 25), np.float32), make_batch, 1, t.batch, generator.dtype == 'bfloat16',
+        unit=t.accumulate * (config.discriminator.mbstd_group_size or 1))  # fmt: skip
+
+
+def _labels(generator: Any, count: int) -> Any:
+    """Camera labels on an orbit, [count, 25]."""
+    import numpy as np
+
+    from avatar_jax.render import cameras
+
+    render = generator.rendering
+    return np.asarray(cameras.orbit_labels(count, render.avg_camera_radius, render.avg_camera_pivot), np.float32)
