@@ -107,7 +107,6 @@ class Parallel:
         """
 
         def put(x):
-            x = np.array(x)
             return jax.make_array_from_callback(x.shape, self._place('state', x), lambda index: x[index])
 
         return jax.tree.map(put, to_host(state))

@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avatar_jax import processes
 from avatar_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -261,6 +262,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument('--parallel', choices=('pmap', 'shard_map', 'sharded'), default='pmap', help='how it is spread')
     train.add_argument('--count-only', action='store_true', help='count arithmetic and collectives, compile nothing')
     parser.set_defaults(overrides=())
+    processes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -269,6 +271,7 @@ def run(args: argparse.Namespace) -> None:
         from launch.benchmark_train import run_train_benchmark
         from launch.programs import load_run
 
+        processes.join(processes.from_arguments(args))
         run_train_benchmark(load_run(args.config, args.overrides), args.devices, args.rows, args.repeats, args.parallel,
                             args.out, print, args.count_only)  # fmt: skip
         return

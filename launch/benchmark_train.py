@@ -4,7 +4,8 @@
 
 Every device gets ``--rows`` samples (weak scaling), made-up ones: reading data is not measured. Efficiency is images per
 second and device over that of the first count. On a CPU the devices are forced ones that share its cores, so images per
-second cannot grow; what such a run shows is the cost of being spread. ``--count-only`` compiles nothing and counts
+second cannot grow; what such a run shows is the cost of being spread. With several processes, ``--devices`` is the number of
+all devices of all of them. ``--count-only`` compiles nothing and counts
 arithmetic, traffic and collectives, at any size.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
+from avatar_jax.processes import is_first
 
 
 def run_train_benchmark(config: Any, counts: Sequence[int] = (1,), rows: int = 0, repeats: int = 3, kind: str = 'pmap',
@@ -51,6 +53,8 @@ def run_train_benchmark(config: Any, counts: Sequence[int] = (1,), rows: int = 0
         raise UserError('--repeats and --devices: must be at least 1, --rows at least 0')
     counts = sorted(set(counts))
     have = 0 if count_only else len(_devices(counts[-1]))
+    if jax.process_count() > 1 and counts != [have]:
+        raise UserError(f'--devices: with several processes give the number of all devices, {have}')
     if have < counts[-1] and not count_only:
         raise UserError(f'--devices {counts[-1]}: there are only {have} here')
     program = program_of(config)
@@ -62,10 +66,10 @@ def run_train_benchmark(config: Any, counts: Sequence[int] = (1,), rows: int = 0
         if not count_only:
             measured['efficiency'] = measured['images_per_s'] / count / (first['images_per_s'] / first['devices'])
         result['results'].append(measured)
-        if report:
+        if report and is_first():
             report(summary(program.name, measured))
         jax.clear_caches()
-    if out_json is not None:
+    if out_json is not None and is_first():
         path = Path(out_json)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + '\n')
@@ -86,10 +90,11 @@ def _devices(wanted: int) -> list:
     """Devices; on a CPU so many forced ones, if nothing has used it yet."""
     import jax
 
-    try:
-        jax.config.update('jax_num_cpu_devices', wanted)
-    except RuntimeError:
-        pass  # the backend runs already: what is there is there
+    if not jax.distributed.is_initialized():
+        try:
+            jax.config.update('jax_num_cpu_devices', wanted)
+        except RuntimeError:
+            pass  # the backend runs already: what is there is there
     return jax.devices()
 
 
@@ -119,12 +124,11 @@ def _measured(program: Any, count: int, rows: int, repeats: int, kind: str) -> d
     from avatar_jax.train.costs import Costs, compute_time, step_costs, this_device, tree_bytes
 
     constants = program.make_constants()
-    batch = program.make_batch(rows * count)
+    batch = program.make_batch(rows * count // jax.process_count())
     costs, compile_s, step_s, temporary, arguments, times = Costs(), 0.0, 0.0, 0, 0, {}
     host = program.make_state()
     for share, name, step in program.variants:
-        spread = parallelise(step, kind='single' if count == 1 and kind == 'single' else kind, constants=constants,
-                             devices=jax.devices()[:count])  # fmt: skip
+        spread = parallelise(step, kind=kind, constants=constants, devices=jax.devices()[:count])
         state, placed = spread.put_state(host), spread.put_batch(batch)
         begin = time.perf_counter()
         memory = spread.compile(state, placed).memory_analysis()

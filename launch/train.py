@@ -76,6 +76,10 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
     model, method = config.model, config.model.method
     devices, share = devices_and_batch(config)
     check_resolutions(model.generator)
+    # Data: batches from any step on.
+    source = open_source(config)
+    batches = partial(stream_batches, config, source, share)
+    fixed = next(iter(batches(0)))  # also says early when there is too little data
     # Frozen networks of the losses, and where the trained ones start.
     bank = perception_bank(config.perception, model, config.stand_ins)
     if config.init:
@@ -84,11 +88,6 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
     else:
         variables, digest = init(model, jax.random.key(config.seed)), ''
     state = training.init_state(model, variables)
-
-    # Data: batches from any step on.
-    source = open_source(config)
-    batches = partial(stream_batches, config, source, share)
-    fixed = next(iter(batches(0)))  # also says early when there is too little data
 
     # One compiled iteration for all devices.
     def step(state, batch, bank, axis_name):
