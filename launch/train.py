@@ -1,6 +1,7 @@
-"""Trains OTAvatar by decoupling-by-inverting.
+"""Trains OTAvatar by decoupling-by-inverting, or EG3D adversarially: the config file decides.
 
     avatar-jax train --config configs/otavatar_heads.py:tiny --out DIR [--resume] [--config.FIELD=VALUE ...]
+    avatar-jax train --config configs/eg3d_heads.py:tiny --out DIR
 
 The folder gets config.json, metrics.jsonl (every term and norm), samples/, checkpoints/ and, when tensorboardX is
 installed, TensorBoard files; weights.safetensors at the end. A run that was killed continues with --resume and gives
@@ -29,18 +30,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status."""
-    from avatar_jax.configure import from_plain
-    from avatar_jax.methods.otavatar.train import RunConfig
     from avatar_jax.train.logging import NonFiniteError
     from launch.config_args import load_config
 
-    config = from_plain(RunConfig, load_config(args.config, args.overrides).to_dict())
+    config, start = method_of(load_config(args.config, args.overrides).to_dict())
     try:
-        train(config, args.out, resume=args.resume)
+        start(config, args.out, resume=args.resume)
     except NonFiniteError as error:
         raise UserError(f'{args.out}: stopped at {error}; lower the learning rates, clip gradients, or set '
                         "output.nonfinite='skip'") from error  # fmt: skip
     return 0
+
+
+def method_of(values: dict[str, Any]) -> tuple[Any, Any]:
+    """The run configuration that plain values belong to (the one with these fields), and what trains it."""
+    import dataclasses
+
+    from avatar_jax.configure import from_plain
+    from avatar_jax.methods.eg3d.config import RunConfig as EG3DRun
+    from avatar_jax.methods.otavatar.train import RunConfig as OTAvatarRun
+    from launch import train_eg3d
+
+    known = {EG3DRun: train_eg3d.train}
+    kind = next((k for k in known if {f.name for f in dataclasses.fields(k)} == set(values)), OTAvatarRun)
+    return from_plain(kind, values), known.get(kind, train)
 
 
 def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = False) -> Any:
