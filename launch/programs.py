@@ -57,15 +57,10 @@ def program_of(config: Any) -> Program:
 
 def load_run(spec: str, overrides: tuple[str, ...] = ()) -> Any:
     """The ``RunConfig`` of a config file, whatever its method."""
-    from avatar_jax.configure import from_plain
     from launch.config_args import load_config
+    from launch.train import method_of
 
-    values = load_config(spec, overrides).to_dict()
-    if 'discriminator' in values:
-        from avatar_jax.methods.eg3d.config import RunConfig
-    else:
-        from avatar_jax.methods.otavatar.train import RunConfig
-    return from_plain(RunConfig, values)
+    return method_of(load_config(spec, overrides).to_dict())[0]
 
 
 def _otavatar(config: Any) -> Program:

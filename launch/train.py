@@ -1,6 +1,7 @@
-"""Trains OTAvatar by decoupling-by-inverting.
+"""Trains OTAvatar by decoupling-by-inverting, or EG3D adversarially: the config file decides.
 
     avatar-jax train --config configs/otavatar_heads.py:tiny --out DIR [--resume] [--config.FIELD=VALUE ...]
+    avatar-jax train --config configs/eg3d_heads.py:tiny --out DIR
 
 The folder gets config.json, metrics.jsonl (every term and norm), samples/, checkpoints/ and, when tensorboardX is
 installed, TensorBoard files; weights.safetensors at the end. A run that was killed continues with --resume and gives
@@ -33,20 +34,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status."""
-    from avatar_jax.configure import from_plain
-    from avatar_jax.methods.otavatar.train import RunConfig
     from avatar_jax.train.logging import NonFiniteError
     from launch.config_args import load_config
 
-    config = from_plain(RunConfig, load_config(args.config, args.overrides).to_dict())
+    config, start = method_of(load_config(args.config, args.overrides).to_dict())
     processes.join(processes.from_arguments(args))
     with processes.ending_together(args.out):
         try:
-            train(config, args.out, resume=args.resume)
+            start(config, args.out, resume=args.resume)
         except NonFiniteError as error:
             raise UserError(f'{args.out}: stopped at {error}; lower the learning rates, clip gradients, or set '
                             "output.nonfinite='skip'") from error  # fmt: skip
     return 0
+
+
+def method_of(values: dict[str, Any]) -> tuple[Any, Any]:
+    """The run configuration that plain values belong to (the one with these fields), and what trains it."""
+    import dataclasses
+
+    from avatar_jax.configure import from_plain
+    from avatar_jax.methods.eg3d.config import RunConfig as EG3DRun
+    from avatar_jax.methods.otavatar.train import RunConfig as OTAvatarRun
+    from launch import train_eg3d
+
+    known = {EG3DRun: train_eg3d.train}
+    kind = next((k for k in known if {f.name for f in dataclasses.fields(k)} == set(values)), OTAvatarRun)
+    return from_plain(kind, values), known.get(kind, train)
 
 
 def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = False) -> Any:
@@ -75,7 +88,7 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
 
     model, method = config.model, config.model.method
     devices, share = devices_and_batch(config)
-    check_resolutions(model.generator)
+    check_resolutions(model.generator, 'model.generator')
     # Data: batches from any step on.
     source = open_source(config)
     batches = partial(stream_batches, config, source, share)
@@ -156,15 +169,15 @@ def devices_and_batch(config: Any) -> tuple[list, int]:
     return devices, size
 
 
-def check_resolutions(generator: Any) -> None:
+def check_resolutions(generator: Any, where: str) -> None:
     """Raises ``UserError`` for picture sizes that the networks cannot make, before anything is compiled."""
     for name in ('img_resolution', 'plane_resolution'):
         value = getattr(generator, name)
         if value < 8 or value & (value - 1):
             close = 2 ** max(3, round(math.log2(max(value, 1))))
-            raise UserError(f'model.generator.{name}: {value}; use a power of two from 8 on, e.g. {close}')
+            raise UserError(f'{where}.{name}: {value}; use a power of two from 8 on, e.g. {close}')
     if not 1 <= generator.neural_rendering_resolution <= generator.img_resolution:
-        raise UserError(f'model.generator.neural_rendering_resolution: {generator.neural_rendering_resolution}; '
+        raise UserError(f'{where}.neural_rendering_resolution: {generator.neural_rendering_resolution}; '
                         f'use 1 to {generator.img_resolution}')  # fmt: skip
 
 

@@ -131,11 +131,11 @@ def test_what_is_checked_before_anything_is_compiled():
 
     run = tiny_run()
     generator = run.model.generator
-    check_resolutions(generator)
+    check_resolutions(generator, 'generator')
     with pytest.raises(UserError, match='img_resolution: 100; use a power of two from 8 on, e.g. 128'):
-        check_resolutions(generator.replace(img_resolution=100))
+        check_resolutions(generator.replace(img_resolution=100), 'generator')
     with pytest.raises(UserError, match='neural_rendering_resolution: 64'):
-        check_resolutions(generator.replace(neural_rendering_resolution=64, img_resolution=32))
+        check_resolutions(generator.replace(neural_rendering_resolution=64, img_resolution=32), 'generator')
     with pytest.raises(UserError, match=r'scale.accumulate: 2 people on 1 devices do not divide into 3 parts'):
         devices_and_batch(dataclasses.replace(run, scale=ScaleConfig(accumulate=3)))
     with pytest.raises(UserError, match='accumulate must be at least 1'):

@@ -32,7 +32,7 @@ def test_local_starts_one_process_for_each_gpu(capsys):
 def test_slurm_script_asks_for_a_task_per_gpu_a_warning_and_a_requeue(capsys):
     text = dry(slurm, capsys, '--nodes', '2', '--gpus-per-node', '4', '--partition', 'gpu', '--setup', 'source env.sh')
     for line in ('#SBATCH --nodes=2', '#SBATCH --ntasks-per-node=4', '#SBATCH --signal=TERM@120', '#SBATCH --partition=gpu'):
-        assert re.search(rf'^{re.escape(line)}( |$)', text, re.M), line
+        assert re.search(rf'^{re.escape(line)}( |$)', text, re.MULTILINE), line
     assert text.startswith('#!/bin/bash\n') and '\nsource env.sh\n' in text
     assert "avatar-jax train --config configs/otavatar_heads.py --out '/shared/run 1' --resume --coordinator auto" in text
     assert '"$status" -eq 75' in text and 'scontrol requeue' in text

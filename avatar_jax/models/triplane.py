@@ -305,9 +305,14 @@ class TriPlaneGenerator(nn.Module):
         """
         return self.superresolution(rgb, features, ws, self.config.rendering.superresolution_noise_mode)
 
-    def superresolve_with_raw(self, rgb: jax.Array, features: jax.Array, ws: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`superresolve`, and the raw image as ``release_image_raw`` wants it: what a discriminator is shown."""
-        mode = self.config.rendering.superresolution_noise_mode
+    def superresolve_with_raw(
+        self, rgb: jax.Array, features: jax.Array, ws: jax.Array, noise_mode: str | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """`superresolve`, and the raw image as ``release_image_raw`` wants it: what a discriminator is shown.
+
+        ``noise_mode`` None: that of the configuration.
+        """
+        mode = noise_mode or self.config.rendering.superresolution_noise_mode
         image, released = self.superresolution.with_raw(rgb, features, ws, mode)
         return image, released if self.config.release_image_raw else rgb
 

@@ -214,7 +214,8 @@ class RunConfig:
         init: what the networks start from: '' (fresh), a weight file of a generator (or of a method that has one: the
             name of a shipped file will do), or the folder of another run, of which the latest checkpoint is taken.
         init_discriminator: weight file of a discriminator; '' takes that of ``init`` if it is a run, else a fresh one.
-        parallel: 'pmap', 'shard_map' or 'single'.
+        parallel: 'pmap', 'shard_map', 'single' or 'sharded'. model_shards: with the last, over how many devices parameters
+            and optimizer states are cut; 0: all (``avatar_jax.parallel``).
     """
 
     seed: int = 0
@@ -228,10 +229,11 @@ class RunConfig:
     init: str = ''
     init_discriminator: str = ''
     parallel: str = 'pmap'
+    model_shards: int = 0
 
     # What a resumed run may change.
     MAY_DIFFER = ('output.*', 'data.num_workers', 'data.num_threads', 'data.prefetch', 'data.in_memory', 'parallel',
-                  'train.kimg', 'train.accumulate', 'train.remat', 'generator.rendering.ray_chunk')  # fmt: skip
+                  'model_shards', 'generator.remat', 'train.kimg', 'train.accumulate', 'train.remat', 'generator.rendering.ray_chunk')  # fmt: skip
 
     def __post_init__(self):
         rendering = self.generator.rendering

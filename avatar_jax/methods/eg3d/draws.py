@@ -2,9 +2,12 @@
 
 So a batch is trained on with the same numbers however it is divided among devices and micro-batches. Everything that
 the original draws once per batch (the swap in the regularisation, the cutoff of style mixing) is repeated per sample.
+All numbers of one kind are drawn at once: XLA takes far longer to compile many small draws than one large one.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,107 +18,114 @@ from avatar_jax.methods.eg3d.phases import GeneratedDraws, RegularDraws
 from avatar_jax.parallel import mean_over_devices, num_shards, sample_keys
 from avatar_jax.render.sampling import RenderDraws
 
-# Streams of one sample.
-_Z, _CAMERA, _SWAP, _RENDER, _NOISE, _MIX, _DENSITY, _PATH, _LABEL = range(9)
+_CAMERA, _UNIFORM, _NORMAL, _TOGETHER = range(4)  # streams
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Dice:
     """Draws for ``count`` samples of this device's share.
 
     Args:
-        key: of this step and phase. labels: [M, 25], all cameras of the data set.
+        key: of this step and phase. labels: [M, 25], all cameras of the data set. noise_size: see ``losses``.
     """
 
     def __init__(self, config: RunConfig, resolution: int, key: jax.Array, labels: jax.Array, count: int,
-                 axis_name: str | None):  # fmt: skip
+                 noise_size: int, axis_name: str | None):  # fmt: skip
         self.config, self.resolution, self.labels, self.count, self.axis_name = config, resolution, labels, count, axis_name
-        self.total = count * num_shards(axis_name)
+        self.total, self.noise_size = count * num_shards(axis_name), noise_size
         self.key, self.keys = key, sample_keys(key, count, axis_name)
-        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
-        before = (first + jnp.arange(count) - 1) % self.total
-        self._before = jax.vmap(lambda i: jax.random.fold_in(key, i))(before)
+        self.c, self.other = self._cameras()
 
-    def _each(self, draw, stream: int, keys: jax.Array | None = None):
-        return jax.vmap(lambda k: draw(jax.random.fold_in(k, stream)))(self.keys if keys is None else keys)
+    def _cameras(self) -> tuple[jax.Array, jax.Array]:
+        """Cameras [N, 25], uniformly from the data set, and those of the samples before in the global batch."""
+        first = 0 if self.axis_name is None else jax.lax.axis_index(self.axis_name) * self.count
+        place = (first - 1 + jnp.arange(self.count + 1)) % self.total
+        key = jax.random.fold_in(self.key, 2**31 - 1)
+        rows = jax.vmap(lambda i: jax.random.randint(jax.random.fold_in(key, i), (), 0, self.labels.shape[0]))(place)
+        found = self.labels[rows]
+        return found[1:], found[:-1]
 
-    def _once(self, draw, number: int) -> jax.Array:
-        """One draw for the whole batch, repeated for every sample."""
-        return jnp.broadcast_to(draw(jax.random.fold_in(self.key, 2**31 - 1 - number)), (self.count,))
+    def _blocks(self, draw, stream: int, shapes: Shapes) -> dict[str, jax.Array]:
+        """Numbers of one kind: {name: [N, *shape]}."""
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        numbers = jax.vmap(lambda k: draw(jax.random.fold_in(k, stream), (sum(sizes.values()),)))(self.keys)
+        out, start = {}, 0
+        for name, shape in shapes.items():
+            out[name] = numbers[:, start : start + sizes[name]].reshape(self.count, *shape)
+            start += sizes[name]
+        return out
 
-    def codes(self) -> jax.Array:
-        """[N, z_dim]."""
-        return self._each(lambda k: jax.random.normal(k, (self.config.generator.z_dim,)), _Z)
+    def _together(self) -> jax.Array:
+        """Four uniforms that the whole batch shares, repeated for every sample: [4, N]."""
+        numbers = jax.random.uniform(jax.random.fold_in(self.key, 2**31 - 2), (4,))
+        return jnp.broadcast_to(numbers[:, None], (4, self.count))
 
-    def _cameras(self, keys: jax.Array) -> jax.Array:
-        rows = self._each(lambda k: jax.random.randint(k, (), 0, self.labels.shape[0]), _CAMERA, keys)
-        return self.labels[rows]
-
-    def cameras(self) -> jax.Array:
-        """[N, 25], uniformly from the data set."""
-        return self._cameras(self.keys)
-
-    def pose(self, together: int | None = None) -> L.PoseDraws:
-        """Conditioning; ``together``: number of the draw that the whole batch shares, or None for one per sample."""
-        if together is None:
-            swap = self._each(jax.random.uniform, _SWAP)
-        else:
-            swap = self._once(jax.random.uniform, together)
-        return L.PoseDraws(swap, self._cameras(self._before))
-
-    def noise(self) -> jax.Array:
-        """Keys [N] of the backbone's noise."""
-        return self._each(lambda k: k, _NOISE)
-
-    def synthesis(self) -> L.SynthesisDraws:
-        """Jitter and noise of a rendering."""
-        rendering, rays = self.config.generator.rendering, self.resolution**2
-        render = self._each(lambda k: RenderDraws.from_key(k, rendering, 1, rays), _RENDER)
-        return L.SynthesisDraws(jax.tree.map(lambda x: x[:, 0], render), self.noise())
-
-    def mix(self) -> L.MixDraws | None:
-        """Style mixing, if it is on."""
+    def _mix(self, z: jax.Array | None) -> L.MixDraws | None:
         probability, rows = self.config.loss.style_mixing_prob, self.config.generator.num_ws
         if not probability:
             return None
-        cutoff = self._once(lambda k: jax.random.randint(k, (), 1, rows), 2)
-        cutoff = jnp.where(self._once(jax.random.uniform, 3) < probability, cutoff, rows)
-        return L.MixDraws(self._each(lambda k: jax.random.normal(k, (self.config.generator.z_dim,)), _MIX), cutoff)
+        chance, place = self._together()[2:]
+        cutoff = 1 + jnp.floor(place * (rows - 1)).astype(jnp.int32)
+        return L.MixDraws(z, jnp.where(chance < probability, cutoff, rows))
 
-    def told(self, c: jax.Array) -> jax.Array:
-        """Labels with the discriminator's label noise, if it has any."""
+    def _mix_shape(self) -> Shapes:
+        return {'mix': (self.config.generator.z_dim,)} if self.config.loss.style_mixing_prob else {}
+
+    def told(self, c: jax.Array, normals: jax.Array | None = None) -> jax.Array:
+        """Labels with the discriminator's label noise, if it has any; ``normals`` [N, 25]: its draws."""
         strength = self.config.discriminator.c_noise
         if not strength:
             return c
+        if normals is None:
+            normals = self._blocks(jax.random.normal, _TOGETHER, {'label': (25,)})['label']
         mean = mean_over_devices(c.mean(0), self.axis_name)
         variance = mean_over_devices(jnp.square(c - mean).mean(0), self.axis_name)
-        deviation = jnp.sqrt(variance * (self.total / max(self.total - 1, 1)))
-        return c + self._each(lambda k: jax.random.normal(k, c.shape[1:]), _LABEL) * deviation * strength
+        return c + normals * jnp.sqrt(variance * (self.total / max(self.total - 1, 1))) * strength
 
     def generated(self) -> GeneratedDraws:
         """A batch of generated images."""
-        c = self.cameras()
-        return GeneratedDraws(self.codes(), c, self.pose(), self.synthesis(), self.mix(), self.told(c))
+        rendering, rays = self.config.generator.rendering, self.resolution**2
+        coarse, fine = (rays, rendering.depth_resolution), (rays, rendering.depth_resolution_importance)
+        uniform = self._blocks(jax.random.uniform, _UNIFORM, {'swap': (), 'jitter': coarse, 'importance': fine})
+        noisy = {'density_coarse': coarse, 'density_fine': fine} if rendering.density_noise > 0 else {}
+        label = {'label': (25,)} if self.config.discriminator.c_noise else {}
+        shapes = {'z': (self.config.generator.z_dim,), 'noise': (self.noise_size,), **self._mix_shape(), **noisy, **label}
+        normal = self._blocks(jax.random.normal, _NORMAL, shapes)
+        render = RenderDraws(uniform['jitter'], uniform['importance'], *(normal.get(k) for k in ('density_coarse', 'density_fine')))
+        return GeneratedDraws(
+            normal['z'], self.c, L.PoseDraws(uniform['swap'], self.other), L.SynthesisDraws(render, normal['noise']),
+            self._mix(normal.get('mix')), self.told(self.c, normal.get('label')))  # fmt: skip
 
     def regular(self) -> RegularDraws:
         """A regularisation step of the generator."""
-        rendering = self.config.generator.rendering
-        density = path = None
-        if rendering.density_reg > 0 and rendering.reg_type not in WITHOUT_EFFECT:
-            density = self._density(rendering.reg_type != 'l1')
-        every = self.config.loss.path_length_shrink
-        if self.config.loss.path_length_weight > 0:
+        rendering, loss = self.config.generator.rendering, self.config.loss
+        uniforms: Shapes = {}
+        normals: Shapes = {'z': (self.config.generator.z_dim,), 'noise': (self.noise_size,), **self._mix_shape()}
+        dense = rendering.density_reg > 0 and rendering.reg_type not in WITHOUT_EFFECT
+        twofold = dense and rendering.reg_type != 'l1'
+        if dense:
+            uniforms |= {'points': (L.NUM_POINTS * (2 if twofold else 1), 3)}
+            normals |= {'steps': (L.NUM_POINTS, 3)}
+        if twofold:
+            uniforms |= {'second': (L.NUM_POINTS, 3)}
+        if loss.path_length_weight > 0:
             size = self.config.generator.img_resolution
-            direction = self._each(lambda k: jax.random.normal(k, (size, size, 3)), _PATH)
-            path = jax.tree.map(lambda x: x[::every], (self.generated(), direction))
-        return RegularDraws(self.codes(), self.cameras(), self.pose(0), self.pose(1), density, self.noise(), self.mix(), path)
-
-    def _density(self, is_monotonic: bool) -> L.DensityDraws:
-        def points(number, count):
-            return self._each(lambda k: jax.random.uniform(jax.random.fold_in(k, number), (count, 3), minval=-1), _DENSITY)
-
-        def steps(number):
-            return self._each(lambda k: jax.random.normal(jax.random.fold_in(k, number), (L.NUM_POINTS, 3)), _DENSITY)
-
-        if not is_monotonic:
-            return L.DensityDraws(points(0, L.NUM_POINTS), steps(1))
-        return L.DensityDraws(points(0, 2 * L.NUM_POINTS), None, L.DensityDraws(points(1, L.NUM_POINTS), steps(2)))
+            normals |= {'direction': (size, size, 3)}
+        uniform = self._blocks(jax.random.uniform, _UNIFORM, uniforms) if uniforms else {}
+        normal = self._blocks(jax.random.normal, _NORMAL, normals)
+        density = path = None
+        if twofold:
+            second = L.DensityDraws(uniform['second'] * 2 - 1, normal['steps'])
+            density = L.DensityDraws(uniform['points'] * 2 - 1, None, second)
+        elif dense:
+            density = L.DensityDraws(uniform['points'] * 2 - 1, normal['steps'])
+        if loss.path_length_weight > 0:
+            # Other codes than those of the density: of a key of their own.
+            keys = self.keys
+            self.keys = jax.vmap(lambda k: jax.random.fold_in(k, _TOGETHER))(keys)
+            every = loss.path_length_shrink
+            path = jax.tree.map(lambda x: x[::every], (self.generated(), normal['direction']))
+            self.keys = keys
+        swaps = self._together()[:2]
+        return RegularDraws(normal['z'], self.c, L.PoseDraws(swaps[0], self.other), L.PoseDraws(swaps[1], self.other),
+                            density, normal['noise'], self._mix(normal.get('mix')), path)  # fmt: skip

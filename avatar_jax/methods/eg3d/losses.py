@@ -7,12 +7,14 @@ width in *raw* pixels (as in the original).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avatar_jax.losses.density import NUM_SLICES, monotonic
 from avatar_jax.methods.eg3d.config import WITHOUT_EFFECT, LossConfig
@@ -57,7 +59,7 @@ class MixDraws:
 
 @flax.struct.dataclass
 class SynthesisDraws:
-    """Random numbers of one rendering: ``noise`` keys [N] of the backbone's noise (None: none), ``render`` jitter."""
+    """Random numbers of one rendering: ``noise`` normals [N, noise_size] (None: none), ``render`` jitter."""
 
     render: RenderDraws
     noise: jax.Array | None = None
@@ -163,16 +165,33 @@ def style_rows(model: TriPlaneGenerator, variables: Mapping[str, PyTree], z: jax
     return ws, stats
 
 
+def noise_size(noise: PyTree) -> int:
+    """How many numbers the noise maps of a generator hold together (collection ``noise``)."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(noise))
+
+
+def noise_maps(noise: PyTree, numbers: jax.Array) -> PyTree:
+    """Noise maps like the collection ``noise``, one set per sample, from standard normals [N, noise_size]."""
+    leaves, structure = jax.tree.flatten(noise)
+    ends = np.cumsum([math.prod(x.shape) for x in leaves])
+    parts = jnp.split(numbers, ends[:-1], axis=1)
+    return jax.tree.unflatten(structure, [p.reshape(-1, *x.shape) for p, x in zip(parts, leaves, strict=True)])
+
+
 def planes_of(model: TriPlaneGenerator, variables: Mapping[str, PyTree], ws: jax.Array,
               noise: jax.Array | None) -> jax.Array:  # fmt: skip
-    """Feature planes [N, 3, H, W, C]. ``noise``: keys [N], one per sample, or None for none."""
+    """Feature planes [N, 3, H, W, C]. ``noise``: standard normals [N, noise_size], or None for no noise.
+
+    Fresh noise is the noise mode 'const' with other maps for every sample, so that all its numbers can come from one
+    draw that belongs to the sample.
+    """
     if noise is None:
         return model.apply(variables, ws, 'none', method='planes')
 
-    def one(ws, key):
-        return model.apply(variables, ws[None], 'random', method='planes', rngs={'noise': key})[0]
+    def one(ws, maps):
+        return model.apply({**variables, 'noise': maps}, ws[None], 'const', method='planes')[0]
 
-    return jax.vmap(one)(ws, noise)
+    return jax.vmap(one)(ws, noise_maps(variables['noise'], noise))
 
 
 def synthesise(model: TriPlaneGenerator, variables: Mapping[str, PyTree], ws: jax.Array, c: jax.Array,
@@ -180,16 +199,16 @@ def synthesise(model: TriPlaneGenerator, variables: Mapping[str, PyTree], ws: ja
     """Style rows seen from cameras, as training sees them (jittered, with backbone noise)."""
     planes = planes_of(model, variables, ws, draws.noise)
     out = model.apply(variables, planes, c, resolution, draws=draws.render, method='render')
-    if draws.noise is None or model.config.rendering.superresolution_noise_mode != 'random':
-        image, raw = model.apply(variables, out.rgb, out.features, ws, method='superresolve_with_raw')
-    else:
-        def one(rgb, features, ws, key):
-            found = model.apply(variables, rgb[None], features[None], ws[None], method='superresolve_with_raw',
-                                rngs={'noise': jax.random.fold_in(key, 1)})  # fmt: skip
-            return found[0][0], found[1][0]
+    mode = model.config.rendering.superresolution_noise_mode
+    if draws.noise is None or mode != 'random':
+        return Pair(*model.apply(variables, out.rgb, out.features, ws, method='superresolve_with_raw'))
 
-        image, raw = jax.vmap(one)(out.rgb, out.features, ws, draws.noise)
-    return Pair(image, raw)
+    def one(rgb, features, ws, maps):
+        found = model.apply({**variables, 'noise': maps}, rgb[None], features[None], ws[None], 'const',
+                            method='superresolve_with_raw')  # fmt: skip
+        return found[0][0], found[1][0]
+
+    return Pair(*jax.vmap(one)(out.rgb, out.features, ws, noise_maps(variables['noise'], draws.noise)))
 
 
 def judge(net: Any, params: PyTree, pair: Pair, c: jax.Array) -> jax.Array:

@@ -80,7 +80,7 @@ class RegularDraws:
         z, c, mix: as in ``GeneratedDraws``.
         pose, second_pose: conditioning, with one swap for the batch; the second is for the smoothness term of the
             monotonic kinds, which the original evaluates on freshly conditioned styles.
-        density: points, or None when density is not regularised. noise: keys [N] of the backbone's noise, or None.
+        density: points, or None when density is not regularised. noise: normals of the noise maps, or None.
         path: draws of the images whose path length is measured, and their directions; or None.
     """
 

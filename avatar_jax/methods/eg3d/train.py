@@ -52,7 +52,7 @@ def flags_at(config: RunConfig, step: int) -> Flags:
     nothing = config.loss.path_length_weight == 0 and rendering.reg_type in WITHOUT_EFFECT
     return Flags(
         resolution=size,
-        blur=3 * sigma >= 1,
+        blur=bool(3 * sigma >= 1),
         g_reg=g is not None and not nothing and (g == 0 or step % g == 0),
         d_reg=loss.r1_gamma > 0 and (d == 0 or step % d == 0),
     )
@@ -202,9 +202,11 @@ def train_step(config: RunConfig, flags: Flags, state: TrainState, batch: Mappin
     probability = schedules.swap_probability(shown, config.generator.rendering.gpc_reg_prob, loss.gpc_reg_fade_kimg)
     sigma = schedules.blur_sigma(shown, loss.blur_init_sigma, loss.blur_fade_kimg) if flags.blur else None
     ada, metrics = state.extra['augment'], {}
+    noise_size = losses.noise_size(state.extra['noise'])
 
     def dice(phase: int) -> Dice:
-        return Dice(config, flags.resolution, step_key(config.seed, state.step, phase), labels, count, axis_name)
+        return Dice(config, flags.resolution, step_key(config.seed, state.step, phase), labels, count, noise_size,
+                    axis_name)  # fmt: skip
 
     def augment_keys(stream: int) -> jax.Array:
         return sample_keys(step_key(config.seed, state.step, _AUGMENT + stream), count, axis_name)

@@ -7,7 +7,6 @@ percentile, which makes the pipe deterministic for comparisons.
 
 from __future__ import annotations
 
-import zlib
 from typing import Protocol
 
 import jax
@@ -32,6 +31,14 @@ class Draws(Protocol):
         """[N] bool: which samples the transform is applied to."""
 
 
+# One block of numbers per sample, drawn at once: many small draws take XLA longer to compile than all the transforms.
+_UNIFORMS = ('xflip', 'rotate90', 'xint', 'rotate', 'rotate_after', 'lumaflip', 'hue', 'cutout/centre')
+_NORMALS = ('scale', 'aniso', 'xfrac', 'brightness', 'contrast', 'saturation', 'imgfilter0', 'imgfilter1', 'imgfilter2',
+            'imgfilter3', 'noise')  # fmt: skip
+_CHOSEN = tuple(dict.fromkeys(n for n in (*_UNIFORMS, *_NORMALS, 'cutout') if '/' not in n))
+_WIDTH = 2  # numbers per name, the most that a transform asks for
+
+
 class KeyDraws:
     """Draws from one typed key per sample [N]; a number depends on its key and its name alone."""
 
@@ -39,18 +46,27 @@ class KeyDraws:
 
     def __init__(self, keys: jax.Array):
         self._keys = keys
+        uniforms = len(_UNIFORMS) * _WIDTH + len(_CHOSEN)
+        self._uniform = self._draw(jax.random.uniform, 0, (uniforms,))
+        self._normal = self._draw(jax.random.normal, 1, (len(_NORMALS) * _WIDTH,))
 
-    def _draw(self, draw, name: str, shape: tuple[int, ...]) -> jax.Array:
-        tag = zlib.crc32(name.encode())
-        return jax.vmap(lambda k: draw(jax.random.fold_in(k, tag), shape))(self._keys)
+    def _draw(self, draw, number: int, shape: tuple[int, ...]) -> jax.Array:
+        return jax.vmap(lambda k: draw(jax.random.fold_in(k, number), shape))(self._keys)
+
+    @staticmethod
+    def _slot(block: jax.Array, index: int, shape: tuple[int, ...]) -> jax.Array:
+        start = index * _WIDTH
+        return block[:, start : start + shape[0]] if shape else block[:, start]
 
     def uniform(self, name: str, *shape: int) -> jax.Array:
         """See ``Draws``."""
-        return self._draw(jax.random.uniform, name, shape)
+        return self._slot(self._uniform, _UNIFORMS.index(name), shape)
 
     def normal(self, name: str, *shape: int) -> jax.Array:
         """See ``Draws``."""
-        return self._draw(jax.random.normal, name, shape)
+        if name == 'noise/pixels':
+            return self._draw(jax.random.normal, 2, shape)
+        return self._slot(self._normal, _NORMALS.index(name), shape)
 
     def magnitude(self, name: str) -> jax.Array:
         """See ``Draws``."""
@@ -58,7 +74,7 @@ class KeyDraws:
 
     def chosen(self, name: str, probability: jax.Array | float) -> jax.Array:
         """See ``Draws``."""
-        return self.uniform(f'{name}/chosen') < probability
+        return self._uniform[:, len(_UNIFORMS) * _WIDTH + _CHOSEN.index(name)] < probability
 
 
 class PercentileDraws:
