@@ -74,10 +74,12 @@ class ProcessOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of commands that can run in several processes."""
     group = parser.add_argument_group('several processes', 'start the same command once per process')
-    group.add_argument('--coordinator', default='', metavar='HOST:PORT', help="where process 0 listens; 'auto' under Slurm, on TPU pods, on GKE and under MPI")
+    group.add_argument('--coordinator', default='', metavar='HOST:PORT',
+                       help="where process 0 listens; 'auto' under Slurm, on TPU pods, on GKE and under MPI")  # fmt: skip
     group.add_argument('--num-processes', type=int, default=-1, metavar='N', help='how many processes there are')
     group.add_argument('--process-id', type=int, default=-1, metavar='I', help='which one this is, from 0')
-    group.add_argument('--join-timeout', type=float, default=300.0, metavar='SECONDS', help='give up when not all have joined by then (default: 300)')
+    group.add_argument('--join-timeout', type=float, default=300.0, metavar='SECONDS',
+                       help='give up when not all have joined by then (default: 300)')  # fmt: skip
 
 
 def from_arguments(args: argparse.Namespace) -> ProcessOptions:

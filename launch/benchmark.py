@@ -256,7 +256,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', metavar='FILE.json', help='write all numbers there')
     train = parser.add_argument_group('training steps')
     train.add_argument('--train', action='store_true', help='measure the training step of --config instead of the stages')
-    train.add_argument('--config', metavar='FILE[:VARIANT]', default='configs/otavatar_heads.py:tiny', help='the run (default: %(default)s)')
+    train.add_argument('--config', metavar='FILE[:VARIANT]', default='configs/otavatar_heads.py:tiny',
+                       help='the run (default: %(default)s)')  # fmt: skip
     train.add_argument('--devices', nargs='+', type=int, default=[1], metavar='N', help='numbers of devices (default: 1)')
     train.add_argument('--rows', type=int, default=0, metavar='N', help="samples of each device (default: the run's batch)")
     train.add_argument('--parallel', choices=('pmap', 'shard_map', 'sharded'), default='pmap', help='how it is spread')

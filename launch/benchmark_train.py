@@ -79,7 +79,8 @@ def run_train_benchmark(config: Any, counts: Sequence[int] = (1,), rows: int = 0
 def summary(name: str, m: dict[str, Any]) -> str:
     """One line of text for one measurement."""
     text = (f'{name} on {m["devices"]} device(s), {m["rows"]} rows each: {m["gflop"]:.4g} GFLOP, '
-            f'sums {m["collective_bytes"] / 2**20:.4g} MiB in {m["collectives"]:.0f} calls, state {m["state_bytes"] / 2**20:.4g} MiB')  # fmt: skip
+            f'sums {m["collective_bytes"] / 2**20:.4g} MiB in {m["collectives"]:.0f} calls, '
+            f'state {m["state_bytes"] / 2**20:.4g} MiB')  # fmt: skip
     if 'step_s' in m:
         text += (f'; {m["step_s"]:.3f} s/step, {m["images_per_s"]:.2f} images/s, efficiency {m["efficiency"]:.2f}, compile '
                  f'{m["compile_s"]:.1f} s, temporaries {m["temp_bytes"] / 2**20:.0f} MiB')  # fmt: skip

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 

@@ -89,7 +89,7 @@ def supervise(started: Sequence[tuple[dict[str, str], list[str]]]) -> int:
     old = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         failed, deadline = None, None
-        while any([p.poll() is None for p in processes]):  # a list: every one must be asked
+        while sum(p.poll() is None for p in processes):  # every one is asked, which `any` would not do
             bad = [p.returncode for p in processes if p.returncode not in (None, 0, PREEMPTED_STATUS)]
             if bad and failed is None:
                 failed, deadline = bad[0], time.monotonic() + GRACE

@@ -233,7 +233,8 @@ class RunConfig:
 
     # What a resumed run may change.
     MAY_DIFFER = ('output.*', 'data.num_workers', 'data.num_threads', 'data.prefetch', 'data.in_memory', 'parallel',
-                  'model_shards', 'generator.remat', 'train.kimg', 'train.accumulate', 'train.remat', 'generator.rendering.ray_chunk')  # fmt: skip
+                  'model_shards', 'generator.remat', 'train.kimg', 'train.accumulate', 'train.remat',
+                  'generator.rendering.ray_chunk')  # fmt: skip
 
     def __post_init__(self):
         rendering = self.generator.rendering
