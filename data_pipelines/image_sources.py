@@ -36,7 +36,7 @@ class ArrayImages:
         """All pictures of another source, decoded or drawn once."""
         from tqdm import tqdm
 
-        rows = [source[i] for i in tqdm(range(len(source)), desc='pictures into memory', disable=not progress)]
+        rows = [source[i] for i in tqdm(range(len(source)), desc='pictures into memory', disable=None if progress else True)]
         found = cls(np.stack([r['image'] for r in rows]), np.stack([r['label'] for r in rows]))
         found.fingerprint = source.fingerprint  # of what was read
         return found
