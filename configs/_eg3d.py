@@ -31,7 +31,14 @@ def ffhq(variant: str, final: int | None = None) -> Any:
 
 def heads(variant: str) -> Any:
     """Procedural heads, from the shipped prior."""
-    from avatar_jax.methods.eg3d.config import DataConfig, DiscriminatorConfig, LossConfig, OutputConfig, RunConfig, TrainConfig
+    from avatar_jax.methods.eg3d.config import (
+        DataConfig,
+        DiscriminatorConfig,
+        LossConfig,
+        OutputConfig,
+        RunConfig,
+        TrainConfig,
+    )
     from avatar_jax.train.prior import heads_generator
 
     names = _names(variant, ('scratch', 'bf16', 'ada', 'tiny'))

@@ -36,7 +36,8 @@ class ArrayImages:
         """All pictures of another source, decoded or drawn once."""
         from tqdm import tqdm
 
-        rows = [source[i] for i in tqdm(range(len(source)), desc='pictures into memory', disable=None if progress else True)]
+        bar = tqdm(range(len(source)), desc='pictures into memory', disable=None if progress else True)
+        rows = [source[i] for i in bar]
         found = cls(np.stack([r['image'] for r in rows]), np.stack([r['label'] for r in rows]))
         found.fingerprint = source.fingerprint  # of what was read
         return found

@@ -73,7 +73,7 @@ def measure(weights: str, out: Path, args: Any) -> dict[str, Any]:
     found = generators.distribution_scores(real, fake, args.seed)
     if args.inception is None:
         found = {{'fid': 'frechet_stand_in', 'kid': 'kernel_stand_in'}.get(k, k): v for k, v in found.items()}
-    scores = {'weights': digest, 'data': common['data'], 'network': network, 'generated': args.count, 'real': real_count, **found}
+    scores = {'weights': digest, **common, 'generated': args.count, 'real': real_count, **found}
     if args.people:
         scores |= head_scores(variables, config, labels, args.people, args.seed)
     return scores
@@ -99,7 +99,8 @@ def feature_network(inception: Path | None, resolution: int) -> tuple[Any, str, 
     return bank, name, lambda bank, images: bank.apply('head_identity', images * 2 - 1)
 
 
-def head_scores(variables: Mapping[str, Any], config: Any, labels: np.ndarray, people: int, seed: int) -> dict[str, Any]:
+def head_scores(variables: Mapping[str, Any], config: Any, labels: np.ndarray, people: int,
+                seed: int) -> dict[str, Any]:  # fmt: skip
     """Identity, pose and depth, as far as the networks and the generator's latent allow."""
     import jax
 

@@ -36,8 +36,8 @@ def source_state(folder: Path) -> dict[str, Any]:
     """Commit of the source folder and whether it has changes that are not committed; empty outside of a repository."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(['git', '-C', str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
+        command = ['git', '-C', str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
         return {'commit': git('rev-parse', 'HEAD'), 'changed': bool(git('status', '--porcelain', '--', str(folder)))}

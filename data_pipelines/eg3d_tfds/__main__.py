@@ -1,4 +1,6 @@
-"""Builds a data set from a folder or zip of your own: ``python -m data_pipelines.eg3d_tfds --path FOLDER --data-dir DIR``.
+"""Builds a data set from a folder or zip of your own.
+
+    python -m data_pipelines.eg3d_tfds --path FOLDER --data-dir DIR
 
 The folder holds square pictures of one size and ``dataset.json`` (docs/data.md). Every label is checked first: 25
 numbers, a right-handed orthonormal rotation stored as camera-to-world row by row, axes as OpenCV has them, a plausible
@@ -50,7 +52,8 @@ def build(path: str | Path, data_dir: str | Path = 'data', validation: int = 0, 
             if isinstance(cause, UserError):
                 raise cause from e
             raise
-        raise UserError(f'{data_dir}: cannot write the data set ({e}); free some space or choose another --data-dir') from e
+        raise UserError(f'{data_dir}: cannot write the data set ({e}); free some space or choose another '
+                        '--data-dir') from e
     return Path(builder.data_path)
 
 
@@ -67,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)
     try:
-        print(build(args.path, args.data_dir, args.validation, args.mirror, tuple(args.radius) if args.radius else None))
+        radius = tuple(args.radius) if args.radius else None
+        print(build(args.path, args.data_dir, args.validation, args.mirror, radius))
     except UserError as e:
         print(f'error: {e}', file=sys.stderr)
         return 2

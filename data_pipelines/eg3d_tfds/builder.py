@@ -66,4 +66,5 @@ class LabelledPictures(tfds.core.GeneratorBasedBuilder):
             picture = self.source[row]
             Image.fromarray(picture['image']).save(data, 'PNG')
             data.seek(0)
-            yield key, {'image': data, 'label': picture['label'], 'name': self.source.names[row % len(self.source.names)]}
+            name = self.source.names[row % len(self.source.names)]
+            yield key, {'image': data, 'label': picture['label'], 'name': name}

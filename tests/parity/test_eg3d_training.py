@@ -49,7 +49,8 @@ def test_training_loss(golden):
     cfg, inp = golden.config, golden.inp
     gen, loss = generator_config(cfg), loss_config(cfg)
     shown = cfg['cur_nimg']
-    size = schedules.raw_resolution(shown, gen.neural_rendering_resolution, loss.resolution_final, loss.resolution_fade_kimg)
+    size = schedules.raw_resolution(shown, gen.neural_rendering_resolution, loss.resolution_final,
+                                    loss.resolution_fade_kimg)  # fmt: skip
     sigma = schedules.blur_sigma(shown, loss.blur_init_sigma, loss.blur_fade_kimg)
     probability = schedules.swap_probability(shown, cfg['loss_kwargs']['gpc_reg_prob'], loss.gpc_reg_fade_kimg)
     assert size == cfg['neural_rendering_resolution_used']
@@ -97,7 +98,8 @@ def test_training_loss(golden):
     if points is not None:
         second = None
         if 'Greg/coords2_uniform' in inp:
-            second = DensityDraws(jnp.asarray(inp['Greg/coords2_uniform']) * 2 - 1, jnp.asarray(inp['Greg/perturb2_normal']))
+            again = (jnp.asarray(inp[f'Greg/{k}']) for k in ('coords2_uniform', 'perturb2_normal'))
+            second = DensityDraws(next(again) * 2 - 1, next(again))
         steps = jnp.asarray(inp['Greg/perturb_normal']) if 'Greg/perturb_normal' in inp else None
         draws = phases.RegularDraws(z, c, pose(inp['Greg/swap']), pose(inp.get('Greg/swap2', inp['Greg/swap'])),
                                     DensityDraws(points, steps, second))  # fmt: skip

@@ -141,7 +141,8 @@ def generator_reg(setting: Setting, params: PyTree, buffers: Mapping[str, PyTree
 
 def discriminator_main(setting: Setting, params: PyTree, g_variables: Mapping[str, PyTree], real: L.Pair,
                        real_c: jax.Array, draws: GeneratedDraws, probability: Any, sigma: Any = None,
-                       transforms: tuple[Transform | None, Transform | None] = (None, None)) -> tuple[jax.Array, Terms]:  # fmt: skip
+                       transforms: tuple[Transform | None, Transform | None] = (None, None),
+                       ) -> tuple[jax.Array, Terms]:  # fmt: skip
     """The discriminator tells generated from real images.
 
     Args:

@@ -75,12 +75,13 @@ def check_batch(config: RunConfig, num_devices: int) -> None:
                         f'micro-batches each; use a multiple of {parts}')  # fmt: skip
     part = t.batch // parts
     group = d.mbstd_group_size
-    if group is not None and group < part and part % group or group is not None and group > part:
+    if group is not None and (group > part or part % group):
         raise UserError(f'discriminator.mbstd_group_size: {group} does not divide a micro-batch of {part} '
                         f'({t.batch} images, {num_devices} devices, {t.accumulate} micro-batches each); '
                         'use another batch or group')  # fmt: skip
     if config.loss.path_length_weight > 0 and part % config.loss.path_length_shrink:
-        raise UserError(f'loss.path_length_shrink: {config.loss.path_length_shrink} does not divide a micro-batch of {part}')
+        raise UserError(f'loss.path_length_shrink: {config.loss.path_length_shrink} does not divide a micro-batch of '
+                        f'{part}')  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- state
@@ -308,8 +309,12 @@ def train_step(config: RunConfig, flags: Flags, state: TrainState, batch: Mappin
         old = state.extra['path_mean']
         extra['path_mean'] = old + loss.path_length_decay * (path_length - old)
         metrics['g_reg/path_mean'] = extra['path_mean']
-    metrics |= {'ema/decay': jnp.float32(decay), 'schedule/resolution': jnp.float32(flags.resolution),
-                'schedule/kimg': (shown + t.batch) / 1000, 'schedule/blur': jnp.float32(0.0 if sigma is None else sigma)}  # fmt: skip
+    metrics |= {
+        'ema/decay': jnp.float32(decay),
+        'schedule/resolution': jnp.float32(flags.resolution),
+        'schedule/kimg': (shown + t.batch) / 1000,
+        'schedule/blur': jnp.float32(0.0 if sigma is None else sigma),
+    }
     if probability is not None:
         metrics['schedule/swap'] = jnp.float32(probability)
     if config.augment.active:
