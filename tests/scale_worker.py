@@ -63,7 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     processes.add_arguments(parser)
     parser.add_argument('--out', default='')
-    parser.add_argument('--steps', type=int, default=12)
+    parser.add_argument('--steps', type=int, default=24)
     parser.add_argument('--kind', default='pmap')
     parser.add_argument('--delay', type=float, default=0.0)
     parser.add_argument('--resume', action='store_true')
