@@ -29,6 +29,7 @@ COMMANDS = {
     'animate': ('launch.animate', 'make a video of an avatar from a motion'),
     'evaluate': ('launch.evaluate', 'measure quality on heads that were never seen in training'),
     'train': ('launch.train', 'train a model'),
+    'metrics': ('launch.generator_metrics', 'score a generator: FID, KID, precision, recall, identity, depth, pose'),
     'convert': ('launch.convert', 'import published weights, prove an import, or export'),
     'assets': ('launch.assets', 'show which optional files exist, and which are here'),
     'bench': ('launch.benchmark', 'measure speed and memory'),

@@ -1,15 +1,22 @@
-"""The one place that knows how a train step is spread over devices.
+"""The one place that knows how a train step is spread over devices and processes.
 
 A step is written once, for one device's share of the batch, and averages its gradients and metrics over the named axis
 (``mean_over_devices(tree, axis_name)``). It is then wrapped as
 
 * ``pmap`` (default): one program per device over the axis;
 * ``shard_map``: the same body on a mesh;
-* ``single``: plain ``jit`` with ``axis_name=None``.
+* ``single``: plain ``jit`` with ``axis_name=None``, on one device;
+* ``sharded``: ``jit`` of the same body with ``axis_name=None`` on a mesh of two axes, ``data`` and ``model``: the batch
+  is cut over both, every large array of the state over ``model``, and the compiler puts in the collectives. For models
+  whose parameters and optimizer states do not fit one device.
 
-All three take and return the state as an ordinary pytree without a device axis and batches as ``[B, ...]``; the same
+All four take and return the state as an ordinary pytree without a device axis and batches as ``[B, ...]``; the same
 global batch gives the same update on any number of devices (B must be divisible by it). Random numbers that belong to
 a sample must be derived from the sample's global index (``sample_keys``), never from the device.
+
+With several processes (``avatar_jax.processes``), the axis runs over all devices of all of them, in the order of the
+processes. Each process hands in its own rows, ``B / processes`` of them; states are global arrays in all cases, so the
+rest of a program does not see the difference. ``to_host`` makes numpy arrays of a state wherever it lives.
 """
 
 from __future__ import annotations
@@ -21,13 +28,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from avatar_jax.errors import UserError
 
-AXIS = 'data'
+AXIS, MODEL_AXIS = 'data', 'model'
+KINDS = ('pmap', 'shard_map', 'single', 'sharded')
+SMALL = 4096  # arrays of fewer numbers are not worth cutting
 PyTree = Any
+StepFn = Callable[[PyTree, PyTree, PyTree, str | None], tuple[PyTree, PyTree]]
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """How a step is made to fit; results do not depend on it (beyond the order of sums).
+
+    Attributes:
+        accumulate: gradients are computed on so many equal parts of each device's share, one after the other, and
+            averaged: memory of a part, time of the whole.
+        model_shards: size of the second mesh axis with ``parallel='sharded'``; 0: all devices.
+    """
+
+    accumulate: int = 1
+    model_shards: int = 0
+
+    def __post_init__(self):
+        if self.accumulate < 1 or self.model_shards < 0:
+            raise UserError(f'scale: accumulate must be at least 1 and model_shards at least 0, got {self}')
+
+
+# ----------------------------------------------------------------------------------------------- inside of the step
 
 
 def mean_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
@@ -51,73 +82,182 @@ def sample_keys(key: jax.Array, num_local: int, axis_name: str | None) -> jax.Ar
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(num_local))
 
 
-@dataclass(frozen=True)
+# ---------------------------------------------------------------------------------------------------- around the step
+
+
 class Parallel:
-    """A compiled step and the functions that place its arguments.
+    """A step on its devices and the functions that place its arguments; made by ``parallelise``.
 
     Attributes:
-        step: ``(state, batch) -> (state, metrics)``; donates the state.
-        put_state: puts a state (numpy or any device) where ``step`` wants it.
-        put_batch: puts a host batch ``[B, ...]`` there; raises UserError when B is not divisible by the device count.
-        num_devices: how many devices share a batch.
+        kind: one of ``KINDS``.
+        num_devices: how many devices share a batch, over all processes.
     """
 
-    step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
-    put_state: Callable[[PyTree], PyTree]
-    put_batch: Callable[[PyTree], PyTree]
-    num_devices: int
+    def __init__(self, kind: str, jitted: Any, traceable: Callable, constants: PyTree, place: Callable[[str, Any], Sharding],
+                 num_devices: int, num_local: int):  # fmt: skip
+        self.kind, self.num_devices = kind, num_devices
+        self._jitted, self._traceable, self._constants = jitted, traceable, constants
+        self._place, self._num_local = place, num_local
+        self._compiled: dict[Any, Any] = {}
+
+    def put_state(self, state: PyTree) -> PyTree:
+        """Puts a state (numpy or on any device; the same one in every process) where ``step`` wants it.
+
+        Always a copy: the step donates its argument.
+        """
+
+        def put(x):
+            return jax.make_array_from_callback(x.shape, self._place('state', x), lambda index: x[index])
+
+        return jax.tree.map(put, to_host(state))
+
+    def put_batch(self, batch: PyTree) -> PyTree:
+        """Puts this process's rows ``[B / processes, ...]`` there.
+
+        Raises:
+            UserError: they do not divide among this process's devices.
+        """
+        check_batch(batch, self._num_local)
+
+        def put(x):
+            x = np.asarray(x)
+            if self.kind == 'pmap':  # its own axis in front
+                x = x.reshape(self._num_local, -1, *x.shape[1:])
+            return jax.make_array_from_process_local_data(self._place('batch', x), x)
+
+        return jax.tree.map(put, batch)
+
+    def compile(self, state: PyTree, batch: PyTree) -> jax.stages.Compiled:
+        """The compiled program for placed arguments of these shapes; compiled once and then used by ``step``.
+
+        It is the program of one device: its costs and its memory are those of a device's share.
+        """
+        key = tuple((x.shape, x.dtype) for x in jax.tree.leaves((state, batch)))
+        if key not in self._compiled:
+            self._compiled[key] = self._jitted.lower(state, batch, self._constants).compile()
+        return self._compiled[key]
+
+    def step(self, state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+        """``(state, metrics)`` after one step from placed arguments; donates the state."""
+        # The compiled program itself, not the wrapper: pmap's wrapper wants host-local arrays when there are several
+        # processes and hands them back, and such arrays can neither be stored nor cut.
+        return self.compile(state, batch)(state, batch, self._constants)
+
+    def trace(self, state: PyTree, batch: PyTree) -> Any:
+        """The closed jaxpr of the step; takes placed arguments or their shapes, computes nothing.
+
+        Inside of its ``shard_map`` are the shapes of one device; with 'sharded' and 'single' those of the whole batch.
+        """
+
+        def shape(x, own_axis=False):
+            return jax.ShapeDtypeStruct((x.shape[0] * x.shape[1], *x.shape[2:]) if own_axis else x.shape, x.dtype)
+
+        batch = jax.tree.map(lambda x: shape(x, self.kind == 'pmap'), batch)
+        state, constants = jax.tree.map(shape, (state, self._constants))
+        return jax.make_jaxpr(self._traceable)(state, batch, constants)
 
 
-def parallelise(step: Callable[[PyTree, PyTree, PyTree, str | None], tuple[PyTree, PyTree]], *, kind: str = 'pmap',
-                devices: Sequence[jax.Device] | None = None, constants: PyTree = ()) -> Parallel:  # fmt: skip
+def parallelise(step: StepFn, *, kind: str = 'pmap', devices: Sequence[jax.Device] | None = None,
+                constants: PyTree = (), model_shards: int = 0) -> Parallel:  # fmt: skip
     """Wraps ``step(state, batch, constants, axis_name) -> (state, metrics)``.
 
     Args:
-        kind: 'pmap', 'shard_map' or 'single' (which uses the first device only).
-        devices: default: all local ones.
+        kind: 'pmap', 'shard_map', 'single' (which uses the first device only) or 'sharded'.
+        devices: default: all, of all processes.
         constants: arrays that never change (frozen networks); an argument of the compiled program, as closed-over
             arrays would be folded into it for minutes.
+        model_shards: with 'sharded', over how many devices the state is cut; 0: all.
     """
-    devices = list(jax.local_devices() if devices is None else devices)
+    if kind not in KINDS:
+        raise UserError(f'parallel: {kind!r}; use one of {", ".join(map(repr, KINDS))}')
+    devices = device_order(jax.devices() if devices is None else devices)
     if kind == 'single':
-        device = devices[0]
-        constants = jax.device_put(constants, device)
-        jitted = jax.jit(lambda s, b, c: step(s, b, c, None), donate_argnums=0)
-        return Parallel(lambda state, batch: jitted(state, batch, constants),
-                        lambda state: jax.device_put(jax.tree.map(np.asarray, state), device),
-                        lambda batch: jax.device_put(batch, device), 1)  # fmt: skip
-    if kind not in ('pmap', 'shard_map'):
-        raise UserError(f"parallel: {kind!r}; use 'pmap', 'shard_map' or 'single'")
+        if jax.process_count() > 1:
+            raise UserError("parallel: 'single' uses one device; with several processes use 'pmap' or 'shard_map'")
+        devices = devices[:1]
     count = len(devices)
+    num_local = sum(d.process_index == jax.process_index() for d in devices)
+    if num_local * jax.process_count() != count:
+        raise UserError(f'devices: this process has {num_local} of {count}, but there are {jax.process_count()} '
+                        'processes; give every process the same number of devices')  # fmt: skip
     # Auto axes: with the newer explicit ones shard_map refuses inputs that are laid out otherwise.
-    mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    if kind == 'sharded':
+        shards = model_shards or count
+        if count % shards:
+            raise UserError(f'scale.model_shards: {shards} does not divide {count} devices')
+        mesh = Mesh(np.asarray(devices).reshape(-1, shards), (AXIS, MODEL_AXIS), axis_types=(AxisType.Auto,) * 2)
+    else:
+        mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
     replicated = NamedSharding(mesh, P())
-    constants = jax.device_put(constants, replicated)
+    rows = NamedSharding(mesh, P((AXIS, MODEL_AXIS) if kind == 'sharded' else AXIS))
+
+    def place(what: str, x: Any) -> Sharding:
+        if what == 'batch':
+            return rows
+        return NamedSharding(mesh, cut(x.shape, shards)) if kind == 'sharded' else replicated
 
     def body(state, batch, constants):
         return step(state, batch, constants, AXIS)
 
+    def whole(state, batch, constants):
+        return step(state, batch, constants, None)
+
+    # check_vma=False: with the check, gradients with respect to replicated inputs are already summed over the axis and
+    # the average in the step would leave them too large by the number of devices.
+    mapped = jax.shard_map(body, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False)
     if kind == 'pmap':
-        mapped = jax.pmap(body, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0,
+        jitted = jax.pmap(body, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0,
                           devices=devices)  # fmt: skip
+    elif kind == 'shard_map':
+        jitted = jax.jit(mapped, donate_argnums=0)
+    elif kind == 'sharded':
 
-        def put_batch(batch):
-            check_batch(batch, count)
-            return jax.tree.map(lambda x: np.asarray(x).reshape(count, -1, *np.shape(x)[1:]), batch)
+        def kept_in_place(state, batch, constants):
+            state, metrics = whole(state, batch, constants)
+            state = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, place('state', x)), state)
+            metrics = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, replicated), metrics)
+            return state, metrics
+
+        jitted = jax.jit(kept_in_place, donate_argnums=0)
     else:
-        # check_vma=False: with the check, gradients with respect to replicated inputs are already summed over the
-        # axis and the average in the step would leave them too large by the number of devices.
-        mapped = jax.jit(
-            jax.shard_map(body, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False),
-            donate_argnums=0)
+        jitted = jax.jit(whole, donate_argnums=0)
+    constants = jax.tree.map(lambda x: _everywhere(x, replicated), constants)
+    return Parallel(kind, jitted, mapped if kind in ('pmap', 'shard_map') else whole, constants, place, count, num_local)
 
-        def put_batch(batch):
-            check_batch(batch, count)
-            return jax.device_put(batch, NamedSharding(mesh, P(AXIS)))
 
-    return Parallel(lambda state, batch: mapped(state, batch, constants),
-                    lambda state: jax.device_put(jax.tree.map(np.asarray, state), replicated),
-                    put_batch, count)  # fmt: skip
+def device_order(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Devices by process, then by number: the order in which the axis runs over them."""
+    return sorted(devices, key=lambda d: (d.process_index, d.id))
+
+
+def cut(shape: Sequence[int], shards: int) -> P:
+    """Along which axis an array of the state is cut over ``MODEL_AXIS``: the longest that divides, or none."""
+    if int(np.prod(shape)) < SMALL:
+        return P()
+    lengths = [n if n % shards == 0 else 0 for n in shape]
+    longest = int(np.argmax(lengths))
+    return P(*[MODEL_AXIS if i == longest else None for i in range(len(shape))]) if lengths[longest] else P()
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """Numpy copies of all arrays, whole, in every process.
+
+    Arrays that are cut over several processes are gathered one after the other, by all processes together.
+    """
+    return jax.tree.map(_to_host, tree)
+
+
+def _to_host(x: Any) -> np.ndarray:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        if not x.is_fully_replicated:
+            x = jax.jit(lambda y: y, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)
+        x = x.addressable_data(0)
+    return np.array(x)  # a copy: the step that follows may donate the buffer
+
+
+def _everywhere(x: Any, sharding: NamedSharding) -> jax.Array:
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def check_batch(batch: PyTree, num_devices: int) -> None:

@@ -162,6 +162,26 @@ class Eg3dImages:
                             f'square and of one size ({size} x {size})')
         return image
 
+    def all_labels(self) -> np.ndarray:
+        """Labels of all pictures, mirrored ones included: [N,25]."""
+        if self.mirror == 'off':
+            return self.labels
+        other = mirror_label(self.labels) if self.mirror == 'images+labels' else self.labels
+        return np.concatenate([self.labels, other]).astype(np.float32)
+
+    def fingerprint(self) -> str:
+        """Changes when names, sizes, checksums (of a zip) or labels do; no picture is read."""
+        import hashlib
+
+        found = hashlib.sha256(self.all_labels().tobytes())
+        for name in self.names:
+            if self.path.is_dir():
+                found.update(f'{name} {(self.path / name).stat().st_size}'.encode())
+            else:
+                entry = self._archive().getinfo(name)
+                found.update(f'{name} {entry.file_size} {entry.CRC}'.encode())
+        return found.hexdigest()[:16]
+
     def __getstate__(self):
         return {**self.__dict__, '_zip': None, '_lock': None}
 
@@ -184,18 +204,20 @@ class Eg3dImages:
 
 
 class _Shuffled:
-    """Position -> element of an image source in an endless shuffled order, image as float in [-1,1]."""
+    """Position -> element of an image source in an endless shuffled order, image as float in [-1,1] or as bytes."""
 
-    def __init__(self, source, seed: int):
-        self.source, self._order = source, Order(len(source), seed, 'images')
+    def __init__(self, source, seed: int, as_bytes: bool = False):
+        self.source, self._order, self._as_bytes = source, Order(len(source), seed, 'images'), as_bytes
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
         row = self.source[self._order[position]]
-        return {'image': row['image'].astype(np.float32) / 127.5 - 1.0, 'label': np.asarray(row['label'], np.float32)}
+        image = row['image'] if self._as_bytes else row['image'].astype(np.float32) / 127.5 - 1.0
+        return {'image': image, 'label': np.asarray(row['label'], np.float32)}
 
 
 def image_batches(source, batch_size: int, seed: int = 0, start_step: int = 0, process_index: int = 0,
-                  process_count: int = 1, num_workers: int = 0, num_threads: int = 2, prefetch: int = 16) -> Batches:
+                  process_count: int = 1, num_workers: int = 0, num_threads: int = 2, prefetch: int = 16,
+                  as_bytes: bool = False) -> Batches:
     """Endless shuffled batches of single pictures: ``image`` [B,H,W,3] float32 in [-1,1], ``label`` [B,25].
 
     Args:
@@ -203,12 +225,13 @@ def image_batches(source, batch_size: int, seed: int = 0, start_step: int = 0, p
       batch_size, start_step, process_index, process_count, num_workers, num_threads, prefetch: see
         ``data_pipelines.stream.Batches``.
       seed: decides the order.
+      as_bytes: ``image`` is uint8 instead.
     Raises:
       UserError: fewer pictures than processes, or a batch that does not divide.
     """
     if len(source) < process_count:
         raise UserError(f'data set: {len(source)} pictures are too few for {process_count} processes')
-    return Batches(_Shuffled(source, seed), batch_size, start_step, process_index, process_count, num_workers,
+    return Batches(_Shuffled(source, seed, as_bytes), batch_size, start_step, process_index, process_count, num_workers,
                    num_threads, prefetch)
 
 

@@ -1,8 +1,9 @@
 """Endless batches that are a function of (seed, step): sharded by process, resumed by step number, read by Grain.
 
 Position ``p`` of the stream holds the same element for every number of processes; step ``s`` consists of the
-positions ``s * batch_size .. (s + 1) * batch_size - 1``, dealt out to the processes in turn. So a run resumes by
-starting at a step, with no iterator state to store, and may continue with another process count.
+positions ``s * batch_size .. (s + 1) * batch_size - 1``, of which each process reads one contiguous block, in the order
+of the processes: laid end to end, the blocks are the batch of a single process. So a run resumes by starting at a step,
+with no iterator state to store, and may continue with another process count.
 """
 
 from __future__ import annotations
@@ -40,6 +41,17 @@ class Order:
         return {**self.__dict__, '_known': {}}
 
 
+class _Share:
+    """The elements of one process by their number in its own stream; a class, so that worker processes can have it."""
+
+    def __init__(self, load: Callable[[int], dict], batch_size: int, local: int, first: int):
+        self.load, self.batch_size, self.local, self.first = load, batch_size, local, first
+
+    def __call__(self, number: int) -> dict:
+        step, place = divmod(int(number), self.local)
+        return self.load(step * self.batch_size + self.first + place)
+
+
 class Batches:
     """Iterator of batches; use as a context manager or call ``close``.
 
@@ -47,7 +59,7 @@ class Batches:
       load: position -> dict of numpy arrays; must pickle when ``num_workers`` > 0.
       batch_size: elements per step over all processes.
       start_step: number of the first batch; 0 for a new run.
-      process_index, process_count: this process gets every ``process_count``-th element of a step.
+      process_index, process_count: this process gets the ``process_index``-th of ``process_count`` equal blocks of a step.
       num_workers: worker processes; 0 reads in threads. Does not change the batches.
       num_threads, prefetch: reading threads, and elements read ahead. Do not change the batches.
     Raises:
@@ -66,8 +78,8 @@ class Batches:
         import grain
 
         local = batch_size // process_count
-        positions = grain.MapDataset.range(0, 2**62)[process_index::process_count]
-        batches = positions.map(load).batch(local)[start_step:]
+        share = _Share(load, batch_size, local, process_index * local)
+        batches = grain.MapDataset.range(0, 2**62).map(share).batch(local)[start_step:]
         stream = batches.to_iter_dataset(
             grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(1, prefetch // local)))
         self._shared = num_workers > 0

@@ -1,5 +1,7 @@
 """``avatar-jax bench``: time and memory of the generator's stages, of an inversion step and of a training iteration.
 
+With ``--train``, of a whole training step on 1..n devices (``launch.benchmark_train``); else of
+
 | stage | what is timed |
 |---|---|
 | backbone | style rows to planes |
@@ -25,6 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avatar_jax import processes
 from avatar_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -251,10 +254,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='type of the convolutions')
     parser.add_argument('--ray-chunk', type=int, metavar='N', help='rays in memory at once (default: the preset)')
     parser.add_argument('--out', metavar='FILE.json', help='write all numbers there')
+    train = parser.add_argument_group('training steps')
+    train.add_argument('--train', action='store_true', help='measure the training step of --config instead of the stages')
+    train.add_argument('--config', metavar='FILE[:VARIANT]', default='configs/otavatar_heads.py:tiny',
+                       help='the run (default: %(default)s)')  # fmt: skip
+    train.add_argument('--devices', nargs='+', type=int, default=[1], metavar='N', help='numbers of devices (default: 1)')
+    train.add_argument('--rows', type=int, default=0, metavar='N', help="samples of each device (default: the run's batch)")
+    train.add_argument('--parallel', choices=('pmap', 'shard_map', 'sharded'), default='pmap', help='how it is spread')
+    train.add_argument('--count-only', action='store_true', help='count arithmetic and collectives, compile nothing')
+    parser.set_defaults(overrides=())
+    processes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """``avatar-jax bench``."""
+    if args.train:
+        from launch.benchmark_train import run_train_benchmark
+        from launch.programs import load_run
+
+        processes.join(processes.from_arguments(args))
+        run_train_benchmark(load_run(args.config, args.overrides), args.devices, args.rows, args.repeats, args.parallel,
+                            args.out, print, args.count_only)  # fmt: skip
+        return
+    if args.overrides:
+        raise UserError(f'{args.overrides[0]}: goes with --train')
     config = preset(args.preset)
     if args.dtype:
         config = config.replace(dtype=args.dtype)

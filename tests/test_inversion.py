@@ -82,9 +82,10 @@ def make_batch(size, seed=1):
             'motion': rng.normal(size=(size, F, K)).astype(np.float32)}  # fmt: skip
 
 
-def iterate(state, batch, config, axis_name=None, optimizers=OPTIMIZERS, seed=7):
+def iterate(state, batch, config, axis_name=None, optimizers=OPTIMIZERS, seed=7, accumulate=1):
     return decoupling_iteration(state, batch, step_key(seed, state.step), objective=make_objective(), config=config,
-                                optimizers=optimizers, w_avg=W_AVG, num_frames=F, axis_name=axis_name)  # fmt: skip
+                                optimizers=optimizers, w_avg=W_AVG, num_frames=F, axis_name=axis_name,
+                                accumulate=accumulate)  # fmt: skip
 
 
 def by_hand(state, batch, config, optimizers=OPTIMIZERS):
@@ -358,13 +359,13 @@ def test_finetuning_stops_at_its_threshold():
 SGDS = Optimizers(SGD, SGD, SGD, SGD)
 
 
-def device_run(kind, count, scope='batch'):
+def device_run(kind, count, scope='batch', accumulate=1):
     """Two SGD iterations on ``count`` devices; returns all leaves and metrics."""
     config = DecouplingConfig(identity_steps=4, controller_steps=2, sr_steps=3, clip_code=0.3, clip_scope=scope)
 
     def step(state, batch, constants, axis_name):
         del constants
-        state, metrics, _, _ = iterate(state, batch, config, axis_name, SGDS)
+        state, metrics, _, _ = iterate(state, batch, config, axis_name, SGDS, accumulate=accumulate)
         return state, metrics
 
     par = parallelise(step, kind=kind, devices=jax.devices()[:count])
@@ -377,12 +378,13 @@ def device_run(kind, count, scope='batch'):
 def compare_devices():
     """Runs in a process with four devices."""
     assert len(jax.devices()) == 4
-    cases = {'batch': [('pmap', 1), ('pmap', 2), ('pmap', 4), ('shard_map', 4)], 'sample': [('pmap', 2)]}
+    cases = {'batch': [('pmap', 1), ('pmap', 2), ('pmap', 4), ('shard_map', 4), ('sharded', 4), ('pmap', 2, 2)],
+             'sample': [('pmap', 2), ('single', 1, 4)]}  # fmt: skip
     for scope, runs in cases.items():
         reference = device_run('single', 1, scope)
-        for kind, count in runs:
-            for a, b in zip(device_run(kind, count, scope), reference, strict=True):
-                np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6, err_msg=f'{kind} on {count}, {scope}')
+        for kind, count, *parts in runs:
+            for a, b in zip(device_run(kind, count, scope, *parts), reference, strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6, err_msg=f'{kind} on {count}, {scope}, {parts}')
     print('devices agree')
 
 
@@ -402,5 +404,5 @@ def test_batches_that_do_not_fit_are_refused():
         check_batch({'x': np.zeros((5, 2))}, 2)
     with pytest.raises(ValueError, match='leading size'):
         check_batch({'x': np.zeros((4, 2)), 'y': np.zeros(2)}, 2)
-    with pytest.raises(UserError, match="'pmap', 'shard_map' or 'single'"):
+    with pytest.raises(UserError, match="use one of 'pmap', 'shard_map', 'single'"):
         parallelise(lambda s, b, c, a: (s, {}), kind='tpu')

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from avatar_jax.parallel import mean_over_devices, num_shards, sample_keys, sum_over_devices
+from avatar_jax.train.accumulate import value_and_grad_in_parts
 from avatar_jax.train.optimizers import clip_factor, step_decay
 from avatar_jax.train.state import TrainState
 
@@ -218,7 +219,7 @@ _UNCLIPPED = DecouplingConfig(clip_code=None)
 def decoupling_iteration(
     state: TrainState, batch: PyTree, key: jax.Array, *, objective: Objective, config: DecouplingConfig,
     optimizers: Optimizers, w_avg: jax.Array, num_frames: int = 2, axis_name: str | None = None,
-    record: Callable[[Codes, PyTree], PyTree] | None = None,
+    record: Callable[[Codes, PyTree], PyTree] | None = None, accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array], Codes, PyTree]:  # fmt: skip
     """One iteration; see the module text.
 
@@ -230,6 +231,7 @@ def decoupling_iteration(
         num_frames: F.
         axis_name: the device axis, if any.
         record: ``(codes, controller_params) -> pytree`` kept after every step, for tests and plots.
+        accumulate: every gradient is computed on so many equal parts of the samples, one after the other.
 
     Returns:
         the state (``step`` + 1), metrics (curves over the steps that measured them: ``inner/loss``,
@@ -245,9 +247,18 @@ def decoupling_iteration(
     codes = initial_codes(w_avg, batch_size, config.code_rows, optimizers)
     lr_scale = config.controller_lr_scale
 
-    def loss_of(generator_params, regulariser_params, motion, w, bias, n, sr, frames):
+    def gradients(loss_fn, shared, own, n, fixed=None):
+        """Value and gradients of ``loss_fn(shared, own, (batch, keys))``, over parts of the samples.
+
+        With ``fixed`` codes the samples are ``((batch, w, bias), keys)``.
+        """
+        rows = batch if fixed is None else (batch, fixed.w, fixed.bias)
         keys = sample_keys(jax.random.fold_in(key, n), batch_size, axis_name)
-        return objective.loss(generator_params, regulariser_params, motion, w, bias, batch, keys, sr, frames)
+        return value_and_grad_in_parts(loss_fn, shared, own, (rows, keys), accumulate)
+
+    def loss_of(generator_params, regulariser_params, motion, w, bias, samples, sr, frames):
+        rows, keys = samples
+        return objective.loss(generator_params, regulariser_params, motion, w, bias, rows, keys, sr, frames)
 
     def report(loss, terms, codes, params):
         kept = None if record is None else record(codes, params)
@@ -257,10 +268,11 @@ def decoupling_iteration(
         """The controller stands still, so its motion codes are computed once, outside the loop."""
 
         def step(codes, n):
-            def loss_fn(w, bias):
-                return loss_of(inner_params, generator.params, motion, w, bias, n, sr, all_frames)
+            def loss_fn(_, own, samples):
+                known = motion if accumulate == 1 else objective.motion(params, samples[0])
+                return loss_of(inner_params, generator.params, known, *own, samples, sr, all_frames)
 
-            (loss, terms), grads = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)(codes.w, codes.bias)
+            (loss, terms), (_, grads) = gradients(loss_fn, (), (codes.w, codes.bias), n)
             codes, norm = _update_codes(codes, grads, config, optimizers, True, axis_name)
             return codes, report(loss, {**terms, 'code_grad_norm': norm}, codes, params)
 
@@ -268,11 +280,12 @@ def decoupling_iteration(
 
     def controller_step(codes, sr):
         def step(group, n):
-            def loss_fn(params):
-                motion = objective.motion(params, batch)
-                return loss_of(inner_params, generator.params, motion, codes.w, codes.bias, n, sr, all_frames)
+            def loss_fn(params, _, samples):
+                rows, w, bias = samples[0]
+                motion = objective.motion(params, rows)
+                return loss_of(inner_params, generator.params, motion, w, bias, (rows, samples[1]), sr, all_frames)
 
-            (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(group.params)
+            (loss, terms), (grads, _) = gradients(loss_fn, group.params, (), n, codes)
             grads = mean_over_devices(grads, axis_name)
             group, stats = group.apply_gradients(
                 grads, optimizers.controller, lr_scale=lr_scale, max_norm=config.clip_controller)
@@ -284,15 +297,14 @@ def decoupling_iteration(
         def step(carry, n):
             codes, group = carry
 
-            def loss_fn(params, w, bias):
-                motion = objective.motion(params, batch)
-                return loss_of(inner_params, generator.params, motion, w, bias, n, sr, all_frames)
+            def loss_fn(params, own, samples):
+                motion = objective.motion(params, samples[0])
+                return loss_of(inner_params, generator.params, motion, *own, samples, sr, all_frames)
 
-            grad_fn = jax.value_and_grad(loss_fn, argnums=(0, 1, 2), has_aux=True)
-            (loss, terms), (grads, *code_grads) = grad_fn(group.params, codes.w, codes.bias)
+            (loss, terms), (grads, code_grads) = gradients(loss_fn, group.params, (codes.w, codes.bias), n)
             group, stats = group.apply_gradients(mean_over_devices(grads, axis_name), optimizers.controller,
                                                  lr_scale=lr_scale, max_norm=config.clip_controller)  # fmt: skip
-            codes, norm = _update_codes(codes, tuple(code_grads), config, optimizers, False, axis_name)
+            codes, norm = _update_codes(codes, code_grads, config, optimizers, False, axis_name)
             terms = {**terms, **stats, 'code_grad_norm': norm}
             return (codes, group), report(loss, terms, codes, group.params)
 
@@ -345,8 +357,8 @@ def decoupling_iteration(
     curves['inner/loss'] = jnp.concatenate(losses)
 
     generator, controller, refined, refine_records = _refine(
-        state.step, controller, generator, codes, batch, config=config, optimizers=optimizers, objective=objective,
-        loss_of=loss_of, num_frames=num_frames, axis_name=axis_name, record=record)  # fmt: skip
+        state.step, controller, generator, codes, config=config, optimizers=optimizers, objective=objective,
+        loss_of=loss_of, gradients=gradients, num_frames=num_frames, axis_name=axis_name, record=record)  # fmt: skip
     curves.update(refined)
     controller = controller.update_ema(config.ema_decay)
     if config.ema_generator:
@@ -358,8 +370,8 @@ def decoupling_iteration(
     return state, curves, codes, records
 
 
-def _refine(step, controller, generator, codes, batch, *, config, optimizers, objective, loss_of, num_frames, axis_name,
-            record):  # fmt: skip
+def _refine(step, controller, generator, codes, *, config, optimizers, objective, loss_of, gradients, num_frames,
+            axis_name, record):  # fmt: skip
     """Updates of the generator (and controller) with codes and corrections fixed; super-resolution always on."""
     if config.refine == 'off':
         return generator, controller, {}, None
@@ -370,13 +382,14 @@ def _refine(step, controller, generator, codes, batch, *, config, optimizers, ob
     for j, frames in enumerate(groups):
         n = config.num_steps + j  # the step number that random draws are derived from
 
-        def loss_fn(generator_params, controller_params, n=n, frames=frames):
-            motion = objective.motion(controller_params, batch)
-            return loss_of(generator_params, generator_params, motion, codes.w, codes.bias, n, True, frames)
+        def loss_fn(moving, _, samples, frames=frames, fixed=controller.params):
+            generator_params, *controller_params = moving
+            rows, w, bias = samples[0]
+            motion = objective.motion(controller_params[0] if controller_params else fixed, rows)
+            return loss_of(generator_params, generator_params, motion, w, bias, (rows, samples[1]), True, frames)
 
-        wanted = (0, 1) if config.refine_controller else (0,)
-        (loss, terms), grads = jax.value_and_grad(loss_fn, argnums=wanted, has_aux=True)(
-            generator.params, controller.params)  # fmt: skip
+        moving = (generator.params, controller.params) if config.refine_controller else (generator.params,)
+        (loss, terms), (grads, _) = gradients(loss_fn, moving, (), n, codes)
         grads = mean_over_devices(grads, axis_name)
         terms = mean_over_devices({'loss': loss, **terms}, axis_name)
         if config.refine_controller:

@@ -21,13 +21,17 @@ RAW_FADE_IMAGES = 500_000
 RAW_FADE_BATCH = 32
 
 
-def minibatch_std(x: jax.Array, group_size: int | None = 4, num_channels: int = 1) -> jax.Array:
+def minibatch_std(
+    x: jax.Array, group_size: int | None = 4, num_channels: int = 1, contiguous: bool = False
+) -> jax.Array:
     """Appends channels with the standard deviation over groups of samples.
 
     Args:
       x: [N, H, W, C].
       group_size: samples per group, at most N (None: N); sample n belongs to group n mod (N / size).
       num_channels: how many channels are appended; each averages C / num_channels channels.
+      contiguous: sample n belongs to group n // size instead, so that the groups of a batch are the same however the
+        batch is divided among devices (into shares of whole groups).
 
     Returns:
       [N, H, W, C + num_channels] in the dtype of ``x``.
@@ -36,10 +40,11 @@ def minibatch_std(x: jax.Array, group_size: int | None = 4, num_channels: int = 
     size = n if group_size is None else min(group_size, n)
     if n % size or c % num_channels:
         raise ValueError(f'minibatch std: {x.shape} cannot be split into groups of {size} and {num_channels} channels')
-    y = x.reshape(size, n // size, h, w, num_channels, c // num_channels)
-    y = y - y.mean(axis=0)
-    y = jnp.sqrt(jnp.mean(jnp.square(y), axis=0) + 1e-8).mean(axis=(1, 2, 4))  # [N / size, num_channels]
-    y = jnp.tile(y, (size, 1))[:, None, None, :]
+    groups, axis = ((n // size, size), 1) if contiguous else ((size, n // size), 0)
+    y = x.reshape(*groups, h, w, num_channels, c // num_channels)
+    y = y - y.mean(axis=axis, keepdims=True)
+    y = jnp.sqrt(jnp.mean(jnp.square(y), axis=axis) + 1e-8).mean(axis=(1, 2, 4))  # [N / size, num_channels]
+    y = (jnp.repeat(y, size, axis=0) if contiguous else jnp.tile(y, (size, 1)))[:, None, None, :]
     return jnp.concatenate([x, jnp.broadcast_to(y, (n, h, w, num_channels))], axis=3)
 
 
@@ -103,12 +108,14 @@ class DiscriminatorEpilogue(nn.Module):
       conv_clamp: limit of the convolution, or None.
       mbstd_group_size: samples per group of the minibatch standard deviation; None: the whole batch.
       mbstd_num_channels: appended channels; 0: none.
+      mbstd_contiguous: see ``minibatch_std``.
     """
 
     out_features: int
     conv_clamp: float | None = None
     mbstd_group_size: int | None = 4
     mbstd_num_channels: int = 1
+    mbstd_contiguous: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -116,7 +123,7 @@ class DiscriminatorEpilogue(nn.Module):
         x = x.astype(jnp.float32)
         channels = x.shape[-1]
         if self.mbstd_num_channels:
-            x = minibatch_std(x, self.mbstd_group_size, self.mbstd_num_channels)
+            x = minibatch_std(x, self.mbstd_group_size, self.mbstd_num_channels, self.mbstd_contiguous)
         x = Conv2dLayer(channels, 3, activation='lrelu', conv_clamp=self.conv_clamp, name='conv')(x)
         x = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)  # flattened channel-first, as the weights expect
         x = FullyConnected(channels, 'lrelu', name='fc')(x)
@@ -140,6 +147,7 @@ class _Discriminator(nn.Module):
     resample_filter: tuple[float, ...] = RESAMPLE
     dtype: Any = jnp.float32
     num_half_res: int = 4
+    mbstd_contiguous: bool = False
 
     def channels(self, resolution: int) -> int:
         """Feature channels at a resolution."""
@@ -167,7 +175,7 @@ class _Discriminator(nn.Module):
         if self.c_dim:
             width = self.channels(4) if self.cmap_dim is None else self.cmap_dim
         x = DiscriminatorEpilogue(
-            width, self.conv_clamp, self.mbstd_group_size, self.mbstd_num_channels, name='b4'
+            width, self.conv_clamp, self.mbstd_group_size, self.mbstd_num_channels, self.mbstd_contiguous, name='b4'
         )(x)
         if not self.c_dim:
             return x
@@ -191,7 +199,7 @@ class DualDiscriminator(_Discriminator):
       mapping_layers: layers of the label mapping.
       disc_c_noise: strength of the noise added to labels, in standard deviations of the batch (rng stream ``noise``).
         The caller's labels are not changed.
-      mbstd_group_size, mbstd_num_channels: minibatch standard deviation.
+      mbstd_group_size, mbstd_num_channels, mbstd_contiguous: see ``minibatch_std``.
       resample_filter: FIR taps.
       dtype: type of the activations of the ``num_half_res`` highest resolutions; the rest is float32.
     """

@@ -292,6 +292,14 @@ class SynthesisBlock(nn.Module):
         return x, img + y
 
 
+def rematerialised(block: type[nn.Module], remat: bool, static: tuple[int, ...] = ()) -> type[nn.Module]:
+    """``block``, or with ``remat`` one of the same names whose activations are computed again in the backward pass.
+
+    ``static``: numbers of the arguments of its call (the first is 0) that are not arrays.
+    """
+    return nn.remat(block, static_argnums=tuple(i + 1 for i in static)) if remat else block
+
+
 class SynthesisBlockNoUp(SynthesisBlock):
     """A block whose input and skip image already have its resolution."""
 

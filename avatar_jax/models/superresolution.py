@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avatar_jax.models.layers import RESAMPLE, SynthesisBlock, SynthesisBlockNoUp
+from avatar_jax.models.layers import RESAMPLE, SynthesisBlock, SynthesisBlockNoUp, rematerialised
 from avatar_jax.ops.resize import resize
 
 
@@ -63,6 +63,7 @@ class SuperResolution(nn.Module):
       use_noise: whether noise parameters exist.
       resample_filter: FIR taps.
       dtype: type of the feature activations.
+      remat: compute the activations of the blocks again in the backward pass instead of keeping them.
     """
 
     variant: str = '8XDC'
@@ -74,6 +75,7 @@ class SuperResolution(nn.Module):
     use_noise: bool = True
     resample_filter: tuple[float, ...] = RESAMPLE
     dtype: Any = jnp.float32
+    remat: bool = False
 
     def __call__(self, rgb: jax.Array, x: jax.Array, ws: jax.Array, noise_mode: str = 'none') -> jax.Array:
         """Makes the image.
@@ -118,10 +120,11 @@ class SuperResolution(nn.Module):
             'conv_clamp': self.conv_clamp,
             'dtype': self.dtype,
         }
-        first = SynthesisBlock if spec.up else SynthesisBlockNoUp
+        first = rematerialised(SynthesisBlock if spec.up else SynthesisBlockNoUp, self.remat, (3,))
+        second = rematerialised(SynthesisBlock, self.remat, (3,))
         size *= 2 if spec.up else 1
         x, rgb = first(x.shape[-1], features[0], size, name='block0', **options)(x, rgb, ws, noise_mode)
         if not spec.up and not resized:
             raw = rgb
-        x, rgb = SynthesisBlock(features[0], features[1], 2 * size, name='block1', **options)(x, rgb, ws, noise_mode)
+        x, rgb = second(features[0], features[1], 2 * size, name='block1', **options)(x, rgb, ws, noise_mode)
         return rgb, raw

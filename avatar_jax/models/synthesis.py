@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avatar_jax.models.layers import RESAMPLE, SynthesisBlock, check_noise_mode
+from avatar_jax.models.layers import RESAMPLE, SynthesisBlock, check_noise_mode, rematerialised
 
 
 def block_resolutions(img_resolution: int) -> list[int]:
@@ -34,6 +34,7 @@ class SynthesisNetwork(nn.Module):
       use_noise: whether noise parameters exist.
       resample_filter: FIR taps.
       dtype: type of the activations; the image is float32.
+      remat: compute the activations of the blocks again in the backward pass instead of keeping them.
       num_half_res: how many of the highest resolutions run in ``dtype``; the others, and always the 4x4 block, run in
         float32. None: all but the 4x4 block.
     """
@@ -47,6 +48,7 @@ class SynthesisNetwork(nn.Module):
     resample_filter: tuple[float, ...] = RESAMPLE
     dtype: Any = jnp.float32
     num_half_res: int | None = None
+    remat: bool = False
 
     @property
     def num_ws(self) -> int:
@@ -71,7 +73,7 @@ class SynthesisNetwork(nn.Module):
         x = img = None
         row = 0
         for i, resolution in enumerate(resolutions):
-            block = SynthesisBlock(
+            block = rematerialised(SynthesisBlock, self.remat, (3,))(
                 in_channels=self.channels(resolution // 2) if i else 0,
                 features=self.channels(resolution),
                 resolution=resolution,

@@ -46,6 +46,8 @@ class GeneratorConfig:
       neural_rendering_resolution: side of the volume-rendered image.
       dtype: 'float32' or 'bfloat16', the type of the convolutions' activations in backbone and super-resolution.
         Parameters, mapping, style affines, skip images, decoder, densities and compositing stay float32.
+      remat: compute the activations of backbone and super-resolution blocks again in the backward pass instead of keeping
+        them: less memory, about a third more time. (`rendering.ray_chunk` does so for rays.)
       release_image_raw: report ``image_raw`` as the release does in float32, where '4X' at 128 and '2X' at 64 raw
         pixels overwrite it with the first super-resolution block's sum; False reports the rendered colours.
       rendering: see `RenderConfig`.
@@ -68,6 +70,7 @@ class GeneratorConfig:
     conv_clamp: float | None = None
     neural_rendering_resolution: int = 64
     dtype: str = 'float32'
+    remat: bool = False
     release_image_raw: bool = False
     rendering: RenderConfig = field(default_factory=RenderConfig)
 
@@ -213,7 +216,7 @@ class Backbone(nn.Module):
         self.mapping = MappingNetwork(c.z_dim, c.c_dim, c.w_dim, c.num_ws, c.mapping_layers)
         self.synthesis = SynthesisNetwork(
             c.plane_resolution, 3 * c.plane_channels, c.channel_base, c.channel_max, c.conv_clamp,
-            dtype=jnp.dtype(c.dtype),
+            dtype=jnp.dtype(c.dtype), remat=c.remat,
         )  # fmt: skip
 
 
@@ -230,7 +233,7 @@ class TriPlaneGenerator(nn.Module):
         self.backbone = Backbone(c)
         self.superresolution = SuperResolution(
             c.superresolution, c.img_resolution, c.sr_channels, conv_clamp=c.sr_conv_clamp,
-            sr_antialias=c.rendering.sr_antialias, dtype=jnp.dtype(c.dtype),
+            sr_antialias=c.rendering.sr_antialias, dtype=jnp.dtype(c.dtype), remat=c.remat,
         )  # fmt: skip
         self.decoder = OSGDecoder(c.plane_channels, c.decoder_hidden, c.decoder_out, c.rendering.decoder_lr_mul)
 
@@ -302,6 +305,17 @@ class TriPlaneGenerator(nn.Module):
         """
         return self.superresolution(rgb, features, ws, self.config.rendering.superresolution_noise_mode)
 
+    def superresolve_with_raw(
+        self, rgb: jax.Array, features: jax.Array, ws: jax.Array, noise_mode: str | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """`superresolve`, and the raw image as ``release_image_raw`` wants it: what a discriminator is shown.
+
+        ``noise_mode`` None: that of the configuration.
+        """
+        mode = noise_mode or self.config.rendering.superresolution_noise_mode
+        image, released = self.superresolution.with_raw(rgb, features, ws, mode)
+        return image, released if self.config.release_image_raw else rgb
+
     def synthesis(
         self,
         ws: jax.Array,
@@ -325,9 +339,7 @@ class TriPlaneGenerator(nn.Module):
         if planes is None:
             planes = self.planes(ws, noise_mode)
         out = self.render(planes, c, resolution, key, draws)
-        mode = self.config.rendering.superresolution_noise_mode
-        image, released = self.superresolution.with_raw(out.rgb, out.features, ws, mode)
-        raw = released if self.config.release_image_raw else out.rgb
+        image, raw = self.superresolve_with_raw(out.rgb, out.features, ws)
         return {'image': image, 'image_raw': raw, 'image_depth': out.depth, 'opacity': out.opacity}
 
     def sample_density(self, planes: jax.Array, points: jax.Array) -> tuple[jax.Array, jax.Array]:

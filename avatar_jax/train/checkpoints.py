@@ -3,8 +3,9 @@
 One folder per run, written by Orbax (``<folder>/<step>/{state,config,manifest}``). A checkpoint becomes visible only
 when it is complete, so a killed process leaves the previous one. The manifest holds the shape, type and CRC-32 of every
 array; loading compares them. The configuration is stored with the numbers, and a run with another one is refused with
-the name of the field that differs. Only numpy copies of arrays are handed to Orbax, so states that live on one device,
-on many, or replicated by ``pmap`` are stored alike and resume on any other number of devices.
+the name of the field that differs. Only numpy copies of whole arrays are handed to Orbax, so states that live on one
+device, on many, of one process or of several, replicated or cut, are stored alike and resume on any others. With several
+processes all of them call ``save`` and ``restore``; the first one writes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import jax
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.parallel import to_host
 
 PyTree = Any
 FORMAT = 1
@@ -152,7 +154,9 @@ class Checkpoints:
 
         if step in self._manager.all_steps():
             return
-        state = jax.tree.map(_to_numpy, state)
+        if any(jax.dtypes.issubdtype(getattr(x, 'dtype', np.float32), jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
+            raise ValueError('a PRNG key in a train state: derive keys from (seed, step) instead')
+        state = to_host(state)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             config=ocp.args.JsonSave(self.config),
@@ -259,14 +263,6 @@ class Checkpoints:
             if _crc(np.asarray(leaf)) != expected[name]['crc32']:
                 raise UserError(f'{where} is damaged ({name} does not match its checksum); {remedy}')
         return jax.tree.map(np.asarray, state)
-
-
-def _to_numpy(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        raise ValueError('a PRNG key in a train state: derive keys from (seed, step) instead')
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        leaf = leaf.addressable_data(0)  # replicated over processes
-    return np.array(leaf)  # a copy: the step that follows may donate the buffer
 
 
 def _disk_reason(error: Exception) -> str | None:

@@ -8,6 +8,9 @@ A train file builds its state, its step and its stream of batches, and calls ``f
 3. every metric is checked before the state that came with it can reach a checkpoint; a term that is not finite stops
    the run (or, with ``nonfinite='skip'`` and a step wrapped by ``skip_nonfinite``, leaves the state as it was);
 4. SIGTERM and Ctrl-C finish the step, write a checkpoint and leave with ``PREEMPTED_STATUS`` (75: try again later).
+
+With several processes (``avatar_jax.processes``) all of them run this loop; the first one writes. A signal to any of
+them is passed on by ``jax.distributed``, which agrees on one step at which all stop.
 """
 
 from __future__ import annotations
@@ -27,8 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.parallel import to_host
+from avatar_jax.processes import agree, is_first, several
 from avatar_jax.train.checkpoints import Checkpoints, config_dict
-from avatar_jax.train.logging import MetricWriter, NonFiniteError, Progress, nonfinite_terms, scalars, to_host
+from avatar_jax.train.logging import MetricWriter, NonFiniteError, Progress, nonfinite_terms, scalars
+from avatar_jax.train.logging import to_host as metrics_to_host
 from avatar_jax.train.state import TrainState
 
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL: the same command continues the run
@@ -100,21 +106,33 @@ class Preemption:
     """Turns SIGTERM and the first Ctrl-C into a flag that the loop reads; restores the old handlers on exit.
 
     Only the main thread of a process can install handlers; elsewhere the flag can still be set by ``request()``.
+    Under ``jax.distributed`` SIGTERM stays with its handler, which tells all processes; Ctrl-C is turned into SIGTERM.
     """
 
     def __init__(self):
         self.requested = False
+        self.shared = jax.distributed.is_initialized()
         self._old: dict[int, Any] = {}
+
+    def reached(self, done: int) -> bool:
+        """Whether to stop after ``done`` steps; every process gets the same answer. Ask once after every step."""
+        if not self.shared:
+            return self.requested
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(done)
 
     def request(self, signum: int | None = None, frame: Any = None) -> None:
         """Sets the flag; a second Ctrl-C interrupts at once."""
         if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+        if self.shared:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGINT,) if self.shared else (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self.request)
         return self
 
@@ -146,7 +164,8 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
         config: Any = None, resume: bool = False, may_differ: Iterable[str] = (), label: str = 'train',
         headline: str = 'loss', sample_fn: Callable[[TrainState, int], Any] | None = None,
         place_state: Callable[[TrainState], TrainState] | None = None, images_per_step: int = 0,
-        phases: Sequence[str] = (), quiet: bool = False) -> TrainState:  # fmt: skip
+        phases: Sequence[str] = (), announce: Callable[[TrainState, Any], str] | None = None,
+        quiet: bool = False) -> TrainState:  # fmt: skip
     """Runs ``step_fn`` until ``loop.total_steps`` steps are done; returns the final state.
 
     Args:
@@ -165,6 +184,7 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
         images_per_step: for the ``images_per_second`` figure.
         phases: first parts of metric names in the order in which a step computes them; a report of values that are
             not finite begins with the earliest.
+        announce: ``(state, first batch) -> text`` that is printed before the first step: what it will cost.
         quiet: no progress line.
 
     Raises:
@@ -179,18 +199,24 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
             folder / 'checkpoints', config=config, keep=loop.keep, keep_every=loop.keep_every,
             may_differ=tuple(may_differ)))  # fmt: skip
         latest = checkpoints.latest_step()
+        agree(f'the last checkpoint in {folder}', latest)
         if latest is not None and not resume:
             raise UserError(f'{folder}: holds a run at step {latest}; resume it (--resume) or choose another --out')
         start = 0
         if latest is not None:
-            state, start = checkpoints.restore(jax.eval_shape(lambda: state))
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), state)
+            state, start = checkpoints.restore(shapes)
             state = place_state(state) if place_state else jax.tree.map(jnp.asarray, state)
-        _write_run_files(folder, config, loop)
+        first = is_first()
+        if first:
+            _write_run_files(folder, config, loop)
 
         # Where does it go?
-        writer = MetricWriter(folder, resume_step=start if latest is not None else None, tensorboard=loop.tensorboard)
+        writer: MetricWriter | _NoWriter = _NoWriter()
+        if first:
+            writer = MetricWriter(folder, resume_step=start if latest is not None else None, tensorboard=loop.tensorboard)
         stack.callback(writer.close)
-        progress = Progress(loop.total_steps, start=start, label=label, stream=_Silent() if quiet else None)
+        progress = Progress(loop.total_steps, start=start, label=label, stream=None if first and not quiet else _Silent())
         stack.callback(progress.close)
         if latest is not None:
             progress.note(f'{label}: resuming {folder} at step {start}')
@@ -199,7 +225,7 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
         def account(step: int, metrics: Mapping[str, Any]) -> None:
             """Everything that needs the numbers of a step: finite check, log line, progress."""
             nonlocal skipped_in_a_row
-            values = to_host(metrics)
+            values = metrics_to_host(metrics)
             bad = nonfinite_terms(values, phases)
             skipped_in_a_row = skipped_in_a_row + 1 if bad else 0
             if bad and (loop.nonfinite == 'stop' or 'skipped' not in values):
@@ -233,30 +259,43 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
             except StopIteration:
                 raise UserError(f'{folder}: the data ended at step {step} of {loop.total_steps}; give more data or '
                                 'fewer steps') from None  # fmt: skip
+            if step == start and announce is not None:
+                progress.note(announce(state, batch))
             state, metrics = step_fn(state, batch)
             if pending is not None:
                 account(*pending)
             pending = (step, metrics)
             done = step + 1
-            last = done == loop.total_steps or preemption.requested
+            stop = preemption.reached(done)
+            last = done == loop.total_steps or stop
             save = last or (loop.checkpoint_every and done % loop.checkpoint_every == 0)
             sample = sample_fn is not None and loop.sample_every and (done % loop.sample_every == 0 or last)
             if save or sample:
                 account(*pending)
                 pending = None
             if sample:
-                found = sample_fn(state, done)
-                picture, scores = found if isinstance(found, tuple) else (found, {})
-                _write_sample(folder, writer, done, picture)
-                if scores:
-                    writer.write(done, scores)
+                host = to_host(state) if several() else state
+                if first:
+                    found = sample_fn(host, done)
+                    picture, scores = found if isinstance(found, tuple) else (found, {})
+                    _write_sample(folder, writer, done, picture)
+                    if scores:
+                        writer.write(done, scores)
             if save:
                 checkpoints.save(done, state)
-            if preemption.requested and done < loop.total_steps:
+            if stop and done < loop.total_steps:
                 progress.note(f'{label}: asked to stop; step {done} is in {folder / "checkpoints"}; run the same '
                               'command with --resume to continue')  # fmt: skip
                 raise Preempted(done)
         return state
+
+
+class _NoWriter:
+    """The logs of processes other than the first."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class _Silent:
@@ -291,7 +330,8 @@ def _write_run_files(folder: Path, config: Any, loop: LoopConfig) -> None:
                 'flax': flax.__version__, 'numpy': np.__version__}  # fmt: skip
     devices = [f'{d.platform}: {d.device_kind}' for d in jax.devices()]
     write_json(folder / 'config.json', {'config': config_dict(config if config is not None else {}),
-                                        'loop': config_dict(loop), 'versions': versions, 'devices': devices})  # fmt: skip
+                                        'loop': config_dict(loop), 'versions': versions, 'devices': devices,
+                                        'processes': jax.process_count()})  # fmt: skip
 
 
 def _write_sample(folder: Path, writer: MetricWriter, step: int, image: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from tests.parity import golden as g
 
 # Kinds of systems that are not built yet. A folder that is not named in FOLDERS is not built at all.
 LATER = {
-    'eg3d': ('training_loss', 'augment', 'schedules'),
+    'eg3d': (),
     'otavatar': (),
     'face_models': (),
     'metrics': (),

@@ -32,6 +32,7 @@ from avatar_jax.methods.otavatar.model import (
     w_avg,
 )
 from avatar_jax.methods.otavatar.objective import prepare_targets, training_objective
+from avatar_jax.parallel import ScaleConfig
 from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
@@ -101,7 +102,7 @@ class RunConfig:
         init: weight file to start from: a path, or the name of a shipped file; '' starts from fresh networks.
         perception: 'name=file' of frozen networks for the losses (see ``losses.perception.NETWORKS``).
         stand_ins: let the losses look through the shipped stand-in networks where nothing better is given.
-        parallel: 'pmap', 'shard_map' or 'single'.
+        parallel: 'pmap', 'shard_map', 'single' or 'sharded'; scale: how a step is made to fit (``avatar_jax.parallel``).
     """
 
     seed: int = 0
@@ -112,10 +113,11 @@ class RunConfig:
     perception: tuple[str, ...] = ()
     stand_ins: bool = True
     parallel: str = 'pmap'
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
 
     # What a resumed run may change.
     MAY_DIFFER = ('output.*', 'data.num_workers', 'data.num_threads', 'data.prefetch', 'data.in_memory', 'parallel',
-                  'model.method.train.iterations', 'perception')  # fmt: skip
+                  'scale.*', 'model.generator.remat', 'model.method.train.iterations', 'perception')  # fmt: skip
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
@@ -162,7 +164,7 @@ def variables_of(state: TrainState, averaged: bool = True) -> dict[str, Any]:
 
 
 def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping[str, jax.Array],
-               bank: PerceptionBank, axis_name: str | None = None) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
+               bank: PerceptionBank, axis_name: str | None = None, accumulate: int = 1) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
     """One iteration of decoupling-by-inverting.
 
     Args:
@@ -170,6 +172,7 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
         batch: this device's share: ``images`` [B,F,H,W,3] in [-1,1], ``landmarks`` [B,F,68,2] pixels (may be missing:
             the terms that need them are then left out), ``windows`` [B,F,27,70], ``labels`` [B,F,25].
         bank: the frozen networks of the losses.
+        accumulate: parts of the share whose gradients are computed one after the other.
 
     Returns:
         the state and the curves of all terms and norms (see ``inversion.decoupling``).
@@ -179,7 +182,7 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
     state, metrics, _, _ = decoupling_iteration(
         state, inner, step_key(seed, state.step), objective=training_objective(config, bank, state.extra),
         config=config.method.decoupling, optimizers=optimizers(config), w_avg=w_avg(state.extra),
-        num_frames=batch['images'].shape[1], axis_name=axis_name)  # fmt: skip
+        num_frames=batch['images'].shape[1], axis_name=axis_name, accumulate=accumulate)  # fmt: skip
     return state, metrics
 
 

@@ -1,0 +1,256 @@
+"""Configuration of EG3D's adversarial training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+
+from avatar_jax.errors import UserError
+from avatar_jax.methods.eg3d.augment import AdaConfig
+from avatar_jax.models.discriminator import DualDiscriminator, SingleDiscriminator
+from avatar_jax.models.triplane import GeneratorConfig
+from avatar_jax.ops.resize import filtered_resizing
+from avatar_jax.train.loop import LoopConfig
+
+# Density regularisers by ``rendering.reg_type``. The last two can be asked for in the original and do nothing there.
+REG_TYPES = ('l1', 'monotonic-detach', 'monotonic-fixed', 'l1-alt', 'total-variation')
+WITHOUT_EFFECT = ('l1-alt', 'total-variation')
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The discriminator. Its image size and label size are the generator's.
+
+    Attributes:
+        kind: 'dual' (judges image and raw image together) or 'single' (the image alone).
+        channel_base, channel_max, conv_clamp, mapping_layers, num_half_res: see ``models.discriminator``.
+        c_noise: strength of the noise on camera labels, in standard deviations of the batch.
+        mbstd_group_size: samples per group of the minibatch standard deviation; None: a micro-batch. Groups are
+            consecutive samples of the global batch ('contiguous'), so they do not depend on the number of devices;
+            'strided' are the original's (sample n mod number of groups, within one device's share).
+        freeze_layers: the first so many convolutions are not trained (Freeze-D).
+        dtype: 'float32' or 'bfloat16', type of the activations of the ``num_half_res`` highest resolutions.
+    """
+
+    kind: str = 'dual'
+    channel_base: int = 32768
+    channel_max: int = 512
+    conv_clamp: float | None = 256.0
+    mapping_layers: int = 8
+    num_half_res: int = 4
+    c_noise: float = 0.0
+    mbstd_group_size: int | None = 4
+    mbstd_num_channels: int = 1
+    mbstd_grouping: str = 'contiguous'
+    freeze_layers: int = 0
+    dtype: str = 'float32'
+
+    def __post_init__(self):
+        if self.kind not in ('dual', 'single'):
+            raise UserError(f"discriminator.kind: {self.kind!r}; use 'dual' or 'single'")
+        if self.dtype not in ('float32', 'bfloat16'):
+            raise UserError(f"discriminator.dtype: {self.dtype!r}; use 'float32' or 'bfloat16'")
+        if self.mbstd_grouping not in ('contiguous', 'strided'):
+            raise UserError(f"discriminator.mbstd_grouping: {self.mbstd_grouping!r}; use 'contiguous' or 'strided'")
+
+    def module(self, img_resolution: int, c_dim: int = 25) -> Any:
+        """The network for images of that size."""
+        kind = DualDiscriminator if self.kind == 'dual' else SingleDiscriminator
+        return kind(
+            c_dim=c_dim, img_resolution=img_resolution, channel_base=self.channel_base, channel_max=self.channel_max,
+            conv_clamp=self.conv_clamp, mapping_layers=self.mapping_layers, mbstd_group_size=self.mbstd_group_size,
+            mbstd_num_channels=self.mbstd_num_channels, mbstd_contiguous=self.mbstd_grouping == 'contiguous',
+            dtype=jnp.dtype(self.dtype), num_half_res=self.num_half_res,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The losses. Density regularisation and pose conditioning are set in ``generator.rendering`` (``density_reg``,
+    ``density_reg_p_dist``, ``reg_type``, ``gpc_reg_prob``), where weight files keep them.
+
+    Attributes:
+        r1_gamma: weight of the gradient penalty on real images; 0: none.
+        style_mixing_prob: how often the upper style rows come from another code.
+        blur_init_sigma, blur_fade_kimg: blur of what the discriminator sees, fading out.
+        gpc_reg_fade_kimg: over which the swapping of conditioning poses falls from always to ``gpc_reg_prob``.
+        resolution_final, resolution_fade_kimg: side of the raw image after the fade (None: it stays that of the
+            generator), and its length. resolution_multiple: in steps of so many pixels; 1 as in the original, which
+            in a compiled program means another program for every pixel of growth.
+        filter_mode: how real images are reduced to the raw size: 'antialiased', 'none', 'classic' or a number between.
+        path_length_weight: weight of StyleGAN2's path-length regularisation (not part of EG3D); 0: none.
+        path_length_decay: of the running mean length. path_length_shrink: one in so many samples is used.
+    """
+
+    r1_gamma: float = 1.0
+    style_mixing_prob: float = 0.0
+    blur_init_sigma: float = 10.0
+    blur_fade_kimg: float = 200.0
+    gpc_reg_fade_kimg: float = 1000.0
+    resolution_final: int | None = None
+    resolution_fade_kimg: float = 1000.0
+    resolution_multiple: int = 1
+    filter_mode: str | float = 'antialiased'
+    path_length_weight: float = 0.0
+    path_length_decay: float = 0.01
+    path_length_shrink: int = 2
+
+    def __post_init__(self):
+        for name in ('r1_gamma', 'style_mixing_prob', 'blur_init_sigma', 'path_length_weight'):
+            if getattr(self, name) < 0:
+                raise UserError(f'loss.{name}: {getattr(self, name)}; must not be negative')
+        if self.resolution_multiple < 1 or self.path_length_shrink < 1:
+            raise UserError('loss: resolution_multiple and path_length_shrink must be at least 1')
+        try:
+            filtered_resizing(jnp.zeros((1, 4, 4, 3)), 2, jnp.ones((2, 2)) / 4, self.filter_mode)
+        except ValueError as error:
+            raise UserError(f'loss.{error}') from error
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation.
+
+    Attributes:
+        kimg: length of the run in thousands of real images. batch: images per iteration, over all devices.
+        accumulate: each device splits its share into so many micro-batches (their gradients are averaged).
+        remat: recompute activations of generator and discriminator in the backward pass, to save memory.
+        g_lr, d_lr, beta1, beta2, eps: of Adam, before the correction for lazy regularisation.
+        g_reg_interval, d_reg_interval: iterations between two regularisation steps; 0: one step for loss and
+            regularisation together. Without density and path-length regularisation the generator has none.
+        ema_kimg: half-life of the generator's average; None: batch * 10/32. ema_rampup: see ``schedules.ema_decay``.
+        clean_gradients: gradient entries that are NaN become 0, infinite ones 1e5, as in the original; their number is
+            logged (``.../cleaned``). Off: they stop the run.
+    """
+
+    kimg: float = 25000.0
+    batch: int = 32
+    accumulate: int = 1
+    remat: bool = False
+    g_lr: float = 0.0025
+    d_lr: float = 0.002
+    beta1: float = 0.0
+    beta2: float = 0.99
+    eps: float = 1e-8
+    optimizer: str = 'adam'
+    g_reg_interval: int = 4
+    d_reg_interval: int = 16
+    ema_kimg: float | None = None
+    ema_rampup: float | None = 0.05
+    clean_gradients: bool = True
+
+    def __post_init__(self):
+        if self.batch < 1 or self.accumulate < 1 or not self.kimg > 0:
+            raise UserError('train: batch and accumulate must be at least 1, kimg positive')
+        if self.g_reg_interval < 0 or self.d_reg_interval < 0:
+            raise UserError('train: regularisation intervals must not be negative')
+
+    @property
+    def iterations(self) -> int:
+        """Length of the run in iterations."""
+        return max(-(-int(self.kimg * 1000) // self.batch), 1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where real images and cameras come from.
+
+    Attributes:
+        source: 'eg3d' (folder or zip with dataset.json), 'built' (TFDS, ``data_pipelines.eg3d_tfds``), 'fast_heads'
+            (folder of shards) or 'rendered' (procedural heads, drawn when asked for).
+        folder: of the first three. split: of 'built' and the procedural heads.
+        mirror: 'off', 'images+labels' (twice the set, cameras mirrored too) or 'images' (as the original's flag).
+        max_size: use so many pictures, chosen by ``seed``; 0: all.
+        count, seed: of 'rendered': how many heads, and which.
+        in_memory: decode or draw everything once.
+        num_workers, num_threads, prefetch: how batches are read; they do not change them.
+    """
+
+    source: str = 'rendered'
+    folder: str = ''
+    split: str = 'train'
+    mirror: str = 'off'
+    max_size: int = 0
+    count: int = 2000
+    seed: int = 0
+    in_memory: bool = False
+    num_workers: int = 0
+    num_threads: int = 2
+    prefetch: int = 64
+
+    def __post_init__(self):
+        if self.source not in ('eg3d', 'built', 'fast_heads', 'rendered'):
+            raise UserError(f"data.source: {self.source!r}; use 'eg3d', 'built', 'fast_heads' or 'rendered'")
+        if self.source != 'rendered' and not self.folder:
+            raise UserError(f'data.folder: give the folder or file of the data set (data.source={self.source!r})')
+        if self.source == 'rendered' and self.count < 1:
+            raise UserError('data.count: must be at least 1')
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """When a run logs, draws samples and writes checkpoints; counts are iterations. See ``train.loop.LoopConfig``."""
+
+    log_every: int = 10
+    sample_every: int = 500
+    sample_columns: int = 8
+    sample_rows: int = 2
+    checkpoint_every: int = 500
+    keep: int = 2
+    keep_every: int = 0
+    nonfinite: str = 'stop'
+    max_skipped: int = 20
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run.
+
+    Attributes:
+        seed: decides initial weights, data order and all random draws.
+        init: what the networks start from: '' (fresh), a weight file of a generator (or of a method that has one: the
+            name of a shipped file will do), or the folder of another run, of which the latest checkpoint is taken.
+        init_discriminator: weight file of a discriminator; '' takes that of ``init`` if it is a run, else a fresh one.
+        parallel: 'pmap', 'shard_map', 'single' or 'sharded'. model_shards: with the last, over how many devices parameters
+            and optimizer states are cut; 0: all (``avatar_jax.parallel``).
+    """
+
+    seed: int = 0
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AdaConfig = field(default_factory=AdaConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    init: str = ''
+    init_discriminator: str = ''
+    parallel: str = 'pmap'
+    model_shards: int = 0
+
+    # What a resumed run may change.
+    MAY_DIFFER = ('output.*', 'data.num_workers', 'data.num_threads', 'data.prefetch', 'data.in_memory', 'parallel',
+                  'model_shards', 'generator.remat', 'train.kimg', 'train.accumulate', 'train.remat',
+                  'generator.rendering.ray_chunk')  # fmt: skip
+
+    def __post_init__(self):
+        rendering = self.generator.rendering
+        if rendering.reg_type not in REG_TYPES:
+            raise UserError(f'generator.rendering.reg_type: {rendering.reg_type!r}; use one of {", ".join(REG_TYPES)}')
+        if self.generator.c_dim != 25:
+            raise UserError('generator.c_dim: training needs camera labels, 25 numbers')
+
+    @property
+    def g_interval(self) -> int | None:
+        """Iterations between regularisation steps of the generator; None when there is nothing to regularise."""
+        active = self.generator.rendering.density_reg > 0 or self.loss.path_length_weight > 0
+        return self.train.g_reg_interval if active else None
+
+    def loop(self) -> LoopConfig:
+        """The settings of the loop."""
+        o = self.output
+        return LoopConfig(self.train.iterations, o.log_every, o.sample_every, o.checkpoint_every, o.keep, o.keep_every,
+                          o.nonfinite, o.max_skipped, o.tensorboard)  # fmt: skip

@@ -1,0 +1,1 @@
+"""TFDS data set of single pictures with cameras, from a user's folder or zip: builder, command, reader."""

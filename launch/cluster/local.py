@@ -1,0 +1,122 @@
+"""Several processes of one command on this machine, one for each GPU (or some CPU devices).
+
+    python -m launch.cluster.local --processes 8 -- train --config configs/otavatar_hdtf.py --out runs/a
+    python -m launch.cluster.local --processes 2 --cpu-devices 2 -- train --config configs/otavatar_heads.py:tiny --out /tmp/a
+
+One process that sees all GPUs needs no wrapper: ``avatar-jax train`` uses them all. One process for each GPU reads and
+decodes data in as many processes, which pays when reading is the bottleneck.
+
+SIGTERM and Ctrl-C go to one of the processes, which tells the others; all write one checkpoint and leave with 75, and so
+does the wrapper. When a process dies the others are ended, and with ``--restarts N`` the command is started again, up to
+N times, from the last complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from avatar_jax.errors import UserError
+from launch.cluster.command import PREEMPTED_STATUS, at_least_one, main, parser_of, resuming, shell, split_command
+
+GRACE = 30.0  # seconds between asking the remaining processes to end and ending them
+
+
+def plan(command: Sequence[str], processes: int, port: int, cpu_devices: int = 0, gpus_each: int = 1,
+         ) -> list[tuple[dict[str, str], list[str]]]:  # fmt: skip
+    """Environment changes and argument list of each process."""
+    started = []
+    for i in range(processes):
+        if cpu_devices:
+            flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={cpu_devices}'
+            environment = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags.strip()}
+        else:
+            environment = {'CUDA_VISIBLE_DEVICES': ','.join(str(i * gpus_each + k) for k in range(gpus_each))}
+        join = [] if processes == 1 else ['--coordinator', f'localhost:{port}', '--num-processes', str(processes),
+                                          '--process-id', str(i)]  # fmt: skip
+        started.append((environment, [sys.executable, '-m', 'avatar_jax.cli', *command, *join]))
+    return started
+
+
+def run(argv: Sequence[str]) -> int:
+    """The wrapper; returns the exit status."""
+    own, command = split_command(argv)
+    parser = parser_of(__doc__, 'local')
+    parser.add_argument('--processes', type=int, default=1, metavar='N', help='how many (default: 1)')
+    parser.add_argument('--gpus-each', type=int, default=1, metavar='N', help='GPUs of one process (default: 1)')
+    parser.add_argument('--cpu-devices', type=int, default=0, metavar='N', help='no GPUs: so many CPU devices each')
+    parser.add_argument('--port', type=int, default=0, help='for the coordinator (default: a free one)')
+    parser.add_argument('--restarts', type=int, default=0, metavar='N', help='start again so often when a process dies')
+    args = parser.parse_args(own)
+    at_least_one(processes=args.processes, gpus_each=args.gpus_each)
+    if args.cpu_devices < 0 or args.restarts < 0:
+        raise UserError('--cpu-devices and --restarts must not be negative')
+    for attempt in range(args.restarts + 1):
+        started = plan(resuming(command) if attempt or args.restarts else command, args.processes,
+                       args.port or free_port(), args.cpu_devices, args.gpus_each)  # fmt: skip
+        if args.dry_run:
+            for environment, words in started:
+                print(shell([f'{k}={v}' for k, v in environment.items()] + words))
+            return 0
+        status = supervise(started)
+        if not _died(status):
+            return status
+        print(f'launch.cluster.local: a process ended with status {status}'
+              + (', starting again' if attempt < args.restarts else ''), file=sys.stderr)  # fmt: skip
+    return status
+
+
+def _died(status: int) -> bool:
+    """Whether a process was killed or aborted, by a signal or by the engine; starting again may then help."""
+    return status < 0 or status in (134, 137, 139)
+
+
+def supervise(started: Sequence[tuple[dict[str, str], list[str]]]) -> int:
+    """Runs the processes; returns 0, 75, or the status of the first that failed (negative: its signal)."""
+    processes = [subprocess.Popen(words, env={**os.environ, **environment}) for environment, words in started]
+
+    def pass_on(number, frame):
+        # One is enough and more would be too much: the engine tells the others.
+        alive = [p for p in processes if p.poll() is None]
+        if alive:
+            alive[0].send_signal(signal.SIGTERM)
+
+    old = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        failed, deadline = None, None
+        while sum(p.poll() is None for p in processes):  # every one is asked, which `any` would not do
+            bad = [p.returncode for p in processes if p.returncode not in (None, 0, PREEMPTED_STATUS)]
+            if bad and failed is None:
+                failed, deadline = bad[0], time.monotonic() + GRACE
+            if deadline is not None and time.monotonic() > deadline:
+                for p in processes:
+                    if p.poll() is None:
+                        p.kill()
+            time.sleep(0.1)
+        codes = [p.returncode for p in processes]
+        signalled = [c for c in codes if c < 0]
+        if signalled:  # the first cause: what the others said afterwards follows from it
+            return signalled[0]
+        return failed if failed is not None else max(codes)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        for p in processes:
+            if p.poll() is None:
+                p.kill()
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        return s.getsockname()[1]
+
+
+if __name__ == '__main__':
+    sys.exit(main(run))

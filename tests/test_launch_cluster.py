@@ -1,0 +1,86 @@
+"""Wrappers for several processes: what a dry run prints, how the local one supervises, refusals."""
+
+import json
+import re
+import sys
+import time
+
+import pytest
+
+from avatar_jax.errors import UserError
+from launch.cluster import local, slurm, tpu
+from launch.cluster.command import main
+
+TRAIN = ['--', 'train', '--config', 'configs/otavatar_heads.py', '--out', '/shared/run 1']
+
+
+def dry(wrapper, capsys, *options, command=TRAIN):
+    assert wrapper.run([*options, '--dry-run', *command]) == 0
+    return capsys.readouterr().out
+
+
+def test_local_starts_one_process_for_each_gpu(capsys):
+    lines = dry(local, capsys, '--processes', '4', '--gpus-each', '2', '--port', '1234').splitlines()
+    assert len(lines) == 4 and lines[3].startswith('CUDA_VISIBLE_DEVICES=6,7 ')
+    assert lines[3].endswith("--out '/shared/run 1' --coordinator localhost:1234 --num-processes 4 --process-id 3")
+    (alone,) = dry(local, capsys, '--cpu-devices', '2').splitlines()
+    assert 'JAX_PLATFORMS=cpu' in alone and 'device_count=2' in alone and '--coordinator' not in alone
+    (again,) = dry(local, capsys, '--restarts', '3').splitlines()
+    assert again.endswith('--resume')
+
+
+def test_slurm_script_asks_for_a_task_per_gpu_a_warning_and_a_requeue(capsys):
+    text = dry(slurm, capsys, '--nodes', '2', '--gpus-per-node', '4', '--partition', 'gpu', '--setup', 'source env.sh')
+    for line in ('#SBATCH --nodes=2', '#SBATCH --ntasks-per-node=4', '#SBATCH --signal=TERM@120', '#SBATCH --partition=gpu'):
+        assert re.search(rf'^{re.escape(line)}( |$)', text, re.MULTILINE), line
+    assert text.startswith('#!/bin/bash\n') and '\nsource env.sh\n' in text
+    assert "avatar-jax train --config configs/otavatar_heads.py --out '/shared/run 1' --resume --coordinator auto" in text
+    assert '"$status" -eq 75' in text and 'scontrol requeue' in text
+
+
+def test_tpu_pods_by_queued_resource_and_on_gke(capsys):
+    lines = dry(tpu, capsys, '--name', 'a', '--accelerator', 'v5p-64', '--zone', 'z', '--spot', '--setup', 'pip install x')
+    create, wait, setup, train = lines.splitlines()
+    assert 'queued-resources create a --node-id=a --accelerator-type=v5p-64 --runtime-version=v2-alpha-tpuv5' in create
+    assert create.endswith('--spot') and 'ACTIVE' in wait and '--worker=all' in setup and 'pip install x' in setup
+    assert '--resume --coordinator auto' in train and "/shared/run 1" in train
+    text = dry(tpu, capsys, '--gke', '--name', 'a', '--accelerator', 'tpu-v5p-slice', '--topology', '4x4x4', '--image', 'i',
+               '--hosts', '16')  # fmt: skip
+    manifest = json.loads(text[text.index('{') : text.rindex('}') + 1])
+    job = manifest['spec']['replicatedJobs'][0]['template']['spec']
+    pod = job['template']['spec']
+    assert job['parallelism'] == 16 and pod['containers'][0]['command'][-3:] == ['--resume', '--coordinator', 'auto']
+    assert pod['nodeSelector']['cloud.google.com/gke-tpu-topology'] == '4x4x4'
+
+
+@pytest.mark.parametrize(('wrapper', 'arguments', 'message'), [
+    (local, ['--processes', '2'], 'give the command after --'),
+    (local, ['--processes', '0', *TRAIN], '--processes 0: must be at least 1'),
+    (local, ['--', 'invert', '--image', 'x'], 'invert: only train and bench'),
+    (slurm, [*TRAIN, '--process-id=1'], '--process-id: is set by the wrapper'),
+    (slurm, ['--', 'train', '--config', 'x'], 'give --out'),
+    (tpu, ['--name', 'a', '--accelerator', 'v5p-8', *TRAIN], '--zone: needed'),
+    (tpu, ['--name', 'a', '--accelerator', 'v9-8', '--zone', 'z', *TRAIN], 'unknown family'),
+    (tpu, ['--gke', '--name', 'a', '--accelerator', 't', *TRAIN], 'needs --topology and --image'),
+])  # fmt: skip
+def test_refusals(wrapper, arguments, message, capsys):
+    with pytest.raises(UserError, match=message):
+        wrapper.run(arguments)
+    assert main(wrapper.run, arguments) == 2
+    assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_programs_of_a_cluster_that_are_not_here_are_named(monkeypatch, capsys):
+    monkeypatch.setenv('PATH', '/nowhere')
+    assert main(slurm.run, TRAIN) == 2
+    assert 'sbatch: not found' in capsys.readouterr().err
+
+
+def test_one_lost_process_ends_the_others(monkeypatch):
+    monkeypatch.setattr(local, 'GRACE', 0.3)
+    code = 'import os, sys, time; os.kill(os.getpid(), 9) if sys.argv[1] == "1" else time.sleep(60)'
+    begin = time.monotonic()
+    assert local.supervise([({}, [sys.executable, '-c', code, str(i)]) for i in range(2)]) == -9
+    assert time.monotonic() - begin < 30
+    stop = [({}, [sys.executable, '-c', f'import sys; sys.exit({status})']) for status in (75, 75)]
+    assert local.supervise(stop) == 75

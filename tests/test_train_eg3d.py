@@ -1,0 +1,261 @@
+"""EG3D's training at a tiny size: exact resume after a kill, the same update on any number of devices, weight files."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avatar_jax.errors import UserError
+from avatar_jax.methods.eg3d import files
+from avatar_jax.methods.eg3d import train as training
+from avatar_jax.methods.eg3d.augment import AdaConfig, AugmentConfig
+from avatar_jax.methods.eg3d.config import (
+    DataConfig,
+    DiscriminatorConfig,
+    LossConfig,
+    OutputConfig,
+    RunConfig,
+    TrainConfig,
+)
+from avatar_jax.models.triplane import GeneratorConfig
+from avatar_jax.train.checkpoints import Checkpoints, config_difference
+from avatar_jax.train.logging import read_jsonl
+
+ROOT = Path(__file__).resolve().parents[1]
+# The optimisation level spares half of the compile time; it is the same in all processes that are compared.
+FLAGS = '--xla_backend_optimization_level=0'
+
+
+def tiny_run(batch=4, iterations=4, **train):
+    """All four phases in every iteration, augmentation on: one small program."""
+    generator = GeneratorConfig.tiny().replace(
+        img_resolution=16, plane_resolution=8, neural_rendering_resolution=8, channel_base=64, channel_max=8,
+        sr_channels=(4, 4), rendering={'depth_resolution': 4, 'depth_resolution_importance': 4, 'ray_start': 2.3})  # fmt: skip
+    transforms = AugmentConfig(xflip=1, scale=1, xfrac=1, brightness=1)
+    settings = {'g_reg_interval': 1, 'd_reg_interval': 1, 'kimg': batch * iterations / 1000} | train
+    return RunConfig(
+        generator=generator,
+        discriminator=DiscriminatorConfig(channel_base=64, channel_max=8, mapping_layers=1, mbstd_group_size=2),
+        loss=LossConfig(blur_init_sigma=0.0), train=TrainConfig(batch=batch, **settings),
+        augment=AdaConfig(mode='ada', p=0.4, kimg=0.1, interval=2, transforms=transforms),
+        data=DataConfig(count=4, in_memory=True, num_threads=0),
+        output=OutputConfig(log_every=1, sample_every=0, sample_rows=0, checkpoint_every=1, keep=10, tensorboard=False),
+        parallel='single',
+    )  # fmt: skip
+
+
+RUN = """
+import sys
+sys.path.insert(0, {root!r})
+from launch.train_eg3d import train
+from tests.test_train_eg3d import tiny_run
+train(tiny_run(), {out!r}, resume={resume!r}, quiet=True)
+"""
+
+
+def start(code, **env):
+    return subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': FLAGS, **env})  # fmt: skip
+
+
+def finish(process):
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors[-3000:]
+
+
+def stored_numbers(out, step):
+    """Checksums of all arrays of a checkpoint."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager((out / 'checkpoints').resolve()) as manager:
+        args = ocp.args.Composite(manifest=ocp.args.JsonRestore())
+        return manager.restore(step, args=args)['manifest']['leaves']
+
+
+def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
+    whole, out = tmp_path / 'whole', tmp_path / 'killed'
+    finish(start(RUN.format(root=str(ROOT), out=str(whole), resume=False)))
+    process = start(RUN.format(root=str(ROOT), out=str(out), resume=False))
+    deadline = time.monotonic() + 1200
+    while time.monotonic() < deadline and process.poll() is None and not (out / 'checkpoints' / '2').is_dir():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finish(start(RUN.format(root=str(ROOT), out=str(out), resume=True)))
+    expected, found = stored_numbers(whole, 4), stored_numbers(out, 4)
+    assert expected == found
+    assert any('augment' in name for name in found) and any(name.endswith('w_avg') for name in found)
+    assert stored_numbers(whole, 1) != expected
+
+    # What the run wrote down.
+    lines = read_jsonl(out / 'metrics.jsonl')
+    assert [line['step'] for line in lines] == [1, 2, 3, 4]
+    terms = {'g_main/loss', 'g_reg/l1', 'd_main/fake', 'd_main/real', 'd_reg/r1', 'augment/p', 'ema/decay'}
+    norms = {f'{phase}/{k}_norm' for phase in training.PHASES for k in ('grad', 'update', 'param')}
+    assert terms | norms <= set(lines[-1])
+    manifest = json.loads((out / 'manifest.json').read_text())
+    assert manifest['data']['pictures'] == 4 and manifest['versions']['jax'] and len(manifest['earlier']) >= 1
+
+    # Generator only: into another run, and as a weight file.
+    again = dataclasses.replace(tiny_run(), init=str(out))
+    from_run = files.starting_point(again)
+    variables, config, _ = files.load_generator(out / files.WEIGHTS)
+    assert config == tiny_run().generator
+    for a, b in zip(jax.tree.leaves(from_run.ema), jax.tree.leaves(variables['params']), strict=True):
+        np.testing.assert_array_equal(a, b)
+    from_file = files.starting_point(dataclasses.replace(
+        again, init=str(out / files.WEIGHTS), init_discriminator=str(out / files.DISCRIMINATOR_WEIGHTS)))
+    for a, b in zip(jax.tree.leaves(from_run.discriminator), jax.tree.leaves(from_file.discriminator), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = dataclasses.replace(again, generator=again.generator.replace(channel_max=4))
+    with pytest.raises(UserError, match='channel_max is 8, here 4'):
+        files.starting_point(other)
+
+
+DEVICES = """
+import sys
+sys.path.insert(0, {root!r})
+import dataclasses
+import jax, numpy as np
+from functools import partial
+from avatar_jax.methods.eg3d import train as training
+from avatar_jax.parallel import parallelise
+from tests.test_train_eg3d import batch_of, labels_of, tiny_run
+
+def update(kind, devices, accumulate):
+    config = tiny_run(8, optimizer='sgd', g_lr=0.01, d_lr=0.01, accumulate=accumulate)
+    flags = training.flags_at(config, 0)
+    step = lambda s, b, labels, axis: training.train_step(config, flags, s, b, labels, axis)
+    spread = parallelise(step, kind=kind, devices=jax.devices()[:devices], constants=labels_of(6))
+    state = spread.put_state(training.init_state(config, *training.fresh_variables(config)))
+    before = jax.tree.map(np.array, state.groups)
+    state, metrics = spread.step(state, spread.put_batch(batch_of(8)))
+    return before, jax.tree.map(np.array, state), metrics
+
+before, one, metrics = update('single', 1, 2)
+for kind, devices in (('pmap', 4), ('shard_map', 2)):
+    _, many, other = update(kind, devices, 1)
+    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(one)[0], jax.tree.leaves(many), strict=True):
+        scale = max(np.abs(a).max(), 1.0)
+        assert np.abs(a - b).max() <= 1e-6 * scale, (kind, jax.tree_util.keystr(path), np.abs(a - b).max())
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, other[name], rtol=2e-4, atol=1e-5, err_msg=name)
+moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(one.groups))]
+assert max(moved) > 1e-4, moved
+"""
+
+
+def labels_of(count):
+    """Cameras on an arc in front of the head."""
+    from avatar_jax.faces.camera_labels import canonical_label, yaw_label
+
+    return np.stack([np.asarray(yaw_label(canonical_label(), 0.1 * i - 0.2), np.float32) for i in range(count)])
+
+
+def batch_of(count, size=16):
+    rng = np.random.default_rng(3)
+    return {'image': rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8), 'label': labels_of(count)}
+
+
+def test_the_update_does_not_depend_on_devices_and_micro_batches():
+    finish(start(DEVICES.format(root=str(ROOT)), XLA_FLAGS=FLAGS + ' --xla_force_host_platform_device_count=4'))
+
+
+def test_batches_that_do_not_divide_are_refused():
+    config = tiny_run(8)
+    training.check_batch(config, 4)
+    for devices, changes, message in ((3, {}, 'does not divide among 3 devices'), (8, {}, 'mbstd_group_size: 2'),
+                                      (4, {'accumulate': 4}, 'use a multiple of 16')):  # fmt: skip
+        bad = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+        with pytest.raises(UserError, match=message):
+            training.check_batch(bad, devices)
+    path = dataclasses.replace(config, loss=LossConfig(path_length_weight=2.0, path_length_shrink=3))
+    with pytest.raises(UserError, match='path_length_shrink'):
+        training.check_batch(path, 4)
+
+
+def test_phases_follow_the_iteration_number():
+    config = dataclasses.replace(tiny_run(), train=TrainConfig(batch=32), loss=LossConfig(
+        resolution_final=16, resolution_fade_kimg=1.0, blur_init_sigma=10.0, blur_fade_kimg=200.0))  # fmt: skip
+    flags = [training.flags_at(config, i) for i in range(33)]
+    assert [i for i, f in enumerate(flags) if f.g_reg] == [0, 4, 8, 12, 16, 20, 24, 28, 32]
+    assert [i for i, f in enumerate(flags) if f.d_reg] == [0, 16, 32]
+    assert flags[0].resolution == 8 and flags[32].resolution == 16 and flags[0].blur
+    assert not training.flags_at(config, 6200).blur
+    plain = dataclasses.replace(config, generator=config.generator.replace(rendering={'density_reg': 0.0}))
+    assert plain.g_interval is None and not training.flags_at(plain, 0).g_reg
+    nothing = config.generator.replace(rendering={'reg_type': 'total-variation'})
+    assert not training.flags_at(dataclasses.replace(config, generator=nothing), 0).g_reg
+    assert not training.flags_at(dataclasses.replace(config, loss=LossConfig(r1_gamma=0.0)), 0).d_reg
+
+
+def test_state_holds_everything_and_frozen_layers_get_no_gradient():
+    config = tiny_run()
+    g, d = jax.eval_shape(lambda: training.fresh_variables(config))
+    state = jax.eval_shape(lambda: training.init_state(config, *training.fresh_variables(config)))
+    assert set(state.groups) == {'generator', 'discriminator'} and state.groups['discriminator'].ema is None
+    assert set(state.extra) == {'noise', 'ema_stats', 'augment', 'path_mean'}
+    assert jax.tree.structure(state.groups['generator'].params) == jax.tree.structure(g['params'])
+    assert d['b16']['fromrgb']['weight'].shape[2] == 6
+    single = dataclasses.replace(config, discriminator=dataclasses.replace(config.discriminator, kind='single'))
+    assert jax.eval_shape(lambda: training.fresh_variables(single))[1]['b16']['fromrgb']['weight'].shape[2] == 3
+    with pytest.raises(UserError, match='reg_type'):
+        dataclasses.replace(config, generator=config.generator.replace(rendering={'reg_type': 'l2'}))
+
+
+def test_gradients_are_cleaned_and_counted():
+    grads, bad = training.clean({'a': jnp.asarray([jnp.nan, jnp.inf, -jnp.inf, 2.0])})
+    np.testing.assert_array_equal(grads['a'], [0, 1e5, -1e5, 2])
+    assert float(bad) == 3
+
+
+def test_configs_and_their_variants():
+    from launch.config_args import load_config
+    from launch.train import method_of
+    from launch.train_eg3d import train
+
+    for name in ('eg3d_heads', 'eg3d_ffhq512_64', 'eg3d_ffhq512_128'):
+        for variant in ('', ':tiny', ':bf16,ada'):
+            config, found = method_of(load_config(f'configs/{name}.py{variant}').to_dict())
+            assert isinstance(config, RunConfig) and found is train
+    ffhq, _ = method_of(load_config('configs/eg3d_ffhq512_64.py').to_dict())
+    assert (ffhq.train.batch, ffhq.loss.r1_gamma, ffhq.train.kimg, ffhq.loss.blur_fade_kimg) == (32, 1, 25000, 200)
+    assert ffhq.generator == GeneratorConfig.ffhq512() and ffhq.g_interval == 4 and not ffhq.augment.active
+    after, _ = method_of(load_config('configs/eg3d_ffhq512_128.py').to_dict())
+    assert after.loss.resolution_final == 128 and after.train.kimg == 2000 and after.train.ema_rampup is None
+    with pytest.raises(UserError, match="did you mean 'rebalanced'"):
+        load_config('configs/eg3d_ffhq512_64.py:rebalance')
+    heads, _ = method_of(load_config('configs/eg3d_heads.py').to_dict())
+    start = jax.eval_shape(lambda: files.starting_point(heads).generator)  # the shipped prior fits
+    assert heads.init == 'heads128' and start['params']['decoder']
+    longer = dataclasses.replace(heads, train=dataclasses.replace(heads.train, kimg=999.0))
+    assert config_difference({'run': heads}, {'run': longer}, [f'run.{p}' for p in RunConfig.MAY_DIFFER]) is None
+
+
+def test_bad_starts_are_one_line(tmp_path):
+    from launch.train_eg3d import train
+
+    config = tiny_run()
+    cases = {
+        'no such file': dataclasses.replace(config, init=str(tmp_path / 'x.safetensors')),
+        'no such checkpoint folder': dataclasses.replace(config, init=str(tmp_path)),
+        'no such folder, or not a zip': dataclasses.replace(config, data=DataConfig(source='eg3d', folder=str(tmp_path / 'no'))),
+        'mbstd_group_size': dataclasses.replace(config, discriminator=DiscriminatorConfig(mbstd_group_size=3)),
+    }
+    for message, bad in cases.items():
+        with pytest.raises(UserError, match=message) as found:
+            train(bad, tmp_path / 'out', quiet=True)
+        assert '\n' not in str(found.value)
+    with Checkpoints(tmp_path / 'other' / 'checkpoints', config={'run': {'model': 1}}) as checkpoints:
+        checkpoints.save(1, {'a': np.ones(2, np.float32)})
+    with pytest.raises(UserError, match='is not a training run of EG3D'):
+        files.load_run(tmp_path / 'other')
