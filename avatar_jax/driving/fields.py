@@ -18,6 +18,7 @@ from avatar_jax.errors import UserError
 
 _NEAR = 0.09  # decimetres between a point and its vertex
 _JAW_STEP = 0.2  # radians over which the jaw's turn is made a displacement
+_LIPS = 0.04  # decimetres around the closed mouth's line that are left out
 _STRIDE = 2  # every second vertex of the skin is dense enough for fields as smooth as these
 _INNER = slice(17, 68)  # landmarks that models agree on; the contour is not
 
@@ -76,11 +77,15 @@ def shared_points() -> tuple[np.ndarray, np.ndarray]:
 
     Landmarks together weigh as much as all other points.
     """
+    from avatar_jax.faces.procedural import surface
     from avatar_jax.faces.procedural.mesh import SKIN, head_mesh
 
     mesh = head_mesh()
     front = (mesh.part == SKIN) & (mesh.follow < 0) & (np.abs(mesh.azimuth) < 1.25)
     front &= (mesh.positions[:, 1] > -0.95) & (mesh.positions[:, 1] < 0.85)
+    # Where the lips meet, the nearest vertex of another model may be on the other lip; the landmarks speak for them.
+    slit = np.abs(mesh.height - surface.MOUTH_LINE) < _LIPS
+    front &= ~(slit & (np.abs(mesh.positions[:, 0]) < surface.MOUTH_HALF + _LIPS))
     dense = np.flatnonzero(front)[::_STRIDE]
     weights = np.concatenate([np.full(len(dense), 1 / len(dense)), np.full(68, 1 / 68)])
     return np.concatenate([dense, mesh.landmark_ids]), weights
