@@ -41,6 +41,7 @@ _EXTRAS = {
     'skimage': 'mesh',
     'trimesh': 'mesh',
     'tensorboardX': 'log',
+    'lmdb': 'lmdb',
 }
 
 

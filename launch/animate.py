@@ -186,7 +186,8 @@ def data_set_motion(spec: str) -> Any:
                         f'as {names[0]}')  # fmt: skip
     start, length = table.record(index, 0, 0), int(table.num_frames[index])
     rows = table.motion[start : start + length]
-    return Motion(rows[:, :64], rows[:, 64:67], rows[:, 67:70], float(table.fps), 'procedural', f'clip {names[index]}')
+    fps = float(table.fps if table.clip_fps is None else table.clip_fps[index])
+    return Motion(rows[:, :64], rows[:, 64:67], rows[:, 67:70], fps, table.basis, f'clip {names[index]}')
 
 
 def provenance_of(args: argparse.Namespace, model: Any, avatar: Any, motion: Any) -> Any:

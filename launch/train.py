@@ -148,11 +148,18 @@ def open_source(config: Any) -> Any:
     data = config.data
     if data.source == 'built':
         source = BuiltFrames(data.folder, data.split)
+    elif data.source == 'otavatar_lmdb':
+        from data_pipelines.otavatar_lmdb import OTAvatarFrames
+
+        source = OTAvatarFrames(data.folder, data.split)
     else:
         split = {'validation': 'val'}.get(data.split, data.split)
         source = RenderedFrames.of_people(
             data.people, data.seed, split, data.clips_per_person, data.resolution or config.model.generator.img_resolution,
             ClipOptions(num_frames=data.frames))  # fmt: skip
+    if source.table.basis != config.model.basis:
+        raise UserError(f"data.folder: its expressions are in the basis '{source.table.basis}', but model.basis is "
+                        f"'{config.model.basis}'; set model.basis, or use other data")  # fmt: skip
     return MemoryFrames(source, progress=True) if data.in_memory else source
 
 

@@ -41,6 +41,8 @@ class Measured:
         parts: what was measured: of 'pose', 'expression', 'identity', 'texture', 'landmarks'.
         start: time of the first frame in the file, seconds.
         notes: what was done, one phrase each.
+        segment: [N] number of the shot or person, or None for one throughout.
+        matrices: [N, 2, 3] from pixels of the input to pixels of the crop (integers at pixel centres), or None.
     """
 
     coefficients: np.ndarray
@@ -52,6 +54,8 @@ class Measured:
     parts: tuple[str, ...]
     start: float = 0.0
     notes: tuple[str, ...] = field(default=())
+    segment: np.ndarray | None = None
+    matrices: np.ndarray | None = None
 
     def motion(self, source: str = '') -> Motion:
         """The movement alone."""
