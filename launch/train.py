@@ -143,15 +143,12 @@ def check_same_networks(path: str, found: Any, wanted: Any) -> None:
 def open_source(config: Any) -> Any:
     """The frames that batches are drawn from."""
     from data_pipelines.clips import ClipOptions
-    from data_pipelines.sources import BuiltFrames, MemoryFrames, RenderedFrames
+    from data_pipelines.sources import MemoryFrames, RenderedFrames
+    from data_pipelines.sources import open_source as open_folder
 
     data = config.data
     if data.source == 'built':
-        source = BuiltFrames(data.folder, data.split)
-    elif data.source == 'otavatar_lmdb':
-        from data_pipelines.otavatar_lmdb import OTAvatarFrames
-
-        source = OTAvatarFrames(data.folder, data.split)
+        source = open_folder(data.folder, data.split)
     else:
         split = {'validation': 'val'}.get(data.split, data.split)
         source = RenderedFrames.of_people(

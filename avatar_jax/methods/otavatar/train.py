@@ -46,9 +46,9 @@ class DataConfig:
     """Where clips come from.
 
     Attributes:
-        source: 'rendered' (procedural heads, drawn when asked for), 'built' (a data set on disk) or 'otavatar_lmdb'
-            (clips that were processed for OTAvatar).
-        folder: of a built data set or of the LMDB's lists. split: its split.
+        source: 'rendered' (procedural heads, drawn when asked for) or 'built' (a data set on disk: one that was built
+            here, or clips that were processed for OTAvatar).
+        folder: of the data set. split: its split.
         people, clips_per_person, frames, resolution, seed: of rendered heads; resolution 0 is that of the generator.
         in_memory: decode or render every frame once and keep it.
         cameras: 'any', 'same' or 'front', for clips that several cameras see.
@@ -70,10 +70,10 @@ class DataConfig:
     prefetch: int = 8
 
     def __post_init__(self):
-        if self.source not in ('rendered', 'built', 'otavatar_lmdb'):
-            raise UserError(f"data.source: {self.source!r}; use 'rendered', 'built' or 'otavatar_lmdb'")
-        if self.source != 'rendered' and not self.folder:
-            raise UserError("data.folder: give the folder of the data set, or use data.source='rendered'")
+        if self.source not in ('rendered', 'built'):
+            raise UserError(f"data.source: {self.source!r}; use 'rendered' or 'built'")
+        if self.source == 'built' and not self.folder:
+            raise UserError("data.folder: give the folder of the built data set, or use data.source='rendered'")
 
 
 @dataclass(frozen=True)
