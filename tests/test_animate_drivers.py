@@ -1,5 +1,7 @@
 """avatar-jax animate with every kind of driver, through the command line, on a tiny model."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +11,8 @@ from avatar_jax.driving import drivers, measure
 from avatar_jax.driving.bases import BFM, PROCEDURAL
 from avatar_jax.errors import UserError
 from avatar_jax.faces.procedural.motion import speech_motion
+from avatar_jax.io.atomic import write_json
+from avatar_jax.io.inputs import file_sha256
 from avatar_jax.io.motion import save_motion
 from avatar_jax.io.sound import has_sound
 from avatar_jax.io.video import VideoFrame, VideoReader, write_video
@@ -112,6 +116,36 @@ def test_still(animate, place, tracker):
     assert len(list(VideoReader(place / 'v.mp4'))) == 3 and tracker.seen == [0]
 
 
+def test_tracked_folder(tmp_path, animate, place):
+    source = film(tmp_path / 'a.mp4', seconds=1)
+    folder = tmp_path / 'tracked'
+    folder.mkdir()
+    save_motion(folder / 'motion.npz', speech_motion(2, 3))
+    with pytest.raises(UserError, match='without motion.npz'):
+        drivers.open_driver(tmp_path)
+    assert drivers.open_driver(folder).media is None
+    np.savez(folder / 'track.npz', time=np.arange(10) / 10)
+    report = {'file': str(source), 'sha256': file_sha256(source), 'motion_files': [{'file': 'motion.npz', 'frames': [4, 6]}]}
+    write_json(folder / 'report.json', report)
+    driver = drivers.open_driver(folder)
+    assert driver.media == source and driver.start == 0.4 and driver.motion.num_frames == 3
+    assert animate('--motion', folder) == 0 and has_sound(place / 'v.mp4')
+    write_json(folder / 'report.json', report | {'sha256': 'another'})
+    assert drivers.open_driver(folder).media is None, 'another file has taken its place'
+
+
+def test_uneven_time_stamps_are_evened_out():
+    times = np.array([2.0, 2.04, 2.08, 2.28, 2.32])  # a gap in the middle
+    found = measure.Measured(np.zeros((5, 257), np.float32), None, None, np.ones(5, bool), 25.0, PROCEDURAL, ('pose',),
+                             times=times)  # fmt: skip
+    found.coefficients[:, 225] = times - 2
+    motion = found.motion()
+    assert motion.num_frames == 9
+    np.testing.assert_allclose(motion.angle[:, 1], np.arange(9) / 25, atol=1e-6)
+    steady = np.arange(5) / 25 + 0.001 * np.array([0, 1, -1, 1, 0])
+    assert dataclasses.replace(found, times=steady).motion().num_frames == 5
+
+
 def test_files_that_cannot_drive(animate, place, capsys):
     film(place / 'sound.m4a', picture=False, seconds=1)
     write_video(place / 'empty room.mp4', (np.full((64, 64, 3), 80, np.uint8) for _ in range(2)), 25)
@@ -121,10 +155,12 @@ def test_files_that_cannot_drive(animate, place, capsys):
         ('sound.m4a', 'no picture track'), ('empty room.mp4', 'no face found in any of 2 frames'),
         ('text.mp4', 'not a video'), ('text.jpg', 'not a picture'), ('nothing.mp4', 'no such file'),
     ):  # fmt: skip
-        assert animate('--motion', name, out='no.mp4') == 2
-        message = capsys.readouterr().err.strip().splitlines()[-1]
-        assert said in message and name in message, message
-    assert not (place / 'no.mp4').exists()
+        with pytest.raises(UserError, match=said) as caught:
+            drivers.open_driver(place / name)
+        assert name in str(caught.value) and '\n' not in str(caught.value)
+    assert animate('--motion', 'text.mp4', out='no.mp4') == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith('avatar-jax: error: text.mp4: is not a video') and not (place / 'no.mp4').exists()
 
 
 # --- the seam -----------------------------------------------------------------------------------------------------------

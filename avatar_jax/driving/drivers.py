@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 
 from avatar_jax.driving.coefficient_files import ENDINGS, load_coefficients
 from avatar_jax.driving.measure import Selected, default_tracker, open_frames
+from avatar_jax.errors import UserError
 from avatar_jax.io.inputs import file_sha256, input_file
+from avatar_jax.io.motion import load_motion
 from avatar_jax.types import Motion
 
 _CROP = 256  # side of the crops that a driver is measured on
@@ -41,7 +44,8 @@ def open_driver(path: str | os.PathLike, *, fps: float | None = None, frames: in
     """Reads or measures what drives an avatar.
 
     Args:
-        path: a motion file, coefficients (``.mat``, ``.npz``, ``.npy``), a video or a picture.
+        path: a motion file, coefficients (``.mat``, ``.npz``, ``.npy``), a folder that ``avatar-jax track`` wrote, a video
+            or a picture.
         fps: frame rate of coefficients that do not say it; None takes the file's.
         frames: measure only the first ones of a video.
         tracker: for videos and pictures; None takes the default one.
@@ -49,6 +53,8 @@ def open_driver(path: str | os.PathLike, *, fps: float | None = None, frames: in
     Raises:
         UserError: the file cannot be used, or no face was found.
     """
+    if Path(path).is_dir():
+        return _tracked_folder(Path(path))
     path = input_file(path)
     if path.suffix.lower() in ENDINGS:
         return Driver(load_coefficients(path, fps))
@@ -60,3 +66,21 @@ def open_driver(path: str | os.PathLike, *, fps: float | None = None, frames: in
     single = motion.num_frames == 1
     return Driver(motion, measured.parts, None if single else path, measured.start,
                   (*getattr(source, 'notes', ()), *measured.notes))  # fmt: skip
+
+
+def _tracked_folder(folder: Path) -> Driver:
+    """The longest shot of a tracked clip, with the sound of its video if that is still where it was."""
+    if not (folder / 'motion.npz').is_file():
+        raise UserError(f'{folder}: is a folder without motion.npz; give a file, or a folder that avatar-jax track wrote')
+    motion, media, start = load_motion(folder / 'motion.npz'), None, 0.0
+    try:
+        report = json.loads((folder / 'report.json').read_text(encoding='utf-8'))
+        first = int(report['motion_files'][0]['frames'][0])
+        with np.load(folder / 'track.npz', allow_pickle=False) as z:
+            start = float(z['time'][first])
+        media = Path(report['file'])
+        if not media.is_file() or file_sha256(media) != report['sha256']:
+            media = None
+    except (OSError, ValueError, KeyError, IndexError, TypeError, UserError):
+        media = None  # the motion alone is enough
+    return Driver(motion, media=media, start=start)

@@ -24,12 +24,14 @@ from avatar_jax.types import Motion
 VIDEO_ENDINGS = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.ts', '.wmv', '.flv', '.3gp', '.gif')
 PICTURE_ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
 
+_UNEVEN = 0.5  # of the time between frames: more is resampled
+
 OnPicture = Callable[[int, np.ndarray, np.ndarray], None]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a tracker found in N frames, evenly spaced in time.
+    """What a tracker found in N frames.
 
     Attributes:
         coefficients: [N, 257] in the layout of ``faces.coefficients``, numbers of ``basis``; zeros where not measured.
@@ -43,6 +45,7 @@ class Measured:
         notes: what was done, one phrase each.
         segment: [N] number of the shot or person, or None for one throughout.
         matrices: [N, 2, 3] from pixels of the input to pixels of the crop (integers at pixel centres), or None.
+        times: [N] seconds in the file, or None for evenly spaced frames.
     """
 
     coefficients: np.ndarray
@@ -56,11 +59,23 @@ class Measured:
     notes: tuple[str, ...] = field(default=())
     segment: np.ndarray | None = None
     matrices: np.ndarray | None = None
+    times: np.ndarray | None = None
 
     def motion(self, source: str = '') -> Motion:
-        """The movement alone."""
+        """The movement alone, of all frames, at an even rate: where time stamps are uneven, interpolated between them."""
         c = np.asarray(self.coefficients, np.float32)
-        return Motion(*(c[:, SLICES[k]] for k in ('exp', 'angle', 'trans')), float(self.fps), self.basis, source)
+        rows = np.concatenate([c[:, SLICES[k]] for k in ('exp', 'angle', 'trans')], axis=1)
+        if self.times is not None:
+            rows = evenly(rows, np.asarray(self.times, np.float64), float(self.fps))
+        return Motion(rows[:, :64], rows[:, 64:67], rows[:, 67:70], float(self.fps), self.basis, source)
+
+
+def evenly(rows: np.ndarray, times: np.ndarray, fps: float) -> np.ndarray:
+    """[N, K] rows at increasing ``times`` brought to ``fps`` rows per second; as they are where they are even already."""
+    if len(rows) < 2 or np.abs(times - times[0] - np.arange(len(times)) / fps).max() < _UNEVEN / fps:
+        return rows
+    wanted = times[0] + np.arange(1 + int(np.floor((times[-1] - times[0]) * fps + 1e-6))) / fps
+    return np.stack([np.interp(wanted, times, column) for column in rows.T], axis=1).astype(rows.dtype)
 
 
 class Tracker(Protocol):
@@ -161,10 +176,10 @@ class PoseTracker:
         from avatar_jax.photo.prepare import crop_face
         from avatar_jax.progress import Progress
 
-        poses, found, start = [], [], 0.0
+        poses, found, times = [], [], []
         with Progress(frames.num_frames, f'tracking {Path(frames.path).name}', unit='frame') as bar:
             for frame in frames:
-                start = frame.time if not found else start
+                times.append(frame.time)
                 crop = crop_face(frame.pixels, size, on_picture is not None)
                 found.append(crop is not None)
                 poses.append(np.full(6, np.nan) if crop is None else np.concatenate([crop.pose.angle, crop.pose.trans]))
@@ -182,7 +197,8 @@ class PoseTracker:
         if not found.all():
             notes.append(f'no face in {int((~found).sum())} of {len(found)} frames: interpolated')
         return Measured(coefficients, labels, mean_face_landmarks(labels, size), found, float(frames.fps), self.basis,
-                        self.parts, start, tuple(notes))  # fmt: skip
+                        self.parts, times[0], tuple(notes),
+                        times=np.maximum.accumulate(np.array(times)))  # fmt: skip
 
     @staticmethod
     def _picture(pixels: np.ndarray, crop: Any, size: int) -> tuple[np.ndarray, np.ndarray]:

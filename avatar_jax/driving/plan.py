@@ -27,7 +27,8 @@ class Plan:
             the neutral frame and adds it to the avatar (a face at rest; the head as in the portrait).
         neutral: number of the neutral frame; None finds it.
         only: regions that are taken over (of ``bases.REGIONS``); empty takes everything.
-        amplify, amplify_pose: factors on expression and pose, about the neutral frame where relative, else about rest.
+        amplify, amplify_pose: factors on expression and pose, about the neutral frame where there is one (relative, or
+            given), else about rest.
     """
 
     relative: str = 'none'
@@ -67,9 +68,9 @@ def apply_plan(motion: Motion, plan: Plan, basis: str, avatar: Avatar, *,
         motion = relative_to(motion, neutral, expression=relative_expression, pose=relative_pose, source_angle=angle,
                              source_translation=translation)  # fmt: skip
     if plan.amplify != 1 or plan.amplify_pose != 1:
-        # The neutral frame of what is relative lies at the source already: for expressions that is rest.
-        exaggerated = amplified(motion, plan.amplify, 1.0)
-        motion = amplified(exaggerated, 1.0, plan.amplify_pose, neutral)
+        # A relative expression is at rest in the neutral frame already.
+        motion = amplified(motion, plan.amplify, 1.0, None if relative_expression else neutral)
+        motion = amplified(motion, 1.0, plan.amplify_pose, neutral)
     if plan.only:
         maps = {r: region_map(basis, r, models) for r in plan.only
                 if r != 'pose' and 'expression' not in plan.only and region_channels(basis, r) is None}  # fmt: skip
