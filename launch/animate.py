@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='take only these from the driver; the rest stays as in the portrait')
     parser.add_argument('--amplify', type=float, default=1.0, metavar='F', help='strength of the expression')
     parser.add_argument('--amplify-pose', type=float, default=1.0, metavar='F', help="strength of the head's movement")
+    parser.add_argument('--face', default='size', metavar='size|N|FILE', help='which face of a driving video or picture: the '
+                        'largest, the N-th largest, or the one most like a picture')
     parser.add_argument('--fps', type=float, metavar='N', help='frame rate of coefficient files that do not say it')
     parser.add_argument('--sound', metavar='FILE', help="sound track (default: that of a driving video; 'none' for none)")
     parser.add_argument('--camera', choices=('track', 'orbit', 'fixed'), default='track',
@@ -152,7 +154,7 @@ def read_driver(args: argparse.Namespace) -> Any:
         return Driver(made_up_speech(spec))
     if not Path(spec).exists() and spec.count(':') >= 2:
         return Driver(data_set_motion(spec))
-    return open_driver(spec, fps=fps, frames=args.frames)
+    return open_driver(spec, fps=fps, frames=args.frames, face=args.face)
 
 
 def made_up_speech(spec: str) -> Any:

@@ -39,7 +39,7 @@ class Driver:
     notes: tuple[str, ...] = ()
 
 
-def open_driver(path: str | os.PathLike, *, fps: float | None = None, frames: int | None = None,
+def open_driver(path: str | os.PathLike, *, fps: float | None = None, frames: int | None = None, face: str = 'size',
                 tracker: Any = None) -> Driver:  # fmt: skip
     """Reads or measures what drives an avatar.
 
@@ -48,6 +48,7 @@ def open_driver(path: str | os.PathLike, *, fps: float | None = None, frames: in
             or a picture.
         fps: frame rate of coefficients that do not say it; None takes the file's.
         frames: measure only the first ones of a video.
+        face: which of several faces in a video or picture (``face_tracker.FaceTracker``).
         tracker: for videos and pictures; None takes the default one.
 
     Raises:
@@ -60,7 +61,7 @@ def open_driver(path: str | os.PathLike, *, fps: float | None = None, frames: in
         return Driver(load_coefficients(path, fps))
     source = open_frames(path)
     clip = source if frames is None else Selected(source, np.arange(frames), source.fps)
-    tracker = default_tracker() if tracker is None else tracker
+    tracker = default_tracker(face) if tracker is None else tracker
     measured = tracker(clip, _CROP)
     motion = measured.motion(file_sha256(path))
     single = motion.num_frames == 1

@@ -225,6 +225,16 @@ def mean_face_landmarks(labels: np.ndarray, size: int) -> np.ndarray:
     return ((seen[..., :2] / seen[..., 2:] * focal + centre) * size).astype(np.float32)
 
 
-def default_tracker() -> Tracker:
-    """The tracker that commands use."""
-    return PoseTracker()
+def default_tracker(face: str = 'size') -> Tracker:
+    """The tracker that commands use: the project's own where its landmark network is installed, else the head pose alone.
+
+    Args:
+        face: which of several, see ``face_tracker.FaceTracker``.
+    """
+    from avatar_jax.weights import shipped_names
+
+    if 'face_net' not in shipped_names():
+        return PoseTracker()
+    from avatar_jax.driving.face_tracker import FaceTracker
+
+    return FaceTracker(face=face)
