@@ -129,11 +129,10 @@ def load_records(path: str | Path) -> Records:
     """
     path = input_file(path)
     quick, digest = path.with_name('dataset.records.npz'), file_sha256(path)
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError):
-        with np.load(quick, allow_pickle=False) as z:
-            if str(z['sha256']) == digest:
-                splits = {s: z[f'split/{s}'].tolist() for s in SPLITS if f'split/{s}' in z.files}
-                return Records([str(n) for n in z['names']], {k: z[k] for k in FIELDS}, splits)
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError), np.load(quick, allow_pickle=False) as z:
+        if str(z['sha256']) == digest:
+            splits = {s: z[f'split/{s}'].tolist() for s in SPLITS if f'split/{s}' in z.files}
+            return Records([str(n) for n in z['names']], {k: z[k] for k in FIELDS}, splits)
     records = _read_pickle(path)
     data = io.BytesIO()
     np.savez(data, sha256=digest, names=np.array(records.names), **records.arrays,

@@ -176,7 +176,7 @@ def test_layout_from_files_to_batches(tmp_path, name):
     assert again == folder
     if len(expected) < 3:
         missing = next(s for s in layouts.SPLITS if s not in expected)
-        with pytest.raises(UserError, match=f"has no split '{missing}'; there are {sorted(expected)[0]}"):
+        with pytest.raises(UserError, match=f"has no split '{missing}'; there are {min(expected)}"):
             BuiltFrames(folder, missing)
 
 
@@ -336,7 +336,8 @@ def test_nothing_usable_and_command_line(tmp_path, capsys):
     with pytest.raises(UserError, match='no clip can be used; the first: .*no face found'):
         build('own_videos', tmp_path / 'v', tmp_path / 'tfds', 'tiny', GreyTracker())
     assert main(['--list']) == 0
-    assert all(f'{n}:' in (text := capsys.readouterr().out or text) for n in LAYOUTS)
+    listed = capsys.readouterr().out
+    assert all(f'{n}: ' in listed for n in LAYOUTS)
     make_hdtf(tmp_path / 'h')
     assert main(['hdtf', '--videos', str(tmp_path / 'h'), '--check']) == 0
     assert 'train: 4 clips of 3 people' in capsys.readouterr().out

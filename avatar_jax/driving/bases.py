@@ -12,18 +12,18 @@ from avatar_jax.faces.procedural.expressions import EXPRESSION_NAMES
 
 PROCEDURAL, BFM, FLAME, ICT = 'procedural', 'bfm2009-deep3d', 'flame-2020', 'ict-facekit-53'
 BASES = (PROCEDURAL, BFM, FLAME, ICT)
-SHORT = {'procedural': PROCEDURAL, 'bfm': BFM, 'flame': FLAME, 'ict': ICT}
 WIDTH = 64  # numbers per frame in a motion, whatever the basis; the rest is zero
 
-# In the order of the packaged model; ``ICT.expression_names`` is checked against it when both are there.
-ICT_NAMES = tuple("""
+# In the order of the packaged model; ``fields.load_head_model`` checks it.
+_ICT_NAMES = """
 browDown_L browDown_R browInnerUp_L browInnerUp_R browOuterUp_L browOuterUp_R cheekPuff_L cheekPuff_R cheekSquint_L
 cheekSquint_R eyeBlink_L eyeBlink_R eyeLookDown_L eyeLookDown_R eyeLookIn_L eyeLookIn_R eyeLookOut_L eyeLookOut_R
 eyeLookUp_L eyeLookUp_R eyeSquint_L eyeSquint_R eyeWide_L eyeWide_R jawForward jawLeft jawOpen jawRight mouthClose
 mouthDimple_L mouthDimple_R mouthFrown_L mouthFrown_R mouthFunnel mouthLeft mouthLowerDown_L mouthLowerDown_R
 mouthPress_L mouthPress_R mouthPucker mouthRight mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper
 mouthSmile_L mouthSmile_R mouthStretch_L mouthStretch_R mouthUpperUp_L mouthUpperUp_R noseSneer_L noseSneer_R
-""".split())  # fmt: skip
+"""
+ICT_NAMES = tuple(_ICT_NAMES.split())
 
 # FLAME in a motion: 50 expression components, then axis-angle vectors of the jaw and of the left and right eye.
 FLAME_EXPRESSION, FLAME_JAW, FLAME_EYES = slice(0, 50), slice(50, 53), slice(53, 59)

@@ -13,7 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from avatar_jax.driving.bases import BASES, BFM, FLAME, FLAME_EXPRESSION, FLAME_JAW, ICT, PROCEDURAL, WIDTH, width
+from avatar_jax.driving.bases import (
+    BASES,
+    BFM,
+    FLAME,
+    FLAME_EXPRESSION,
+    FLAME_JAW,
+    ICT,
+    ICT_NAMES,
+    PROCEDURAL,
+    WIDTH,
+    width,
+)
 from avatar_jax.errors import UserError
 
 _NEAR = 0.09  # decimetres between a point and its vertex
@@ -54,7 +65,10 @@ def load_head_model(basis: str) -> Any:
         from avatar_jax.faces.flame import FLAME as Model
     else:
         from avatar_jax.faces.ict import ICT as Model
-    return Model.load(files[0])
+    model = Model.load(files[0])
+    if kind == 'ict' and model.expression_names != ICT_NAMES:
+        raise UserError(f"{files[0]}: its blendshapes are not those of '{ICT}' in their order; import the model again")
+    return model
 
 
 @dataclass(frozen=True)

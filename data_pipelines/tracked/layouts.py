@@ -8,6 +8,7 @@ name, so that the choice does not depend on what else is in the folder.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -79,7 +80,7 @@ class Layout:
         if not found:
             raise UserError(f'{folder}: holds nothing that looks like {self.title}; expected {self.short}')
         names = [c.name for c in found]
-        double = next((a for a, b in zip(names, names[1:], strict=False) if a == b), None)
+        double = next((a for a, b in itertools.pairwise(names) if a == b), None)
         if double is not None:
             raise UserError(f'{folder}: two clips are called {double}; rename one')
         return found
@@ -178,7 +179,7 @@ def with_lists(folder: Path, clips: list[ClipSpec], test_people: int, salt: str,
                if train is None or c.name in set(train) | set(test)]  # fmt: skip
         both = {c.person for c in out if c.split == 'test'} & {c.person for c in out if c.split == 'train'}
         if both:
-            raise UserError(f'{folder / "test_list.txt"}: {sorted(both)[0]} is in the test list and in training; '
+            raise UserError(f'{folder / "test_list.txt"}: {min(both)} is in the test list and in training; '
                             'test people must not be trained on')  # fmt: skip
         return out
     if any(c.split for c in clips):
