@@ -42,6 +42,7 @@ _EXTRAS = {
     'skimage': 'mesh',
     'trimesh': 'mesh',
     'tensorboardX': 'log',
+    'lmdb': 'lmdb',
 }
 
 

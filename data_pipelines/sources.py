@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,24 @@ from data_pipelines.clips import Clip, ClipOptions, make_clip
 from data_pipelines.tables import load_table, table_of_clips
 
 
+def open_source(folder: str | Path, split: str) -> Any:
+    """The frames of a built data set, or of clips that were processed for OTAvatar (a folder with its lists).
+
+    Raises:
+      UserError: neither, or no such split.
+    """
+    if (Path(folder) / 'train_list.txt').is_file() or (Path(folder) / 'test_list.txt').is_file():
+        from data_pipelines.otavatar_lmdb import OTAvatarFrames
+
+        return OTAvatarFrames(folder, split)
+    return BuiltFrames(folder, split)
+
+
 class BuiltFrames:
-    """Frames of a data set that ``python -m data_pipelines.heads`` built.
+    """Frames of a data set that ``python -m data_pipelines.heads`` or ``python -m data_pipelines.tracked`` built.
 
     Args:
-      folder: the data set's folder (the command prints it).
+      folder: the data set's folder (the commands that build data sets print it).
       split: 'train', 'validation' or 'test'.
     Raises:
       UserError: not such a folder, or unknown split.

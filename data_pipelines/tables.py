@@ -28,7 +28,9 @@ class ClipTable:
     Attributes:
       name: [K] text, person: [K] int, first: [K] first record, num_frames: [K], num_cameras: [K].
       motion: [N,70] float32, one row per record.
-      fps: frames per second.
+      fps: frames per second (the usual one, where clips differ).
+      basis: of the expression numbers.
+      clip_fps: [K] frames per second of each clip, or None where all have ``fps``.
     """
 
     name: np.ndarray
@@ -38,6 +40,8 @@ class ClipTable:
     num_cameras: np.ndarray
     motion: np.ndarray
     fps: float
+    basis: str = 'procedural'
+    clip_fps: np.ndarray | None = None
 
     def __post_init__(self):
         counts = self.num_frames * self.num_cameras
@@ -92,13 +96,21 @@ def load_table(folder: str | Path, split: str) -> ClipTable:
     try:
         with np.load(path) as z:
             arrays = {k: z[k] for k in _FIELDS}
+            more = {'basis': str(z['basis'])} if 'basis' in z.files else {}
+            if 'clip_fps' in z.files:
+                more['clip_fps'] = z['clip_fps']
     except FileNotFoundError:
+        others = sorted(p.stem.removeprefix('clips-') for p in Path(folder).glob(TABLE_NAME.format(split='*')))
+        if others:
+            raise UserError(f"{folder}: has no split '{split}'; there are {', '.join(others)}") from None
         raise UserError(f'{path}: no such file; give the folder that python -m data_pipelines.heads printed') from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f'{path}: damaged clip table ({e}); build the data set again') from e
     if any(arrays[k].ndim != d for k, d in _FIELDS.items()):
         raise UserError(f'{path}: damaged clip table (wrong shapes); build the data set again')
-    return ClipTable(**{**arrays, 'fps': float(arrays['fps'])})
+    if 'clip_fps' in more and more['clip_fps'].shape != arrays['num_frames'].shape:
+        raise UserError(f'{path}: damaged clip table (wrong shapes); build the data set again')
+    return ClipTable(**{**arrays, **more, 'fps': float(arrays['fps'])})
 
 
 def table_of_clips(clips: list) -> ClipTable:

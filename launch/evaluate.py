@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 DEFAULT_WEIGHTS = 'heads128'
 REPORT, TABLE, RUN = 'report.json', 'report.txt', 'run.json'
 SHEET_COLUMNS = 8
+FIELDS = {'image': (1 / 127.5, -1.0), 'mask': (1 / 255, 0.0), 'label': (1.0, 0.0), 'landmarks': (1.0, 0.0)}  # scale, shift
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,21 @@ def procedural_items(count: int, seed: int, config: ProtocolConfig, split: str =
     ]
 
 
+class _Frames:
+    """One field of the frames of a clip, read when they are asked for: pictures in [-1, 1], masks in [0, 1]."""
+
+    def __init__(self, row: Callable[[int], Mapping[str, np.ndarray]], length: int, field: str):
+        self.row, self.length, self.field = row, length, field
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        scale, shift = FIELDS[self.field]
+        rows = np.stack([self.row(int(k))[self.field] for k in np.asarray(index)])
+        return rows.astype(np.float32) * np.float32(scale) + np.float32(shift)
+
+
 def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem]:
     """The first clip of up to ``count`` people of a source of frames; each drives itself from the clip's first frame.
 
@@ -112,16 +128,11 @@ def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem
 
     def make(clip: int) -> Case:
         length, start = int(table.num_frames[clip]), table.record(clip, 0, 0)
-        rows = [source[start + k] for k in range(length)]
         part = table.motion[start : start + length]
-        motion = Motion(part[:, :64], part[:, 64:67], part[:, 67:70], float(table.fps), 'procedural')
-
-        def stack(key, scale=1.0, shift=0.0):
-            return np.stack([r[key] for r in rows]).astype(np.float32) * np.float32(scale) + np.float32(shift)
-
-        pictures, masks = stack('image', 1 / 127.5, -1.0), stack('mask', 1 / 255)
-        name = str(table.name[clip])
-        return clip_case(name, motion, stack('label'), pictures, masks, stack('landmarks'), frames=config.frames)
+        motion = Motion(part[:, :64], part[:, 64:67], part[:, 67:70], float(table.fps), table.basis)
+        row = lru_cache(maxsize=64)(lambda k: source[start + k])  # the four fields share what was read
+        pictures, masks, labels, landmarks = (_Frames(row, length, k) for k in FIELDS)
+        return clip_case(str(table.name[clip]), motion, labels, pictures, masks, landmarks, frames=config.frames)
 
     clips = [int(table.clips_of(person)[0]) for person in table.people[:count]]
     return [TestItem(str(table.name[clip]), lambda k=clip: make(k)) for clip in clips]
@@ -389,7 +400,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--identities', type=int, default=16, help='how many people (default: 16)')
     parser.add_argument('--seed', type=int, default=0, help='another seed gives other people (default: 0)')
     parser.add_argument('--weights', type=Path, help='weight file (default: the shipped one)')
-    parser.add_argument('--dataset', type=Path, metavar='DIR', help='a built data set instead of fresh procedural heads')
+    parser.add_argument('--dataset', type=Path, metavar='DIR', help='a built data set, or clips processed for OTAvatar (LMDB), '
+                        'instead of fresh procedural heads')  # fmt: skip
     parser.add_argument('--split', default='test', help='split of --dataset, or of the procedural people (default: test)')
     parser.add_argument('--frames', type=int, default=24, help='driven frames per person (default: 24)')
     parser.add_argument('--steps', type=int, help='steps of each inversion stage (default: as the weights say)')
@@ -401,21 +413,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates OTAvatar as the options say and prints the table; returns the exit status."""
     from avatar_jax.eval.estimators import from_bank
-    from data_pipelines.sources import BuiltFrames
+    from data_pipelines.sources import open_source
 
     out = atomic.output_folder(args.out)
     if args.identities < 1:
         raise UserError(f'--identities {args.identities}: must be at least 1')
     method, config = otavatar_method(args.weights, named_files(args.perception), args.steps)
-    if config.basis != 'procedural':
-        raise UserError(f"{args.weights}: these weights read the basis '{config.basis}'; there are procedural people only")
+    if config.basis != 'procedural' and args.dataset is None:
+        raise UserError(f"{args.weights}: these weights read the basis '{config.basis}', fresh people are procedural; "
+                        'give a data set with --dataset')  # fmt: skip
     size = config.generator.img_resolution
     protocol = ProtocolConfig(resolution=size, frames=args.frames, clip_frames=max(120, args.frames))
     if args.dataset is None:
         items = procedural_items(args.identities, args.seed, protocol, args.split)
         data = {'people': f'procedural, split {args.split}', 'reenactment': "another person's motion"}
     else:
-        items = clip_items(BuiltFrames(args.dataset, args.split), args.identities, protocol)
+        source = open_source(args.dataset, args.split)
+        if source.table.basis != config.basis:
+            raise UserError(f"{args.dataset}: its expressions are in the basis '{source.table.basis}', these weights read "
+                            f"'{config.basis}'; give other weights or other data")  # fmt: skip
+        items = clip_items(source, args.identities, protocol)
         data = {'people': f'{args.dataset.resolve()}, split {args.split}', 'reenactment': 'own motion'}
     report = evaluate(
         out,

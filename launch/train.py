@@ -201,16 +201,20 @@ def check_same_networks(path: str, found: Any, wanted: Any) -> None:
 def open_source(config: Any) -> Any:
     """The frames that batches are drawn from."""
     from data_pipelines.clips import ClipOptions
-    from data_pipelines.sources import BuiltFrames, MemoryFrames, RenderedFrames
+    from data_pipelines.sources import MemoryFrames, RenderedFrames
+    from data_pipelines.sources import open_source as open_folder
 
     data = config.data
     if data.source == 'built':
-        source = BuiltFrames(data.folder, data.split)
+        source = open_folder(data.folder, data.split)
     else:
         split = {'validation': 'val'}.get(data.split, data.split)
         source = RenderedFrames.of_people(
             data.people, data.seed, split, data.clips_per_person, data.resolution or config.model.generator.img_resolution,
             ClipOptions(num_frames=data.frames))  # fmt: skip
+    if source.table.basis != config.model.basis:
+        raise UserError(f"data.folder: its expressions are in the basis '{source.table.basis}', but model.basis is "
+                        f"'{config.model.basis}'; set model.basis, or use other data")  # fmt: skip
     return MemoryFrames(source, progress=processes.is_first()) if data.in_memory else source
 
 

@@ -77,10 +77,12 @@ class Budget:
     Args:
         file_bytes: size of the file.
         max_bytes: the most that its tensors together, and the memory allocated while reading, may take up.
+        many: factor on the number of instructions, steps and values: files of many small records have more than weights.
     """
 
-    def __init__(self, file_bytes: int, max_bytes: int = MAX_BYTES):
+    def __init__(self, file_bytes: int, max_bytes: int = MAX_BYTES, many: int = 1):
         self.max_bytes = max_bytes
+        self.many = many
         self.file_bytes = file_bytes
         self._allocated = 0
         self._limit = min(max_bytes, _FREE + _GROWTH * file_bytes)
@@ -115,7 +117,7 @@ class Budget:
 
     def opcodes_left(self) -> int:
         """How many more pickle instructions may be carried out."""
-        return max(MAX_OPCODES - self._opcodes, 0)
+        return max(self.many * MAX_OPCODES - self._opcodes, 0)
 
     def opcodes(self, number: int) -> None:
         """Counts pickle instructions that were carried out."""
@@ -128,7 +130,7 @@ class Budget:
             Refused: there are too many.
         """
         self._work += number
-        if self._work > MAX_WORK:
+        if self._work > self.many * MAX_WORK:
             raise Refused('takes far more steps to build than weights need')
 
 

@@ -68,19 +68,20 @@ class RawFile:
     size: int = 0
 
 
-def read(path: str | os.PathLike, *, max_bytes: int | None = None) -> RawFile:
+def read(path: str | os.PathLike, *, max_bytes: int | None = None, many: int = 1) -> RawFile:
     """Reads a file of weights, of whatever kind, without running anything in it.
 
     Args:
         path: the file. It is mapped into memory; do not change it while its arrays are in use.
         max_bytes: the most that its tensors together may take up; None means 8 GiB.
+        many: factor on the limits of how many values a file may have, for tables of many small records.
 
     Raises:
         UserError: it cannot be read, is of an unknown kind, damaged, too large, or holds something that is not data.
     """
     path = input_file(path)
     data = _map(path)
-    budget = Budget(len(data), MAX_BYTES if max_bytes is None else max_bytes)
+    budget = Budget(len(data), MAX_BYTES if max_bytes is None else max_bytes, many)
     try:
         raw = _read(path, data, budget)
     except Damaged as error:

@@ -151,7 +151,7 @@ class _Finisher:
         made = self.container(value)
         self.depth -= 1
         self.open.discard(key)
-        if made[2] > MAX_NODES:
+        if made[2] > self.budget.many * MAX_NODES:
             raise Refused('shares containers so often that it has no end in practice')
         self.done[key] = made
         return made

@@ -209,7 +209,7 @@ def clip_case(
       name: of the clip.
       motion: its T frames.
       labels: [T, 25].
-      images: [T, H, W, 3] in [-1, 1].
+      images: [T, H, W, 3] in [-1, 1]; like the next two, anything with a length that gives the frames of an index array.
       masks: [T, H, W] or None.
       landmarks: [T, 68, 2] pixels (first pixel centre at 0.5), y down, or None.
       source: which frame is the portrait.
@@ -231,7 +231,7 @@ def clip_case(
 
     def views(index):
         def part(x):
-            return None if x is None else np.asarray(x)[index]
+            return None if x is None else np.asarray(x[index])  # of a long recording only these are read
 
         return Views(all_windows[index], *(part(x) for x in (labels, images, masks, landmarks)))
 

@@ -33,7 +33,7 @@ def save_motion(path: str | os.PathLike, motion: Motion, provenance: Provenance 
     """
     path = os.fspath(path)
     arrays = [np.asarray(a, np.float32) for a in (motion.expression, motion.angle, motion.translation)]
-    _check(path, *arrays)
+    check_motion(path, *arrays)
     if not motion.basis:
         raise UserError(f'{path}: the motion names no coefficient basis; set Motion.basis before saving')
     buffer = io.BytesIO()
@@ -85,7 +85,7 @@ def load_motion(path: str | os.PathLike, *, basis: str | None = None) -> Motion:
             f'expected [frames, {" or ".join(map(str, _WIDTHS))}] (see docs/motion_file.md)'
         )
     parts = split(coefficients.astype(np.float32))
-    _check(path, *parts)
+    check_motion(path, *parts)
     fps = np.asarray(entries['fps']).reshape(-1)
     if fps.size not in (1, 2) or not np.issubdtype(fps.dtype, np.number) or not np.isfinite(fps).all() or fps[-1] == 0:
         raise UserError(f'{path}: fps is {entries["fps"]}; expected one number, or numerator and denominator')
@@ -123,7 +123,7 @@ def _text(path: os.PathLike, entries: dict[str, np.ndarray], key: str) -> str:
     return value.decode('utf-8', 'replace') if isinstance(value, bytes) else str(value)
 
 
-def _check(path: os.PathLike | str, expression: np.ndarray, angle: np.ndarray, translation: np.ndarray) -> None:
+def check_motion(path: os.PathLike | str, expression: np.ndarray, angle: np.ndarray, translation: np.ndarray) -> None:
     """Shapes, finite values, plausible units."""
     parts = {'expression': expression, 'angle': angle, 'translation': translation}
     widths = {'expression': NUM_EXPRESSION, 'angle': 3, 'translation': 3}

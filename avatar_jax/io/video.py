@@ -61,6 +61,7 @@ class VideoWriter:
         crf: quality, 0 (lossless) to 51; 18 is visually close to the original.
         preset: x264 effort, ``ultrafast`` to ``veryslow``.
         provenance: written into the metadata.
+        sound: a sound track (``io.sound.SoundTrack``) that goes along, cut to the frames; it is closed at the end.
 
     Raises:
         UserError: bad rate, quality or name; the place cannot be written to.
@@ -75,8 +76,10 @@ class VideoWriter:
         crf: int = 18,
         preset: str = 'medium',
         provenance: Provenance | None = None,
+        sound: Any = None,
     ):
         self.path = Path(path)
+        self.sound = sound
         self.rate = frame_rate(fps)
         if self.path.suffix.lower() not in ('.mp4', '.m4v'):
             raise UserError(f'{self.path}: videos are written as MP4; choose a name that ends in .mp4')
@@ -103,6 +106,9 @@ class VideoWriter:
             self._abandon()
             self._stack.__exit__(*sys.exc_info())  # removes the temporary file; explains a full disk
             raise
+        finally:
+            if self.sound is not None:
+                self.sound.close()
         return self._stack.__exit__(*error)
 
     def write(self, frame: Any) -> None:
@@ -127,6 +133,8 @@ class VideoWriter:
         picture.pts, picture.time_base = self.num_frames, 1 / self.rate
         self._container.mux(self._stream.encode(picture))
         self.num_frames += 1
+        if self.sound is not None:
+            self.sound.mux_until(self._container, self.num_frames / self.rate)
 
     def _open(self, width: int, height: int) -> None:
         import av
@@ -141,6 +149,8 @@ class VideoWriter:
         codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
         codec.color_range = _LIMITED_RANGE
         self._stream = stream
+        if self.sound is not None:
+            self.sound.attach(self._container)
 
     def _finish(self) -> None:
         if self._container is None:

@@ -17,6 +17,7 @@ from avatar_jax.faces.camera_labels import (
     make_label,
     orbit_pose,
 )
+from avatar_jax.faces.windows import windows
 from avatar_jax.methods.otavatar.model import ModelConfig, animate, controller_basis
 from avatar_jax.types import Avatar, Frames, Motion
 
@@ -76,14 +77,14 @@ def render_motion(variables: Mapping[str, Any], config: ModelConfig, avatar: Ava
     Yields:
         ``Frames`` of numpy arrays, up to ``per_call`` frames each, in order.
     """
-    windows = np.asarray(motion.windows(), np.float32)
-    total = len(windows)
+    rows = np.asarray(motion.coefficients, np.float32)
+    total = len(rows)
     basis = jax.jit(partial(controller_basis, config=config))(variables)
     per_call = min(per_call, total)
     for start in range(0, total, per_call):
         index = np.minimum(np.arange(start, start + per_call), total - 1)
         step_key = None if key is None else jax.random.fold_in(key, start)
-        frames = _render(variables, avatar.identity, jnp.asarray(windows[index]), jnp.asarray(labels[index]), basis,
+        frames = _render(variables, avatar.identity, jnp.asarray(windows(rows, index)), jnp.asarray(labels[index]), basis,
                          step_key, config=config, chunk=chunk, sr=sr)  # fmt: skip
         count = min(per_call, total - start)
         yield jax.tree.map(lambda x, count=count: np.asarray(x)[:count], frames)

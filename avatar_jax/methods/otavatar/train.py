@@ -47,8 +47,9 @@ class DataConfig:
     """Where clips come from.
 
     Attributes:
-        source: 'rendered' (procedural heads, drawn when asked for) or 'built' (a data set on disk).
-        folder: of a built data set. split: its split.
+        source: 'rendered' (procedural heads, drawn when asked for) or 'built' (a data set on disk: one that was built
+            here, or clips that were processed for OTAvatar).
+        folder: of the data set. split: its split.
         people, clips_per_person, frames, resolution, seed: of rendered heads; resolution 0 is that of the generator.
         in_memory: decode or render every frame once and keep it.
         cameras: 'any', 'same' or 'front', for clips that several cameras see.

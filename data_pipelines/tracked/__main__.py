@@ -1,0 +1,109 @@
+"""Builds a data set of real people: ``python -m data_pipelines.tracked hdtf --videos DIR --data-dir DIR``.
+
+Every clip is tracked into a file of its own first, so a run that was stopped goes on where it was. The folder that is
+printed is what the pipelines read. The exit status is 2 when a clip was skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from avatar_jax.errors import UserError
+from data_pipelines.tracked.layouts import LAYOUTS
+
+
+def build(name: str, videos: str | Path, data_dir: str | Path = 'data', config: str = '512',
+          tracker: Any = None) -> tuple[Path, list[tuple[str, str]]]:  # fmt: skip
+    """Builds (or finds) a data set.
+
+    Args:
+      name: a name in ``layouts.LAYOUTS``.
+      videos: the manual directory.
+      data_dir: TFDS root.
+      config: '512', '256', '128' or 'tiny'.
+      tracker: ``avatar_jax.driving.measure.Tracker``; None takes the default one.
+
+    Returns:
+      (folder of the data set, [(clip, reason)] of what was skipped).
+
+    Raises:
+      UserError: unknown data set or config, a directory that does not look like it, nothing usable, no space.
+    """
+    import json
+
+    import tensorflow_datasets as tfds
+
+    from data_pipelines.tracked.builder import BUILDERS, SKIPPED_NAME, recipe
+
+    if name not in BUILDERS:
+        raise UserError(f'data set {name!r}: unknown; there are {", ".join(BUILDERS)}')
+    specs = LAYOUTS[name].find(videos)
+    known = [c.name for c in BUILDERS[name].BUILDER_CONFIGS]
+    if config not in known:
+        raise UserError(f'--config {config}: unknown; use one of {", ".join(known)}')
+    tfds.disable_progress_bar()
+    builder = BUILDERS[name](data_dir=Path(data_dir), config=config)
+    builder.tracker = tracker
+    downloads = tfds.download.DownloadConfig(manual_dir=Path(videos))
+    try:
+        builder.download_and_prepare(file_format='array_record', download_config=downloads)
+    except (OSError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and 'No space left' not in str(e):
+            raise
+        raise UserError(f'{data_dir}: cannot write the data set ({e}); free some space or choose another --data-dir') from e
+    if (builder.info.metadata or {}).get('recipe') != recipe(specs, builder.options()):
+        raise UserError(f'{builder.data_path}: was built from other files, or with another tracker; delete it or choose '
+                        'another --data-dir')  # fmt: skip
+    record = json.loads((Path(builder.data_path) / SKIPPED_NAME).read_text(encoding='utf-8'))
+    return Path(builder.data_path), [(r['clip'], r['reason']) for r in record]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('name', nargs='?', help=', '.join(LAYOUTS))
+    parser.add_argument('--videos', help='the manual directory: where the data set lies')
+    parser.add_argument('--data-dir', default='data')
+    parser.add_argument('--config', default='512', help='512, 256 or 128 pixels, or tiny')
+    parser.add_argument('--list', action='store_true', help='say what each data set must look like')
+    parser.add_argument('--check', action='store_true', help='look through the manual directory and stop')
+    args = parser.parse_args(argv)
+    if args.list:
+        for layout in LAYOUTS.values():
+            print(f'{layout.name}: {layout.instructions.strip()}\n  split: {layout.citation}\n')
+        return 0
+    try:
+        return _run(args)
+    except UserError as e:
+        print(f'error: {e}', file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    from absl import logging
+
+    if args.name not in LAYOUTS:
+        raise UserError(f'{args.name or "data set"}: give one of {", ".join(LAYOUTS)} (--list says more)')
+    if args.videos is None:
+        raise UserError(f'--videos: where is {LAYOUTS[args.name].title}? expected {LAYOUTS[args.name].short}')
+    if args.check:
+        specs = LAYOUTS[args.name].find(args.videos)
+        for split in sorted({s.split for s in specs}):
+            part = [s for s in specs if s.split == split]
+            print(f'{split}: {len(part)} clips of {len({s.person for s in part})} people')
+        return 0
+    logging.set_verbosity(logging.ERROR)
+    folder, skipped = build(args.name, args.videos, args.data_dir, args.config)
+    print(folder)
+    if skipped:
+        print(f'{len(skipped)} clips were skipped:', file=sys.stderr)
+        for clip, reason in skipped:
+            print(f'  {clip}: {reason}', file=sys.stderr)
+    return 2 if skipped else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""avatar-jax animate with every kind of driver, through the command line, on a tiny model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avatar_jax.cli import main
+from avatar_jax.driving import drivers, measure
+from avatar_jax.driving.bases import BFM, PROCEDURAL
+from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import label_from_pose
+from avatar_jax.faces.procedural.motion import speech_motion
+from avatar_jax.io.atomic import write_json
+from avatar_jax.io.inputs import file_sha256
+from avatar_jax.io.motion import save_motion
+from avatar_jax.io.sound import has_sound
+from avatar_jax.io.video import VideoFrame, VideoReader, write_video
+from avatar_jax.methods.otavatar import model
+from avatar_jax.methods.registry import save_avatar
+from avatar_jax.types import Avatar
+from data_pipelines.clips import evaluation_clips
+from tests.test_io_sound import film
+from tests.test_otavatar_model import SHORT, VARIABLES, some_avatar
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with weights and an avatar."""
+    folder = tmp_path_factory.mktemp('animate')
+    model.save_model(folder / 'tiny.safetensors', VARIABLES, SHORT, {'seed': 0})
+    _, _, digest, _ = model.load_model(folder / 'tiny.safetensors')
+    save_avatar(folder / 'face', some_avatar().replace(weights=digest), {})
+    return folder
+
+
+@pytest.fixture
+def animate(place, monkeypatch):
+    monkeypatch.chdir(place)
+
+    def run(*arguments, out='v.mp4'):
+        return main(['animate', '--avatar', 'face', '--weights', 'tiny.safetensors', '--out', out, '--per-call', '3',
+                     *map(str, arguments)])  # fmt: skip
+
+    return run
+
+
+class KnownTracker:
+    """Gives made-up speech for every frame it is shown, and remembers how many those were."""
+
+    name, basis, parts = 'known', PROCEDURAL, ('pose', 'expression', 'identity', 'landmarks')
+
+    def __call__(self, frames, size, on_picture=None):
+        self.seen = [f.index for f in frames]
+        motion = speech_motion(5, len(self.seen))
+        coefficients = np.zeros((len(self.seen), 257), np.float32)
+        coefficients[:, 80:144], coefficients[:, 224:227] = motion.expression, motion.angle
+        return measure.Measured(coefficients, np.zeros((len(self.seen), 25), np.float32),
+                                np.zeros((len(self.seen), 68, 2), np.float32), np.ones(len(self.seen), bool),
+                                float(frames.fps), self.basis, self.parts, 0.0, ('tracked',))  # fmt: skip
+
+
+@pytest.fixture
+def tracker(monkeypatch):
+    known = KnownTracker()
+    monkeypatch.setattr(drivers, 'default_tracker', lambda face: known)
+    return known
+
+
+def test_numbers(animate, place, capsys):
+    assert animate('--slider', 'jaw_open=0.6', 'blink_l=1', 'yaw=20', '--frames', '3') == 0
+    assert len(list(VideoReader(place / 'v.mp4'))) == 3
+    capsys.readouterr()
+    for option, said in (('jaw_opn=1', 'did you mean jaw_open'), ('jaw_open=7', 'runs from 0 to 1')):
+        assert animate('--slider', option, out='no.mp4') == 2
+        message = capsys.readouterr().err
+        assert said in message and 'Traceback' not in message
+    assert animate(out='no.mp4') == 2
+    assert '--slider' in capsys.readouterr().err and not (place / 'no.mp4').exists()
+
+
+def test_coefficients_and_motion_options(animate, place, capsys, monkeypatch):
+    save_motion(place / 'm.npz', speech_motion(2, 3))
+    assert animate('--motion', 'm.npz', '--relative', '--only', 'mouth', 'pose', '--amplify', '1.5',
+                   '--slider', 'blink_r=1') == 0  # fmt: skip
+    assert 'taken as the neutral one' in capsys.readouterr().err
+    np.savez(place / 'deep3d.npz', coeff=np.zeros((3, 257), np.float32))
+    monkeypatch.setenv('AVATAR_ASSETS', str(place))
+    assert animate('--motion', 'deep3d.npz', out='no.mp4') == 2
+    message = capsys.readouterr().err
+    assert f"basis '{BFM}': its head model is not here" in message and message.count('\n') == 1
+    assert animate('--motion', 'm.npz', '--neutral', '9', '--relative', out='no.mp4') == 2
+    assert '--neutral 9: the driver has the frames 0 to 2' in capsys.readouterr().err
+    assert animate('--motion', 'm.npz', '--only', 'ears', out='no.mp4') == 2
+    assert 'choose from' in capsys.readouterr().err
+
+
+def test_video_with_sound(animate, place, capsys, tracker):
+    film(place / 'drei Wörter.mp4', seconds=1)
+    assert animate('--motion', 'drei Wörter.mp4', '--frames', '3') == 0
+    assert tracker.seen == [0, 1, 2], 'no more frames are measured than are used'
+    video = VideoReader(place / 'v.mp4')
+    assert video.fps == 10 and len(list(video)) == 3 and has_sound(place / 'v.mp4')
+    assert 'with sound' in capsys.readouterr().out
+    assert animate('--motion', 'drei Wörter.mp4', '--frames', '3', '--sound', 'none') == 0
+    assert not has_sound(place / 'v.mp4')
+    save_motion(place / 'm.npz', speech_motion(2, 3))
+    assert animate('--motion', 'm.npz', '--sound', 'drei Wörter.mp4') == 0 and has_sound(place / 'v.mp4')
+    assert animate('--motion', 'm.npz', '--sound', 'm.npz', out='no.mp4') == 2
+    capsys.readouterr()
+
+
+def test_still(animate, place, tracker):
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(place / 'still.png')
+    assert animate('--motion', 'still.png', '--frames', '3') == 0
+    assert len(list(VideoReader(place / 'v.mp4'))) == 3 and tracker.seen == [0]
+
+
+def test_tracked_folder(tmp_path, animate, place):
+    source = film(tmp_path / 'a.mp4', seconds=1)
+    folder = tmp_path / 'tracked'
+    folder.mkdir()
+    save_motion(folder / 'motion.npz', speech_motion(2, 3))
+    with pytest.raises(UserError, match='without motion.npz'):
+        drivers.open_driver(tmp_path)
+    assert drivers.open_driver(folder).media is None
+    np.savez(folder / 'track.npz', time=np.arange(10) / 10)
+    report = {'file': str(source), 'sha256': file_sha256(source), 'motion_files': [{'file': 'motion.npz', 'frames': [4, 6]}]}
+    write_json(folder / 'report.json', report)
+    driver = drivers.open_driver(folder)
+    assert driver.media == source and driver.start == 0.4 and driver.motion.num_frames == 3
+    assert animate('--motion', folder) == 0 and has_sound(place / 'v.mp4')
+    write_json(folder / 'report.json', report | {'sha256': 'another'})
+    assert drivers.open_driver(folder).media is None, 'another file has taken its place'
+
+
+def test_uneven_time_stamps_are_evened_out():
+    times = np.array([2.0, 2.04, 2.08, 2.28, 2.32])  # a gap in the middle
+    found = measure.Measured(np.zeros((5, 257), np.float32), None, None, np.ones(5, bool), 25.0, PROCEDURAL, ('pose',),
+                             times=times)  # fmt: skip
+    found.coefficients[:, 225] = times - 2
+    motion = found.motion()
+    assert motion.num_frames == 9
+    np.testing.assert_allclose(motion.angle[:, 1], np.arange(9) / 25, atol=1e-6)
+    steady = np.arange(5) / 25 + 0.001 * np.array([0, 1, -1, 1, 0])
+    assert dataclasses.replace(found, times=steady).motion().num_frames == 5
+
+
+def test_files_that_cannot_drive(animate, place, capsys):
+    film(place / 'sound.m4a', picture=False, seconds=1)
+    write_video(place / 'empty room.mp4', (np.full((64, 64, 3), 80, np.uint8) for _ in range(2)), 25)
+    (place / 'text.mp4').write_text('hello')
+    (place / 'text.jpg').write_text('hello')
+    for name, said in (
+        ('sound.m4a', 'no picture track'), ('empty room.mp4', 'no face found in any'),
+        ('text.mp4', 'not a video'), ('text.jpg', 'not a picture'), ('nothing.mp4', 'no such file'),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=said) as caught:
+            drivers.open_driver(place / name)
+        assert name in str(caught.value) and '\n' not in str(caught.value)
+    assert animate('--motion', 'text.mp4', out='no.mp4') == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith('avatar-jax: error: text.mp4: is not a video') and not (place / 'no.mp4').exists()
+
+
+# --- the seam -----------------------------------------------------------------------------------------------------------
+
+
+class Faces:
+    """Pictures of a procedural head that turns; one frame without it."""
+
+    fps, path = 4.0, 'heads.mp4'  # a face that was lost is looked for five times a second
+
+    def __init__(self, yaws, empty=()):
+        self.clip = evaluation_clips(1, seed=3, num_frames=len(yaws))[0]
+        self.clip.angle[:], self.clip.translation[:] = 0, 0
+        self.clip.angle[:, 1] = yaws
+        self.empty, self.num_frames = empty, len(yaws)
+
+    def __iter__(self):
+        for k in range(self.num_frames):
+            rgb = np.full((200, 200, 3), 255, np.uint8)
+            if k not in self.empty:
+                rgb = np.rint(255 * np.clip(self.clip.render(k, resolution=200).rgb, 0, 1)).astype(np.uint8)
+            yield VideoFrame(k, 1.0 + k / self.fps, rgb)
+
+
+def test_pose_of_frames_without_a_landmark_network():
+    pictures = []
+    found = measure.PoseTracker()(Faces([0.0, 0.2, 0.4], empty=(1,)), 64, lambda *a: pictures.append(a))
+    assert found.found.tolist() == [True, False, True] and found.start == 1.0 and found.parts == ('pose',)
+    yaw = found.motion('x').angle[:, 1]
+    assert yaw[1] == pytest.approx((yaw[0] + yaw[2]) / 2), 'a frame without a face is interpolated'
+    assert 0.05 < yaw[2] - yaw[0] < 0.8
+    assert [p[0] for p in pictures] == [0, 1, 2]
+    assert pictures[0][1].shape == (64, 64, 3) and pictures[0][2].max() == 255 and not pictures[1][2].any()
+    assert any('no face in 1 of 3' in note for note in found.notes)
+    eyes = found.landmarks[0, 36:48].mean(0)
+    assert 20 < eyes[0] < 44 and 15 < eyes[1] < 40
+    with pytest.raises(UserError, match=r'heads.mp4: no face found in any of 2 frames'):
+        measure.PoseTracker()(Faces([0.0, 0.0], empty=(0, 1)), 64)
+
+
+def test_the_default_tracker():
+    """Angles and crops of a procedural head, one frame of which does not show it."""
+    pictures, frames = [], Faces([-0.2, 0.0, 0.2, 0.3], empty=(1,))
+    tracker = measure.default_tracker()
+    found = tracker(frames, 64, lambda *a: pictures.append(a))
+    assert found.basis == tracker.basis == PROCEDURAL and found.parts == tracker.parts
+    assert found.found.tolist() == [True, False, True, True] and found.start == 1.0
+    motion = found.motion('x')
+    assert motion.num_frames == 4 and np.isfinite(motion.coefficients).all()
+    precise = 'expression' in tracker.parts
+    np.testing.assert_allclose(np.diff(motion.angle[[0, 2, 3], 1]), [0.4, 0.1], atol=0.08 if precise else 0.25)
+    np.testing.assert_allclose(found.labels, label_from_pose(motion.angle, motion.translation, 'raw'), atol=1e-4)
+    assert [p[0] for p in pictures] == [0, 1, 2, 3] and pictures[0][1].shape == (64, 64, 3)
+    image, mask = pictures[2][1:]
+    assert image[:4, :4].min() > 240 and mask[32, 32] > 200, 'the head before white'
+    eyes = found.landmarks[2, 36:48].mean(0)
+    assert 20 < eyes[0] < 44 and 15 < eyes[1] < 40
+
+
+def test_frame_sources(tmp_path):
+    for k in range(5):
+        Image.fromarray(np.full((40, 40, 3), 40 * k, np.uint8)).save(tmp_path / f'{k}.png')
+    frames = measure.PictureFrames(sorted(tmp_path.iterdir()), 30.0)
+    assert [int(f.pixels[0, 0, 0]) for f in frames] == [0, 40, 80, 120, 160] and frames.num_frames == 5
+    some = measure.Selected(frames, np.array([1, 1, 4]), 10.0)
+    assert [(f.index, int(f.pixels[0, 0, 0])) for f in some] == [(0, 40), (1, 40), (2, 160)] and some.fps == 10
+    assert measure.open_frames(tmp_path / '0.png').num_frames == 1
+    with pytest.raises(UserError, match='holds no pictures'):
+        measure.PictureFrames([])
+    np.testing.assert_allclose(
+        measure.fill_gaps(np.array([[np.nan], [1.0], [np.nan], [3.0]]), np.array([False, True, False, True])),
+        [[1], [1], [2], [3]])  # fmt: skip
+    assert Avatar({}).camera is None
