@@ -28,7 +28,7 @@ SCHEDULE = ('steps', 'ray_steps', 'frame_steps', 'batch', 'ray_batch', 'frame_ba
             'controller_lr', 'noise_lr', 'frame_lr', 'ema')  # fmt: skip
 
 
-def train(config: prior.PriorConfig, data, val, out: Path, *, log_every: int = 50, save_every: int = 500) -> prior.PriorState:
+def train(config: prior.PriorConfig, data, val, out: Path, *, log_every: int = 50, save_every: int = 600) -> prior.PriorState:
     """Runs the steps that are left; returns the final state."""
     out.mkdir(parents=True, exist_ok=True)
     state, constants = prior.init_state(config)
@@ -79,7 +79,7 @@ def render(config, trees, constants, batch):
 _render = jax.jit(render, static_argnums=0)
 
 
-def validate(config, state, constants, val, count: int = 24) -> dict[str, float]:
+def validate(config, state, constants, val, count: int = 16) -> dict[str, float]:
     """PSNR inside the head mask on people never seen, from their known latents."""
     trees = state.trees(average=True)
     scores: dict[str, list[float]] = {'val_psnr': [], 'val_psnr_raw': []}

@@ -32,9 +32,10 @@ from avatar_jax.train.state import Group
 PyTree = Any
 LATENT_DIM = 200  # identity 192, light 8
 TRAIT_DIM = 239  # of `data_pipelines.prior_batches.traits`
-# Raw density that counts as half solid, and how much changes that to mostly solid or mostly empty. Ten times the latter
-# stops nearly all light within a pixel's width; minus ten times is empty to the renderer.
-HALF_SOLID, SOLID_SCALE = 12.0, 6.0
+# Raw density is read as a logit of being solid: 0 is undecided, and hardly seen by the renderer. Downwards it counts in
+# units of 6, upwards in units of 24, as it takes about 100 to stop the light within a pixel's width.
+EMPTY_SCALE, SOLID_SCALE = 6.0, 24.0
+MOTION_GAIN = 8.0  # of the controller's first last layer: motion shall weigh about as much as a few dozen traits
 
 
 def heads_generator() -> GeneratorConfig:
@@ -76,9 +77,9 @@ class PriorConfig:
 
     generator: GeneratorConfig = field(default_factory=heads_generator)
     controller: ControllerConfig = field(default_factory=lambda: heads_controller(heads_generator()))
-    steps: int = 11000
-    ray_steps: int = 900
-    frame_steps: int = 700
+    steps: int = 5100
+    ray_steps: int = 2300
+    frame_steps: int = 400
     batch: int = 4
     ray_batch: int = 4
     frame_batch: int = 2
@@ -88,18 +89,18 @@ class PriorConfig:
     near: int = 6
     near_std: float = 0.02
     squared: float = 0.8
-    solid: float = 0.5
+    solid: float = 0.6
     opacity: float = 0.5
     depth: float = 1.5
     density: float = 0.0005
     codes: float = 1e-4
     lr: float = 1e-2
-    codes_lr: float = 3e-3
+    codes_lr: float = 2e-4
     controller_lr: float = 1e-3
-    noise_lr: float = 3e-3
+    noise_lr: float = 2e-3
     frame_lr: float = 3e-3
     warmup: int = 100
-    final_lr: float = 0.06
+    final_lr: float = 0.04
     ema: float = 0.996
     max_norm: float = 1.0
     seed: int = 0
@@ -142,13 +143,17 @@ def init_state(config: PriorConfig) -> tuple[PriorState, PyTree]:
     )
     # The residuals of super-resolution start from zero: its first image is the enlarged raw one.
     # Densities are to become far larger than the logits of colours: their column of the decoder starts larger.
+    # All heads start alike: none shall depend on a trait or a motion before the pictures say how.
     first = {
-        'noise_strength': jnp.ones_like, 'superresolution/torgb': jnp.zeros_like,
+        'affine': jnp.zeros_like, 'noise_strength': jnp.ones_like, 'superresolution/torgb': jnp.zeros_like,
         'decoder': lambda p: p.at[:, 0].multiply(8.0),
     }  # fmt: skip
     params_g = jax.tree_util.tree_map_with_path(lambda path, p: first.get(_kind(path), lambda x: x)(p), variables['params'])
-    width = config.generator.w_dim
-    matrix = jax.random.orthogonal(k_w, max(width, TRAIT_DIM))[:TRAIT_DIM, :width]
+    matrix, directions = _code_space(config, k_w)
+    last = params_c['mapping_Refine'][str(2 * config.controller.mlp_layers)]
+    last = last | {'weight': MOTION_GAIN * last['weight']}
+    refine = params_c['mapping_Refine'] | {str(2 * config.controller.mlp_layers): last}
+    params_c = params_c | {'mapping_Refine': refine, 'direction': {'weight': directions}}
     trees = {
         'codes': {'weight': matrix}, 'generator': params_g, 'controller': params_c,
         'noise': jax.tree.map(jnp.zeros_like, variables['noise']),
@@ -157,10 +162,26 @@ def init_state(config: PriorConfig) -> tuple[PriorState, PyTree]:
     return PriorState(**groups), {k: v for k, v in variables.items() if k not in ('params', 'noise')}
 
 
+def _code_space(config: PriorConfig, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First matrix [TRAIT_DIM, w_dim] from traits to codes, and first code book [w_dim, directions].
+
+    Identity and motion are added. They start in orthogonal subspaces, so that the one does not look like noise in the
+    other.
+    """
+    width, count = config.generator.w_dim, config.controller.directions
+    k_space, k_rows = jax.random.split(key)
+    space = jax.random.orthogonal(k_space, width)
+    room = width - count
+    rows = jax.random.orthogonal(k_rows, max(room, TRAIT_DIM))[:TRAIT_DIM, :room]
+    return rows @ space[:, :room].T, space[:, room:]
+
+
 def _kind(path) -> str:
     names = [p.key for p in path]
     if names[-1] == 'noise_strength':
         return names[-1]
+    if names[-2:] == ['affine', 'weight']:
+        return 'affine'
     if names == ['decoder', 'net', '2', 'weight']:
         return 'decoder'
     return 'superresolution/torgb' if names[0] == 'superresolution' and names[2:] == ['torgb', 'weight'] else ''
@@ -199,7 +220,8 @@ def points_loss(config: PriorConfig, constants: PyTree, trees, batch: dict, key:
     planes = generator.apply(variables, w + w_x, method='planes')
     colors, density = generator.apply(variables, planes, batch['points'], method='sample_density')
     error = 2 * colors[:, : batch['rgb'].shape[1], :3] - 1 - batch['rgb']
-    logit = (density[..., 0] - HALF_SOLID) / SOLID_SCALE
+    density = density[..., 0]
+    logit = density / jnp.where(density > 0, SOLID_SCALE, EMPTY_SCALE)
     terms = {
         'color': _color(config, error, batch['weight'][..., None]),
         'solid': config.solid * jnp.mean(marching.softplus(logit) - batch['solid'] * logit),
@@ -338,7 +360,7 @@ def train_step(config: PriorConfig, kind: str, state: PriorState, constants: PyT
 
 def _only(group: Group, name: str) -> Group:
     """The part of a group under one name, its moments included; the count of updates goes along."""
-    pick = lambda tree: {name: tree[name]}  # noqa: E731
+    pick = lambda tree: {name: tree[name]}
     moments = group.opt_state
     return Group(pick(group.params), type(moments)(moments.count, pick(moments.mu), pick(moments.nu)), pick(group.ema))
 
