@@ -20,6 +20,7 @@ def get_config(variant: str = ''):
     from avatar_jax.methods.otavatar.config import ABLATIONS, OTAvatarConfig
     from avatar_jax.methods.otavatar.model import ModelConfig
     from avatar_jax.methods.otavatar.train import DataConfig, OutputConfig, RunConfig
+    from avatar_jax.train.optimizers import OptimizerConfig
     from avatar_jax.train.prior import heads_controller, heads_generator
 
     names = [v for v in variant.split(',') if v]
@@ -37,10 +38,12 @@ def get_config(variant: str = ''):
     else:
         generator = heads_generator()
         base = OTAvatarConfig.release() if preset == 'release' else OTAvatarConfig.paper()
-        # Fewer, smaller steps than at 512 pixels: the prior was made for these heads and codes start near them.
+        # Fewer steps than at 512 pixels: the prior was made for these heads. Its codes have about unit variance and the
+        # average code is their origin, so steps are larger. More steps in W+ fit the picture and not the other sides.
         method = base.replace(
             controller=heads_controller(generator), train__batch_size=8, train__iterations=500,
             decoupling__sr_steps=10, inversion__sr_steps=10, loss__perceptual_scales_sr=3,
+            optimizers__codes=OptimizerConfig('adam', 0.05), inversion__w_steps=100, inversion__wplus_steps=50,
         )  # fmt: skip
         config = RunConfig(
             model=ModelConfig(generator, method),

@@ -1,7 +1,10 @@
-"""Batches for the supervised warm start: whole frames, or rays picked where they teach most.
+"""Batches for the supervised warm start: whole frames, or pixels picked where they teach most.
 
 A latent is what a head was made from: identity (192 standard normals) and the light, whitened to 8 numbers that are
 about standard normal as well, so that a normal vector of 200 numbers is a random head in a random light.
+
+Traits are the same, and what the style numbers mean beside them: which cut, which collar, the colours. Those depend
+on the latent through thresholds, which a network has to learn from thousands of heads; said in words they are free.
 """
 
 from __future__ import annotations
@@ -11,12 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
+from avatar_jax.faces.procedural.style import CUTS, decode_style
 from avatar_jax.faces.windows import RADIUS
 from data_pipelines.fast_heads import load_shards
 from data_pipelines.lights import random_gamma
 
 LIGHT_DIM = 8
 LATENT_DIM = 192 + LIGHT_DIM
+NEAREST, FARTHEST = 2.35, 3.25  # world units from the camera: where heads are
+NEAR_STD = 0.012  # world units: how far around the visible surface its colour is asked for
+IN_FRONT, DEEPEST = 0.015, 0.05  # world units: empty until so far before the surface; solid until so far behind it
 
 
 @lru_cache(maxsize=4)
@@ -41,12 +48,40 @@ def latents(identity: np.ndarray, gamma: np.ndarray) -> np.ndarray:
     return np.concatenate([identity, (gamma - mean) @ directions.T / deviations], -1).astype(np.float32)
 
 
+def _meaning(identity: np.ndarray) -> np.ndarray:
+    """What the style of identity [192] says in words, as numbers."""
+    s = decode_style(identity[160:])
+    cut = [float(s.cut == name) for name, _ in CUTS]
+    collar = [float(s.collar == k) for k in range(4)]
+    plain = (s.recede, s.fringe, s.volume, s.brow_strength, s.lip_tint, s.beard, s.moustache, s.stubble, s.stripes,
+             s.freckles, s.lashes, s.shadow)  # fmt: skip
+    return np.concatenate([cut, collar, s.hair_colour, s.iris, s.brow_colour, s.cloth, s.cloth2, plain])
+
+
+@lru_cache
+def _meaning_scale() -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of `_meaning` over random people; the same on every machine."""
+    people = np.random.Generator(np.random.Philox(20240608)).normal(size=(4096, 192))
+    values = np.stack([_meaning(p) for p in people])
+    return values.mean(0), values.std(0) + 1e-3
+
+
+def traits(latent: np.ndarray) -> np.ndarray:
+    """Latents [N, 200] -> [N, TRAIT_DIM] float32: the latent and its meaning, each number of about unit variance."""
+    mean, deviation = _meaning_scale()
+    meaning = (np.stack([_meaning(p) for p in latent[:, :192]]) - mean) / deviation
+    return np.concatenate([latent, meaning], -1).astype(np.float32)
+
+
+TRAIT_DIM = LATENT_DIM + len(CUTS) + 4 + 15 + 12
+
+
 class PriorData:
     """All samples of a folder of `fast_heads` shards in memory; batches are functions of (seed, step)."""
 
     def __init__(self, folder: Path, limit: int | None = None):
         self.data = load_shards(Path(folder), limit=limit)
-        self.latent = latents(self.data['identity'], self.data['gamma'])
+        self.traits = traits(latents(self.data['identity'], self.data['gamma']))
         self.weight_boxes = _boxes(self.data['landmarks'])
         n, r = self.data['mask'].shape[:2]
         self.resolution = r
@@ -59,13 +94,13 @@ class PriorData:
         return self._size
 
     def weights(self, index: np.ndarray) -> np.ndarray:
-        """[N, r, r] importance of every pixel: background 0.3, head 1, eyes and mouth 4."""
+        """[N, r, r] importance of every pixel: background 0.3, head 1, eyes and mouth 6."""
         mask = self.data['mask'][index] > 8
         out = np.where(mask, 1.0, 0.3).astype(np.float32)
         for row, i in enumerate(index):
             for x0, y0, x1, y1 in self.weight_boxes[i]:
                 box = out[row, max(y0, 0):max(y1, 0), max(x0, 0):max(x1, 0)]
-                box[...] = np.where(mask[row, max(y0, 0):max(y1, 0), max(x0, 0):max(x1, 0)], 4.0, box)
+                box[...] = np.where(mask[row, max(y0, 0):max(y1, 0), max(x0, 0):max(x1, 0)], 6.0, box)
         return out
 
     def order(self, seed: int, step: int, batch: int) -> np.ndarray:
@@ -82,7 +117,7 @@ class PriorData:
         window = self.data['window'][index]
         still = (self.data['index'][index] % 4 == 0)[:, None, None]
         window = np.where(still, window[:, RADIUS:RADIUS + 1], window)
-        return {'latent': self.latent[index], 'window': window, 'label': self.data['label'][index]}
+        return {'traits': self.traits[index], 'window': window, 'label': self.data['label'][index]}
 
     def frames(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of whole pictures for `prior.frames_loss`."""
@@ -93,8 +128,8 @@ class PriorData:
             'weight': weight / weight.mean(),
         }
 
-    def rays(self, index: np.ndarray, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """A batch of `count` rays per picture for `prior.rays_loss`, drawn with the pixels' importance.
+    def _pick(self, index: np.ndarray, count: int, rng: np.random.Generator):
+        """Draws ``count`` pixels per picture by importance: (a function that takes them from [N, r, r, ...], rays).
 
         The draw already carries the importance, so the weight of a drawn pixel is one.
         """
@@ -103,15 +138,50 @@ class PriorData:
         # The `count` smallest exponential clocks: a weighted draw without replacement.
         clocks = rng.standard_exponential((n, r * r), dtype=np.float32) / weight
         picked = np.argpartition(clocks, count, axis=1)[:, :count]
-        take = lambda a: np.take_along_axis(a.reshape(n, r * r, -1), picked[..., None], 1)
-        origins, directions = _rays(self.data['label'][index], self._pixels[picked])
+
+        def take(name: str) -> np.ndarray:
+            values = self.data[name][index]
+            return np.take_along_axis(values.reshape(n, r * r, -1), picked[..., None], 1).astype(np.float32)
+
+        return take, _rays(self.data['label'][index], self._pixels[picked])
+
+    def rays(self, index: np.ndarray, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A batch of `count` rays per picture for `prior.rays_loss`."""
+        take, (origins, directions) = self._pick(index, count, rng)
         return self.common(index) | {
-            'origins': origins, 'directions': directions,
-            'rgb': take(self.data['rgb'][index]).astype(np.float32) / 127.5 - 1,
-            'mask': take(self.data['mask'][index])[..., 0].astype(np.float32) / 255,
-            'depth': take(self.data['depth'][index])[..., 0].astype(np.float32),
-            'weight': np.ones((n, count), np.float32),
-        }
+            'origins': origins, 'directions': directions, 'rgb': take('rgb') / 127.5 - 1,
+            'mask': take('mask')[..., 0] / 255, 'depth': take('depth')[..., 0],
+            'weight': np.ones((len(index), count), np.float32),
+        }  # fmt: skip
+
+    def points(self, index: np.ndarray, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A batch for `prior.points_loss`: two points on each of ``count`` rays per picture.
+
+        The depth is known, so there is no need to march: the first point lies around the visible surface and has its
+        colour; the second lies in the empty space before it, or in the solid close behind it. On rays that meet
+        nothing both are empty. What should be there is `solid`, 0 to 1: at half-covered pixels, their cover.
+        """
+        take, (origins, directions) = self._pick(index, count, rng)
+        depth, mask = take('depth')[..., 0], take('mask')[..., 0] / 255
+        seen = depth > 0
+        shape = depth.shape
+        u = rng.random((3, *shape), dtype=np.float32)
+        offset = NEAR_STD * np.clip(rng.standard_normal(shape, dtype=np.float32), -2.5, 2.5)
+        anywhere = NEAREST + (FARTHEST - NEAREST) * u[:2]
+        front = depth - IN_FRONT - (depth - IN_FRONT - NEAREST) * u[1] ** 2  # most of them close to the surface
+        behind = depth + 0.5 * IN_FRONT + (DEEPEST - 0.5 * IN_FRONT) * u[1]
+        inside = u[2] < 0.3
+        first = np.where(seen, depth + offset, anywhere[0])
+        second = np.where(seen, np.where(inside, behind, front), anywhere[1])
+        # A smooth step of the width of a few samples: depths are those of pixels, not of points.
+        crossed = 1 / (1 + np.exp(-np.clip(offset / 0.002, -30, 30)))
+        depths = np.concatenate([first, second], 1)[..., None]
+        points = np.tile(origins, (1, 2, 1)) + depths * np.tile(directions, (1, 2, 1))
+        solid = np.concatenate([np.where(seen, crossed * mask, 0), np.where(seen & inside, mask, 0)], 1)
+        return self.common(index) | {
+            'points': points.astype(np.float32), 'solid': solid.astype(np.float32), 'rgb': take('rgb') / 127.5 - 1,
+            'weight': (mask > 0.99).astype(np.float32),
+        }  # fmt: skip
 
 
 def _rays(labels: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

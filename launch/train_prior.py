@@ -24,11 +24,12 @@ from avatar_jax.train.checkpoints import Checkpoints, config_dict
 from avatar_jax.train.logging import JsonlLog, Progress, check_finite, nonfinite_terms, to_host
 
 # A resumed run may go on with another schedule; everything else must stay.
-SCHEDULE = ('steps', 'frame_steps', 'batch', 'frame_batch', 'rays', 'lr', 'mapping_lr', 'controller_lr', 'ema')
+SCHEDULE = ('steps', 'ray_steps', 'frame_steps', 'batch', 'ray_batch', 'frame_batch', 'points', 'rays', 'lr', 'codes_lr',
+            'controller_lr', 'noise_lr', 'frame_lr', 'ema')  # fmt: skip
 
 
-def train(config: prior.PriorConfig, data, val, out: Path, *, log_every: int = 20, save_every: int = 200) -> prior.PriorState:
-    """Runs the rays steps, then the frames steps; returns the final state."""
+def train(config: prior.PriorConfig, data, val, out: Path, *, log_every: int = 50, save_every: int = 600) -> prior.PriorState:
+    """Runs the steps that are left; returns the final state."""
     out.mkdir(parents=True, exist_ok=True)
     state, constants = prior.init_state(config)
     checkpoints = Checkpoints(out / 'checkpoints', config=config, may_differ=SCHEDULE)
@@ -40,14 +41,16 @@ def train(config: prior.PriorConfig, data, val, out: Path, *, log_every: int = 2
     total = config.steps
     progress = Progress(total, start=start, label='prior')
     bad = 0
-    first_frame, began = total - config.frame_steps, time.monotonic()
+    began = time.monotonic()
     for step in range(start, total):
-        kind = 'rays' if step < first_frame else 'frames'
+        kind = prior.kind_of(config, step)
         rng = np.random.default_rng([config.seed, step])
-        if kind == 'rays':
-            batch = data.rays(data.order(config.seed, step, config.batch), config.rays, rng)
+        if kind == 'points':
+            batch = data.points(data.order(config.seed, step, config.batch), config.points, rng)
+        elif kind == 'rays':
+            batch = data.rays(data.order(config.seed + 1, step, config.ray_batch), config.rays, rng)
         else:
-            batch = data.frames(data.order(config.seed + 1, step, config.frame_batch))
+            batch = data.frames(data.order(config.seed + 2, step, config.frame_batch))
         state, metrics = prior.train_step(config, kind, state, constants, batch, jnp.int32(step))
         if (step + 1) % log_every == 0 or step + 1 == total:
             metrics = to_host(metrics)
@@ -66,23 +69,23 @@ def train(config: prior.PriorConfig, data, val, out: Path, *, log_every: int = 2
     return state
 
 
-def render(config, params, constants, batch):
-    """Deterministic pictures of a batch from its known latents: dict of NHWC arrays."""
-    w, w_x = prior.codes(config, params, constants, batch)
+def render(config, trees, constants, batch):
+    """Deterministic pictures of a batch from its known traits: dict of NHWC arrays."""
+    w, w_x = prior.codes(config, trees, batch)
     generator = prior.TriPlaneGenerator(config.generator)
-    return generator.apply({'params': params[0], **constants}, w + w_x, batch['label'], method='synthesis')
+    return generator.apply(prior.variables_of(trees, constants), w + w_x, batch['label'], method='synthesis')
 
 
 _render = jax.jit(render, static_argnums=0)
 
 
-def validate(config, state, constants, val, count: int = 32) -> dict[str, float]:
+def validate(config, state, constants, val, count: int = 16) -> dict[str, float]:
     """PSNR inside the head mask on people never seen, from their known latents."""
-    params = state.params(average=True)
+    trees = state.trees(average=True)
     scores: dict[str, list[float]] = {'val_psnr': [], 'val_psnr_raw': []}
     for first in range(0, count, 4):
         batch = val.frames(np.arange(first, first + 4))
-        out = _render(config, params, constants, batch)
+        out = _render(config, trees, constants, batch)
         for name, key in (('val_psnr', 'image'), ('val_psnr_raw', 'image_raw')):
             picture = np.clip(np.asarray(out[key]), -1, 1)
             factor = batch['image'].shape[1] // picture.shape[1]
@@ -97,11 +100,11 @@ def preview(config, state, constants, val, path: Path) -> None:
     """A sheet: truth, raw (enlarged), image of eight validation samples."""
     from PIL import Image
 
-    params = state.params(average=True)
+    trees = state.trees(average=True)
     rows: list[list[np.ndarray]] = [[], [], []]
     for first in (0, 4):
         batch = val.frames(np.arange(first, first + 4))
-        out = _render(config, params, constants, batch)
+        out = _render(config, trees, constants, batch)
         raw = np.asarray(out['image_raw'])
         factor = batch['image'].shape[1] // raw.shape[1]
         for row, picture in zip(rows, (batch['image'], raw.repeat(factor, 1).repeat(factor, 2), out['image'])):
@@ -113,23 +116,40 @@ def preview(config, state, constants, val, path: Path) -> None:
 def export(config: prior.PriorConfig, state: prior.PriorState, constants, out: Path, facts: dict) -> Path:
     """Writes the moving averages as a weight file of OTAvatar, ready for inversion and animation.
 
-    The average code, where inversion starts, is the mean over 8192 random latents. `facts` go into the provenance.
+    The average code, where inversion starts, is the origin, the mean of the traits. `facts` go into the provenance.
     """
     from avatar_jax.configure import from_plain
     from avatar_jax.methods.otavatar import model
     from configs.otavatar_heads import get_config
 
-    params, controller = jax.tree.map(np.asarray, state.params(average=True))
-    latents = jax.random.normal(jax.random.key(config.seed), (8192, config.generator.z_dim))
-    generator = prior.TriPlaneGenerator(config.generator)
-    mapped = generator.apply({'params': params, **constants}, latents, jnp.zeros((8192, 25)), method='mapping')
-    constants = jax.tree.map(np.asarray, constants)
-    constants['ema_stats'] = {'backbone': {'mapping': {'w_avg': np.asarray(mapped[:, 0].mean(0))}}}
-    variables = model.join({'params': params, **constants}, {'params': controller})
+    trees = state.trees(average=True)
+    params = dict(trees['generator'])
+    backbone = dict(params['backbone'])
+    backbone['mapping'], missed = prior.fit_mapping(config, backbone['mapping'], _random_heads(config), trees['codes']['weight'])
+    params['backbone'] = backbone
+    collections = {'params': params, 'noise': trees['noise'], **constants}
+    collections['ema_stats'] = {'backbone': {'mapping': {'w_avg': np.zeros(config.generator.w_dim, np.float32)}}}
+    facts = facts | {'mapping': f'explains {100 * (1 - missed):.1f} % of the variance of the codes'}
+    variables = jax.tree.map(np.asarray, model.join(collections, {'params': trees['controller']}))
     method = from_plain(model.ModelConfig, get_config().model.to_dict()).method
     path = out / 'heads128.safetensors'
     model.save_model(path, variables, model.ModelConfig(config.generator, method), facts, storage='float16')
     return path
+
+
+def _random_heads(config: prior.PriorConfig, batch: int = 256, people: int = 65536):
+    """Random latents and their traits for `prior.fit_mapping`: a function of the step."""
+    from data_pipelines.prior_batches import traits
+
+    rng = np.random.default_rng(config.seed)
+    latent = rng.standard_normal((people, prior.LATENT_DIM), dtype=np.float32)
+    meaning = traits(latent)
+
+    def draw(step: int) -> tuple[np.ndarray, np.ndarray]:
+        index = np.random.default_rng([config.seed, step]).integers(0, people, batch)
+        return latent[index], meaning[index]
+
+    return draw
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -140,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ('data', 'val', 'out'):
         parser.add_argument(f'--{name}', type=Path, required=True)
     defaults = prior.PriorConfig()
-    for name in ('steps', 'frame_steps', 'seed', 'batch', 'frame_batch', 'rays', 'lr', 'mapping_lr', 'controller_lr'):
+    for name in ('seed', *SCHEDULE):
         parser.add_argument('--' + name.replace('_', '-'), type=type(getattr(defaults, name)),
                             default=getattr(defaults, name))
     options = vars(parser.parse_args(argv))
