@@ -37,6 +37,36 @@ def mirror_expression(expression: np.ndarray) -> np.ndarray:
     return out
 
 
+def example_or_empty(rng: np.random.Generator, data: dict[str, np.ndarray], index: int, side: int = CROP_SIDE,
+                     empty: float = 0.12) -> dict[str, np.ndarray]:  # fmt: skip
+    """``example`` with ``present`` = 1, or, in a share ``empty`` of the cases, a picture without a face in the middle
+    (``present`` = 0): background, things, or a head far outside; landmarks, expression and angle then mean nothing."""
+    if rng.random() >= empty:
+        return {**example(rng, data, index, side), 'present': np.float32(1)}
+    import cv2
+
+    picture, cover = np.array(_background(rng, data, side), np.float32), np.zeros((side, side), np.uint8)
+    if rng.random() < 0.5:
+        points = data['landmarks'][index].astype(np.float64)
+        matrix = crop_matrix(points, side)
+        away = rng.uniform(0, 2 * np.pi)
+        matrix[:, 2] += side * rng.uniform(0.75, 1.0) * np.array([np.cos(away), np.sin(away)])
+        image = cv2.warpAffine(data['rgb'][index], matrix, (side, side), borderValue=(255, 255, 255))
+        cover = cv2.warpAffine(data['mask'][index], matrix, (side, side))
+        alpha = cover[..., None].astype(np.float32) / 255
+        picture = alpha * _recolour(rng, image.astype(np.float32) / 255) + (1 - alpha) * picture
+    centre = np.full((68, 2), side / 2)
+    picture = _camera(rng, _recolour(rng, _occlude(rng, picture.astype(np.float32), centre), 0.5))
+    return {
+        'rgb': picture,
+        'mask': cover,
+        'landmarks': np.full((68, 2), 0.5, np.float32),
+        'expression': np.zeros(len(EXPRESSION_NAMES), np.float32),
+        'angle': np.zeros(3, np.float32),
+        'present': np.float32(0),
+    }
+
+
 def example(rng: np.random.Generator, data: dict[str, np.ndarray], index: int, side: int = CROP_SIDE) -> dict[str, np.ndarray]:
     """One training example from sample ``index`` of ``data_pipelines.face_crops``.
 

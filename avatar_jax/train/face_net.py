@@ -18,7 +18,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.eval.faces import eye_openness, mouth_opening
 from avatar_jax.eval.statistics import pearson
 from avatar_jax.models.perception.face_net import FaceNet, FaceNetConfig, FaceNetOutput
-from avatar_jax.train.face_augment import example
+from avatar_jax.train.face_augment import example, example_or_empty
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState
 
@@ -34,7 +34,7 @@ class FaceTrainConfig:
       steps, batch, seed: length, pictures per step, seed of everything.
       optimizer: its rate is full after ``warmup`` steps and falls to zero over the last ``cooling`` of the run.
       average: decay of the moving average of the parameters, which is what is kept.
-      landmarks, openings, uncertainty, mask, expression, angle: weights of the terms.
+      landmarks, openings, uncertainty, mask, expression, angle, present: weights of the terms.
     """
 
     net: FaceNetConfig = field(default_factory=FaceNetConfig)
@@ -51,6 +51,7 @@ class FaceTrainConfig:
     mask: float = 0.3
     expression: float = 0.3
     angle: float = 0.3
+    present: float = 0.2
 
     def __post_init__(self):
         if self.steps < 1 or self.batch < 2 or self.warmup < 0 or not 0 < self.cooling <= 1:
@@ -74,7 +75,7 @@ def batches(config: FaceTrainConfig, data: Data, start: int) -> Iterator[dict[st
     step, count = start, len(data['rgb'])
     while True:
         order = np.random.default_rng([config.seed, step]).choice(count, config.batch, replace=count < config.batch)
-        examples = [example(np.random.default_rng([config.seed, step, place]), data, int(index), config.net.side)
+        examples = [example_or_empty(np.random.default_rng([config.seed, step, place]), data, int(index), config.net.side)
                     for place, index in enumerate(order)]  # fmt: skip
         yield {k: np.stack([e[k] for e in examples]) for k in examples[0]}
         step += 1
@@ -99,23 +100,30 @@ def loss(params: Any, stats: Any, config: FaceTrainConfig, batch: Mapping[str, j
     distance = jnp.sqrt((error**2).sum(-1) + 1e-4)
     gaps = jnp.abs(_openings(out.landmarks) - _openings(batch['landmarks'])) * 50
     fixed = jax.lax.stop_gradient(jnp.sqrt((error**2).sum(-1) / 2) / 50 + 1e-4)
-    uncertainty = jnp.mean(fixed / jnp.exp(out.log_sigma) + out.log_sigma)
+    uncertainty = fixed / jnp.exp(out.log_sigma) + out.log_sigma
     n, grid = out.mask.shape[:2]
     share = batch['mask'].astype(jnp.float32).reshape(n, grid, 4, grid, 4).mean((2, 4)) / 255
     mask = jnp.mean(jnp.logaddexp(0, out.mask) - share * out.mask)
     scale = stats['scale']
+    present = batch['present']
+
+    def seen(values):
+        """Mean over the pictures that show a face, and over everything else of [N, ...]."""
+        return jnp.sum(values.reshape(n, -1).mean(1) * present) / jnp.maximum(present.sum(), 1)
+
     terms = {
-        'landmarks': config.landmarks * distance.mean(),
-        'openings': config.openings * gaps.mean(),
-        'uncertainty': config.uncertainty * uncertainty,
+        'landmarks': config.landmarks * seen(distance),
+        'openings': config.openings * seen(gaps),
+        'uncertainty': config.uncertainty * seen(uncertainty),
         'mask': config.mask * mask,
-        'expression': config.expression * _huber((out.expression - batch['expression']) / scale[:64]).mean(),
-        'angle': config.angle * _huber((out.angle - batch['angle']) / scale[64:] * 3).mean(),
+        'expression': config.expression * seen(_huber((out.expression - batch['expression']) / scale[:64])),
+        'angle': config.angle * seen(_huber((out.angle - batch['angle']) / scale[64:] * 3)),
+        'present': config.present * jnp.mean(jnp.logaddexp(0, out.present) - present * out.present),
     }
     total = sum(terms.values())
     eyes = jnp.linalg.norm(batch['landmarks'][:, 36:42].mean(1) - batch['landmarks'][:, 42:48].mean(1), axis=-1)
-    of_eyes = (jnp.linalg.norm(error, axis=-1) / 50).mean(1) / jnp.maximum(eyes, 0.1)
-    return total, (changed['batch_stats'], {**terms, 'loss': total, 'error_of_eye_distance': of_eyes.mean()})
+    of_eyes = seen((jnp.linalg.norm(error, axis=-1) / 50).mean(1) / jnp.maximum(eyes, 0.1))
+    return total, (changed['batch_stats'], {**terms, 'loss': total, 'error_of_eye_distance': of_eyes})
 
 
 def make_step(config: FaceTrainConfig):
@@ -160,7 +168,10 @@ def evaluate(variables: Mapping[str, Any], net: FaceNetConfig, data: Data, seed:
     """Held-out figures: every head of ``data`` once, augmented as in training."""
     examples = [example(np.random.default_rng([seed, i]), data, i, net.side) for i in range(len(data['rgb']))]
     truth = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
-    return errors(predict(variables, net, truth['rgb']), truth)
+    empty = [example_or_empty(np.random.default_rng([seed, i]), data, i, net.side, 1.0)['rgb'] for i in range(len(examples))]
+    found, nothing = predict(variables, net, truth['rgb']), predict(variables, net, np.stack(empty))
+    return {**errors(found, truth), 'faces_missed': float((found.present < 0).mean()),
+            'faces_imagined': float((nothing.present > 0).mean())}
 
 
 def errors(found: FaceNetOutput, truth: Data) -> dict[str, float]:

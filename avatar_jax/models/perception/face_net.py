@@ -1,4 +1,4 @@
-"""The landmark network of this project: 68 landmarks with their uncertainty, a head mask, expression and head angle.
+"""The landmark network of this project: 68 landmarks with their uncertainty, head mask, expression, head angle.
 
 One small network reads a square crop around a face (``CROP_SIDE`` pixels). A pyramid of residual convolutions down to
 4 x 4 cells and back to 16 x 16 gives, for every landmark, a map of where it is and the offset from each cell; the
@@ -60,6 +60,7 @@ class FaceNetOutput:
     log_sigma: [N,68] logarithm of the landmark's expected error per axis, in the same unit.
     mask: [N,side/4,side/4] logits of head, hair and clothes against the rest.
     expression: [N,64] procedural basis. angle: [N,3] radians, as seen in the crop.
+    present: [N] logit: there is a face in the crop.
     """
 
     landmarks: jax.Array
@@ -67,6 +68,7 @@ class FaceNetOutput:
     mask: jax.Array
     expression: jax.Array
     angle: jax.Array
+    present: jax.Array
 
 
 def crop_matrix(points: np.ndarray, side: int = CROP_SIDE) -> np.ndarray:
@@ -153,16 +155,17 @@ class FaceNet(nn.Module):
         y = jnp.concatenate([levels[3].reshape(image.shape[0], -1), centred], -1)
         y = Linear(y.shape[-1], c.hidden, use_bias=False, name='hidden')(y)
         y = jax.nn.relu(BatchNorm(c.hidden, name='hidden_norm')(y, train))
-        y = Linear(c.hidden, NUM_EXPRESSION + 3 + NUM_LANDMARKS, init_scale=0.05, name='out')(y)
+        y = Linear(c.hidden, NUM_EXPRESSION + 3 + NUM_LANDMARKS + 1, init_scale=0.05, name='out')(y)
         scale = self.variable('batch_stats', 'scale', jnp.ones, (NUM_EXPRESSION + 3,)).value
         offset = self.variable('batch_stats', 'offset', jnp.zeros, (NUM_EXPRESSION + 3,)).value
         coefficients = y[:, : NUM_EXPRESSION + 3] * scale + offset
         return FaceNetOutput(
             landmarks=landmarks,
-            log_sigma=y[:, NUM_EXPRESSION + 3 :] - 4.0,
+            log_sigma=y[:, NUM_EXPRESSION + 3 : -1] - 4.0,
             mask=mask,
             expression=coefficients[:, :NUM_EXPRESSION],
             angle=coefficients[:, NUM_EXPRESSION:],
+            present=10 * y[:, -1],
         )
 
     @staticmethod
