@@ -50,7 +50,7 @@ def train(config, data: dict, held_out: dict, out: Path, *, resume: bool = False
         loop=LoopConfig(config.steps, log_every=20, sample_every=0, checkpoint_every=max(1, min(200, config.steps))),
         config=config,
         resume=resume,
-        may_differ=('steps',),
+        may_differ=('steps', 'batch'),
         label='landmark network',
         images_per_step=config.batch,
         quiet=quiet,

@@ -14,6 +14,7 @@ from avatar_jax.faces.alignment import EG3D_CROP, EG3D_RESCALE, EG3D_SIZE, five_
 from avatar_jax.faces.camera_labels import CROP, FOCAL_1024, label_from_pose
 from avatar_jax.faces.coefficients import NUM_ID, SLICES
 from avatar_jax.faces.pose import rotation_matrix
+from avatar_jax.faces.translation import head_sizes, pixel_offset, translate_label
 from avatar_jax.track import fit
 from avatar_jax.track.basis import MOTION_WIDTH, LandmarkBasis
 from avatar_jax.track.camera import POSE, from_translation, to_translation
@@ -417,3 +418,21 @@ def _crop_pose(points3d: np.ndarray, targets: np.ndarray, start: np.ndarray, sid
         jnp.float32(FOCAL_1024 * side / CROP), jnp.full(2, side / 2), jnp.asarray(_padded(begin[i : i + RUN], RUN)),
         _CROP_DISTANCE_SPREAD, 0.003 * side)) for i in range(0, len(start), RUN)]  # fmt: skip
     return np.concatenate(solved)[: len(start)]
+
+
+def with_head_translation(track: Track) -> Track:
+    """The track with labels that also follow the head through the uncropped picture (NOFA).
+
+    Each shot's first measured frame counts as zero; a crop that follows the face is as if it stood still.
+    """
+    labels = np.array(track.labels)
+    for s in range(len(track.identity)):
+        rows = np.flatnonzero((track.segment == s) & track.valid)
+        if not len(rows):
+            continue
+        first = rows[np.argmax(track.found[rows])]
+        side = track.crop_size / track.matrices[first, 0, 0]
+        offset = pixel_offset(track.landmarks[rows].astype(np.float64), track.landmarks[first].astype(np.float64), side)
+        zoom = head_sizes(track.fitted[rows]) / head_sizes(track.fitted[first])
+        labels[rows] = translate_label(labels[rows], offset.astype(np.float32), zoom.astype(np.float32))
+    return dataclasses.replace(track, labels=labels)
