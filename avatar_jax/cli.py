@@ -25,9 +25,9 @@ from avatar_jax.errors import UserError
 # subcommand -> (module with add_arguments and run, one line of help)
 COMMANDS = {
     'demo': ('launch.demo', 'show it: invert an unseen head and animate it, from the shipped weights'),
-    'track': ('launch.track', 'turn photographs and videos into crops, camera labels, coefficients and motion'),
     'invert': ('launch.invert', 'make avatars from portraits'),
     'animate': ('launch.animate', 'make a video of an avatar from a motion'),
+    'track': ('launch.track', 'turn photographs and videos into crops, camera labels, coefficients and motion'),
     'evaluate': ('launch.evaluate', 'measure quality on heads that were never seen in training'),
     'train': ('launch.train', 'train a model'),
     'convert': ('launch.convert', 'import published weights, prove an import, or export'),

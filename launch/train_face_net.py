@@ -56,8 +56,9 @@ def train(config, data: dict, held_out: dict, out: Path, *, resume: bool = False
         quiet=quiet,
     )
     variables = jax.tree.map(np.asarray, face_net.variables_of(state))
+    figures, calibration = face_net.evaluate(variables, config.net, held_out)
     report = {
-        'held_out': face_net.evaluate(variables, config.net, held_out),
+        'held_out': figures,
         'trained_on': {'heads': len(data['rgb']), 'resolution': int(data['rgb'].shape[1]),
                        'source': 'procedural heads, face_crops, augmented'},
         'steps': config.steps,
@@ -67,7 +68,7 @@ def train(config, data: dict, held_out: dict, out: Path, *, resume: bool = False
     }  # fmt: skip
     report['sha256'] = save_weights(
         out / 'face_net.safetensors',
-        variables,
+        {**variables, 'calibration': calibration},
         method=FACE_NET_METHOD,
         config=config.net,
         provenance={'command': 'launch.train_face_net', **report},

@@ -78,6 +78,7 @@ class Track:
       present: [T] probability of a face. size: (width, height) of the input.
       basis: of the coefficients. crop_mode: 'clip' or 'frame'. jitter: (before, after) in eye distances.
       notes: what happened. source: landmark backend. seconds: of the fit.
+      gamma: [S,27] light and texture: [S,80] albedo of each segment, where pixels were used.
     """
 
     times: np.ndarray
@@ -108,6 +109,8 @@ class Track:
     source: str
     likeness: list[float]
     seconds: float = 0.0
+    gamma: np.ndarray | None = None
+    texture: np.ndarray | None = None
 
     @property
     def num_frames(self) -> int:
@@ -123,6 +126,8 @@ class Track:
         out[:, SLICES['exp']] = self.expression
         out[:, SLICES['angle']], out[:, SLICES['trans']] = self.angle, self.translation
         out[:, SLICES['crop']] = self.placement
+        if self.gamma is not None:
+            out[:, SLICES['gamma']], out[:, SLICES['tex']] = self.gamma[self.segment], self.texture[self.segment]
         return out
 
     def missing(self) -> list[tuple[int, int]]:
@@ -213,7 +218,7 @@ def _segment(observed: Observed, rows: np.ndarray, basis: LandmarkBasis, config:
     matrices, placement = zip(*(crop_placement(p - 0.5, observed.size, config.size) for p in five))
     matrices, placement = np.stack(matrices), np.stack(placement)
     crop_points = np.einsum('tij,tnj->tni', matrices[..., :2], fitted - 0.5) + matrices[:, None, :, 2]
-    crop_pose = _crop_pose(points3d, crop_points + 0.5, pose, config.size)
+    crop_pose = crop_poses(points3d, crop_points + 0.5, pose, config.size)
     angle, translation = to_translation(crop_pose)
     return {
         'identity': np.asarray(identity), 'focal': focal, 'pose': pose, 'expression': expression, 'fitted': fitted - 0.5,
@@ -410,7 +415,7 @@ def crop_placement(five: np.ndarray, size: tuple[int, int], side: int) -> tuple[
     return matrix, np.array([scale, tx, ty])
 
 
-def _crop_pose(points3d: np.ndarray, targets: np.ndarray, start: np.ndarray, side: int) -> np.ndarray:
+def crop_poses(points3d: np.ndarray, targets: np.ndarray, start: np.ndarray, side: int) -> np.ndarray:
     """Poses [T,6] before the crop's camera, of the fitted heads seen in the crops (first pixel centred at 0.5)."""
     begin = from_translation(start[:, :3], np.zeros((len(start), 3))).astype(np.float32)
     solved = [np.asarray(fit.fit_poses(

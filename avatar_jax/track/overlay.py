@@ -34,6 +34,7 @@ class Wire:
         low, high = marks.min(0), marks.max(0)
         high[1] += 0.35 * (high[1] - low[1])  # the forehead
         keep = ((neutral > low - 0.08) & (neutral < high + [0.08, 0.0, 0.5])).all(1) & (normals[:, 2] > 0)
+        keep &= _connected(len(neutral), triangles[keep[triangles].all(1)], np.asarray(model.landmark_ids))
         cells = np.floor(neutral / _CELL).astype(int)
         _, first, cluster = np.unique(cells, axis=0, return_index=True, return_inverse=True)
         cluster = cluster.reshape(-1)
@@ -53,6 +54,23 @@ class Wire:
             full[: min(width, len(values))] = values[:width]
             numbers.append(full)
         return np.asarray(self.model.vertices(*numbers))[self.vertices]
+
+
+def _connected(count: int, triangles: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """[V] bool: vertices joined by triangles to most of ``start``; leaves out hair and clothes that lie apart."""
+    label = np.arange(count)
+    edges = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]]])
+    while True:
+        low = np.minimum(label[edges[:, 0]], label[edges[:, 1]])
+        new = label.copy()
+        np.minimum.at(new, edges[:, 0], low)
+        np.minimum.at(new, edges[:, 1], low)
+        new = new[new]
+        if (new == label).all():
+            break
+        label = new
+    values, counts = np.unique(label[start], return_counts=True)
+    return np.isin(label, values[counts >= max(3, 0.1 * len(start))])
 
 
 def overlay_scale(size: tuple[int, int]) -> float:

@@ -164,14 +164,20 @@ def predict(variables: Mapping[str, Any], net: FaceNetConfig, rgb: np.ndarray, b
     return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
 
-def evaluate(variables: Mapping[str, Any], net: FaceNetConfig, data: Data, seed: int = 1) -> dict[str, float]:
-    """Held-out figures: every head of ``data`` once, augmented as in training."""
+def evaluate(variables: Mapping[str, Any], net: FaceNetConfig, data: Data, seed: int = 1):
+    """Held-out figures, and how wrong expression and angle are: every head of ``data`` once, augmented as in training.
+
+    Returns:
+      (figures, {'expression': [64], 'angle': [3]} root-mean-square errors, float32).
+    """
     examples = [example(np.random.default_rng([seed, i]), data, i, net.side) for i in range(len(data['rgb']))]
     truth = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
     empty = [example_or_empty(np.random.default_rng([seed, i]), data, i, net.side, 1.0)['rgb'] for i in range(len(examples))]
     found, nothing = predict(variables, net, truth['rgb']), predict(variables, net, np.stack(empty))
-    return {**errors(found, truth), 'faces_missed': float((found.present < 0).mean()),
-            'faces_imagined': float((nothing.present > 0).mean())}
+    figures = {**errors(found, truth), 'faces_missed': float((found.present < 0).mean()),
+               'faces_imagined': float((nothing.present > 0).mean())}  # fmt: skip
+    return figures, {k: np.sqrt(((getattr(found, k) - truth[k]) ** 2).mean(0)).astype(np.float32)
+                     for k in ('expression', 'angle')}  # fmt: skip
 
 
 def errors(found: FaceNetOutput, truth: Data) -> dict[str, float]:
