@@ -11,6 +11,8 @@ from avatar_jax.eval.statistics import pearson
 from avatar_jax.faces.alignment import align, aligned_to_eg3d, five_points
 from avatar_jax.faces.base import MorphableModel
 from avatar_jax.faces.camera_labels import label_from_pose, pose_from_label
+from avatar_jax.faces.pose import head_to_world
+from avatar_jax.faces.procedural.render import project
 from avatar_jax.track import fit
 from avatar_jax.track.basis import landmark_basis, load_head, procedural_expressions
 from avatar_jax.track.camera import from_translation, seen, to_translation
@@ -129,15 +131,19 @@ def test_known_clip(clip, basis):
     assert abs(np.exp(track.pose[:, 5]).mean() / 10 - 1) < 0.1
 
 
-def test_labels_show_the_head_in_the_crop(clip):
+def test_labels_show_the_head_in_the_crop(clip, basis):
     """The fitted landmarks, seen by the label's camera, lie where they lie in the crop."""
     track = clip.track
     angle, translation = pose_from_label(track.labels)
     np.testing.assert_allclose(angle, track.angle, atol=1e-5)
     np.testing.assert_allclose(translation, track.translation, atol=1e-4)
-    crop = np.einsum('tij,tnj->tni', track.matrices[..., :2], track.fitted) + track.matrices[:, None, :, 2]
-    five = five_points(crop).mean(0) / track.crop_size
-    assert np.abs(five[:2, 1] - 0.47).max() < 0.05 and abs(five[2, 0] - 0.5) < 0.12  # eyes level, nose in the middle
+    crop = np.einsum('tij,tnj->tni', track.matrices[..., :2], track.fitted) + track.matrices[:, None, :, 2] + 0.5
+    for t in (0, 20, 39):
+        points = np.asarray(basis.points(jnp.asarray(track.identity[0]), jnp.asarray(track.expression[t, :6])))
+        shown = project(head_to_world(points), track.labels[t], track.crop_size, track.crop_size)[:, :2]
+        assert np.abs(shown - crop[t]).max() < 0.006 * track.crop_size
+    eyes = five_points(crop).mean(0)[:2, 1] / track.crop_size
+    np.testing.assert_allclose(eyes, 0.5 - 0.29 * 300 / 700, atol=0.02)
 
 
 def test_gaps_are_filled(clip, basis):
@@ -146,7 +152,7 @@ def test_gaps_are_filled(clip, basis):
     track = tracked(basis, points, crop='frame')
     assert track.missing() == [(10, 14), (36, 40)] and track.valid.all()
     angle, _ = to_translation(track.pose)
-    assert np.rad2deg(np.abs(angle[10:14] - clip.angle[10:14]).max()) < 4
+    assert np.rad2deg(np.abs(angle[10:14] - clip.angle[10:14]).max()) < 6  # a straight line through a curve
     np.testing.assert_allclose(angle[37:], np.broadcast_to(angle[36], (3, 3)), atol=0.01)
     assert np.isnan(track.residual[10:14]).all() and np.isfinite(track.landmarks).all()
 
