@@ -263,3 +263,44 @@ def test_sources(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='holds no pictures'):
         find_sources([tmp_path / 'empty'])
+
+
+# --------------------------------------------------------------------------------------------------------------- choosing
+
+
+def test_choosing_a_face(tmp_path):
+    from avatar_jax.photo.detect import Face
+    from avatar_jax.track.choose import Chooser
+
+    eyes = np.zeros((2, 2))
+    faces = [Face((0, 0, 90, 90), 0, 5, None), Face((100, 0, 80, 80), 0, 5, eyes), Face((300, 0, 70, 70), 0, 5, eyes)]
+    picture = np.zeros((100, 400, 3), np.uint8)
+    face, said = Chooser('size')(picture, faces)  # the largest has no eyes: a pattern
+    assert face is faces[1] and '2 faces' in said and 'by little' in said and '(140, 40)' in said
+    assert Chooser('2')(picture, faces)[0] is faces[2]
+    assert Chooser(3)(picture, faces) == (None, 'there is no face 3, only 1: 80 px at (140, 40), 2: 70 px at (335, 35)')
+    assert Chooser('size')(picture, faces[:1]) == (faces[0], '') and Chooser('size')(picture, []) == (None, '')
+    for rule, message in (('0', 'counted from 1'), ('big', 'a picture of the person')):
+        with pytest.raises(UserError, match=message):
+            Chooser(rule)
+
+
+def test_the_person_of_a_picture_is_chosen():
+    """By likeness: of two heads side by side, the one whose other picture was given."""
+    from avatar_jax.faces.procedural import render_head, sample_identity
+    from avatar_jax.track.choose import Chooser, embedding
+    from data_pipelines.cameras import pose_labels
+
+    def head(seed, yaw):
+        image = render_head(sample_identity(seed, 'test'), np.zeros(64, np.float32), pose_labels([0, yaw, 0], [0, 0, 0]),
+                            resolution=128, supersample=1)  # fmt: skip
+        return np.rint(255 * np.clip(image.rgb, 0, 1)).astype(np.uint8), image.landmarks
+
+    (first, marks), (second, others) = head(3, 0.1), head(8, 0.1)
+    wanted, wanted_marks = head(8, -0.15)
+    picture, places = np.concatenate([first, second], 1), [marks, others + [128, 0]]
+    reader = SimpleNamespace(from_box=lambda pixels, face: SimpleNamespace(points=face))
+    choose = Chooser('size', reader)
+    choose._wanted = embedding(wanted, wanted_marks)
+    likeness = [float(choose._wanted @ embedding(picture, p)) for p in places]
+    assert likeness[1] > likeness[0]

@@ -25,7 +25,7 @@ from avatar_jax.io.inputs import input_file
 NUM_POINTS = (5, 68, 98, 468, 478)
 _ENDINGS = ('.landmarks5', '.landmarks68', '.landmarks98', '.landmarks478', '.landmarks', '')
 _JSON_KEYS = ('landmarks', 'landmarks68', 'points', 'keypoints')
-_EXPECTED = '5, 68, 98 or 478 points (x, y)'
+_EXPECTED = '5 or 68 points (x, y) (98 and 478 are read as well)'
 
 
 def find_landmarks(picture: str | os.PathLike) -> Path | None:

@@ -66,6 +66,10 @@ class _Rows:
         self.rows: list[tuple[float, Reading | None, int]] = []
 
     def add(self, time: float, reading: Reading | None, segment: int) -> None:
+        if reading is not None:  # half the memory: hours of video are kept
+            reading = dataclasses.replace(reading, **{
+                k: np.asarray(v, np.float32) for k in ('points', 'sigma', 'expression', 'angle')
+                if (v := getattr(reading, k)) is not None})  # fmt: skip
         self.rows.append((time, reading, segment))
 
     def arrays(self) -> dict[str, np.ndarray]:
