@@ -11,6 +11,7 @@ eye distances.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -55,7 +56,7 @@ class IctHeads:
         face = slice(*self.model.face_vertices)
         self.kind[face] = np.where(_inside(vertices[face], marks[48:60]) & (vertices[face, 2] > marks[48:60, 2].min() - 0.1), 1, 0)
         for brow in (marks[17:22], marks[22:27]):
-            near = np.min([_to_segment(vertices[face], a, b) for a, b in zip(brow[:-1], brow[1:])], 0)
+            near = np.min([_to_segment(vertices[face], a, b) for a, b in itertools.pairwise(brow)], 0)
             self.kind[face] = np.where(near < 0.035, 2, self.kind[face])
 
     def sample(self, index: int, side: int = 224) -> tuple[np.ndarray, np.ndarray]:

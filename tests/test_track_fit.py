@@ -16,7 +16,14 @@ from avatar_jax.faces.procedural.render import project
 from avatar_jax.track import fit
 from avatar_jax.track.basis import landmark_basis, load_head, procedural_expressions
 from avatar_jax.track.camera import from_translation, seen, to_translation
-from avatar_jax.track.clip import TrackConfig, crop_placement, key_frames, project_clip, track_clip, with_head_translation
+from avatar_jax.track.clip import (
+    TrackConfig,
+    crop_placement,
+    key_frames,
+    project_clip,
+    track_clip,
+    with_head_translation,
+)
 from avatar_jax.track.observe import FileLandmarks
 from tests.toy_head import ToyHead, toy_clip
 
@@ -217,3 +224,18 @@ def test_head_translation_moves_labels(clip):
 def test_labels_follow_the_mode(clip):
     label = label_from_pose(clip.track.angle, clip.track.translation, 'orig')
     assert np.allclose(np.linalg.norm(label[:, [3, 7, 11]], axis=1), 2.7, atol=1e-4)
+
+
+def test_guesses_lose_what_the_prior_knows():
+    """A guess that is the mean of prior and measurement gives the measurement back; a useless one gets no weight."""
+    from avatar_jax.track.clip import unshrunk
+
+    basis = landmark_basis(ToyHead())
+    measured, sigma = np.full((2, 6), 0.7), 0.5  # the prior is N(0, 1) in each number
+    guess = measured / (1 + sigma**2)
+    error = np.full(6, np.sqrt(sigma**2 / (1 + sigma**2)))
+    error[5] = 0.99
+    found, found_sigma = unshrunk(guess, error, basis)
+    np.testing.assert_allclose(found[:, :5], measured[:, :5], rtol=1e-6)
+    np.testing.assert_allclose(found_sigma[:5], sigma, rtol=1e-6)
+    assert np.isinf(found_sigma[5]) and np.isinf(unshrunk(guess, None, basis)[1]).all()

@@ -265,11 +265,29 @@ def _with_guesses(measured, sigma, observed, rows, basis, config, calibration) -
         return obs
     expression = observed.expression[rows][:, : basis.num_expression]
     has = np.isfinite(expression).all(-1) & observed.found[rows]
-    error = np.asarray(calibration.get('expression', np.full(64, 0.2)), np.float64)[: basis.num_expression] / trust
+    guess, error = unshrunk(expression, calibration.get('expression'), basis)
+    has = has[:, None] & np.isfinite(error)
     return obs.replace(
-        expression=jnp.asarray(np.where(has[:, None], expression, 0), jnp.float32),
-        expression_sigma=jnp.asarray(np.where(has[:, None], np.maximum(error, 0.02), np.inf), jnp.float32),
+        expression=jnp.asarray(np.where(has, guess, 0), jnp.float32),
+        expression_sigma=jnp.asarray(np.where(has, error / trust, np.inf), jnp.float32),
     )
+
+
+def unshrunk(guess: np.ndarray, error: np.ndarray | None, basis: LandmarkBasis) -> tuple[np.ndarray, np.ndarray]:
+    """What a network's guess says beyond what is usual anyway.
+
+    A regression's answer is drawn towards the mean where it is unsure, as the fit's own prior draws it again. Of the
+    answer [T,E] and its error [E] this takes the prior's share out: (measurement [T,E], its error [E], infinite where the
+    answer is hardly better than the mean).
+    """
+    mean = np.asarray(basis.usual)
+    usual = np.sqrt((np.asarray(basis.spread) ** 2).sum(0))
+    error = np.full(len(mean), np.inf) if error is None else np.asarray(error, np.float64)[: len(mean)]
+    useful = error < 0.9 * usual
+    error = np.maximum(np.where(useful, error, 0.5 * usual), 0.02)
+    after, before = 1 / error**2, 1 / usual**2
+    own = np.maximum(after - before, 1e-3 * before)
+    return (after * guess - before * mean) / own, np.where(useful, own**-0.5, np.inf)
 
 
 def key_frames(features: np.ndarray, found: np.ndarray, count: int) -> np.ndarray:
@@ -383,8 +401,8 @@ def _five(landmarks, fitted, known, times, config: TrackConfig, size) -> tuple[n
         nearest = int(np.argmin(np.abs((place - typical) / [1, side, side]).sum(1)))
         return np.broadcast_to(five[nearest], five.shape).copy(), mode
     # A crop that follows the face must not tremble or breathe with it: only slow changes are followed.
-    shift = place - place[:, :1] * 0
-    calm = steady(shift, times, 8 * max(config.steady, 0.25), spread=1.0) if len(five) > 2 else shift
+    units = np.array([1.0, side, side])
+    calm = place if len(five) < 3 else units * steady(place / units, times, 8 * max(config.steady, 0.25), spread=0.3)
     scale = np.exp(calm[:, :1] - place[:, :1])[..., None]
     middle = np.stack([p.translation for p in fits])[:, None]
     return ((up - middle) * scale + calm[:, None, 1:]) * [1, -1], mode
@@ -428,12 +446,13 @@ def crop_poses(points3d: np.ndarray, targets: np.ndarray, start: np.ndarray, sid
 def with_head_translation(track: Track) -> Track:
     """The track with labels that also follow the head through the uncropped picture (NOFA).
 
-    Each shot's first measured frame counts as zero; a crop that follows the face is as if it stood still.
+    Each shot's first measured frame counts as zero. Only crops that follow the face need it: in one square for the whole
+    shot the head moves, and its labels tell so already.
     """
     labels = np.array(track.labels)
     for s in range(len(track.identity)):
         rows = np.flatnonzero((track.segment == s) & track.valid)
-        if not len(rows):
+        if not len(rows) or (len(rows) > 1 and (track.matrices[rows] == track.matrices[rows[0]]).all()):
             continue
         first = rows[np.argmax(track.found[rows])]
         side = track.crop_size / track.matrices[first, 0, 0]

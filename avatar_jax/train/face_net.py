@@ -160,7 +160,7 @@ def predict(variables: Mapping[str, Any], net: FaceNetConfig, rgb: np.ndarray, b
     for first in range(0, len(rgb), batch):
         chunk = rgb[first : first + batch]
         padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), 0)])  # one shape, one compilation
-        outputs.append(jax.tree.map(lambda a: np.asarray(a)[: len(chunk)], run(variables, padded)))
+        outputs.append(jax.tree.map(lambda a, n=len(chunk): np.asarray(a)[:n], run(variables, padded)))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
 
