@@ -56,6 +56,7 @@ def train(config, data: dict, held_out: dict, out: Path, *, resume: bool = False
         quiet=quiet,
     )
     variables = jax.tree.map(np.asarray, face_net.variables_of(state))
+    variables = face_net.solve_expression(variables, config.net, data)
     figures, calibration = face_net.evaluate(variables, config.net, held_out)
     report = {
         'held_out': figures,

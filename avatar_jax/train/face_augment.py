@@ -19,6 +19,8 @@ MIRROR = np.array([*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 3
 
 
 def _mirrored_name(name: str) -> str:
+    if name.startswith('viseme'):  # the sounds l and r are no sides
+        return name
     for one, other in (('_l', '_r'), ('_left', '_right')):
         for a, b in ((one, other), (other, one)):
             if name.endswith(a) and name[: -len(a)] + b in EXPRESSION_NAMES:
