@@ -27,6 +27,7 @@ COMMANDS = {
     'demo': ('launch.demo', 'show it: invert an unseen head and animate it, from the shipped weights'),
     'invert': ('launch.invert', 'make avatars from portraits'),
     'animate': ('launch.animate', 'make a video of an avatar from a motion'),
+    'track': ('launch.track', 'turn photographs and videos into crops, camera labels, coefficients and motion'),
     'evaluate': ('launch.evaluate', 'measure quality on heads that were never seen in training'),
     'train': ('launch.train', 'train a model'),
     'metrics': ('launch.generator_metrics', 'score a generator: FID, KID, precision, recall, identity, depth, pose'),

@@ -22,7 +22,7 @@ SIDE_VIEWS = np.deg2rad([-30.0, 30.0])
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    parser.add_argument('--image', nargs='+', required=True, metavar='FILE', help='portraits')
+    parser.add_argument('--image', nargs='+', required=True, metavar='FILE', help='portraits, or folders of avatar-jax track')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the avatars')
     parser.add_argument('--weights', default=DEFAULT_WEIGHTS, metavar='FILE|NAME', help='weight file, or a shipped one')
     parser.add_argument('--steps', type=int, metavar='N', help='steps of each stage, W and W+ (default: as configured)')
@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.io.atomic import output_folder
     from avatar_jax.methods.registry import load_model
     from avatar_jax.photo.prepare import prepare
+    from avatar_jax.track.folder import is_track
+    from avatar_jax.track.folder import prepared as from_track
     from launch.batch import Batch
 
     for name in ('landmarks', 'motion'):
@@ -68,14 +70,19 @@ def run(args: argparse.Namespace) -> int:
     batch = Batch()
 
     def ready(i: int) -> tuple[int, Any, Any]:
-        landmarks = args.landmarks[i] if args.landmarks else None
-        prepared = prepare(args.image[i], size=size, aligned=args.aligned, background=args.background, face=args.face,
-                           landmarks=landmarks, label_mode=config.label_mode)  # fmt: skip
+        landmarks, own = args.landmarks[i] if args.landmarks else None, None
+        if is_track(args.image[i]):
+            prepared, own = from_track(args.image[i], size=size, background=args.background, label_mode=config.label_mode)
+        else:
+            prepared = prepare(args.image[i], size=size, aligned=args.aligned, background=args.background, face=args.face,
+                               landmarks=landmarks, label_mode=config.label_mode)  # fmt: skip
         for warning in prepared.warnings:
             print(f'avatar-jax: {prepared.path}: {warning}', file=sys.stderr)
         portrait = prepared.portrait()
-        if motions[i] is not None:
-            first = motions[i].frames(0, 1)
+        if own is not None and own.basis != config.basis:
+            own = None
+        if motions[i] is not None or own is not None:
+            first = motions[i].frames(0, 1) if motions[i] is not None else own
             portrait = portrait.replace(expression=first.expression[0], angle=first.angle[0],
                                         translation=first.translation[0], basis=config.basis)  # fmt: skip
         return i, prepared, portrait

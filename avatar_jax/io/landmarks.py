@@ -1,22 +1,31 @@
-"""Landmark files beside a picture: 5 or 68 points, text or ``.npy``.
+"""Landmark files beside a picture or video: 5, 68, 98 or 478 points; text, ``.npy`` or JSON.
 
-``portrait.jpg`` is looked up as ``portrait.landmarks5.txt``, ``portrait.landmarks68.txt``, ``portrait.landmarks.txt``,
-``portrait.txt``, and the same with ``.npy``. Points are (x, y) pixels of the upright picture, y downwards, one per row;
-5 points are image-left eye, image-right eye, nose tip, image-left and image-right mouth corner; 68 are in iBUG order.
+``portrait.jpg`` is looked up as ``portrait.landmarks5.txt``, ``portrait.landmarks68.txt``, ``portrait.landmarks98.txt``,
+``portrait.landmarks478.txt``, ``portrait.landmarks.txt``, ``portrait.txt``, and the same with ``.npy`` and ``.json``.
+Points are (x, y) pixels of the upright picture, y downwards, one per row; 5 points are image-left eye, image-right eye,
+nose tip, image-left and image-right mouth corner; 68 are in iBUG, 98 in WFLW, 478 in MediaPipe order. A third number
+per point (depth) is left out.
+
+A video's file holds all frames: ``.npy`` [T, N, 2], text with one frame per row, JSON with a list of frames; NaN or null
+stands for a frame without a face.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.inputs import input_file
 
-NUM_POINTS = (5, 68)
-_ENDINGS = ('.landmarks5', '.landmarks68', '.landmarks', '')
+NUM_POINTS = (5, 68, 98, 468, 478)
+_ENDINGS = ('.landmarks5', '.landmarks68', '.landmarks98', '.landmarks478', '.landmarks', '')
+_JSON_KEYS = ('landmarks', 'landmarks68', 'points', 'keypoints')
+_EXPECTED = '5 or 68 points (x, y) (98 and 478 are read as well)'
 
 
 def find_landmarks(picture: str | os.PathLike) -> Path | None:
@@ -24,7 +33,9 @@ def find_landmarks(picture: str | os.PathLike) -> Path | None:
     picture = Path(picture)
     for stem in (picture.with_suffix(''), picture):  # portrait.landmarks5.txt, then portrait.jpg.landmarks5.txt
         for ending in _ENDINGS:
-            for suffix in ('.txt', '.npy'):
+            for suffix in ('.txt', '.npy', '.json'):
+                if suffix == '.json' and not ending:
+                    continue  # too common a name for something else
                 path = stem.with_name(stem.name + ending + suffix)
                 if path != picture and path.is_file():
                     return path
@@ -32,23 +43,68 @@ def find_landmarks(picture: str | os.PathLike) -> Path | None:
 
 
 def read_landmarks(path: str | os.PathLike) -> np.ndarray:
-    """Reads 5 or 68 landmarks: float32 [5 or 68, 2].
+    """Reads the landmarks of one picture: float32 [5 or 68, 2]; 98 and 478 points are brought to 68.
 
     Raises:
-        UserError: missing or damaged file, another number of points, NaN.
+        UserError: missing or damaged file, another number of points, several frames, NaN.
     """
-    path = input_file(path)
-    try:
-        if path.suffix.lower() == '.npy':
-            points = np.load(path, allow_pickle=False)
-        else:
-            points = np.array(path.read_text(encoding='utf-8').replace(',', ' ').split(), dtype=np.float64)
-        points = np.asarray(points, np.float64)
-    except (ValueError, OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f'{path}: is not a landmark file; expected one "x y" pair of numbers per row') from error
-    if points.size not in [2 * n for n in NUM_POINTS] or (points.ndim > 1 and points.shape[-1] != 2):
-        raise UserError(f'{path}: holds {points.shape} numbers; expected 5 or 68 points (x, y)')
-    points = points.reshape(-1, 2)
+    from avatar_jax.faces.landmark_layouts import to_68
+
+    frames = read_landmark_frames(path)
+    if len(frames) != 1:
+        raise UserError(f'{path}: holds {len(frames)} frames of landmarks; a picture needs one')
+    points = frames[0]
     if not np.isfinite(points).all():
         raise UserError(f'{path}: has NaN or infinite values; repair the file')
+    return points if len(points) == 5 else to_68(points)
+
+
+def read_landmark_frames(path: str | os.PathLike) -> np.ndarray:
+    """Reads landmarks of all frames: float32 [T, N, 2] with N of ``NUM_POINTS``; NaN in frames without a face.
+
+    Raises:
+        UserError: missing or damaged file, another number of points.
+    """
+    path = input_file(path)
+    wrong = UserError(f'{path}: is not a landmark file; expected one "x y" pair of numbers per row, or {_EXPECTED}')
+    try:
+        suffix = path.suffix.lower()
+        if suffix == '.npy':
+            points = np.load(path, allow_pickle=False)
+        elif suffix == '.json':
+            points = _from_json(json.loads(path.read_text(encoding='utf-8')))
+        else:
+            rows = [row.replace(',', ' ').split() for row in path.read_text(encoding='utf-8').splitlines()]
+            rows = [row for row in rows if row]
+            if len({len(row) for row in rows}) > 1:
+                rows = [[word for row in rows for word in row]]
+            points = np.array(rows, np.float64)
+        points = np.asarray(points, np.float64)
+    except (ValueError, OSError, EOFError, UnicodeDecodeError, TypeError, RecursionError) as error:
+        raise wrong from error
+    if points.ndim == 3 and points.shape[2] in (2, 3):
+        points = points[..., :2]
+    elif points.ndim == 2 and points.shape[1] in (2, 3) and len(points) in NUM_POINTS:
+        points = points[None, :, :2]
+    elif points.ndim == 2 and points.shape[1] // 2 in NUM_POINTS and points.shape[1] % 2 == 0:
+        points = points.reshape(len(points), -1, 2)  # one frame per row
+    elif points.size in [2 * n for n in NUM_POINTS] and (points.ndim == 1 or points.shape[-1] == 2):
+        points = points.reshape(1, -1, 2)
+    if points.ndim != 3 or points.shape[1] not in NUM_POINTS or not len(points):
+        raise UserError(f'{path}: holds {points.shape} numbers; expected {_EXPECTED}')
     return points.astype(np.float32)
+
+
+def _from_json(content: Any) -> np.ndarray:
+    """The numbers of a JSON file: points, frames of points, or either under a usual key; null becomes NaN."""
+    if isinstance(content, dict):
+        found = [content[k] for k in _JSON_KEYS if k in content]
+        if not found:
+            raise ValueError('no landmarks')
+        content = found[0]
+    frames = [f.get(next((k for k in _JSON_KEYS if k in f), ''), None) if isinstance(f, dict) else f for f in content]
+    shapes = {np.shape(f) for f in frames if f is not None}
+    if len(shapes) != 1:
+        raise ValueError('frames of different sizes')
+    shape = shapes.pop()
+    return np.array([np.full(shape, np.nan) if f is None else np.asarray(f, np.float64) for f in frames])

@@ -54,7 +54,7 @@ def load_motion(path: str | os.PathLike, *, basis: str | None = None) -> Motion:
     """Reads a motion file.
 
     Args:
-        path: the ``.npz`` file.
+        path: the ``.npz`` file, or a folder of ``avatar-jax track``.
         basis: the basis that the coefficients must belong to; None accepts any.
 
     Returns:
@@ -63,6 +63,8 @@ def load_motion(path: str | os.PathLike, *, basis: str | None = None) -> Motion:
     Raises:
         UserError: missing, damaged or incomplete file; wrong shape or basis; NaN; values in other units.
     """
+    if os.path.isdir(path) and os.path.isfile(os.path.join(path, 'motion.npz')):
+        path = os.path.join(path, 'motion.npz')  # a folder that the tracker wrote
     path = input_file(path)
     entries = _entries(path)
     for key in ('coefficients', 'basis', 'fps'):

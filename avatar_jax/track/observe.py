@@ -1,0 +1,275 @@
+"""First pass over a clip: landmarks of one face in every frame, frame by frame, at bounded memory.
+
+The face is detected in the first frame and then followed from its own landmarks; it is looked for again when the network
+no longer sees a face, after a cut, and now and then. Only numbers are kept of a frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from avatar_jax.errors import UserError
+from avatar_jax.faces.landmark_layouts import FILE_SIGMA, OUTLINE_SIGMA, five_as_68, to_68
+from avatar_jax.photo.detect import detect_faces
+from avatar_jax.track.choose import Chooser, embedding
+from avatar_jax.track.network import QUICK, VARIATIONS, FaceReader, Reading
+
+PRESENT = 0.5  # probability of a face below which it counts as gone
+LOOK_AGAIN = 2.0  # seconds between detections while a face is followed
+_CUT, _CUT_RISE = 0.09, 4.0  # mean change of a thumbnail that may be a cut, and how far it exceeds the usual change
+_JUMP, _GROWTH = 1.2, 1.6  # in face sizes: another face after a loss
+_THUMB = (48, 27)
+
+
+@dataclasses.dataclass
+class Observed:
+    """What the first pass keeps of T frames.
+
+    Attributes:
+      times: [T] seconds. found: [T] a face was seen.
+      points: [T,68,2] pixels, y down, first pixel centred at 0.5; NaN where no face was found.
+      sigma: [T,68] pixels, infinite for points that a landmark file does not have.
+      expression: [T,64] guess in the procedural basis, or NaN. angle: [T,3] radians, or NaN.
+      present: [T] probability of a face. segment: [T] number of the shot or person, from 0.
+      size: (width, height) of the frames.
+      source: name of the landmark backend. notes: what happened, one line each.
+      likeness: cosine of each segment's person with the first segment's (NaN where there was none to compare).
+    """
+
+    times: np.ndarray
+    found: np.ndarray
+    points: np.ndarray
+    sigma: np.ndarray
+    expression: np.ndarray
+    angle: np.ndarray
+    present: np.ndarray
+    segment: np.ndarray
+    size: tuple[int, int]
+    source: str
+    notes: list[str]
+    likeness: list[float]
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return len(self.times)
+
+
+class _Rows:
+    """Grows the arrays of ``Observed`` frame by frame."""
+
+    def __init__(self):
+        self.rows: list[tuple[float, Reading | None, int]] = []
+
+    def add(self, time: float, reading: Reading | None, segment: int) -> None:
+        if reading is not None:  # half the memory: hours of video are kept
+            reading = dataclasses.replace(reading, **{
+                k: np.asarray(v, np.float32) for k in ('points', 'sigma', 'expression', 'angle')
+                if (v := getattr(reading, k)) is not None})  # fmt: skip
+        self.rows.append((time, reading, segment))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All rows; NaN where nothing was read."""
+        t = len(self.rows)
+        points, sigma = np.full((t, 68, 2), np.nan, np.float32), np.full((t, 68), np.inf, np.float32)
+        expression, angle = np.full((t, 64), np.nan, np.float32), np.full((t, 3), np.nan, np.float32)
+        present = np.zeros(t, np.float32)
+        for i, (_, reading, _) in enumerate(self.rows):
+            if reading is None:
+                continue
+            points[i], sigma[i], present[i] = reading.points, reading.sigma, reading.present
+            if reading.expression is not None:
+                expression[i], angle[i] = reading.expression, reading.angle
+        return {
+            'times': increasing(np.array([r[0] for r in self.rows])),
+            'found': np.array([r[1] is not None for r in self.rows]),
+            'points': points, 'sigma': sigma, 'expression': expression, 'angle': angle, 'present': present,
+            'segment': np.array([r[2] for r in self.rows], np.int32),
+        }  # fmt: skip
+
+
+def increasing(times: np.ndarray) -> np.ndarray:
+    """Time stamps made strictly increasing: damaged files repeat some."""
+    times = np.array(times, np.float64)
+    usual = np.median(np.diff(times)) if len(times) > 1 else 0.04
+    usual = usual if np.isfinite(usual) and usual > 0 else 0.04
+    for i in range(1, len(times)):
+        if not times[i] > times[i - 1]:
+            times[i] = times[i - 1] + 0.1 * usual
+    return times
+
+
+def observe(frames: Iterable[Any], reader: Any, choose: Chooser, *, careful: bool = False,
+            on_frame: Callable[[], None] = lambda: None) -> Observed:  # fmt: skip
+    """Reads one face from every frame.
+
+    Args:
+      frames: objects with ``time`` (seconds) and ``pixels`` [H,W,3] uint8, all of one size.
+      reader: ``FaceReader`` or another backend with ``detect``, ``around``.
+      choose: which face.
+      careful: average over more crops, for photographs.
+      on_frame: called after each frame.
+
+    Raises:
+      UserError: no frames.
+    """
+    rows, notes, likeness, wanted = _Rows(), [], [], None
+    previous: Reading | None = None
+    lost: Reading | None = None  # the last sight of a face that is gone
+    lost_at = last_look = -np.inf
+    thumb, usual, segment, size, seen, ghosts = None, 0.0, 0, (0, 0), False, 0
+    for index, frame in enumerate(frames):
+        pixels, time = frame.pixels, float(frame.time)
+        size = (pixels.shape[1], pixels.shape[0])
+        small = _thumbnail(pixels)
+        change = 0.0 if thumb is None else float(np.abs(small - thumb).mean())
+        cut = thumb is not None and change > max(_CUT, _CUT_RISE * usual)
+        usual = change if index < 2 else 0.9 * usual + 0.1 * min(change, 3 * usual + 0.01)
+        thumb = small
+        if cut:
+            notes.append(f'cut at frame {index} ({time:.2f} s)')
+            lost, lost_at, previous = None, -np.inf, None
+        reading = None
+        if previous is not None:
+            reading = reader.around(pixels, previous.points, VARIATIONS if careful else QUICK)
+            if not _follows(reading, previous, size):
+                reading = None
+            elif time - last_look > LOOK_AGAIN:
+                last_look = time
+                ghosts = 0 if _confirmed(pixels, reading) is not False else ghosts + 1
+                if ghosts > 1:
+                    notes.append(f'frame {index}: the face that was followed is not one; looked for again')
+                    reading, ghosts = None, 0
+        if reading is None and (previous is not None or time - lost_at > 0.2 or cut or index == 0):
+            # While nothing is there, a detection five times a second is enough.
+            last_look = lost_at = time
+            reading, said = _look(pixels, reader, choose)
+            if said and not (notes and notes[-1].endswith(said)):
+                notes.append(f'frame {index}: {said}')
+        if reading is not None:
+            fresh = not seen or cut
+            if lost is not None and not fresh:
+                away = np.linalg.norm(reading.points.mean(0) - lost.points.mean(0)) / (4 * lost.size)
+                ratio = reading.size / lost.size
+                fresh = away > _JUMP or not 1 / _GROWTH < ratio < _GROWTH
+                if fresh:
+                    notes.append(f'frame {index}: the face reappears elsewhere; taken as a new shot or person')
+            if fresh:
+                segment += seen
+                person = _embedding(pixels, reading)
+                wanted = person if wanted is None else wanted
+                likeness.append(float(person @ wanted) if person is not None and wanted is not None else float('nan'))
+            seen, lost = True, reading
+        previous = reading
+        rows.add(time, reading, segment)
+        on_frame()
+    if not rows.rows:
+        raise UserError('holds no pictures; get the file again')
+    return Observed(**rows.arrays(), size=size, source=reader.name, notes=notes, likeness=likeness)
+
+
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return cv2.resize(pixels, _THUMB, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+def _embedding(pixels: np.ndarray, reading: Reading) -> np.ndarray | None:
+    try:
+        return embedding(pixels, reading.points)
+    except ValueError:  # landmarks without extent
+        return None
+
+
+def _follows(reading: Reading, previous: Reading, size: tuple[int, int]) -> bool:
+    """Whether what was read can be the face of the frame before."""
+    moved = np.linalg.norm(reading.points.mean(0) - previous.points.mean(0)) / max(previous.size, 1e-6)
+    middle = reading.points.mean(0)
+    inside = (middle > 0).all() and (middle < np.array(size)).all()
+    return bool(reading.present > PRESENT and inside and moved < 2.0 and 0.6 < reading.size / max(previous.size, 1e-6) < 1.7)
+
+
+def _confirmed(pixels: np.ndarray, reading: Reading) -> bool | None:
+    """Does the detector see a face where one is followed? None: it sees none at all, which turned faces often are."""
+    part, offset = _around(pixels, reading)
+    faces = detect_faces(part)
+    if not faces:
+        return None
+    middle = reading.points.mean(0)
+    near = [f for f in faces if np.linalg.norm(f.center + offset - middle) < 2.5 * reading.size]
+    return bool(near) or not any(f.eyes is not None for f in faces)
+
+
+def _around(pixels: np.ndarray, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+    """The part of the picture around a face, and its corner: detecting there is quick."""
+    middle, reach = reading.points.mean(0), 5 * reading.size
+    low = np.clip(middle - reach, 0, None).astype(int)
+    high = np.minimum(middle + reach, pixels.shape[1::-1]).astype(int)
+    return np.ascontiguousarray(pixels[low[1] : high[1], low[0] : high[0]]), low
+
+
+def _look(pixels: np.ndarray, reader: Any, choose: Chooser) -> tuple[Reading | None, str]:
+    """Detects, chooses and reads a face."""
+    if hasattr(reader, 'detect'):
+        return reader.detect(pixels, choose)
+    face, said = choose(pixels, detect_faces(pixels))
+    if face is None:
+        return None, said
+    reading = reader.from_box(pixels, face)
+    return (reading if reading.present > PRESENT else None), said
+
+
+class FileLandmarks:
+    """Landmarks from a file instead of a network: one row of points per frame.
+
+    Args:
+      points: [T,N,2] pixels of the upright frames (integers at pixel centres), NaN in frames without a face.
+      network: reads masks of the crops.
+    """
+
+    def __init__(self, points: np.ndarray, network: FaceReader | None = None, name: str = 'file'):
+        self.name, self.network, self.kind = name, network, points.shape[1]
+        self.points = np.asarray(points, np.float64)
+
+    def observe(self, frames: Iterable[Any], source: Any, on_frame: Callable[[], None] = lambda: None) -> Observed:
+        """``Observed`` of the frames; the pixels only tell their size and cuts are not looked for.
+
+        Raises:
+          UserError: another number of frames than rows.
+        """
+        rows, size, count = _Rows(), (0, 0), 0
+        for frame in frames:
+            size, count = (frame.pixels.shape[1], frame.pixels.shape[0]), count + 1
+            if count <= len(self.points):
+                rows.add(float(frame.time), self._reading(self.points[count - 1], size), 0)
+            on_frame()
+        if count != len(self.points):
+            raise UserError(f'{source}: the landmarks are of {len(self.points)} frames, the input has {count}')
+        arrays = rows.arrays()
+        return Observed(**arrays, size=size, source=self.name, notes=[], likeness=[1.0] if arrays['found'].any() else [])
+
+    def _reading(self, points: np.ndarray, size: tuple[int, int]) -> Reading | None:
+        if not np.isfinite(points).all():
+            return None
+        middle = points.mean(0)
+        if not ((middle >= 0) & (middle < np.array(size))).all() or np.ptp(points, axis=0).min() < 2:
+            return None
+        points = points + 0.5
+        if self.kind == 5:
+            full, known = five_as_68(points)
+            eyes = np.linalg.norm(points[1] - points[0])
+        else:
+            full, known = to_68(points), np.ones(68, bool)
+            eyes = np.linalg.norm(full[36:42].mean(0) - full[42:48].mean(0))
+        extent = max(float(eyes), 0.5 * float(np.ptp(points, axis=0).max()))
+        sigma = np.where(known, FILE_SIGMA * extent, np.inf)
+        if self.kind == 5:
+            sigma[[36, 39, 42, 45]] *= 2.5
+        if self.kind in (98, 468, 478):
+            sigma[:17] *= OUTLINE_SIGMA
+        return Reading(full, sigma)
+

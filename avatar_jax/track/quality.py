@@ -1,0 +1,54 @@
+"""How far a tracked frame can be trusted, as numbers between 0 and 1."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from avatar_jax.track.clip import Track
+
+PARTS = ('seen', 'landmarks', 'fit', 'resolution', 'pose', 'inside')
+_GRADES = ((0.6, 'good'), (0.3, 'fair'), (0.0, 'poor'))
+
+
+def _falling(value: np.ndarray, usual: float, bad: float) -> np.ndarray:
+    return np.clip((bad - value) / (bad - usual), 0.0, 1.0)
+
+
+def frame_quality(track: Track) -> dict[str, np.ndarray]:
+    """Parts and their product ('score'), each [T].
+
+    ``seen``: the backend is sure of a face; ``landmarks``: its own estimate of their error; ``fit``: a head model explains
+    them; ``resolution``: pixels of the input per pixel of the crop; ``pose``: not turned too far; ``inside``: share of the
+    crop that lies in the picture. Frames without a face have 0.
+    """
+    eyes = np.linalg.norm(track.landmarks[:, 36:42].mean(1) - track.landmarks[:, 42:48].mean(1), axis=-1)
+    mouth = np.linalg.norm(track.landmarks[:, 36:48].mean(1) - track.landmarks[:, 48:].mean(1), axis=-1)
+    size = np.maximum(np.maximum(eyes, 0.9 * mouth), 1e-3)
+    enlarged = np.abs(np.linalg.det(track.matrices[..., :2])) ** 0.5
+    yaw = np.abs(np.rad2deg(track.angle[:, 1]))
+    parts = {
+        'seen': np.clip(2 * track.present - 1, 0, 1),
+        'landmarks': _falling(np.median(track.sigma, 1) / size, 0.03, 0.12),
+        'fit': _falling(np.nan_to_num(track.residual, nan=1.0), 0.05, 0.20),
+        'resolution': np.maximum(0.1, _falling(np.log2(np.maximum(enlarged, 1e-3)), 0.0, 3.0)),
+        'pose': np.maximum(0.1, _falling(yaw, 30.0, 75.0)),
+        'inside': np.maximum(0.1, _falling(1 - _inside(track), 0.02, 0.5)),
+    }
+    good = track.found & track.valid
+    parts = {k: np.where(good, v, 0.0).astype(np.float32) for k, v in parts.items()}
+    return {**parts, 'score': np.prod(list(parts.values()), axis=0).astype(np.float32)}
+
+
+def _inside(track: Track) -> np.ndarray:
+    """[T] share of the crop that lies in the picture (crops are not turned)."""
+    scale = np.maximum(track.matrices[:, 0, 0], 1e-9)
+    low = -track.matrices[:, :, 2] / scale[:, None]
+    side = track.crop_size / scale
+    size = np.array(track.size)
+    common = np.clip(np.minimum(low + side[:, None], size) - np.maximum(low, 0), 0, None)
+    return common.prod(1) / np.maximum(side**2, 1e-9)
+
+
+def grade(score: float) -> str:
+    """'good', 'fair' or 'poor'."""
+    return next(name for limit, name in _GRADES if score >= limit)

@@ -1,0 +1,173 @@
+"""Tracks faces: photographs, videos and folders become aligned crops, camera labels, coefficients and motion files.
+
+For each input a folder appears in --out: crops/ and masks/ (512 pixels, EG3D's alignment), track.npz (landmarks, labels,
+coefficients, poses, quality of every frame), motion.npz (drives an avatar: avatar-jax animate), overlay.mp4 or .png, and
+report.json. avatar-jax invert takes such a folder as a portrait; dataset.json in --out makes the whole a data set of
+pictures with camera labels. An input that cannot be used is reported and skipped; the others are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from avatar_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the subcommand."""
+    parser.add_argument('input', nargs='+', metavar='INPUT', help='pictures, videos, folders')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results')
+    parser.add_argument('--size', type=int, default=512, metavar='N', help='side of the crops in pixels')
+    parser.add_argument('--landmarks', nargs='+', metavar='FILE', help='5, 68, 98 or 478 points, one file per input '
+                        '(default: a file beside the input, else the network)')
+    parser.add_argument('--mediapipe', metavar='FILE', help='landmarks by MediaPipe with your face_landmarker.task')
+    parser.add_argument('--model', default='procedural', metavar='FILE|procedural',
+                        help='head model whose coefficients are fitted: procedural, or a BFM, FLAME or ICT-FaceKit file')
+    parser.add_argument('--face', default='size', metavar='size|N|FILE',
+                        help='which face: the largest, the N-th largest, or the one most like a picture')
+    parser.add_argument('--crop', choices=('auto', 'frame', 'clip'), default='auto',
+                        help='clip: one square for a whole shot; frame: follow the face; auto: clip while the head stays')
+    parser.add_argument('--smooth', type=float, default=1.0, metavar='S', help='strength against jitter, 0 off')
+    parser.add_argument('--focal', type=float, metavar='F', help='focal length in longer sides of the picture (default: '
+                        'found)')  # fmt: skip
+    parser.add_argument('--label-mode', choices=('orig', 'cor', 'simplify', 'raw'), default='orig',
+                        help='normalisation of the camera labels')
+    parser.add_argument('--pixels', action='store_true', help='refine pose and expression on the pixels, and find light and '
+                        'albedo (photographs and short clips: slow)')  # fmt: skip
+    parser.add_argument('--translation', action='store_true', help="labels also follow where the head goes in the uncropped "
+                        "video (NOFA's head translation)")  # fmt: skip
+    parser.add_argument('--sequence', action='store_true', help='folders hold the frames of one clip')
+    parser.add_argument('--fps', type=float, default=25.0, metavar='R', help='frame rate of --sequence')
+    parser.add_argument('--crops', choices=('auto', 'png', 'jpg', 'none'), default='auto',
+                        help='format of the crops (auto: png for pictures, jpg for videos)')
+    parser.add_argument('--background', choices=('keep', 'white'), default='keep', help='behind the head in the crops')
+    parser.add_argument('--no-overlay', action='store_true', help='write no overlay')
+    parser.add_argument('--no-masks', action='store_true', help='write no head masks')
+    parser.add_argument('--weights', metavar='FILE', help='other weights of the landmark network')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the subcommand; returns the exit status (2 if an input was skipped)."""
+    from avatar_jax.io.atomic import output_folder, write_json
+    from avatar_jax.io.video import frame_rate
+    from avatar_jax.track.source import find_sources
+    from launch.batch import Batch
+
+    if args.size < 16 or args.size > 4096:
+        raise UserError(f'--size {args.size}: must lie between 16 and 4096')
+    if args.smooth < 0 or (args.focal is not None and not 0.2 <= args.focal <= 100):
+        raise UserError('--smooth must not be negative, --focal must lie between 0.2 and 100')
+    frame_rate(args.fps)
+    if args.landmarks and args.mediapipe:
+        raise UserError('--landmarks and --mediapipe: give one of them')
+    sources = find_sources(args.input, args.sequence, args.fps)
+    if args.landmarks and len(args.landmarks) != len(sources):
+        raise UserError(f'--landmarks: {len(args.landmarks)} files for {len(sources)} inputs; give one for each')
+    tools = Tools(args)
+    out = output_folder(args.out)
+    batch = Batch()
+    files = dict(zip((s.name for s in sources), args.landmarks or ()))
+
+    def work(source: Any) -> dict[str, Any]:
+        try:
+            return {'name': source.name, **track_source(source, out / source.name, tools, args, files.get(source.name))}
+        except UserError as error:
+            text = str(error)
+            raise UserError(text if str(source.path) in text else f'{source.path}: {text}') from error
+
+    batch.run(sources, work, name=lambda s: str(s.path))
+    write_json(out / 'report.json', {
+        'inputs': [{k: r[k] for k in ('name', 'file', 'kind', 'frames', 'faces_found', 'quality')} for r in batch.results],
+        'skipped': [{'input': name, 'reason': reason} for name, reason in batch.skipped],
+    })  # fmt: skip
+    if batch.results and args.crops != 'none':
+        write_json(out / 'dataset.json', {'labels': dataset_labels(out, [r['name'] for r in batch.results])})
+    for r in batch.results:
+        print(summary(out, r))
+    return batch.finish()
+
+
+def summary(out: Path, report: dict[str, Any]) -> str:
+    """One line about a tracked input."""
+    quality = report['quality']
+    text = f'{out / report["name"]}: {report["faces_found"]} of {report["frames"]} frames, quality {quality["score"]:.2f} ({quality["grade"]})'
+    if report['frames'] > 2:
+        jitter = report['jitter_percent_of_eye_distance']
+        text += f', jitter {jitter["measured"]:.2f} -> {jitter["after_filter"]:.2f} % of the eye distance'
+    return text
+
+
+class Tools:
+    """What all inputs of a run share: head model, networks, rules."""
+
+    def __init__(self, args: argparse.Namespace):
+        from avatar_jax.track.basis import landmark_basis, load_head
+        from avatar_jax.track.choose import Chooser
+        from avatar_jax.track.clip import TrackConfig
+        from avatar_jax.track.fit import FitConfig
+        from avatar_jax.track.mediapipe import MediaPipeReader
+        from avatar_jax.track.network import FaceReader
+
+        self.network = FaceReader(args.weights)
+        self.reader = MediaPipeReader(args.mediapipe, network=self.network) if args.mediapipe else self.network
+        self.choose = Chooser(args.face, self.network)
+        self.model = load_head(args.model)
+        self.basis = landmark_basis(self.model)
+        fit = FitConfig(smooth=args.smooth, focal=args.focal)
+        self.config = TrackConfig(fit, args.smooth, args.crop, args.label_mode, args.size)
+
+
+def track_source(source: Any, folder: Path, tools: Tools, args: argparse.Namespace, landmarks: str | None) -> dict[str, Any]:
+    """Tracks one input into ``folder``; returns its report."""
+    from avatar_jax.io.landmarks import find_landmarks, read_landmark_frames
+    from avatar_jax.progress import Progress
+    from avatar_jax.track import output
+    from avatar_jax.track.clip import track_clip
+    from avatar_jax.track.observe import FileLandmarks, observe
+
+    reader = source.open()
+    file = landmarks or (None if args.mediapipe else find_landmarks(source.path))
+    began = time.monotonic()
+    with Progress(reader.count, f'{source.path.name}: landmarks', unit='frame') as bar:
+        if file is not None:
+            points = read_landmark_frames(file)
+            observed = FileLandmarks(points, name=f'file {Path(file).name}').observe(reader, source.path, bar.update)
+        else:
+            observed = observe(reader, tools.reader, tools.choose, careful=not source.moving, on_frame=bar.update)
+    seen = time.monotonic()
+    track = track_clip(observed, tools.basis, tools.config, tools.network.calibration)
+    if args.pixels:
+        from avatar_jax.track.pixels import refine
+
+        with Progress(track.num_frames, f'{source.path.name}: pixels', unit='frame') as bar:
+            track = refine(track, reader, tools.model, tools.basis, tools.config, bar.update)
+    if args.translation:
+        from avatar_jax.track.clip import with_head_translation
+
+        track = with_head_translation(track)
+    fitted = time.monotonic()
+    crops = args.crops if args.crops != 'auto' else 'jpg' if source.moving else 'png'
+    config = output.OutputConfig(crops, not args.no_overlay, args.background, not args.no_masks)
+    settings = {k: v for k, v in vars(args).items() if k not in ('input', 'out')}
+    with Progress(track.num_frames, f'{source.path.name}: writing', unit='frame') as bar:
+        report = output.write(folder, source, reader, track, tools.model, tools.network, config,
+                              {**settings, 'seconds': {'landmarks': seen - began, 'fit': fitted - seen}}, bar.update)  # fmt: skip
+    return report
+
+
+def dataset_labels(out: Path, names: list[str]) -> list[list[Any]]:
+    """[[crop, 25 numbers], ...] of all crops, as EG3D's dataset.json has them."""
+    import numpy as np
+
+    from avatar_jax.track.output import ARRAYS, CROPS
+
+    rows = []
+    for name in names:
+        with np.load(out / name / ARRAYS) as arrays:
+            labels = arrays['labels']
+        for path in sorted((out / name / CROPS).glob('*')):
+            rows.append([f'{name}/{CROPS}/{path.name}', [float(v) for v in labels[int(path.stem)]]])
+    return rows

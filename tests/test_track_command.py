@@ -1,0 +1,199 @@
+"""``avatar-jax track`` from files to folders, on rendered clips whose truth is known."""
+
+import json
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from avatar_jax import cli
+from avatar_jax.errors import UserError
+from avatar_jax.faces.procedural import motion, render_head, sample_identity
+from avatar_jax.io.motion import load_motion
+from avatar_jax.io.video import VideoReader, write_video
+from avatar_jax.track.folder import is_track, prepared, read_track
+from data_pipelines.cameras import pose_labels
+
+SIZE = 192
+SHOWN = 10  # frames of each piece of the long clip
+
+
+def rendered(seed, count, background, start=0):
+    """Frames [count,SIZE,SIZE,3] uint8 of a speaking head before a plain background, and its landmarks, angles."""
+    arrays = motion.speech_arrays(seed, start + count)
+    identity = sample_identity(seed, 'test')
+    frames, landmarks = [], []
+    for t in range(start, start + count):
+        label = pose_labels(arrays['angle'][t], arrays['translation'][t])
+        head = render_head(identity, arrays['expression'][t], label, resolution=SIZE, supersample=1, background=background)
+        frames.append(np.rint(255 * np.clip(head.rgb, 0, 1)).astype(np.uint8))
+        landmarks.append(head.landmarks - 0.5)
+    return np.stack(frames), np.stack(landmarks), arrays['angle'][start:]
+
+
+@pytest.fixture(scope='module')
+def person():
+    return rendered(3, SHOWN, (0.4, 0.5, 0.6))
+
+
+def run(*arguments):
+    return cli.main(['track', *map(str, arguments)])
+
+
+@pytest.fixture(scope='module')
+def known(person, tmp_path_factory):
+    """A clip with a file of landmarks, tracked."""
+    folder = tmp_path_factory.mktemp('known')
+    frames, landmarks, angles = person
+    path = folder / 'my clip é 顔.mp4'
+    write_video(path, frames, 25)
+    np.save(folder / 'my clip é 顔.landmarks68.npy', landmarks)
+    assert run(path, '--out', folder / 'out', '--size', 96, '--label-mode', 'raw') == 0
+    return folder / 'out', landmarks, angles
+
+
+def test_everything_is_written(known):
+    out, landmarks, angles = known
+    folder = out / 'my clip é 顔'
+    assert is_track(folder) and not is_track(out)
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ['crops', 'masks', 'motion.npz', 'overlay.mp4', 'report.json', 'track.npz']
+    arrays = read_track(folder)
+    assert arrays['found'].all() and arrays['labels'].shape == (SHOWN, 25) and arrays['coefficients'].shape == (SHOWN, 260)
+    assert np.abs(arrays['landmarks'] - landmarks).mean() < 1.0
+    assert np.rad2deg(np.abs(arrays['angle'] - angles).mean()) < 2.0
+    crops = sorted((folder / 'crops').glob('*.jpg'))
+    assert len(crops) == SHOWN and Image.open(crops[0]).size == (96, 96)
+    assert len(list((folder / 'masks').glob('*.png'))) == SHOWN
+    overlay = VideoReader(folder / 'overlay.mp4')
+    assert overlay.num_frames == SHOWN and overlay.fps == 25
+    report = json.loads((folder / 'report.json').read_text())
+    assert report['landmarks_from'].startswith('file') and report['missing'] == [] and report['faces_found'] == SHOWN
+    assert report['quality']['grade'] in ('good', 'fair', 'poor')
+    labels = json.loads((out / 'dataset.json').read_text())['labels']
+    assert len(labels) == SHOWN and (out / labels[0][0]).is_file() and len(labels[0][1]) == 25
+
+
+def test_the_crop_shows_what_the_landmarks_say(known, person):
+    """The crop's pixels come from where the matrix says: colours at the landmarks agree with the frame's."""
+    out, _, _ = known
+    folder = out / 'my clip é 顔'
+    arrays = read_track(folder)
+    crop = np.asarray(Image.open(folder / 'crops' / '000000.jpg')).astype(int)
+    places = np.rint(arrays['landmarks_crop'][0, [30, 33, 27, 8]]).astype(int)
+    origin = np.rint(arrays['landmarks'][0, [30, 33, 27, 8]]).astype(int)
+    found = np.stack([crop[y - 1 : y + 2, x - 1 : x + 2].mean((0, 1)) for x, y in places])
+    true = np.stack([person[0][0][y - 1 : y + 2, x - 1 : x + 2].mean((0, 1)) for x, y in origin])
+    assert np.abs(found - true).max() < 35
+
+
+def test_track_folder_drives_and_is_inverted(known):
+    out, _, _ = known
+    folder = out / 'my clip é 顔'
+    driver = load_motion(folder, basis='procedural')
+    assert driver.num_frames == SHOWN and driver.fps == 25
+    portrait, own = prepared(folder, size=64, label_mode='raw')
+    assert portrait.image.shape == (64, 64, 3) and portrait.mask.shape == (64, 64) and portrait.label.shape == (25,)
+    assert own.num_frames == 1 and own.basis == 'procedural'
+    json.dumps(portrait.report(), default=str)
+    with pytest.raises(UserError, match='no face in frame 99'):
+        prepared(folder, size=64, label_mode='raw', frame=99)
+
+
+def test_damaged_track_folders(tmp_path):
+    (tmp_path / 'track.npz').write_bytes(b'PK\x03\x04 nonsense')
+    with pytest.raises(UserError, match='is damaged'):
+        read_track(tmp_path)
+    np.savez(tmp_path / 'track.npz', a=1)
+    with pytest.raises(UserError, match='not written by this version'):
+        read_track(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def eventful(person, tmp_path_factory):
+    """A face that leaves and comes back, then a cut to somebody else; read by the network."""
+    folder = tmp_path_factory.mktemp('eventful')
+    frames, _, _ = person
+    empty = np.full((6, SIZE, SIZE, 3), (102, 128, 153), np.uint8)
+    other, _, _ = rendered(8, SHOWN, (0.1, 0.1, 0.1))
+    path = folder / 'clip.mp4'
+    write_video(path, np.concatenate([frames, empty, frames[::-1], other]), 25)
+    assert run(path, '--out', folder / 'out', '--size', 64, '--no-masks') == 0
+    return folder / 'out' / 'clip'
+
+
+def test_gaps_and_cuts_are_reported(eventful):
+    report = json.loads((eventful / 'report.json').read_text())
+    arrays = read_track(eventful)
+    assert report['frames'] == 3 * SHOWN + 6 and arrays['found'].sum() >= 3 * SHOWN - 6
+    assert not arrays['found'][SHOWN + 1 : SHOWN + 5].any()
+    assert any(m['frames'][0] <= SHOWN + 1 and m['what'] in ('interpolated', 'held') for m in report['missing'])
+    assert any('cut at frame' in note for note in report['notes'])
+    assert len({*arrays['segment'][:SHOWN], *arrays['segment'][-SHOWN:]}) == 2
+    assert len(report['motion_files']) == len(report['segments']) == arrays['segment'].max() + 1
+    assert load_motion(eventful / 'motion_02.npz').num_frames >= SHOWN
+    assert not (eventful / 'masks').exists()
+
+
+def test_network_landmarks_are_near_the_truth(eventful, person):
+    points, true = read_track(eventful)['landmarks'][:SHOWN], person[1]
+    eyes = np.linalg.norm(true[:, 36:42].mean(1) - true[:, 42:48].mean(1), axis=-1).mean()
+    assert np.linalg.norm(points - true, axis=-1).mean() / eyes < 0.12
+
+
+def write_sound(path):
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('aac', rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')
+        frame.sample_rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def test_bad_inputs_are_skipped_and_listed(person, tmp_path, capsys):
+    frames, landmarks, _ = person
+    Image.fromarray(frames[0]).save(tmp_path / 'good.png')
+    np.savetxt(tmp_path / 'good.landmarks68.txt', landmarks[0])
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (96, 96, 3), dtype=np.uint8)).save(tmp_path / 'noise.png')
+    write_sound(tmp_path / 'sound.mp4')
+    write_video(tmp_path / 'cut off.mp4', frames, 25)
+    (tmp_path / 'cut off.mp4').write_bytes((tmp_path / 'cut off.mp4').read_bytes()[:3000])
+    (tmp_path / 'empty.mov').write_bytes(b'')
+    assert run(tmp_path, tmp_path / 'missing.jpg', '--out', tmp_path / 'out', '--size', 64) == 2
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert [r['name'] for r in report['inputs']] == ['good']
+    reasons = {s['input'].rsplit('/', 1)[-1]: s['reason'] for s in report['skipped']}
+    assert set(reasons) == {'noise.png', 'sound.mp4', 'cut off.mp4', 'empty.mov', 'missing.jpg'}
+    assert 'no face found' in reasons['noise.png'] and 'no picture track' in reasons['sound.mp4']
+    assert 'empty' in reasons['empty.mov'] and 'no such file' in reasons['missing.jpg']
+    err = capsys.readouterr().err
+    assert '5 of 6 inputs were skipped' in err and 'Traceback' not in err
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['dataset.json', 'good', 'report.json']
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (('--size', '4'), '--size 4'), (('--smooth', '-1'), 'must not be negative'), (('--face', '0'), 'counted from 1'),
+    (('--face', 'nobody.jpg'), 'a picture of the person'), (('--model', 'none.mat'), 'no such head model'),
+    (('--mediapipe', 'none.task'), 'no such file'), (('--landmarks', 'a', 'b'), '2 files for 1 inputs'),
+    (('--fps', '0'), 'frame rate'), (('--mediapipe', 'a', '--landmarks', 'b'), 'give one of them'),
+])  # fmt: skip
+def test_bad_options(options, message, tmp_path, capsys):
+    (tmp_path / 'a.png').write_bytes(b'x')
+    assert run(tmp_path / 'a.png', '--out', tmp_path / 'out', *options) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / 'out').exists()
+
+
+def test_pixels_light_and_translation(person, tmp_path):
+    """Refinement on the pixels keeps the pose, finds light, and its numbers reach the records."""
+    frames, landmarks, angles = person
+    Image.fromarray(frames[2]).save(tmp_path / 'a.png')
+    np.savetxt(tmp_path / 'a.landmarks68.txt', landmarks[2])
+    assert run(tmp_path / 'a.png', '--out', tmp_path / 'out', '--size', 64, '--pixels', '--translation', '--no-masks') == 0
+    arrays = read_track(tmp_path / 'out' / 'a')
+    assert np.rad2deg(np.abs(arrays['angle'][0] - angles[2]).max()) < 5
+    assert np.abs(arrays['coefficients'][0, 227:254]).max() > 0.01 and np.abs(arrays['coefficients'][0, 144:224]).max() > 0.01
+    assert 'refined on the pixels' in json.loads((tmp_path / 'out' / 'a' / 'report.json').read_text())['notes']
