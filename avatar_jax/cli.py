@@ -31,6 +31,7 @@ COMMANDS = {
     'train': ('launch.train', 'train a model'),
     'convert': ('launch.convert', 'import published weights, prove an import, or export'),
     'assets': ('launch.assets', 'show which optional files exist, and which are here'),
+    'ablate': ('launch.ablate', "train and compare the variants of a paper's table"),
     'bench': ('launch.benchmark', 'measure speed and memory'),
 }
 # Modules that come with an extra of the package.

@@ -1,6 +1,7 @@
-"""Trains OTAvatar by decoupling-by-inverting.
+"""Trains a method: OTAvatar by decoupling-by-inverting, GPAvatar on sets of frames.
 
     avatar-jax train --config configs/otavatar_heads.py:tiny --out DIR [--resume] [--config.FIELD=VALUE ...]
+    avatar-jax train --config configs/gpavatar_heads.py:tiny --out DIR [--resume] [--config.FIELD=VALUE ...]
 
 The folder gets config.json, metrics.jsonl (every term and norm), samples/, checkpoints/ and, when tensorboardX is
 installed, TensorBoard files; weights.safetensors at the end. A run that was killed continues with --resume and gives
@@ -30,13 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status."""
     from avatar_jax.configure import from_plain
-    from avatar_jax.methods.otavatar.train import RunConfig
     from avatar_jax.train.logging import NonFiniteError
     from launch.config_args import load_config
 
-    config = from_plain(RunConfig, load_config(args.config, args.overrides).to_dict())
+    values = load_config(args.config, args.overrides).to_dict()
+    if values.get('method') == 'gpavatar':
+        from avatar_jax.methods.gpavatar.train import RunConfig
+        from launch.train_gpavatar import train as run_training
+    else:
+        from avatar_jax.methods.otavatar.train import RunConfig
+
+        run_training = train
     try:
-        train(config, args.out, resume=args.resume)
+        run_training(from_plain(RunConfig, values), args.out, resume=args.resume)
     except NonFiniteError as error:
         raise UserError(f'{args.out}: stopped at {error}; lower the learning rates, clip gradients, or set '
                         "output.nonfinite='skip'") from error  # fmt: skip

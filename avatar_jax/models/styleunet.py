@@ -245,7 +245,7 @@ class StyleUNet(nn.Module):
         c = self.config
         if x.shape[1] < c.out_size or x.shape[2] < c.out_size:
             x = resize(x, c.out_size)
-        first = c.channels(c.in_size if c.in_size > c.out_size else c.out_size)
+        first = c.channels(max(c.in_size, c.out_size))
         if c.in_size > c.out_size:
             x = lrelu(Conv(c.in_dim, first, 1, name='conv_body_first_0')(x))
             x = ResBlock(first, c.channels(c.out_size), up=False, name='conv_body_first_1')(x)

@@ -1,5 +1,7 @@
 """GPAvatar's layers and fields against reference numbers."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,10 +57,10 @@ def test_harmonic_encoding(golden):
 @handles('gpavatar', 'triplane_sample')
 def test_triplane_sample(golden):
     planes, places = planes_in(golden.inp['planes']), jnp.asarray(golden.inp['coords'])
-    close(sample_planes_mean(planes, places, 2.0, 'orthogonal'), golden.out['mean'], **NET)
-    apart = sample_planes(planes, places, 2.0, 'orthogonal')
+    mean, apart = jax.jit(lambda p, c: [f(p, c, 2.0, 'orthogonal') for f in (sample_planes_mean, sample_planes)])(planes, places)
+    close(mean, golden.out['mean'], **NET)
     close(jnp.concatenate(list(jnp.moveaxis(apart, 1, 0)), -1), golden.out['concat'], **NET)
-    grads = jax.grad(lambda p, c: jnp.sum(sample_planes_mean(p, c, 2.0, 'orthogonal') * golden.inp['w']), (0, 1))
+    grads = jax.jit(jax.grad(lambda p, c: jnp.sum(sample_planes_mean(p, c, 2.0, 'orthogonal') * golden.inp['w']), (0, 1)))
     d_planes, d_places = grads(planes, places)
     close(planes_out(d_planes), golden.grad['planes'], **GRADIENT)
     close(d_places, golden.grad['coords'], **GRADIENT)
@@ -80,6 +82,7 @@ def test_expression_field(golden):
     places, points = jnp.asarray(golden.inp['coords']), jnp.asarray(golden.inp['points'])
     released = field_config(golden, params)
 
+    @partial(jax.jit, static_argnames='config')
     def run(params, places, points, config=released):
         neighbours = fields.neighbours_of(places, points, config)
         prepared = fields.prepare_points(params, config)
@@ -100,15 +103,15 @@ def test_expression_field(golden):
     stride = -(-places.shape[1] // golden.out['point_mlp'].shape[1])
     few = places[:, ::stride]
     single = field_config(golden, params, normalise='neighbours')
-    answers = [fields.point_features(params, fields.prepare_points(params, single), single, few, points,
-                                     fields.Neighbours(neighbours.index[:, ::stride, k : k + 1], None))
-               for k in range(released.neighbours)]  # fmt: skip
+    answer = jax.jit(lambda i: fields.point_features(params, fields.prepare_points(params, single), single, few, points,
+                                                     fields.Neighbours(i, None)))  # fmt: skip
+    answers = [answer(neighbours.index[:, ::stride, k : k + 1]) for k in range(released.neighbours)]
     close(jnp.stack(answers, 2), golden.out['point_mlp'], **NET, what='answers of neighbours')
 
     def scalar(params, places, points):
         return jnp.sum(run(params, places, points)[0] * golden.inp['w'])
 
-    grads = jax.grad(scalar, (0, 1, 2))(params, places, points)
+    grads = jax.jit(jax.grad(scalar, (0, 1, 2)))(params, places, points)
     compare_params(grads[0], golden)
     close(grads[1], golden.grad['coords'], **GRADIENT)
     close(grads[2], golden.grad['points'], **GRADIENT)
@@ -123,6 +126,7 @@ def test_head(golden):
     widths = head.HeadConfig(inp['planes'].shape[2], params['feature_layers_0']['weight'].shape[1],
                              params['rgb_layers_0']['weight'].shape[1], params['rgb_layers_2']['weight'].shape[1])  # fmt: skip
 
+    @partial(jax.jit, static_argnames='chunk')
     def run(params, planes, points, chunk=None):
         scene = head.Scene(planes, points)
         # Every place is a ray of one sample: directions are given for each.
@@ -140,7 +144,7 @@ def test_head(golden):
         opacity, color = run(*args)
         return jnp.sum(opacity * inp['w_density']) + jnp.sum(color * inp['w_rgb'])
 
-    grads = jax.grad(scalar, (0, 1, 2))(params, planes, inp['points'])
+    grads = jax.jit(jax.grad(scalar, (0, 1, 2)))(params, planes, inp['points'])
     compare_params(grads[0], golden)
     close(planes_out(grads[1]), golden.grad['planes'], **GRADIENT)
     close(grads[2], golden.grad['points'], **GRADIENT)
@@ -152,21 +156,23 @@ def test_fusion(golden):
     tree = jax.tree.map(jnp.asarray, to_tree(golden.param))
     scale, params = tree.pop('scale'), tree
     query = planes_in(golden.inp['query'])[0, 0]
+    fused = jax.jit(lambda *a: (fusion.fuse(*a, scale), fusion.attention_weights(*a, scale)))
+    add = jax.jit(lambda state, view: state.add(params, query, view, scale))
     for name in [k for k in golden.inp if k.startswith('planes_')]:
         planes, count = planes_in(golden.inp[name]), name.removeprefix('planes_')
-        close(planes_out(fusion.fuse(params, query, planes, scale)), golden.out[f'merged_{count}'], **NET, what=name)
-        weights = fusion.attention_weights(params, query, planes, scale)
+        merged, weights = fused(params, query, planes)
+        close(planes_out(merged), golden.out[f'merged_{count}'], **NET, what=name)
         close(jnp.moveaxis(weights, 1, 2), golden.out[f'attn_{count}'], atol=2e-6, what=f'weights {name}')
         state = fusion.FusionState.start(query.shape)
         for view in planes[0]:
-            state = state.add(params, query, view, scale)
+            state = add(state, view)
         close(planes_out(state.result()), golden.out[f'merged_{count}'][0], **NET, what=f'one by one, {name}')
     (count,) = [k.removeprefix('w_') for k in golden.inp if k.startswith('w_')]
 
     def scalar(params, query, planes):
         return jnp.sum(fusion.fuse(params, query, planes, scale) * planes_in(golden.inp[f'w_{count}']))
 
-    grads = jax.grad(scalar, (0, 1, 2))(params, query, planes_in(golden.inp[f'planes_{count}']))
+    grads = jax.jit(jax.grad(scalar, (0, 1, 2)))(params, query, planes_in(golden.inp[f'planes_{count}']))
     # The bias of the last key layer moves all scores of a pixel alike: its gradient is zero but for rounding.
     last = 'to_k_.5.bias'
     compare_params(grads[0], golden, skip=(last,))

@@ -45,7 +45,7 @@ def test_camera_rays(golden):
     focal = jnp.stack([inp['K_rect'][0, 0], inp['K_rect'][1, 1]])
     close(cameras.pixel_directions(rows, columns, focal), out['camera_dirs_rect'], atol=1e-6, what='rectangular')
     samples = out['near_far_depths'].shape[1]
-    side = int(round((len(out['near_far_depths']) / 2) ** 0.5))
+    side = round((len(out['near_far_depths']) / 2) ** 0.5)
     origins, dirs = cameras.rays(cams[:2], cfg['focal'], side, side)
     near, far = (float(x) for x in _numbers(cfg['note'], 'near ', 'far '))
     depths = render.bin_depths(jnp.full(dirs.shape[:-1], near), jnp.full(dirs.shape[:-1], far), samples)

@@ -31,7 +31,7 @@ class WorldConfig:
     """
 
     scale: float = 2.5
-    center: tuple[float, float, float] = (0.0, 0.0, 0.161)
+    center: tuple[float, float, float] = (0.0, 0.0, 0.0)
     decimetre_scale: float = WORLD_SCALE
     decimetre_offset: tuple[float, float, float] = WORLD_OFFSET
 

@@ -36,13 +36,15 @@ class HeadConfig:
 
     Attributes:
         plane_channels: of the tri-planes. width: of the shared layers. color_width: of the colour layer.
-        out_channels: colour features; the first three are RGB. octaves: of the encoding of the view direction.
+        out_channels: colour features; the first three are RGB.
+        view: the colour depends on the view direction (release). octaves: of its encoding.
     """
 
     plane_channels: int = 32
     width: int = 128
     color_width: int = 64
     out_channels: int = 32
+    view: bool = True
     octaves: int = 4
 
 
@@ -64,7 +66,7 @@ class Scene:
 def init_head(config: HeadConfig, field: FieldConfig, key: jax.Array) -> dict[str, Any]:
     """Fresh parameters, linear layers as PyTorch's."""
     k = iter(jax.random.split(key, 7))
-    w, view = config.width, 3 * (2 * config.octaves + 1)
+    w, view = config.width, 3 * (2 * config.octaves + 1) if config.view else 0
     return {
         'points_querier': init_field(field, next(k)),
         'feature_layers_0': init_linear(next(k), config.plane_channels + field.feature_dim, w),
@@ -83,26 +85,27 @@ def positive(x: jax.Array) -> jax.Array:
 
 
 def decode(params: Mapping[str, Any], config: HeadConfig, features: jax.Array, places: jax.Array,
-           directions: jax.Array) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+           directions: jax.Array, density: bool = False) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Features [...,C+F] of places [...,3] seen along directions [...,3] -> opacity [...,1] in [0,1), colour [...,O].
 
     The opacity belongs to the sample, not to a length: there is no step size in it. It is 0 outside the open cube.
+    ``density``: return the density (per unit of length, at least 0) instead, for the paper's volume rendering.
     """
     z = jax.nn.relu(linear(params['feature_layers_0'], features))
     z = jax.nn.relu(linear(params['feature_layers_2'], z))
     z = linear(params['feature_layers_4'], z)
     inside = jnp.all(jnp.abs(places) < BOX / 2, -1, keepdims=True)
-    opacity = -jnp.expm1(-positive(linear(params['density_layers_0'], z)) * inside)
-    view = harmonic_encoding(unit_vector(directions), config.octaves)
-    view = jnp.broadcast_to(view, (*z.shape[:-1], view.shape[-1]))
-    color = jax.nn.relu(linear(params['rgb_layers_0'], jnp.concatenate([z, view], -1)))
-    color = linear(params['rgb_layers_2'], color)
-    return opacity, jnp.concatenate([wide_sigmoid(color[..., :3]), color[..., 3:]], -1)
+    amount = positive(linear(params['density_layers_0'], z)) * inside
+    if config.view:
+        view = harmonic_encoding(unit_vector(directions), config.octaves)
+        z = jnp.concatenate([z, jnp.broadcast_to(view, (*z.shape[:-1], view.shape[-1]))], -1)
+    color = linear(params['rgb_layers_2'], jax.nn.relu(linear(params['rgb_layers_0'], z)))
+    return amount if density else -jnp.expm1(-amount), jnp.concatenate([wide_sigmoid(color[..., :3]), color[..., 3:]], -1)
 
 
 def query(params: Mapping[str, Any], config: HeadConfig, field: FieldConfig, scene: Scene, places: jax.Array,
-          directions: jax.Array, chunk: int | None = None) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Opacity [B,R,S,1] and colour [B,R,S,O] at S places on each of R rays.
+          directions: jax.Array, chunk: int | None = None, density: bool = False) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Opacity (or density) [B,R,S,1] and colour [B,R,S,O] at S places on each of R rays.
 
     Args:
         places: [B,R,S,3]: *all* places of the call, since released weights are normalised over them.
@@ -125,7 +128,7 @@ def query(params: Mapping[str, Any], config: HeadConfig, field: FieldConfig, sce
             moving = expression_features(querier, scene.expression, flat.shape[1])
         still = sample_planes_mean(scene.planes, flat, BOX, 'orthogonal')
         features = jnp.concatenate([still, moving], -1).reshape(*places.shape[:3], -1)
-        return decode(params, config, features, places, directions[:, :, None])
+        return decode(params, config, features, places, directions[:, :, None], density)
 
     index = neighbours.index
     if index is None:

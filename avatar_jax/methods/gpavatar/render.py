@@ -36,7 +36,7 @@ class Draws(NamedTuple):
 
 @struct.dataclass
 class Rendered:
-    """``coarse``, ``fine`` [B,R,C]; ``coarse_opacities`` [B,R,S] of the samples; ``opacity``, ``distance`` [B,R] (fine).
+    """``coarse``, ``fine`` [B,R,C]; ``coarse_opacities`` [B,R,S] of the samples as the field gave them; ``opacity``, ``distance`` [B,R] (fine).
 
     ``distance``: mean depth; what light passes is taken to stop at the farthest sample of the batch.
     """
@@ -126,8 +126,8 @@ def merge(*samples: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, 
 
 
 def render(field: Field, origins: jax.Array, directions: jax.Array, samples: int, fine_samples: int,
-           draws: Draws | None = None, background: float = 0.0,
-           span: tuple[float, float] | None = None) -> Rendered:  # fmt: skip
+           draws: Draws | None = None, background: float = 0.0, span: tuple[float, float] | None = None,
+           density: bool = False) -> Rendered:  # fmt: skip
     """Renders rays [B,R,3] through a field, coarse then fine.
 
     Args:
@@ -136,6 +136,7 @@ def render(field: Field, origins: jax.Array, directions: jax.Array, samples: int
         draws: random places, for training; None is deterministic.
         background: see ``composite``.
         span: constant (near, far) instead of the cube.
+        density: the field gives densities; a sample's opacity is 1 - exp(-density * distance to the next sample).
     """
     if span is None:
         near, far, _ = cube_hits(origins, directions)
@@ -144,13 +145,20 @@ def render(field: Field, origins: jax.Array, directions: jax.Array, samples: int
     depths = bin_depths(near, far, samples, None if draws is None else draws.jitter)
     opacities, values = field(along(origins, directions, depths), directions)
     first = depths, opacities[..., 0], values
-    coarse, _, weights = composite(first[1], values, background)
+    coarse, _, weights = composite(_opacities(first[1], depths, density), values, background)
     deeper = fine_depths(weights, depths, fine_samples, None if draws is None else draws.bias)
     more_opacities, more_values = field(along(origins, directions, deeper), directions)
     depths, together, values = merge(first, (deeper, more_opacities[..., 0], more_values))
-    fine, opacity, weights = composite(together, values, background)
+    fine, opacity, weights = composite(_opacities(together, depths, density), values, background)
     distance = jnp.sum(weights * depths, -1) + (1 - opacity) * depths.max()
     return Rendered(coarse, fine, first[1], opacity, distance)
+
+
+def _opacities(amount: jax.Array, depths: jax.Array, density: bool) -> jax.Array:
+    if not density:
+        return amount
+    lengths = depths[..., 1:] - depths[..., :-1]
+    return -jnp.expm1(-amount * jnp.concatenate([lengths, lengths[..., -1:]], -1))
 
 
 def to_image(x: jax.Array, height: int, width: int) -> jax.Array:
