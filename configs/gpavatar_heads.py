@@ -27,7 +27,7 @@ def get_config(variant: str = ''):
     if 'tiny' in names:
         config = RunConfig(
             model=ModelConfig.tiny(preset),
-            data=DataConfig(people=2, frames=4, resolution=32, in_memory=True),
+            data=DataConfig(people=2, frames=4, resolution=16, in_memory=True),
             output=OutputConfig(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
         )
     elif 'full' in names:

@@ -27,7 +27,7 @@ def variables():
     return {**model.init(CONFIG, jax.random.key(0)), 'mesh': mesh.load_mesh(CONFIG)}
 
 
-def portrait(seed=0, size=32):
+def portrait(seed=0, size=16):
     image = np.random.default_rng(seed).uniform(-1, 1, (size, size, 3)).astype(np.float32)
     return Portrait(image=image, camera=Camera.from_label(FRONT), source=f'picture {seed}')
 
@@ -181,7 +181,7 @@ def test_avatar_of_portraits(variables, tmp_path):
     assert again.config == CONFIG and again.weights == digest
     windows, labels = motion(3)
     frames = loaded.animate(again, windows, labels)
-    assert frames.rgb.shape == (3, 32, 32, 3) and frames.raw.shape == (3, 8, 8, 3) and np.abs(frames.rgb).max() <= 1
+    assert frames.rgb.shape == (3, 16, 16, 3) and frames.raw.shape == (3, 8, 8, 3) and np.abs(frames.rgb).max() <= 1
     exported, needed = export_frame(loaded.variables, CONFIG, again, 1)
     picture = exported.call(needed, dict(again.identity), windows[:1, 13, :64], labels[:1])
     np.testing.assert_allclose(picture[0], frames.rgb[0], atol=2e-3)

@@ -20,6 +20,7 @@ from flax import linen as nn
 
 from avatar_jax.errors import UserError
 from avatar_jax.losses.pixel import halve
+from avatar_jax.models import host_draws
 from avatar_jax.models.perception.layers import flatten_chw
 from avatar_jax.ops.activations import SQRT2, normalize_2nd_moment
 from avatar_jax.ops.conv import conv2d
@@ -30,7 +31,16 @@ SLOPE = 0.2
 # Sigmoids are widened by a thousandth on both sides so that 0 and 1 can be reached.
 WIDEN, LOWER = 1.002, 0.001
 
-_like_torch = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # U(-1, 1) / sqrt(fan in)
+
+
+def _normal(deviation: float = 1.0):
+    return lambda key, shape, dtype=jnp.float32: host_draws.normal(key, shape, deviation)
+
+
+def _uniform(fan_in: int):
+    """PyTorch's default of weights and biases."""
+    return lambda key, shape, dtype=jnp.float32: host_draws.uniform(key, shape, fan_in**-0.5)
+
 
 
 @dataclass(frozen=True)
@@ -99,10 +109,11 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         k = self.kernel
-        y = conv2d(x, self.param('weight', _like_torch, (k, k, self.inputs, self.features)), 1, k // 2)
+        fan_in = self.inputs * k * k
+        y = conv2d(x, self.param('weight', _uniform(fan_in), (k, k, self.inputs, self.features)), 1, k // 2)
         if not self.use_bias:
             return y
-        return y + self.param('bias', _bias_init(self.inputs * k * k), (self.features,))
+        return y + self.param('bias', _uniform(fan_in), (self.features,))
 
 
 class Linear(nn.Module):
@@ -115,17 +126,10 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         gain = {'mapping': 2 / (1 + SLOPE**2), 'modulation': 1.0}.get(self.kind)
-        init = _like_torch if gain is None else nn.initializers.variance_scaling(gain, 'fan_in', 'normal')
+        init = _uniform(self.inputs) if gain is None else _normal((gain / self.inputs) ** 0.5)
         weight = self.param('weight', init, (self.inputs, self.features))
-        bias = {'plain': _bias_init(self.inputs), 'mapping': nn.initializers.zeros, 'modulation': nn.initializers.ones}
+        bias = {'plain': _uniform(self.inputs), 'mapping': nn.initializers.zeros, 'modulation': nn.initializers.ones}
         return jnp.matmul(x, weight) + self.param('bias', bias[self.kind], (self.features,))
-
-
-def _bias_init(fan_in: int):
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -1, 1) * fan_in**-0.5
-
-    return init
 
 
 class ResBlock(nn.Module):
@@ -158,7 +162,7 @@ class ModulatedConv(nn.Module):
     @nn.compact
     def __call__(self, x, style):
         k = self.kernel
-        init = nn.initializers.normal((self.inputs * k * k) ** -0.5)
+        init = _normal((self.inputs * k * k) ** -0.5)
         weight = self.param('weight', init, (k, k, self.inputs, self.features))
         styles = Linear(self.style_dim, self.inputs, 'modulation', name='modulation')(style)
         x = double(x) if self.upsample else x
@@ -201,7 +205,7 @@ class _Constant(nn.Module):
 
     @nn.compact
     def __call__(self):
-        return self.param('weight', nn.initializers.normal(1.0), self.shape)
+        return self.param('weight', _normal(), self.shape)
 
 
 class StyleDecoder(nn.Module):
@@ -272,10 +276,16 @@ class StyleUNet(nn.Module):
         return wide_sigmoid(y) if c.activation else y
 
 
+def init_params(key: jax.Array, config: StyleUNetConfig) -> dict[str, Any]:
+    """Fresh parameters, without running the network."""
+    image = jax.ShapeDtypeStruct((1, config.in_size, config.in_size, config.in_dim), jnp.float32)
+    return StyleUNet(config).lazy_init(key, image)['params']
+
+
 def draw_noise(key: jax.Array, config: StyleUNetConfig, batch: int) -> list[jax.Array]:
     """Fresh noise maps [batch, r, r, 1] of all layers."""
     keys = jax.random.split(key, len(config.noise_sizes))
-    return [jax.random.normal(k, (batch, r, r, 1)) for k, r in zip(keys, config.noise_sizes, strict=True)]
+    return [host_draws.normal(k, (batch, r, r, 1)) for k, r in zip(keys, config.noise_sizes, strict=True)]
 
 
 def stored_noise(maps: Mapping[str, Any], config: StyleUNetConfig) -> list[jax.Array]:

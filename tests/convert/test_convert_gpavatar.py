@@ -43,7 +43,7 @@ def test_import_export_and_import_again(tmp_path):
     same(state_dict(load_weights(path).variables), flat)
     config = load_weights(path).config
     assert (config['image_size'], config['plane_size'], config['img_resolution'], config['channel_base'],
-            config['channel_max'], config['style_dim'], config['mapping_layers']) == (32, 16, 32, 64, 4, 8, 2)  # fmt: skip
+            config['channel_max'], config['style_dim'], config['mapping_layers']) == (16, 8, 16, 32, 4, 8, 2)  # fmt: skip
     assert config['basis'] == 'flame-2020' and config['method']['field']['reference_samples'] == 524_288
     exported = export(path, tmp_path / 'b')
     convert(exported, tmp_path / 'c')

@@ -306,7 +306,7 @@ class ModelConfig:
                 'train__batch_size': 2, 'train__iterations': 4, 'loss__network': 'pyramid', 'loss__box_size': 16,
                 'background': 1.0}  # fmt: skip
         method = _preset(preset).replace(**tiny).replace(**overrides)
-        return cls(method, 32, 16, 8, 32, 64, 4, 8, 2, ProceduralHead.basis, 'mean')
+        return cls(method, 16, 8, 8, 16, 32, 4, 8, 2, ProceduralHead.basis, 'mean')
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

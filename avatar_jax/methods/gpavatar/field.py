@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.models import host_draws
 from avatar_jax.ops.knn import METHODS, nearest, squared_distances
 
 SMALLEST = 1e-12  # squared distance: a place on a point would be 0/0
@@ -110,7 +111,7 @@ def init_field(config: FieldConfig, key: jax.Array) -> dict[str, Any]:
     if config.kind == 'expression':
         return {'expression_layer': init_linear(keys[0], config.expression_dim, config.feature_dim)}
     width = config.hidden if config.layers == 2 else config.feature_dim
-    params = {'points_feature': {'weight': jax.random.normal(keys[0], (config.points, config.feature_dim))},
+    params = {'points_feature': {'weight': host_draws.normal(keys[0], (config.points, config.feature_dim))},
               'point_layers_0': init_linear(keys[1], config.feature_dim + config.encoding_dim, width)}  # fmt: skip
     if config.layers == 2:
         params['point_layers_2'] = init_linear(keys[2], config.hidden, config.feature_dim)
@@ -121,8 +122,7 @@ def init_linear(key: jax.Array, inputs: int, features: int) -> dict[str, jax.Arr
     """weight [I,O] and bias [O], uniform in +-1/sqrt(I)."""
     a, b = jax.random.split(key)
     limit = inputs**-0.5
-    return {'weight': jax.random.uniform(a, (inputs, features), minval=-limit, maxval=limit),
-            'bias': jax.random.uniform(b, (features,), minval=-limit, maxval=limit)}  # fmt: skip
+    return {'weight': host_draws.uniform(a, (inputs, features), limit), 'bias': host_draws.uniform(b, (features,), limit)}
 
 
 def linear(params: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ from avatar_jax.methods.gpavatar import cameras, fusion, head, render
 from avatar_jax.methods.gpavatar.config import METHOD, ModelConfig
 from avatar_jax.methods.gpavatar.inputs import warp, warp_coefficients
 from avatar_jax.methods.gpavatar.mesh import head_points, load_mesh, shape_of
-from avatar_jax.models import styleunet
+from avatar_jax.models import host_draws, styleunet
 from avatar_jax.models.styleunet import StyleUNet
 from avatar_jax.ops.resize import resize
 from avatar_jax.types import Avatar, Camera, Frames, Portrait
@@ -44,14 +44,13 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     c, params, noise = config.method, {}, {}
     for name, part in NETS.items():
         sizes = getattr(config, part)
-        image = jnp.zeros((1, sizes.in_size, sizes.in_size, sizes.in_dim))
-        params[name] = jax.jit(StyleUNet(sizes).init)(next(keys), image)['params']
+        params[name] = styleunet.init_params(next(keys), sizes)
         noise[name] = {'stylegan_decoder': {'noises': styleunet.init_noise(next(keys), sizes)}}
     params['nerf_mlp'] = head.init_head(c.head, c.field, next(keys))
     attention = fusion.init_fusion(c.fusion, c.head.plane_channels, next(keys))
     if attention:
         params['attn_module'] = attention
-        params['query_style_tplane'] = jax.random.normal(next(keys), config.plane_shape)
+        params['query_style_tplane'] = host_draws.normal(next(keys), config.plane_shape)
     constants = {'attn_module': {'scale': jnp.full((1,), c.head.plane_channels**-0.5)}}
     return {'params': params, 'noise': noise, 'constants': constants}
 
