@@ -59,6 +59,8 @@ ASSETS = (
     Asset('otavatar', 'released avatars from one portrait: controller and fine-tuned generator',
           'see the OTAvatar project; the generator descends from EG3D', 'the release page of the OTAvatar project',
           ('epoch_*_iteration_*_checkpoint.pt',), ('otavatar', 'otavatar_training', 'otavatar_controller'), 31_531_556),
+    Asset('gpavatar', 'released avatars in one forward pass of one or several portraits (needs FLAME)',
+          'see the GPAvatar project', 'the release page of the GPAvatar project', ('one_model.ckpt',), ('gpavatar',), 107_300_000),
     Asset('vgg19', 'perceptual and style losses', _TORCHVISION, 'the model page of torchvision', ('vgg19-*.pth',),
           ('perception/vgg19',), 20_024_384, 'dcbb9e9d'),
     Asset('vgg16', 'LPIPS (vgg)', _TORCHVISION, 'the model page of torchvision', ('vgg16-*.pth',), ('perception/vgg16',),

@@ -33,6 +33,7 @@ COMMANDS = {
     'metrics': ('launch.generator_metrics', 'score a generator: FID, KID, precision, recall, identity, depth, pose'),
     'convert': ('launch.convert', 'import published weights, prove an import, or export'),
     'assets': ('launch.assets', 'show which optional files exist, and which are here'),
+    'ablate': ('launch.ablate', "train and compare the variants of a paper's table"),
     'bench': ('launch.benchmark', 'measure speed and memory'),
 }
 # Modules that come with an extra of the package.

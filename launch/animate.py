@@ -17,7 +17,6 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 
-DEFAULT_WEIGHTS = 'heads128'
 SPEECH_FRAMES = 100
 STILL_FRAMES = 25
 
@@ -45,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', default='avatar.mp4', metavar='FILE.mp4', help='the video')
     parser.add_argument('--png', metavar='DIR', help='also write every frame as a PNG into this folder')
     parser.add_argument('--raw', action='store_true', help='show the volume rendering beside the final picture')
-    parser.add_argument('--weights', default=DEFAULT_WEIGHTS, metavar='FILE|NAME', help='weights of the avatar')
+    parser.add_argument('--method', metavar='NAME', help="the avatar's method (it knows it itself)")
+    parser.add_argument('--weights', metavar='FILE|NAME', help='weights of the avatar (default: the shipped ones)')
     parser.add_argument('--frames', type=int, metavar='N', help='only the first N frames; of numbers or a picture, how many (25)')
     parser.add_argument('--per-call', type=int, default=8, metavar='N', help='frames handed to the device at once')
     parser.add_argument('--side-by-side', type=int, default=1, metavar='N', help='of these, so many computed together')
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status."""
-    from avatar_jax.methods.otavatar.animate import camera_labels, check_drivable, render_motion
-    from avatar_jax.methods.registry import check_weights, load_avatar, load_model
+    from avatar_jax.methods.animate import camera_labels, check_drivable, render_motion
+    from avatar_jax.methods.registry import check_weights, choose_model, load_avatar
     from avatar_jax.progress import Progress
 
     if (args.frames is not None and args.frames < 1) or args.per_call < 1 or args.side_by_side < 1:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if Path(args.out).suffix.lower() not in ('.mp4', '.m4v'):
         raise UserError(f'--out {args.out}: videos are written as MP4; choose a name that ends in .mp4')
     avatar = load_avatar(args.avatar)
-    model = load_model(args.weights)
+    model = choose_model(args.method or avatar.method or None, args.weights)
     check_weights(avatar, model)
     motion, sound, notes = driving_motion(args, model.config.basis, avatar)
     for note in notes:

@@ -1,6 +1,7 @@
 """``avatar-jax bench``: time and memory of the generator's stages, of an inversion step and of a training iteration.
 
-With ``--train``, of a whole training step on 1..n devices (``launch.benchmark_train``); else of
+With ``--train``, of a whole training step on 1..n devices (``launch.benchmark_train``). ``--method gpavatar`` has stages of
+its own (``launch/benchmark_gpavatar.py``). Those of the generator, the default:
 
 | stage | what is timed |
 |---|---|
@@ -49,22 +50,27 @@ def preset(name: str) -> GeneratorConfig:
 
 
 def run_benchmark(
-    config: GeneratorConfig,
+    config: Any,
     stages: Sequence[str] = STAGES,
     batch_sizes: Sequence[int] = (1,),
     repeats: int = 5,
     out_json: str | os.PathLike | None = None,
     report: Callable[[str], None] | None = None,
+    builder: Callable[[Any, int], Any] | None = None,
+    known: Sequence[str] = STAGES,
 ) -> dict[str, Any]:
-    """Measures the stages of a generator with random weights.
+    """Measures the stages of a generator (or of another model) with random weights.
 
     Args:
       config: the generator; its ``dtype`` and ``rendering.ray_chunk`` are part of what is measured.
-      stages: names from `STAGES`.
+      stages: names from ``known``.
       batch_sizes: images per call; every stage runs with each.
       repeats: timed calls per stage, after one that is not counted.
       out_json: where to write the result, or None.
       report: receives one line per finished measurement, e.g. ``print``.
+      builder: (config, batch) -> an object whose ``stage(name)`` gives function, arguments and the places of those that
+        may be overwritten; None is the generator's.
+      known: the stages that it has.
 
     Returns:
       {'machine', 'config', 'load_average', 'results': [{'stage', 'batch', 'trace_s', 'compile_s', 'min_s', 'median_s',
@@ -74,8 +80,8 @@ def run_benchmark(
     """
     import jax
 
-    if unknown := sorted(set(stages) - set(STAGES)):
-        raise UserError(f'--stages: {", ".join(unknown)} unknown; use {", ".join(STAGES)}')
+    if unknown := sorted(set(stages) - set(known)):
+        raise UserError(f'--stages: {", ".join(unknown)} unknown; use {", ".join(known)}')
     if repeats < 1 or min(batch_sizes, default=0) < 1:
         raise UserError('--repeats and --batch-sizes: must be at least 1')
     result: dict[str, Any] = {
@@ -85,7 +91,7 @@ def run_benchmark(
         'results': [],
     }
     for batch in batch_sizes:
-        build = _Stages(config, batch)
+        build = (builder or _Stages)(config, batch)
         for stage in stages:
             function, arguments, donate = build.stage(stage)
             measured = {'stage': stage, 'batch': batch, **_measure(function, arguments, donate, repeats)}
@@ -247,8 +253,10 @@ def _machine() -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``avatar-jax bench``."""
-    parser.add_argument('--preset', default='heads128', metavar='NAME', help=f'one of {", ".join(PRESETS)}')
-    parser.add_argument('--stages', nargs='+', default=list(STAGES), metavar='STAGE', help=f'among {", ".join(STAGES)}')
+    parser.add_argument('--method', choices=('otavatar', 'gpavatar'), default='otavatar', help='whose stages')
+    parser.add_argument('--preset', metavar='NAME', help=f'one of {", ".join(PRESETS)} (default: heads128); gpavatar: full, '
+                        'heads (default), tiny')
+    parser.add_argument('--stages', nargs='+', metavar='STAGE', help=f'among {", ".join(STAGES)} (default: all)')
     parser.add_argument('--batch-sizes', nargs='+', type=int, default=[1], metavar='N', help='images per call')
     parser.add_argument('--repeats', type=int, default=5, metavar='N', help='timed calls per stage (default: 5)')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='type of the convolutions')
@@ -278,9 +286,17 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.overrides:
         raise UserError(f'{args.overrides[0]}: goes with --train')
-    config = preset(args.preset)
+    if args.method == 'gpavatar':
+        from launch import benchmark_gpavatar as other
+
+        config = other.preset(args.preset or 'heads', args.dtype, args.ray_chunk)
+        run_benchmark(config, args.stages or other.STAGES, args.batch_sizes, args.repeats, args.out, print, other.Stages,
+                      other.STAGES)  # fmt: skip
+        print(other.PAPER)
+        return
+    config = preset(args.preset or 'heads128')
     if args.dtype:
         config = config.replace(dtype=args.dtype)
     if args.ray_chunk is not None:
         config = config.replace(rendering={'ray_chunk': args.ray_chunk})
-    run_benchmark(config, args.stages, args.batch_sizes, args.repeats, args.out, print)
+    run_benchmark(config, args.stages or STAGES, args.batch_sizes, args.repeats, args.out, print)

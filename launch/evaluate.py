@@ -318,6 +318,40 @@ def contact_sheet(result: CaseResult) -> np.ndarray:
     return np.clip(sheet, -1, 1)
 
 
+# ------------------------------------------------------------------------------------------------------- GPAvatar
+
+
+def encoder_method(model: Any, files: Mapping[str, str | Path] | None = None) -> tuple[Method, Any]:
+    """A method that encodes its portraits (GPAvatar), from a loaded model.
+
+    Args:
+      model: ``methods.registry.Model``.
+      files: weights of frozen networks for scores, name -> file, besides the stand-ins that ship with the package.
+    """
+    import jax
+
+    from avatar_jax.methods import registry
+    from launch.perception import default_bank
+
+    config, module = model.config, registry.method(model.method)
+    bank = PerceptionBank.load(files or {}, default_bank(config.img_resolution))
+
+    def build(portrait: Portrait, on_step: Callable[[int], None]) -> Avatar:
+        found = model.build(portrait)
+        on_step(1)
+        return found
+
+    @jax.jit
+    def render(variables, avatar, windows, labels):
+        return module.animate(variables, config, avatar, windows, labels)
+
+    def animate(avatar: Avatar, windows: np.ndarray, labels: np.ndarray) -> Frames:
+        return render(model.variables, avatar.replace(source=''), windows, labels)
+
+    settings = {'weight file': Path(model.source).name, 'config': config.to_dict()}
+    return Method('GPAvatar', build, animate, model.sha256, {}, settings, 1, bank), config
+
+
 # ------------------------------------------------------------------------------------------------------ OTAvatar
 
 
@@ -399,6 +433,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', type=Path, required=True, help='folder for the results; an unfinished run continues')
     parser.add_argument('--identities', type=int, default=16, help='how many people (default: 16)')
     parser.add_argument('--seed', type=int, default=0, help='another seed gives other people (default: 0)')
+    parser.add_argument('--method', metavar='NAME', help='otavatar (default) or gpavatar')
     parser.add_argument('--weights', type=Path, help='weight file (default: the shipped one)')
     parser.add_argument('--dataset', type=Path, metavar='DIR', help='a built data set, or clips processed for OTAvatar (LMDB), '
                         'instead of fresh procedural heads')  # fmt: skip
@@ -411,18 +446,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates OTAvatar as the options say and prints the table; returns the exit status."""
+    """Evaluates a method as the options say and prints the table; returns the exit status."""
     from avatar_jax.eval.estimators import from_bank
+    from avatar_jax.methods.registry import choose_model
     from data_pipelines.sources import open_source
 
     out = atomic.output_folder(args.out)
     if args.identities < 1:
         raise UserError(f'--identities {args.identities}: must be at least 1')
-    method, config = otavatar_method(args.weights, named_files(args.perception), args.steps)
+    model = choose_model(args.method, args.weights)
+    if model.method == 'otavatar':
+        method, config = otavatar_method(args.weights, named_files(args.perception), args.steps)
+    elif args.steps is not None:
+        raise UserError(f'--steps {args.steps}: {model.method} encodes portraits and has no optimisation; leave it out')
+    else:
+        method, config = encoder_method(model, named_files(args.perception))
     if config.basis != 'procedural' and args.dataset is None:
         raise UserError(f"{args.weights}: these weights read the basis '{config.basis}', fresh people are procedural; "
                         'give a data set with --dataset')  # fmt: skip
-    size = config.generator.img_resolution
+    size = config.img_resolution
     protocol = ProtocolConfig(resolution=size, frames=args.frames, clip_frames=max(120, args.frames))
     if args.dataset is None:
         items = procedural_items(args.identities, args.seed, protocol, args.split)
@@ -441,7 +483,7 @@ def run(args: argparse.Namespace) -> int:
         estimators=from_bank(method.bank),
         seed=args.seed,
         settings={**data, 'protocol': asdict(protocol)},
-        title='OTAvatar on people that it never saw',
+        title=f'{method.name} on people that it never saw',
         sheets=not args.no_sheets,
     )
     print((out / TABLE).read_text())

@@ -1,6 +1,7 @@
 """Makes avatars from portraits: aligned frames or raw photographs, one or many at once.
 
-For each picture a folder appears in --out with the avatar, a picture (portrait | reconstruction | side views) and a
+Methods that encode (gpavatar) make one avatar of all pictures, in a folder of the first one's name. With the others,
+for each picture a folder appears in --out with the avatar, a picture (portrait | reconstruction | side views) and a
 report; report.json in --out lists them all. A picture that cannot be used is reported and skipped. The quality of an
 avatar is bounded by what the weights have seen: a model of procedural heads makes a procedural likeness.
 """
@@ -16,7 +17,6 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 
-DEFAULT_WEIGHTS = 'heads128'
 SIDE_VIEWS = np.deg2rad([-30.0, 30.0])
 
 
@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
     parser.add_argument('--image', nargs='+', required=True, metavar='FILE', help='portraits, or folders of avatar-jax track')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the avatars')
-    parser.add_argument('--weights', default=DEFAULT_WEIGHTS, metavar='FILE|NAME', help='weight file, or a shipped one')
+    parser.add_argument('--method', metavar='NAME', help='otavatar (one avatar for each portrait, the default) or gpavatar '
+                        '(one avatar of all portraits, which show one person)')
+    parser.add_argument('--weights', metavar='FILE|NAME', help='weight file, or a shipped one')
     parser.add_argument('--steps', type=int, metavar='N', help='steps of each stage, W and W+ (default: as configured)')
     parser.add_argument('--space', choices=('w', 'w+'), default='w+', help="'w' leaves out the W+ stage")
     parser.add_argument('--early-stop', action='store_true', help='end for each person when the loss no longer falls')
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status (2 if a picture was skipped)."""
     from avatar_jax.io.atomic import output_folder
-    from avatar_jax.methods.registry import load_model
+    from avatar_jax.methods.registry import choose_model, method
     from avatar_jax.photo.prepare import prepare
     from avatar_jax.track.folder import is_track
     from avatar_jax.track.folder import prepared as from_track
@@ -61,7 +63,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('--group and --steps must be at least 1, --pti and --seed not negative')
     names = unique_names(args.image)
     out = output_folder(args.out)
-    model = load_model(args.weights)
+    model = choose_model(args.method, args.weights)
+    if getattr(method(model.method), 'ONE_PASS', False):
+        from launch.encode import encode
+
+        return encode(args, model, out)
     config = adjusted(model.config, args.steps, args.space, args.early_stop)
     bank = perception_bank(args.perception, config)
     motions = own_motions(args.motion, len(args.image), config.basis)

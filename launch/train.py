@@ -1,7 +1,8 @@
-"""Trains OTAvatar by decoupling-by-inverting, or EG3D adversarially: the config file decides.
+"""Trains OTAvatar by decoupling-by-inverting, EG3D adversarially, GPAvatar on sets of frames: the config file decides.
 
     avatar-jax train --config configs/otavatar_heads.py:tiny --out DIR [--resume] [--config.FIELD=VALUE ...]
     avatar-jax train --config configs/eg3d_heads.py:tiny --out DIR
+    avatar-jax train --config configs/gpavatar_heads.py:tiny --out DIR
 
 The folder gets config.json, metrics.jsonl (every term and norm), samples/, checkpoints/ and, when tensorboardX is
 installed, TensorBoard files; weights.safetensors at the end. A run that was killed continues with --resume and gives
@@ -54,10 +55,11 @@ def method_of(values: dict[str, Any]) -> tuple[Any, Any]:
 
     from avatar_jax.configure import from_plain
     from avatar_jax.methods.eg3d.config import RunConfig as EG3DRun
+    from avatar_jax.methods.gpavatar.train import RunConfig as GPAvatarRun
     from avatar_jax.methods.otavatar.train import RunConfig as OTAvatarRun
-    from launch import train_eg3d
+    from launch import train_eg3d, train_gpavatar
 
-    known = {EG3DRun: train_eg3d.train}
+    known = {EG3DRun: train_eg3d.train, GPAvatarRun: train_gpavatar.train}
     kind = next((k for k in known if {f.name for f in dataclasses.fields(k)} == set(values)), OTAvatarRun)
     return from_plain(kind, values), known.get(kind, train)
 

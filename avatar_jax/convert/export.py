@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from avatar_jax.convert.kinds import eg3d, faces, perception
+from avatar_jax.convert.kinds import eg3d, faces, gpavatar, perception
 from avatar_jax.convert.kinds.base import EXPORT_KEY, FIR
 from avatar_jax.convert.kinds.otavatar import CONTROLLER_METHOD
 from avatar_jax.convert.kinds.otavatar import METHOD as OTAVATAR
@@ -34,7 +34,7 @@ _CODES = {
 _KIND_OF_METHOD = {
     faces.BFM_METHOD: 'bfm2009-front', faces.ICT_METHOD: 'ict', FLAME_METHOD: 'flame', OTAVATAR: OTAVATAR,
     CONTROLLER_METHOD: CONTROLLER_METHOD, eg3d.METHOD: 'eg3d', eg3d.DISCRIMINATOR_METHOD: eg3d.DISCRIMINATOR_METHOD,
-    perception.RECON_METHOD: perception.RECON_METHOD,
+    perception.RECON_METHOD: perception.RECON_METHOD, gpavatar.METHOD: gpavatar.METHOD,
 }  # fmt: skip
 
 
@@ -75,6 +75,8 @@ def original(weights: Weights) -> dict[str, np.ndarray]:
         from avatar_jax.configure import from_plain
 
         return to_release_keys(variables['params'], from_plain(ControllerConfig, weights.config))
+    if method == gpavatar.METHOD:
+        return gpavatar.original(variables)
     if method == eg3d.METHOD:
         return generator_keys(variables, weights.config['superresolution'])
     if method == eg3d.DISCRIMINATOR_METHOD:

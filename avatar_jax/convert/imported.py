@@ -5,6 +5,7 @@
 | ``eg3d`` | ``load_generator``; then ``TriPlaneGenerator(config).apply(variables, ...)`` |
 | ``eg3d_discriminator`` | ``load_discriminator`` |
 | ``otavatar`` | ``methods.otavatar.model.load_model`` |
+| ``gpavatar`` | ``methods.gpavatar.model.load_model`` |
 | ``otavatar_controller`` | ``load_controller`` |
 | ``perception/...`` | ``losses.perception.PerceptionBank.load`` |
 | ``deep3d_recon`` | ``load_recon`` |

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,8 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.types import Avatar, Camera, Frames, Portrait
 
-METHODS = {'otavatar': 'avatar_jax.methods.otavatar.model'}
+METHODS = {'otavatar': 'avatar_jax.methods.otavatar.model', 'gpavatar': 'avatar_jax.methods.gpavatar.model'}
+DEFAULT_WEIGHTS = {'otavatar': 'heads128'}  # weight files inside the package, by method
 AVATAR_FILE = 'avatar.safetensors'
 
 
@@ -67,8 +68,11 @@ class Model:
     provenance: Mapping[str, Any] | None = None
     source: str = ''
 
-    def build(self, portrait: Portrait, *, bank: Any = None, key: jax.Array | None = None) -> Avatar:
-        """The avatar of one portrait (slow the first time: compiles). ``bank``: networks of the losses."""
+    def build(self, portrait: Portrait | Sequence[Portrait], *, bank: Any = None, key: jax.Array | None = None) -> Avatar:
+        """The avatar of one portrait, or of several where the method can (slow the first time: compiles).
+
+        ``bank``: networks of the losses.
+        """
         return method(self.method).build(self.variables, self.config, portrait, bank=bank, key=key, weights=self.sha256)
 
     def animate(self, avatar: Avatar, windows: Any, labels: Any, *, chunk: int = 1, key: jax.Array | None = None,
@@ -102,6 +106,27 @@ def load_model(name: str | os.PathLike) -> Model:
     owner = load_weights(path).method
     variables, config, sha256, provenance = method(owner).load_model(path)
     return Model(owner, config, variables, sha256, provenance, str(path))
+
+
+def choose_model(method_name: str | None, weights: str | os.PathLike | None) -> Model:
+    """The model behind the options ``--method`` and ``--weights``, of which either may be missing.
+
+    Raises:
+        UserError: no such method; weights of another method; a method without weights in the package.
+    """
+    if method_name is not None:
+        method(method_name)
+    if weights is None:
+        name = method_name or 'otavatar'
+        if name not in DEFAULT_WEIGHTS:
+            raise UserError(f'--method {name}: no weights for it are in the package; train some (avatar-jax train --config '
+                            f'configs/{name}_heads.py) or import published ones (avatar-jax convert), and give --weights FILE')
+        weights = DEFAULT_WEIGHTS[name]
+    model = load_model(weights)
+    if method_name is not None and model.method != method_name:
+        raise UserError(f"{weights}: holds weights of '{model.method}', but --method is {method_name}; give other weights or "
+                        'leave --method out')  # fmt: skip
+    return model
 
 
 def check_weights(avatar: Avatar, model: Model) -> None:

@@ -12,6 +12,7 @@ LATER = {
     'eg3d': (),
     'otavatar': (),
     'face_models': (),
+    'gpavatar': (),
     'metrics': (),
     'blocks': (
         'spade', 'spade_resblk', 'resblk_plain', 'e4e', 'nofa_maths', 'hidenerf_maths', 'deepspeech_windows', 'gfpgan',

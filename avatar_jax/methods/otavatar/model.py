@@ -56,6 +56,11 @@ class ModelConfig:
     basis: str = 'procedural'
     label_mode: str = 'raw'
 
+    @property
+    def img_resolution(self) -> int:
+        """Side of the final picture."""
+        return self.generator.img_resolution
+
     def __post_init__(self):
         c, g = self.method.controller, self.generator
         if (c.num_ws, c.w_dim) != (g.num_ws, g.w_dim):
@@ -215,6 +220,9 @@ def motion_codes(params: PyTree, config: ModelConfig, windows: jax.Array, basis:
 def controller_basis(variables: Mapping[str, Any], config: ModelConfig) -> jax.Array:
     """[D, K] the orthogonal code book. It depends on the weights alone: compute it once for a whole video."""
     return Controller(config.method.controller).apply(network(variables, 'controller'), method='basis')
+
+
+per_video = controller_basis  # what ``animate`` takes as ``basis``
 
 
 def driven_codes(w: jax.Array, code: MotionCode, config: ModelConfig, variables: Mapping[str, Any],

@@ -18,13 +18,13 @@ from avatar_jax.faces.camera_labels import (
     orbit_pose,
 )
 from avatar_jax.faces.windows import windows
-from avatar_jax.methods.otavatar.model import ModelConfig, animate, controller_basis
+from avatar_jax.methods.registry import method
 from avatar_jax.types import Avatar, Frames, Motion
 
 CAMERAS = ('track', 'orbit', 'fixed')
 
 
-def camera_labels(kind: str, config: ModelConfig, avatar: Avatar, motion: Motion) -> np.ndarray:
+def camera_labels(kind: str, config: Any, avatar: Avatar, motion: Motion) -> np.ndarray:
     """Camera labels [T,25] of a video.
 
     Args:
@@ -48,7 +48,7 @@ def camera_labels(kind: str, config: ModelConfig, avatar: Avatar, motion: Motion
     return np.broadcast_to(label, (frames, 25))
 
 
-def check_drivable(config: ModelConfig, avatar: Avatar, motion: Motion, weights: str = '') -> None:
+def check_drivable(config: Any, avatar: Avatar, motion: Motion, weights: str = '') -> None:
     """Raises ``UserError`` when motion, avatar and weights do not belong together."""
     if motion.basis != config.basis:
         raise UserError(f"motion: its coefficients belong to the basis '{motion.basis}', the avatar is driven by "
@@ -58,17 +58,18 @@ def check_drivable(config: ModelConfig, avatar: Avatar, motion: Motion, weights:
                         'give those weights or make the avatar again')  # fmt: skip
 
 
-@partial(jax.jit, static_argnames=('config', 'chunk', 'sr'))
-def _render(variables, identity, windows, labels, basis, key, *, config, chunk, sr):
-    return animate(variables, config, Avatar(identity), windows, labels, basis=basis, chunk=chunk, key=key, sr=sr)
+@partial(jax.jit, static_argnames=('name', 'config', 'chunk', 'sr'))
+def _render(variables, identity, windows, labels, basis, key, *, name, config, chunk, sr):
+    return method(name).animate(variables, config, Avatar(identity), windows, labels, basis=basis, chunk=chunk, key=key, sr=sr)
 
 
-def render_motion(variables: Mapping[str, Any], config: ModelConfig, avatar: Avatar, motion: Motion,
+def render_motion(variables: Mapping[str, Any], config: Any, avatar: Avatar, motion: Motion,
                   labels: np.ndarray, *, per_call: int = 8, chunk: int = 1, sr: bool = True, key: jax.Array | None = None,
                   on_frames: Callable[[int], None] | None = None) -> Iterator[Frames]:  # fmt: skip
     """Renders all frames of a motion, ``per_call`` at a time: memory does not grow with the length.
 
     Args:
+        config: the method's ``ModelConfig``; ``avatar.method`` says which method it is.
         labels: [T,25] from ``camera_labels``.
         per_call: frames handed to the device at once (all calls have one shape, so there is one compilation).
         chunk: of these, so many side by side. sr, key: see ``model.animate``.
@@ -79,13 +80,14 @@ def render_motion(variables: Mapping[str, Any], config: ModelConfig, avatar: Ava
     """
     rows = np.asarray(motion.coefficients, np.float32)
     total = len(rows)
-    basis = jax.jit(partial(controller_basis, config=config))(variables)
+    per_video = method(avatar.method).per_video
+    basis = None if per_video is None else jax.jit(partial(per_video, config=config))(variables)
     per_call = min(per_call, total)
     for start in range(0, total, per_call):
         index = np.minimum(np.arange(start, start + per_call), total - 1)
         step_key = None if key is None else jax.random.fold_in(key, start)
         frames = _render(variables, avatar.identity, jnp.asarray(windows(rows, index)), jnp.asarray(labels[index]), basis,
-                         step_key, config=config, chunk=chunk, sr=sr)  # fmt: skip
+                         step_key, name=avatar.method, config=config, chunk=chunk, sr=sr)  # fmt: skip
         count = min(per_call, total - start)
         yield jax.tree.map(lambda x, count=count: np.asarray(x)[:count], frames)
         if on_frames is not None:

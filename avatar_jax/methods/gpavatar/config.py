@@ -1,0 +1,322 @@
+"""Everything that can be chosen about GPAvatar, and the two presets.
+
+`GPAvatarConfig.paper()` follows the text of the paper, `GPAvatarConfig.release()` what the released weights were trained
+with and need. `PRESET_DIFFERENCES` lists, topic by topic, which options carry the difference; `ABLATIONS` has the rows
+of the paper's Table 3 as overrides of a preset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from avatar_jax.configure import from_plain, to_plain, updated
+from avatar_jax.errors import UserError
+from avatar_jax.faces.procedural.model import ProceduralHead
+from avatar_jax.methods.gpavatar.cameras import WorldConfig
+from avatar_jax.methods.gpavatar.field import FieldConfig
+from avatar_jax.methods.gpavatar.fusion import KINDS as FUSIONS
+from avatar_jax.methods.gpavatar.head import HeadConfig
+from avatar_jax.models.styleunet import StyleUNetConfig
+from avatar_jax.train.optimizers import OptimizerConfig
+
+METHOD = 'gpavatar'
+NOISES = ('random', 'stored', 'zero')
+FLAME_BASIS = 'flame-2020'
+BASES = (ProceduralHead.basis, FLAME_BASIS)
+
+
+def _choice(where: str, value: Any, *allowed: Any) -> None:
+    if value not in allowed:
+        raise UserError(f'{where}: {value!r}; use one of {", ".join(map(str, allowed))}')
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Terms and weights (section 3.5 of the paper).
+
+    Attributes:
+        pixel: weight of the mean absolute error of every image.
+        perceptual: weight of the perceptual distance.
+        coarse: also compare the first pass's image.
+        box: weight of the same two terms inside the enlarged face box; 0 leaves them out.
+        box_size: side to which face boxes are resized.
+        norm: weight of the L2 norm of all opacities of the first pass together.
+        network: what the perceptual distance looks through: 'alexnet', 'pyramid' (no network), 'none', or 'auto':
+            AlexNet where its weights are here, else pyramid.
+    """
+
+    pixel: float = 1.0
+    perceptual: float = 1e-2
+    coarse: bool = True
+    box: float = 0.5
+    box_size: int = 256
+    norm: float = 1e-5
+    network: str = 'auto'
+
+    def __post_init__(self):
+        _choice('loss.network', self.network, 'auto', 'alexnet', 'pyramid', 'none')
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What surrounds a training step.
+
+    Attributes:
+        iterations, batch_size: length of the run; people per step over all devices.
+        sources: portraits of each person in a step. drop_sources: how often only the first of them is kept.
+        optimizer: of all parameters. slow: factor of the learning rate of the style mappings (``style_mlp``,
+            ``final_linear``).
+        milestones, gamma: after each of these steps the learning rate is multiplied by gamma.
+        divisor: training pictures are divided by 255, or by 256 as released.
+        ema: decay of the average of the parameters; 0 keeps none (release).
+    """
+
+    iterations: int = 200_000
+    batch_size: int = 8
+    sources: int = 2
+    drop_sources: float = 0.3
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig('adam', 1e-4, 0.0, 0.99))
+    slow: float = 0.1
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.2
+    divisor: int = 255
+    ema: float = 0.0
+
+    def __post_init__(self):
+        _choice('train.divisor', self.divisor, 255, 256)
+        if min(self.iterations, self.batch_size, self.sources) < 1 or not 0 <= self.drop_sources <= 1:
+            raise UserError('train: iterations, batch_size and sources must be at least 1, drop_sources within 0..1')
+        if not 0 <= self.ema < 1:
+            raise UserError(f'train.ema: {self.ema}; give a decay of at least 0 and below 1')
+
+
+@dataclass(frozen=True)
+class GPAvatarConfig:
+    """All options of the method.
+
+    Attributes:
+        preset: where this configuration started ('paper' or 'release'); informative.
+        field: the point-based expression field. head: the NeRF head.
+        fusion: of several portraits: 'attention' (release), 'linear' (paper: products of linear layers, divided by
+            their sum) or 'mean' (ablation).
+        density: samples have densities, whose opacity depends on their distance (paper), instead of opacities (release).
+        samples, fine_samples: per ray in the two passes.
+        background: what all channels have behind the head, and what fills the canonical picture; 0 is black.
+        noise: of the StyleUNets when avatars are made and animated: drawn afresh for every call when a key is given
+            ('random', release; without a key it is zero), 'stored' with the weights, or 'zero'.
+        training_noise: the same in training; 'random' is drawn for every step.
+        warp: pictures are brought to the canonical frontal frame before they are encoded.
+        warp_corners: 'integer' truncates the frame's corners to whole pixels (release), 'exact' does not.
+        warp_border: pixels on the border of the warped picture fade to the fill once ('single') or twice ('double', release).
+        ray_chunk: rays evaluated at once; None: all of an image. It changes no result.
+        loss, train: of training.
+    """
+
+    preset: str = 'release'
+    field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    fusion: str = 'attention'
+    density: bool = False
+    samples: int = 32
+    fine_samples: int = 32
+    background: float = 0.0
+    noise: str = 'random'
+    training_noise: str = 'random'
+    warp: bool = True
+    warp_corners: str = 'integer'
+    warp_border: str = 'double'
+    ray_chunk: int | None = None
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def __post_init__(self):
+        _choice('preset', self.preset, 'paper', 'release')
+        _choice('fusion', self.fusion, *FUSIONS)
+        _choice('noise', self.noise, *NOISES)
+        _choice('training_noise', self.training_noise, *NOISES)
+        _choice('warp_corners', self.warp_corners, 'integer', 'exact')
+        _choice('warp_border', self.warp_border, 'single', 'double')
+        if self.samples < 2 or self.fine_samples < 2:
+            raise UserError('samples, fine_samples: at least 2 are needed')
+        if self.ray_chunk is not None and self.ray_chunk < 1:
+            raise UserError(f'ray_chunk: {self.ray_chunk}; use None or at least 1')
+
+    @classmethod
+    def release(cls, **overrides: Any) -> GPAvatarConfig:
+        """What the released weights need. Overrides are dotted paths with ``__`` for the dot."""
+        base = cls(train=TrainConfig(milestones=(130_000, 160_000), batch_size=4, divisor=256))
+        return base.replace(**overrides)
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> GPAvatarConfig:
+        """What the paper describes; where it gives nothing, as released."""
+        return cls.release().replace(**_PAPER).replace(**overrides)
+
+    def replace(self, **overrides: Any) -> GPAvatarConfig:
+        """A copy with some options changed; ``field__octaves=6`` sets ``field.octaves``. Raises ``UserError``."""
+        values: dict[str, Any] = {}
+        for path, value in overrides.items():
+            *groups, last = path.split('__')
+            node = values
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[last] = to_plain(value)
+        return updated(self, values)
+
+    def ablation(self, name: str) -> GPAvatarConfig:
+        """A copy with one row of Table 3; ``name`` of ``ABLATIONS``. ``points`` are 2,000 of FLAME's 5,023, or that share."""
+        if name not in ABLATIONS:
+            raise UserError(f'ablation: {name!r}; use one of {", ".join(ABLATIONS)}')
+        changes = dict(ABLATIONS[name])
+        if name == 'few_points':
+            changes['field__points'] = max(self.field.neighbours, round(self.field.points * 2000 / 5023))
+        return self.replace(**changes)
+
+
+_PAPER: dict[str, Any] = {
+    'preset': 'paper',
+    'field__octaves': 6, 'field__direction': 'offset', 'field__normalise': 'neighbours', 'field__power': 1,
+    'field__layers': 1, 'fusion': 'linear', 'density': True, 'head__view': False, 'noise': 'stored',
+    'loss__box': 0.0, 'loss__coarse': False, 'train__divisor': 255, 'train__iterations': 150_000,
+    'train__milestones': (), 'train__batch_size': 8,
+}  # fmt: skip
+
+# Topic -> the options that carry it, which differ between the presets.
+PRESET_DIFFERENCES: dict[str, tuple[str, ...]] = {
+    'relative encoding: 39 numbers of the offset, or 27 of the unit vector': ('field.octaves', 'field.direction'),
+    'weights of the neighbours: 1/d over the neighbours, or 1/d^2 over all samples': ('field.normalise', 'field.power'),
+    'layers of the expression field': ('field.layers',),
+    'attention of several portraits': ('fusion',),
+    'densities or opacities': ('density',),
+    'view direction of the colour': ('head.view',),
+    'noise stored or drawn for every call': ('noise',),
+    'terms of the loss': ('loss.box', 'loss.coarse'),
+    'training pictures divided by 255 or 256': ('train.divisor',),
+    'length, batch and schedule': ('train.iterations', 'train.batch_size', 'train.milestones'),
+}
+# What the paper does not mention, so that both presets do as released.
+SHARED_CHOICES: dict[str, tuple[str, ...]] = {
+    'corners and border of the canonical picture': ('warp_corners', 'warp_border'),
+    'first moment of Adam switched off': ('train.optimizer',),
+    'slow style mappings': ('train.slow',),
+}
+
+# Rows of the paper's Table 3; 'mean' is evaluated with two to four portraits.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    'full': {},
+    'no_field': {'field__kind': 'expression'},
+    'local': {'field__max_distance': 1 / 128},
+    'few_points': {},
+    'four_neighbours': {'field__neighbours': 4},
+    'mean': {'fusion': 'mean'},
+}
+
+
+_HEADS: dict[str, Any] = {
+    'field__points': 1200, 'field__feature_dim': 16, 'field__hidden': 32, 'field__normalise': 'neighbours',
+    'head__plane_channels': 16, 'head__width': 64, 'head__color_width': 32, 'head__out_channels': 16,
+    'samples': 12, 'fine_samples': 12, 'background': 1.0, 'noise': 'zero', 'training_noise': 'zero',
+    'warp_corners': 'exact', 'warp_border': 'single', 'loss__box': 0.0, 'loss__perceptual': 0.5, 'loss__norm': 0.0,
+    'loss__network': 'pyramid', 'train__divisor': 255, 'train__batch_size': 2, 'train__iterations': 10_000,
+    'train__milestones': (7_000, 9_000), 'train__optimizer': OptimizerConfig('adam', 1e-3, 0.0, 0.99),
+    'train__ema': 0.995,
+}  # fmt: skip
+
+
+def _preset(name: str) -> GPAvatarConfig:
+    _choice('preset', name, 'paper', 'release')
+    return GPAvatarConfig.release() if name == 'release' else GPAvatarConfig.paper()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What builds the networks and says how they are used.
+
+    Attributes:
+        method: everything of GPAvatar itself.
+        image_size: of the portraits that are encoded. plane_size: of the tri-planes (half of it, or at least it).
+        raw_size: of the volume-rendered picture. img_resolution: of the final picture.
+        channel_base, channel_max, style_dim, mapping_layers: of both StyleUNets.
+        basis: of the coefficients that drive it, which also names the head model: 'procedural' or 'flame-2020'.
+        shape: whose head the points have: the person's 'own' fitted shape (release), or the 'mean' one for everybody, so
+            that a portrait needs no fit.
+        label_mode: how camera labels of photographs are normalised (``faces.camera_labels.MODES``).
+        world: where the head stands in the cube.
+    """
+
+    method: GPAvatarConfig = dataclasses.field(default_factory=GPAvatarConfig.release)
+    image_size: int = 512
+    plane_size: int = 256
+    raw_size: int = 128
+    img_resolution: int = 512
+    channel_base: int = 8192
+    channel_max: int = 256
+    style_dim: int = 512
+    mapping_layers: int = 8
+    basis: str = FLAME_BASIS
+    shape: str = 'own'
+    label_mode: str = 'raw'
+    world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
+
+    def __post_init__(self):
+        _choice('basis', self.basis, *BASES)
+        _choice('shape', self.shape, 'own', 'mean')
+        self.encoder, self.superresolution  # noqa: B018 - their checks
+
+    @property
+    def encoder(self) -> StyleUNetConfig:
+        """Picture to planes."""
+        return StyleUNetConfig(self.image_size, self.plane_size, 3, 3 * self.method.head.plane_channels, False,
+                               self.channel_base, self.channel_max, self.style_dim, self.mapping_layers)  # fmt: skip
+
+    @property
+    def superresolution(self) -> StyleUNetConfig:
+        """Rendered features to the final picture."""
+        return StyleUNetConfig(self.img_resolution, self.img_resolution, self.method.head.out_channels, 3, True,
+                               self.channel_base, self.channel_max, self.style_dim, self.mapping_layers)  # fmt: skip
+
+    @property
+    def plane_shape(self) -> tuple[int, int, int, int]:
+        """(3, H, W, C)."""
+        return 3, self.plane_size, self.plane_size, self.method.head.plane_channels
+
+    @classmethod
+    def full(cls, preset: str = 'release', **changes: Any) -> ModelConfig:
+        """The published size."""
+        return cls(_preset(preset), **changes)
+
+    @classmethod
+    def heads(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:
+        """Small, for procedural heads of 128 pixels on a CPU; ``overrides`` of the method's options.
+
+        The weights of the field are taken over the neighbours (the result is then the same from every side and at
+        every resolution), the background is that of the procedural pictures, white, and no noise is added.
+        """
+        method = _preset(preset).replace(**_HEADS)
+        return cls(method.replace(**overrides), 128, 64, 32, 128, 1536, 48, 64, 4, ProceduralHead.basis, 'mean')
+
+    @classmethod
+    def tiny(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:
+        """For tests: a few thousand parameters, every part present."""
+        tiny = {'field__points': 60, 'field__feature_dim': 4, 'field__hidden': 8, 'head__plane_channels': 4,
+                'head__width': 8, 'head__color_width': 8, 'head__out_channels': 4, 'samples': 4, 'fine_samples': 4,
+                'train__batch_size': 2, 'train__iterations': 4, 'loss__network': 'pyramid', 'loss__box_size': 16,
+                'background': 1.0}  # fmt: skip
+        method = _preset(preset).replace(**tiny).replace(**overrides)
+        return cls(method, 16, 8, 8, 16, 32, 4, 8, 2, ProceduralHead.basis, 'mean')
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of ``to_dict``. Raises ``UserError`` for unknown keys and wrong values."""
+        return from_plain(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as weight files and checkpoints store them."""
+        return to_plain(self)
+
+    def with_method(self, **overrides: Any) -> ModelConfig:
+        """A copy with options of the method changed (``field__octaves=6``)."""
+        return dataclasses.replace(self, method=self.method.replace(**overrides))

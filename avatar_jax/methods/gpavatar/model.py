@@ -1,0 +1,284 @@
+"""GPAvatar's networks together: an avatar in one forward pass of its portraits, and its frames.
+
+Variables are nested dicts, collections first, as weight files hold them (see ``release``): ``params``, ``noise``,
+``constants``; with imported weights also ``perception`` and ``unused``. ``load_model`` adds ``mesh``, the head model that
+moves the points, which no weight file contains.
+
+``build`` encodes portraits one by one and fuses their tri-planes; they are kept in the avatar. ``animate`` computes only
+what depends on motion and camera. Pictures are in [-1,1] outside and in [0,1] inside this package.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from avatar_jax.errors import UserError
+from avatar_jax.faces.windows import RADIUS
+from avatar_jax.methods.gpavatar import cameras, fusion, head, render
+from avatar_jax.methods.gpavatar.config import METHOD, ModelConfig
+from avatar_jax.methods.gpavatar.inputs import warp, warp_coefficients
+from avatar_jax.methods.gpavatar.mesh import head_points, load_mesh, shape_of
+from avatar_jax.models import host_draws, styleunet
+from avatar_jax.models.styleunet import StyleUNet
+from avatar_jax.ops.resize import resize
+from avatar_jax.types import Avatar, Camera, Frames, Portrait
+
+NETS = {'style_tplane': 'encoder', 'up_renderer': 'superresolution'}
+MAX_PORTRAITS = 1000
+PyTree = Any
+
+# ---------------------------------------------------------------------------------------------------------- variables
+
+
+def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
+    """Fresh variables (no mesh)."""
+    keys = iter(jax.random.split(key, 7))
+    c, params, noise = config.method, {}, {}
+    for name, part in NETS.items():
+        sizes = getattr(config, part)
+        params[name] = styleunet.init_params(next(keys), sizes)
+        noise[name] = {'stylegan_decoder': {'noises': styleunet.init_noise(next(keys), sizes)}}
+    params['nerf_mlp'] = head.init_head(c.head, c.field, next(keys))
+    attention = fusion.init_fusion(c.fusion, c.head.plane_channels, next(keys))
+    if attention:
+        params['attn_module'] = attention
+        params['query_style_tplane'] = host_draws.normal(next(keys), config.plane_shape)
+    constants = {'attn_module': {'scale': jnp.full((1,), c.head.plane_channels**-0.5)}}
+    return {'params': params, 'noise': noise, 'constants': constants}
+
+
+def abstract(config: ModelConfig) -> dict[str, Any]:
+    """Names and shapes of the variables, without computing anything."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+OWN = ('params', 'noise', 'constants')
+ONE_PASS = True  # one avatar from all portraits, without optimisation
+per_video = None  # nothing is computed once per video: ``animate`` takes no ``basis``
+
+
+def save_model(path: str | os.PathLike, variables: Mapping[str, Any], config: ModelConfig,
+               provenance: Mapping[str, Any], storage: str = 'float32') -> str:  # fmt: skip
+    """Writes a weight file of this method (without mesh); returns its SHA-256."""
+    from avatar_jax.weights import check_tree, save_weights
+
+    variables = {k: v for k, v in variables.items() if k != 'mesh'}
+    check_tree(path, {k: variables[k] for k in OWN}, abstract(config))
+    return save_weights(path, variables, method=METHOD, config=config.to_dict(), provenance=provenance, storage=storage)
+
+
+def load_model(path: str | os.PathLike, flame: Any = None) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
+    """Reads a weight file of this method: (variables with the mesh, configuration, SHA-256, provenance).
+
+    Args:
+        flame: FLAME or its file, for weights that were trained with it; None looks among the optional files.
+
+    Raises:
+        UserError: missing, damaged or foreign file; weights that do not fit their configuration; no head model.
+    """
+    from avatar_jax.weights import check_tree, load_weights
+
+    weights = load_weights(path, method=METHOD)
+    config = ModelConfig.from_dict(weights.config)
+    check_tree(path, {k: v for k, v in weights.variables.items() if k in OWN}, abstract(config))
+    variables = jax.tree.map(jnp.asarray, weights.variables)
+    return {**variables, 'mesh': load_mesh(config, flame)}, config, weights.sha256, weights.provenance
+
+
+# ------------------------------------------------------------------------------------------------------------ networks
+
+
+def noise_of(variables: Mapping[str, Any], config: ModelConfig, name: str, kind: str, batch: int,
+             key: jax.Array | None) -> list[jax.Array] | None:  # fmt: skip
+    """Noise maps for one call of a network (``style_tplane`` or ``up_renderer``); None adds none."""
+    sizes = getattr(config, NETS[name])
+    if kind == 'stored':
+        return styleunet.stored_noise(variables['noise'][name]['stylegan_decoder']['noises'], sizes)
+    if kind == 'random' and key is not None:
+        return styleunet.draw_noise(key, sizes, batch)
+    return None
+
+
+def encode(params: PyTree, config: ModelConfig, images: jax.Array, noise: Sequence[jax.Array] | None = None) -> jax.Array:
+    """Canonical pictures [N,H,W,3] in [0,1] -> tri-planes [N,3,h,w,C]; rows of the planes grow upwards."""
+    found = StyleUNet(config.encoder).apply({'params': params['style_tplane']}, images[:, ::-1], noise)
+    planes, height, width, channels = config.plane_shape
+    return jnp.moveaxis(found.reshape(-1, height, width, planes, channels), 3, 1)
+
+
+def fuse(params: PyTree, scale: jax.Array, config: ModelConfig, planes: jax.Array) -> jax.Array:
+    """Planes of V portraits [B,V,3,h,w,C] -> [B,3,h,w,C]."""
+    kind = config.method.fusion
+    return fusion.fuse(params.get('attn_module', {}), params.get('query_style_tplane'), planes, scale, kind)
+
+
+@struct.dataclass
+class Views:
+    """N rendered views with values in [0,1] (not clamped): ``coarse``, ``fine`` [N,R,R,O] whose first three channels are
+    RGB, ``image`` [N,S,S,3] or None, ``depth``, ``opacity`` [N,R,R,1], ``coarse_opacities`` [N,R*R,samples]."""
+
+    coarse: jax.Array
+    fine: jax.Array
+    depth: jax.Array
+    opacity: jax.Array
+    coarse_opacities: jax.Array
+    image: jax.Array | None = None
+
+
+def render_views(params: PyTree, config: ModelConfig, scene: head.Scene, transforms: jax.Array, focal: jax.Array,
+                 draws: render.Draws | None = None, noise: Sequence[jax.Array] | None = None,
+                 sr: bool = True) -> Views:  # fmt: skip
+    """Renders N scenes from N cameras [N,3,4] with focal lengths [] or [N].
+
+    Args:
+        draws: random places of the samples, for training. noise: of super-resolution.
+        sr: also run super-resolution (static).
+    """
+    c, size = config.method, config.raw_size
+    origins, directions = cameras.rays(transforms, focal, size, size)
+
+    def field(places, directions):
+        return head.query(params['nerf_mlp'], c.head, c.field, scene, places, directions, c.ray_chunk, c.density)
+
+    found = render.render(field, origins, directions, c.samples, c.fine_samples, draws, c.background, density=c.density)
+    coarse, fine, depth, opacity = (render.to_image(x, size, size) for x in (
+        found.coarse, found.fine, found.distance[..., None], found.opacity[..., None]))  # fmt: skip
+    image = superresolve(params, config, fine, noise) if sr else None
+    return Views(coarse, fine, depth, opacity, found.coarse_opacities, image)
+
+
+def superresolve(params: PyTree, config: ModelConfig, features: jax.Array,
+                 noise: Sequence[jax.Array] | None = None) -> jax.Array:  # fmt: skip
+    """Rendered features [N,R,R,O] -> pictures [N,S,S,3] in (-0.001, 1.001)."""
+    return StyleUNet(config.superresolution).apply({'params': params['up_renderer']}, features, noise)
+
+
+# ------------------------------------------------------------------------------------------------------ build, animate
+
+
+def canonical(config: ModelConfig, images: jax.Array, coefficients: jax.Array | None) -> jax.Array:
+    """Pictures [N,S,S,3] in [0,1] as the encoder wants them: warped by ``warp_coefficients`` [N,8]."""
+    if not config.method.warp:
+        return images
+    return warp(images, coefficients, config.method.background, config.method.warp_border)
+
+
+def coefficients_of(config: ModelConfig, labels: np.ndarray) -> np.ndarray:
+    """[...,8] homographies into the canonical frame for camera labels [...,25]; on the host."""
+    transforms, focal = cameras.camera_of_label(np.asarray(labels, np.float32), config.world)
+    return warp_coefficients(transforms, focal, config.image_size, config.method.warp_corners)
+
+
+@partial(jax.jit, static_argnames='config')
+def _add_portrait(variables, state, image, coefficients, key, *, config):
+    """One more portrait [S,S,3] in [-1,1] in the fusion; also what its tri-planes are alone."""
+    c, params = config.method, variables['params']
+    unit = jnp.clip((resize(image, config.image_size, antialias=True) + 1) / 2, 0, 1)[None]
+    noise = noise_of(variables, config, 'style_tplane', c.noise, 1, key)
+    planes = encode(params, config, canonical(config, unit, coefficients[None]), noise)[0]
+    scale = variables['constants']['attn_module']['scale']
+    added = state.add(params.get('attn_module', {}), params.get('query_style_tplane'), planes, scale, c.fusion)
+    return added, planes
+
+
+def build(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait | Sequence[Portrait], *, bank: Any = None,
+          key: jax.Array | None = None, weights: str = '') -> Avatar:  # fmt: skip
+    """The avatar of one person from any number of portraits, in one forward pass of each.
+
+    Portraits are encoded one after the other and fused as they come: memory does not grow with their number.
+
+    Args:
+        portrait: one, or several of the same person.
+        bank: not needed (the argument is common to all methods). key: draws the noise of ``noise='random'``; without
+            it there is none. weights: SHA-256 of the weights, stored in the avatar.
+
+    Returns:
+        ``Avatar`` whose identity is ``{'planes': [3,H,W,C], 'shape': [S]}``.
+
+    Raises:
+        UserError: no portrait, or shape coefficients of another head model.
+    """
+    portraits = [portrait] if isinstance(portrait, Portrait) else list(portrait)
+    if not portraits:
+        raise UserError('portraits: none given; an avatar needs at least one picture')
+    if len(portraits) > MAX_PORTRAITS:
+        raise UserError(f'portraits: {len(portraits)} given; use at most {MAX_PORTRAITS}')
+    shape = shape_of(config, [p.shape if config.shape == 'own' else None for p in portraits])
+    state, planes = fusion.FusionState.start(config.plane_shape), None
+    for k, one in enumerate(portraits):
+        coefficients = jnp.asarray(coefficients_of(config, np.asarray(one.camera.label)))
+        step_key = None if key is None else jax.random.fold_in(key, k)
+        state, planes = _add_portrait(_networks(variables), state, jnp.asarray(one.image), coefficients, step_key, config=config)
+    planes = planes if len(portraits) == 1 else state.result(config.method.fusion)
+    source = ', '.join(p.source for p in portraits[:8] if p.source) + (', ...' if len(portraits) > 8 else '')
+    return Avatar({'planes': planes, 'shape': jnp.asarray(shape)}, camera=Camera.from_label(np.asarray(portraits[0].camera.label)),
+                  method=METHOD, config=config, basis=config.basis, weights=weights, source=source)  # fmt: skip
+
+
+def _networks(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the collections that inference does not read."""
+    return {k: variables[k] for k in OWN}
+
+
+def frame(variables: Mapping[str, Any], config: ModelConfig, identity: Mapping[str, jax.Array], expression: jax.Array,
+          labels: jax.Array, key: jax.Array | None = None, sr: bool = True) -> Views:  # fmt: skip
+    """N frames side by side: all that depends on expressions [N,64] and cameras [N,25]; for ``jax.export``."""
+    c, count = config.method, expression.shape[0]
+    transforms, focal = cameras.camera_of_label(labels, config.world)
+    planes = jnp.broadcast_to(identity['planes'], (count, *identity['planes'].shape))
+    points = None if c.field.kind == 'expression' else head_points(config, variables['mesh'], identity['shape'], expression)
+    scene = head.Scene(planes, points, expression)
+    noise = noise_of(variables, config, 'up_renderer', c.noise, count, key)
+    return render_views(variables['params'], config, scene, transforms, focal, noise=noise, sr=sr)
+
+
+def animate(variables: Mapping[str, Any], config: ModelConfig, avatar: Avatar, windows: jax.Array, labels: jax.Array, *,
+            basis: jax.Array | None = None, chunk: int = 1, key: jax.Array | None = None, sr: bool = True) -> Frames:  # fmt: skip
+    """Renders an avatar with someone's motion.
+
+    Args:
+        windows: [T,27,70] motion windows of the driver, of which the middle frame's expression is read.
+        labels: [T,25] cameras.
+        basis: not needed (the argument is common to all methods).
+        chunk: frames rendered side by side; memory grows with it, not with T. The result does not depend on it.
+        key: draws the noise of ``noise='random'``; without it there is none, and no flicker.
+        sr: False leaves super-resolution out; ``rgb`` is then the raw rendering.
+
+    Returns:
+        ``Frames`` with rgb and raw limited to [-1,1].
+    """
+    expression = windows[:, RADIUS, :64]
+    keys = None if key is None else jax.random.split(key, windows.shape[0])
+
+    def one(expression, label, key):
+        views = frame(variables, config, avatar.identity, expression[None], label[None], key, sr)
+        raw = jnp.clip(views.fine[0, ..., :3] * 2 - 1, -1, 1)
+        rgb = raw if views.image is None else jnp.clip(views.image[0] * 2 - 1, -1, 1)
+        return Frames(rgb, raw, views.depth[0], views.opacity[0])
+
+    inputs = (expression, labels, keys)
+    if windows.shape[0] == 1:
+        return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], inputs)))
+    if chunk == 1:
+        return jax.lax.map(lambda part: one(*part), inputs)
+    return jax.lax.map(lambda part: one(*part), inputs, batch_size=chunk)
+
+
+def source_windows(portrait: Portrait) -> jax.Array:
+    """[27,70] motion window of a still picture: its own coefficients, zero where they were not measured."""
+    row = [np.zeros(n, np.float32) if v is None else np.asarray(v, np.float32)
+           for v, n in ((portrait.expression, 64), (portrait.angle, 3), (portrait.translation, 3))]  # fmt: skip
+    return jnp.broadcast_to(jnp.asarray(np.concatenate(row)), (2 * RADIUS + 1, 70))
+
+
+def count_parameters(tree: PyTree) -> int:
+    """How many numbers a tree holds."""
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
