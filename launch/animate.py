@@ -98,7 +98,6 @@ def driving_motion(args: argparse.Namespace, basis: str, avatar: Any) -> tuple[A
     else:
         driver = read_driver(args)
         motion = driver.motion
-        check_measured(args, driver)
         if motion.num_frames == 1:
             motion = held(motion, args.frames or STILL_FRAMES)
         elif args.frames is not None:
@@ -112,17 +111,6 @@ def driving_motion(args: argparse.Namespace, basis: str, avatar: Any) -> tuple[A
     if args.sound not in (None, 'none'):
         sound = SoundTrack(args.sound)
     return motion, sound, notes
-
-
-def check_measured(args: argparse.Namespace, driver: Any) -> None:
-    """Says what cannot be driven by a tracker that measures only a part."""
-    if 'expression' in driver.parts:
-        return
-    faces = [r for r in args.only if r != 'pose']
-    if faces:
-        raise UserError(f'--only {faces[0]}: only the head pose of {args.motion} can be measured; '
-                        'give a motion file or coefficients')  # fmt: skip
-    print(f'avatar-jax: {args.motion}: only the head pose was measured, the face stays at rest', file=sys.stderr)
 
 
 def held(motion: Any, frames: int) -> Any:

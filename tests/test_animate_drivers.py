@@ -186,22 +186,6 @@ class Faces:
             yield VideoFrame(k, 1.0 + k / self.fps, rgb)
 
 
-def test_pose_of_frames_without_a_landmark_network():
-    pictures = []
-    found = measure.PoseTracker()(Faces([0.0, 0.2, 0.4], empty=(1,)), 64, lambda *a: pictures.append(a))
-    assert found.found.tolist() == [True, False, True] and found.start == 1.0 and found.parts == ('pose',)
-    yaw = found.motion('x').angle[:, 1]
-    assert yaw[1] == pytest.approx((yaw[0] + yaw[2]) / 2), 'a frame without a face is interpolated'
-    assert 0.05 < yaw[2] - yaw[0] < 0.8
-    assert [p[0] for p in pictures] == [0, 1, 2]
-    assert pictures[0][1].shape == (64, 64, 3) and pictures[0][2].max() == 255 and not pictures[1][2].any()
-    assert any('no face in 1 of 3' in note for note in found.notes)
-    eyes = found.landmarks[0, 36:48].mean(0)
-    assert 20 < eyes[0] < 44 and 15 < eyes[1] < 40
-    with pytest.raises(UserError, match=r'heads.mp4: no face found in any of 2 frames'):
-        measure.PoseTracker()(Faces([0.0, 0.0], empty=(0, 1)), 64)
-
-
 def test_the_default_tracker():
     """Angles and crops of a procedural head, one frame of which does not show it."""
     pictures, frames = [], Faces([-0.2, 0.0, 0.2, 0.3], empty=(1,))
@@ -211,8 +195,7 @@ def test_the_default_tracker():
     assert found.found.tolist() == [True, False, True, True] and found.start == 1.0
     motion = found.motion('x')
     assert motion.num_frames == 4 and np.isfinite(motion.coefficients).all()
-    precise = 'expression' in tracker.parts
-    np.testing.assert_allclose(np.diff(motion.angle[[0, 2, 3], 1]), [0.4, 0.1], atol=0.08 if precise else 0.25)
+    np.testing.assert_allclose(np.diff(motion.angle[[0, 2, 3], 1]), [0.4, 0.1], atol=0.08)
     np.testing.assert_allclose(found.labels, label_from_pose(motion.angle, motion.translation, 'raw'), atol=1e-4)
     assert [p[0] for p in pictures] == [0, 1, 2, 3] and pictures[0][1].shape == (64, 64, 3)
     image, mask = pictures[2][1:]
@@ -231,7 +214,4 @@ def test_frame_sources(tmp_path):
     assert measure.open_frames(tmp_path / '0.png').num_frames == 1
     with pytest.raises(UserError, match='holds no pictures'):
         measure.PictureFrames([])
-    np.testing.assert_allclose(
-        measure.fill_gaps(np.array([[np.nan], [1.0], [np.nan], [3.0]]), np.array([False, True, False, True])),
-        [[1], [1], [2], [3]])  # fmt: skip
     assert Avatar({}).camera is None

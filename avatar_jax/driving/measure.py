@@ -15,9 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from avatar_jax.driving.bases import PROCEDURAL
 from avatar_jax.errors import UserError
-from avatar_jax.faces.coefficients import NUM_COEFFICIENTS, SLICES
+from avatar_jax.faces.coefficients import SLICES
 from avatar_jax.io.video import VideoFrame, VideoReader
 from avatar_jax.types import Motion
 
@@ -156,63 +155,6 @@ def open_frames(path: str | os.PathLike) -> Any:
     return PictureFrames([path]) if path.suffix.lower() in PICTURE_ENDINGS else VideoReader(path)
 
 
-def fill_gaps(rows: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """[N, K] rows with those that were not found interpolated in time, and held at the ends."""
-    rows = np.asarray(rows, np.float64)
-    index = np.arange(len(rows))
-    return np.stack([np.interp(index, index[found], column[found]) for column in rows.T], axis=1)
-
-
-class PoseTracker:
-    """Head pose from five points of each frame; faces are found by cascades, expressions are not measured.
-
-    Landmarks are those of the mean face in the pose that was found. The stand-in for a tracker where none is given.
-    """
-
-    name, basis, parts = 'five-point pose 1', PROCEDURAL, ('pose',)
-
-    def __call__(self, frames: Any, size: int, on_picture: OnPicture | None = None) -> Measured:
-        from avatar_jax.faces.camera_labels import label_from_pose
-        from avatar_jax.photo.prepare import crop_face
-        from avatar_jax.progress import Progress
-
-        poses, found, times = [], [], []
-        with Progress(frames.num_frames, f'tracking {Path(frames.path).name}', unit='frame') as bar:
-            for frame in frames:
-                times.append(frame.time)
-                crop = crop_face(frame.pixels, size, on_picture is not None)
-                found.append(crop is not None)
-                poses.append(np.full(6, np.nan) if crop is None else np.concatenate([crop.pose.angle, crop.pose.trans]))
-                if on_picture is not None:
-                    on_picture(len(found) - 1, *self._picture(frame.pixels, crop, size))
-                bar.update()
-        found = np.array(found, bool)
-        if not found.any():
-            raise UserError(f'{frames.path}: no face found in any of {len(found)} frames; use a sharper, more frontal one')
-        poses = fill_gaps(np.array(poses), found)
-        coefficients = np.zeros((len(found), NUM_COEFFICIENTS), np.float32)
-        coefficients[:, SLICES['angle']], coefficients[:, SLICES['trans']] = poses[:, :3], poses[:, 3:]
-        labels = np.asarray(label_from_pose(poses[:, :3], poses[:, 3:], 'raw'), np.float32)
-        notes = ['only the head pose was measured (five points per frame)']
-        if not found.all():
-            notes.append(f'no face in {int((~found).sum())} of {len(found)} frames: interpolated')
-        return Measured(coefficients, labels, mean_face_landmarks(labels, size), found, float(frames.fps), self.basis,
-                        self.parts, times[0], tuple(notes),
-                        times=np.maximum.accumulate(np.array(times)))  # fmt: skip
-
-    @staticmethod
-    def _picture(pixels: np.ndarray, crop: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """The crop, or the middle of a frame without a face, with an empty mask."""
-        if crop is not None:
-            return crop.image, np.rint(255 * np.clip(crop.mask, 0, 1)).astype(np.uint8)
-        from PIL import Image
-
-        side = min(pixels.shape[:2])
-        top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-        middle = Image.fromarray(np.ascontiguousarray(pixels[top : top + side, left : left + side]))
-        return np.asarray(middle.resize((size, size), Image.Resampling.LANCZOS)), np.zeros((size, size), np.uint8)
-
-
 def mean_face_landmarks(labels: np.ndarray, size: int) -> np.ndarray:
     """[N, 68, 2] pixels at which the mean face's landmarks appear to cameras ``labels`` [N, 25]."""
     from avatar_jax.faces.procedural import ProceduralHead, to_world
@@ -226,15 +168,11 @@ def mean_face_landmarks(labels: np.ndarray, size: int) -> np.ndarray:
 
 
 def default_tracker(face: str = 'size') -> Tracker:
-    """The tracker that commands use: the project's own where its landmark network is installed, else the head pose alone.
+    """The tracker that commands use, the project's own.
 
     Args:
         face: which of several, see ``face_tracker.FaceTracker``.
     """
-    from avatar_jax.weights import shipped_names
-
-    if 'face_net' not in shipped_names():
-        return PoseTracker()
     from avatar_jax.driving.face_tracker import FaceTracker
 
     return FaceTracker(face=face)

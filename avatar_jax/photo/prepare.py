@@ -146,35 +146,6 @@ def prepare(
 
 
 @dataclasses.dataclass(frozen=True)
-class Crop:
-    """The aligned crop of a video frame: image [S, S, 3] uint8, mask [S, S] in [0, 1] and the head's pose in it."""
-
-    image: np.ndarray | None
-    mask: np.ndarray | None
-    pose: HeadPose
-
-
-def crop_face(pixels: np.ndarray, size: int, picture: bool = True) -> Crop | None:
-    """Aligns the largest face of one frame [H, W, 3] uint8, white behind the head; None where no face is found.
-
-    Args:
-        size: side of the crop.
-        picture: False leaves out image and mask, which take most of the time.
-    """
-    faces = detect_faces(pixels)
-    sure = [f for f in faces if f.eyes is not None] or faces
-    if not sure:
-        return None
-    found = estimate(pixels, sure[0])
-    if np.hypot(*(found.points[1] - found.points[0])) < 2:
-        return None
-    frame = _aligned(Picture(pixels, None, Path('frame')), size, found)
-    pose = crop_pose(frame.crop_points, size, found.sigma)
-    image, mask, _ = _background(frame, 'white', []) if picture else (None, None, '')
-    return Crop(image, mask, pose)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Frame:
     """A square picture with the head in the middle, and the part of it that is the crop."""
 
