@@ -204,6 +204,9 @@ def _segment(observed: Observed, rows: np.ndarray, basis: LandmarkBasis, config:
     centre = np.array(observed.size, np.float32) / 2
     identity, log_focal, local = _solve(obs, found, times, basis, config.fit, centre, max(observed.size))
 
+    first, last = np.flatnonzero(found)[[0, -1]]
+    local = np.array(local)
+    local[:first], local[last + 1 :] = local[first], local[last]  # held, where the fit's prior would draw them to neutral
     e = basis.num_expression
     expression = np.asarray(basis.unwhiten(jnp.asarray(local[:, :e])))
     shape = np.asarray(basis.mean) + np.tensordot(np.asarray(identity), np.asarray(basis.identity), 1)
