@@ -17,7 +17,8 @@ from configs._fields import fields_of, unknown_variant
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
     from avatar_jax.methods.gpavatar.config import ABLATIONS, ModelConfig
-    from avatar_jax.methods.gpavatar.train import DataConfig, OutputConfig, RunConfig
+    from avatar_jax.methods.gpavatar.train import RunConfig
+    from avatar_jax.train.run import ClipsConfig, PeopleOutput
 
     names = [v for v in variant.split(',') if v]
     for name in names:
@@ -27,17 +28,17 @@ def get_config(variant: str = ''):
     if 'tiny' in names:
         config = RunConfig(
             model=ModelConfig.tiny(preset),
-            data=DataConfig(people=2, frames=4, resolution=16, in_memory=True),
-            output=OutputConfig(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
+            data=ClipsConfig(people=2, frames=4, resolution=16, in_memory=True),
+            output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
         )
     elif 'full' in names:
         # Black background and 512 pixels would need photographs; with heads it is for measuring speed and memory.
         config = RunConfig(model=ModelConfig.full(preset, basis='procedural').with_method(background=1.0),
-                           data=DataConfig(people=64))  # fmt: skip
+                           data=ClipsConfig(people=64))  # fmt: skip
     else:
         config = RunConfig(
-            model=ModelConfig.heads(preset), data=DataConfig(people=192, frames=8, in_memory=True),
-            output=OutputConfig(log_every=20, sample_every=1000, checkpoint_every=250),
+            model=ModelConfig.heads(preset), data=ClipsConfig(people=192, frames=8, in_memory=True),
+            output=PeopleOutput(log_every=20, sample_every=1000, sample_people=4, checkpoint_every=250),
         )  # fmt: skip
     model = config.model
     for name in names:

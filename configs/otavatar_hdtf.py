@@ -22,8 +22,9 @@ def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
     from avatar_jax.methods.otavatar.config import ABLATIONS, OTAvatarConfig
     from avatar_jax.methods.otavatar.model import ModelConfig
-    from avatar_jax.methods.otavatar.train import DataConfig, OutputConfig, RunConfig
+    from avatar_jax.methods.otavatar.train import DataConfig, RunConfig
     from avatar_jax.models.triplane import GeneratorConfig
+    from avatar_jax.train.run import PeopleOutput
 
     names = [v for v in variant.split(',') if v]
     for name in names:
@@ -34,7 +35,7 @@ def get_config(variant: str = ''):
         config = RunConfig(
             model=ModelConfig.tiny(preset),
             data=DataConfig(people=3, frames=30, resolution=32, in_memory=True),
-            output=OutputConfig(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
+            output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
         )
         method = config.model.method.replace(train__iterations=4)
     else:
@@ -42,7 +43,7 @@ def get_config(variant: str = ''):
         config = RunConfig(
             model=ModelConfig(GeneratorConfig.ffhq512(), method, basis='bfm2009-deep3d', label_mode='orig'),
             data=DataConfig(source='built', folder='hdtf'),
-            output=OutputConfig(log_every=10, sample_every=100, checkpoint_every=100, keep_every=500),
+            output=PeopleOutput(log_every=10, sample_every=100, checkpoint_every=100, keep_every=500),
         )
         method = config.model.method
     for name in names:

@@ -19,9 +19,10 @@ def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
     from avatar_jax.methods.otavatar.config import ABLATIONS, OTAvatarConfig
     from avatar_jax.methods.otavatar.model import ModelConfig
-    from avatar_jax.methods.otavatar.train import DataConfig, OutputConfig, RunConfig
+    from avatar_jax.methods.otavatar.train import DataConfig, RunConfig
     from avatar_jax.train.optimizers import OptimizerConfig
     from avatar_jax.train.prior import heads_controller, heads_generator
+    from avatar_jax.train.run import PeopleOutput
 
     names = [v for v in variant.split(',') if v]
     for name in names:
@@ -32,7 +33,7 @@ def get_config(variant: str = ''):
         config = RunConfig(
             model=ModelConfig.tiny(preset),
             data=DataConfig(people=3, frames=30, resolution=32, in_memory=True),
-            output=OutputConfig(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
+            output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
         )
         method = config.model.method.replace(train__iterations=4)
     else:
@@ -48,7 +49,7 @@ def get_config(variant: str = ''):
         config = RunConfig(
             model=ModelConfig(generator, method),
             data=DataConfig(people=256, in_memory=False),
-            output=OutputConfig(log_every=1, sample_every=50, checkpoint_every=25),
+            output=PeopleOutput(log_every=1, sample_every=50, checkpoint_every=25),
             init='heads128',
         )
     for name in names:

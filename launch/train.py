@@ -212,7 +212,7 @@ def open_source(config: Any) -> Any:
     else:
         split = {'validation': 'val'}.get(data.split, data.split)
         source = RenderedFrames.of_people(
-            data.people, data.seed, split, data.clips_per_person, data.resolution or config.model.generator.img_resolution,
+            data.people, data.seed, split, data.clips_per_person, data.resolution or config.model.img_resolution,
             ClipOptions(num_frames=data.frames))  # fmt: skip
     if source.table.basis != config.model.basis:
         raise UserError(f"data.folder: its expressions are in the basis '{source.table.basis}', but model.basis is "

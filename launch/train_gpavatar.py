@@ -35,6 +35,7 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
     from avatar_jax.train.costs import estimate
     from avatar_jax.train.loop import fit, skip_nonfinite
     from avatar_jax.weights import check_config
+    from launch.train import open_source
 
     model = config.model
     devices = device_order(jax.devices())[: 1 if config.parallel == 'single' else None]
@@ -117,26 +118,6 @@ def alexnet(files: Sequence[str], variables: Any) -> Any:
             raise UserError(f"perception: {option!r}; GPAvatar's loss looks through alexnet=FILE")
         return PerceptionBank.load({name: path}).weights[name]
     return alexnet_of(variables['perception']['percep_loss']['net']) if 'perception' in variables else None
-
-
-def open_source(config: Any) -> Any:
-    """The frames that batches are drawn from."""
-    from data_pipelines.clips import ClipOptions
-    from data_pipelines.sources import MemoryFrames, RenderedFrames
-    from data_pipelines.sources import open_source as open_folder
-
-    data = config.data
-    if data.source == 'built':
-        source = open_folder(data.folder, data.split)
-    else:
-        split = {'validation': 'val'}.get(data.split, data.split)
-        source = RenderedFrames.of_people(data.people, data.seed, split, data.clips_per_person,
-                                          data.resolution or config.model.img_resolution,
-                                          ClipOptions(num_frames=data.frames))  # fmt: skip
-    if source.table.basis != config.model.basis:
-        raise UserError(f"data.folder: its expressions are in the basis '{source.table.basis}', but model.basis is "
-                        f"'{config.model.basis}'; set model.basis, or use other data")  # fmt: skip
-    return MemoryFrames(source, progress=processes.is_first()) if data.in_memory else source
 
 
 def stream_batches(config: Any, source: Any, start: int) -> Iterator[dict[str, Any]]:

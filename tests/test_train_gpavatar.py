@@ -1,16 +1,22 @@
-"""Training of GPAvatar: configurations, data, face boxes, the table of ablations, warnings about strangers."""
+"""Training of GPAvatar at a tiny size: exact resume, parameter groups, the commands on what comes out."""
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from avatar_jax.cli import main
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.methods.gpavatar import train as training
 from avatar_jax.methods.gpavatar.config import ModelConfig
-from avatar_jax.methods.gpavatar.train import DataConfig, OutputConfig, RunConfig
+from avatar_jax.methods.gpavatar.model import init, load_model
+from avatar_jax.methods.gpavatar.train import RunConfig
+from avatar_jax.train.logging import read_jsonl
+from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from launch.encode import warn_of_strangers
+from launch.train_gpavatar import train
 
 SETTINGS = {'loss__box': 0.0, 'training_noise': 'zero', 'noise': 'zero', 'train__ema': 0.9, 'train__batch_size': 1,
             'train__milestones': (2,)}  # fmt: skip
@@ -19,10 +25,41 @@ SETTINGS = {'loss__box': 0.0, 'training_noise': 'zero', 'noise': 'zero', 'train_
 def tiny_run(iterations=3):
     return RunConfig(
         model=ModelConfig.tiny(**SETTINGS, train__iterations=iterations),
-        data=DataConfig(people=2, frames=4, resolution=16, in_memory=True, num_threads=0),
-        output=OutputConfig(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1, tensorboard=False),
+        data=ClipsConfig(people=2, frames=4, resolution=16, in_memory=True, num_threads=0),
+        output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1, tensorboard=False),
         parallel='single',
     )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('gpavatar') / 'whole'
+    return folder, train(tiny_run(), folder, quiet=True)
+
+
+def test_a_stopped_run_resumes_to_the_numbers_of_an_uninterrupted_one(trained, tmp_path):
+    folder, whole = trained
+    train(tiny_run(2), tmp_path / 'run', quiet=True)
+    resumed = train(tiny_run(), tmp_path / 'run', resume=True, quiet=True)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    log = read_jsonl(folder / 'metrics.jsonl')
+    assert [r['step'] for r in log] == [1, 2, 3]
+    for name in ('loss', 'psnr', 'pixel', 'perceptual', 'norm', 'main/grad_norm', 'slow/update_norm'):
+        assert np.isfinite(log[-1][name]), name
+    variables, config, _, provenance = load_model(folder / 'weights.safetensors')
+    assert config == tiny_run().model and provenance['iterations'] == 3 and 'mesh' in variables
+
+
+def test_groups_and_schedule():
+    config = ModelConfig.tiny(**SETTINGS)
+    main_part, slow = training.split_slow(init(config, jax.random.key(0))['params'])
+    names = {'/'.join(str(getattr(k, 'key', k)) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(slow)}
+    assert names and all('style_mlp' in n or 'final_linear' in n for n in names)
+    whole = init(config, jax.random.key(0))['params']
+    assert jax.tree.structure(training.join(main_part, slow)) == jax.tree.structure(whole)
+    scales = [float(training.learning_rate_scale(config, k)) for k in range(4)]
+    np.testing.assert_allclose(scales, [1, 1, 0.2, 0.2])
 
 
 def test_runs_survive_their_files():
@@ -32,6 +69,31 @@ def test_runs_survive_their_files():
         dataclasses.replace(run, method='nerf')
     boxes = training.face_boxes(np.array([[[10.0, 20], [30, 40]]]), 100)
     np.testing.assert_allclose(boxes, [[0.075, 0.175, 0.325, 0.425]])
+
+
+def picture(path, seed):
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def test_commands(trained, tmp_path, capsys):
+    weights = str(trained[0] / 'weights.safetensors')
+    images = [picture(tmp_path / f'{name}.png', k) for k, name in enumerate('ab')]
+    status = main(['invert', '--method', 'gpavatar', '--weights', weights, '--aligned', '--background', 'keep', '--image', *images,
+                   '--out', str(tmp_path / 'out')])  # fmt: skip
+    assert status == 0 and 'from 2 portraits' in capsys.readouterr().out
+    assert (tmp_path / 'out' / 'a' / 'reconstruction.png').is_file() and (tmp_path / 'out' / 'report.json').is_file()
+    assert main(['animate', '--avatar', str(tmp_path / 'out' / 'a'), '--weights', weights, '--motion', 'speech:0:3',
+                 '--per-call', '3', '--out', str(tmp_path / 'a.mp4')]) == 0  # fmt: skip
+    assert (tmp_path / 'a.mp4').stat().st_size > 100
+    capsys.readouterr()
+    assert main(['invert', '--method', 'gpavatar', '--image', images[0], '--out', str(tmp_path / 'x')]) == 2
+    assert 'no weights for it are in the package' in capsys.readouterr().err
+    assert main(['invert', '--weights', weights, '--steps', '3', '--image', images[0], '--out', str(tmp_path / 'x')]) == 2
+    assert 'has no optimisation' in capsys.readouterr().err
 
 
 def test_portraits_of_different_people_are_told(capsys):

@@ -16,9 +16,10 @@ import pytest
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.methods.otavatar.model import ModelConfig, load_model
-from avatar_jax.methods.otavatar.train import DataConfig, OutputConfig, RunConfig, init_state, train_step, variables_of
+from avatar_jax.methods.otavatar.train import DataConfig, RunConfig, init_state, train_step, variables_of
 from avatar_jax.train.logging import read_jsonl
 from avatar_jax.train.optimizers import OptimizerConfig
+from avatar_jax.train.run import PeopleOutput
 from tests.tiny_model import batch, random_variables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +33,7 @@ def tiny_run(iterations=3, **method):
     return RunConfig(
         model=dataclasses.replace(model, method=model.method.replace(**settings)),
         data=DataConfig(people=2, frames=4, resolution=32, in_memory=True, num_threads=0),
-        output=OutputConfig(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1, tensorboard=False),
+        output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1, tensorboard=False),
         parallel='single', stand_ins=False,
     )  # fmt: skip
 

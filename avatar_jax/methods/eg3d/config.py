@@ -12,6 +12,7 @@ from avatar_jax.methods.eg3d.augment import AdaConfig
 from avatar_jax.models.discriminator import DualDiscriminator, SingleDiscriminator
 from avatar_jax.models.triplane import GeneratorConfig
 from avatar_jax.ops.resize import filtered_resizing
+from avatar_jax.train import run
 from avatar_jax.train.loop import LoopConfig
 
 # Density regularisers by ``rendering.reg_type``. The last two can be asked for in the original and do nothing there.
@@ -190,19 +191,13 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class OutputConfig:
-    """When a run logs, draws samples and writes checkpoints; counts are iterations. See ``train.loop.LoopConfig``."""
+class OutputConfig(run.OutputConfig):
+    """``train.run.OutputConfig``, and how many pictures a sample sheet has."""
 
-    log_every: int = 10
     sample_every: int = 500
+    checkpoint_every: int = 500
     sample_columns: int = 8
     sample_rows: int = 2
-    checkpoint_every: int = 500
-    keep: int = 2
-    keep_every: int = 0
-    nonfinite: str = 'stop'
-    max_skipped: int = 20
-    tensorboard: bool = True
 
 
 @dataclass(frozen=True)
@@ -251,6 +246,4 @@ class RunConfig:
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
-        o = self.output
-        return LoopConfig(self.train.iterations, o.log_every, o.sample_every, o.checkpoint_every, o.keep, o.keep_every,
-                          o.nonfinite, o.max_skipped, o.tensorboard)  # fmt: skip
+        return self.output.loop(self.train.iterations)

@@ -35,49 +35,12 @@ from avatar_jax.ops.resize import resize
 from avatar_jax.parallel import mean_over_devices, sample_keys
 from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
+from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from avatar_jax.train.state import Group, TrainState, step_key
 
 PyTree = Any
 SLOW = ('style_mlp', 'final_linear')
 BOX_SCALE = 1.25  # of the landmarks' mean extent: the side of the face box
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where clips come from: see ``methods.otavatar.train.DataConfig``, whose fields these are."""
-
-    source: str = 'rendered'
-    folder: str = ''
-    split: str = 'train'
-    people: int = 64
-    clips_per_person: int = 1
-    frames: int = 50
-    resolution: int = 0
-    seed: int = 0
-    in_memory: bool = False
-    num_threads: int = 2
-    prefetch: int = 8
-
-    def __post_init__(self):
-        if self.source not in ('rendered', 'built'):
-            raise UserError(f"data.source: {self.source!r}; use 'rendered' or 'built'")
-        if self.source == 'built' and not self.folder:
-            raise UserError("data.folder: give the folder of the built data set, or use data.source='rendered'")
-
-
-@dataclass(frozen=True)
-class OutputConfig:
-    """When a run logs, draws samples and writes checkpoints; see ``train.loop.LoopConfig``. Counts are steps."""
-
-    log_every: int = 10
-    sample_every: int = 500
-    sample_people: int = 4
-    checkpoint_every: int = 500
-    keep: int = 2
-    keep_every: int = 0
-    nonfinite: str = 'stop'
-    max_skipped: int = 20
-    tensorboard: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,8 +60,8 @@ class RunConfig:
     method: str = METHOD
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    output: OutputConfig = field(default_factory=OutputConfig)
+    data: ClipsConfig = field(default_factory=ClipsConfig)
+    output: PeopleOutput = field(default_factory=PeopleOutput)
     init: str = ''
     perception: tuple[str, ...] = ()
     parallel: str = 'pmap'
@@ -113,9 +76,7 @@ class RunConfig:
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
-        o = self.output
-        return LoopConfig(self.model.method.train.iterations, o.log_every, o.sample_every, o.checkpoint_every, o.keep,
-                          o.keep_every, o.nonfinite, o.max_skipped, o.tensorboard)  # fmt: skip
+        return self.output.loop(self.model.method.train.iterations)
 
 
 # ------------------------------------------------------------------------------------------------------------- state

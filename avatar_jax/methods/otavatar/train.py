@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.errors import UserError
 from avatar_jax.inversion.decoupling import Optimizers, decoupling_iteration
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.otavatar.controller import MotionCode
@@ -35,6 +34,7 @@ from avatar_jax.methods.otavatar.objective import prepare_targets, training_obje
 from avatar_jax.parallel import ScaleConfig
 from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
+from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from avatar_jax.train.state import Group, TrainState, step_key
 from avatar_jax.types import Camera, Portrait
 
@@ -43,53 +43,16 @@ TILE = 128  # pixels of one picture in a sample sheet
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where clips come from.
+class DataConfig(ClipsConfig):
+    """Where clips come from: ``train.run.ClipsConfig``, and
 
     Attributes:
-        source: 'rendered' (procedural heads, drawn when asked for) or 'built' (a data set on disk: one that was built
-            here, or clips that were processed for OTAvatar).
-        folder: of the data set. split: its split.
-        people, clips_per_person, frames, resolution, seed: of rendered heads; resolution 0 is that of the generator.
-        in_memory: decode or render every frame once and keep it.
         cameras: 'any', 'same' or 'front', for clips that several cameras see.
-        num_workers, num_threads, prefetch: how batches are read; they do not change them.
+        num_workers: processes that read batches; it does not change them.
     """
 
-    source: str = 'rendered'
-    folder: str = ''
-    split: str = 'train'
-    people: int = 64
-    clips_per_person: int = 1
-    frames: int = 50
-    resolution: int = 0
-    seed: int = 0
-    in_memory: bool = False
     cameras: str = 'any'
     num_workers: int = 0
-    num_threads: int = 2
-    prefetch: int = 8
-
-    def __post_init__(self):
-        if self.source not in ('rendered', 'built'):
-            raise UserError(f"data.source: {self.source!r}; use 'rendered' or 'built'")
-        if self.source == 'built' and not self.folder:
-            raise UserError("data.folder: give the folder of the built data set, or use data.source='rendered'")
-
-
-@dataclass(frozen=True)
-class OutputConfig:
-    """When a run logs, draws samples and writes checkpoints; see ``train.loop.LoopConfig``. Counts are iterations."""
-
-    log_every: int = 10
-    sample_every: int = 100
-    sample_people: int = 3
-    checkpoint_every: int = 100
-    keep: int = 2
-    keep_every: int = 0
-    nonfinite: str = 'stop'
-    max_skipped: int = 20
-    tensorboard: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,7 +72,7 @@ class RunConfig:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    output: OutputConfig = field(default_factory=OutputConfig)
+    output: PeopleOutput = field(default_factory=PeopleOutput)
     init: str = ''
     perception: tuple[str, ...] = ()
     stand_ins: bool = True
@@ -122,9 +85,7 @@ class RunConfig:
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
-        o = self.output
-        return LoopConfig(self.model.method.train.iterations, o.log_every, o.sample_every, o.checkpoint_every, o.keep,
-                          o.keep_every, o.nonfinite, o.max_skipped, o.tensorboard)  # fmt: skip
+        return self.output.loop(self.model.method.train.iterations)
 
 
 # ------------------------------------------------------------------------------------------------------------- state

@@ -1,0 +1,66 @@
+"""Parts of a run's configuration that the methods have in common: where clips come from, and what a run writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from avatar_jax.errors import UserError
+from avatar_jax.train.loop import LoopConfig
+
+
+@dataclass(frozen=True)
+class ClipsConfig:
+    """Where clips come from.
+
+    Attributes:
+        source: 'rendered' (procedural heads, drawn when asked for) or 'built' (a data set on disk: one that was built
+            here, or clips that were processed for OTAvatar).
+        folder: of the data set. split: its split.
+        people, clips_per_person, frames, resolution, seed: of rendered heads; resolution 0 is that of the generator.
+        in_memory: decode or render every frame once and keep it.
+        num_threads, prefetch: how batches are read; they do not change them.
+    """
+
+    source: str = 'rendered'
+    folder: str = ''
+    split: str = 'train'
+    people: int = 64
+    clips_per_person: int = 1
+    frames: int = 50
+    resolution: int = 0
+    seed: int = 0
+    in_memory: bool = False
+    num_threads: int = 2
+    prefetch: int = 8
+
+    def __post_init__(self):
+        if self.source not in ('rendered', 'built'):
+            raise UserError(f"data.source: {self.source!r}; use 'rendered' or 'built'")
+        if self.source == 'built' and not self.folder:
+            raise UserError("data.folder: give the folder of the built data set, or use data.source='rendered'")
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """When a run logs, draws samples and writes checkpoints; see ``train.loop.LoopConfig``. Counts are steps."""
+
+    log_every: int = 10
+    sample_every: int = 100
+    checkpoint_every: int = 100
+    keep: int = 2
+    keep_every: int = 0
+    nonfinite: str = 'stop'
+    max_skipped: int = 20
+    tensorboard: bool = True
+
+    def loop(self, total_steps: int) -> LoopConfig:
+        """The settings of the loop for a run of ``total_steps``."""
+        return LoopConfig(total_steps, self.log_every, self.sample_every, self.checkpoint_every, self.keep, self.keep_every,
+                          self.nonfinite, self.max_skipped, self.tensorboard)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PeopleOutput(OutputConfig):
+    """``sample_people``: how many people a sample picture shows; 0 draws none."""
+
+    sample_people: int = 3
