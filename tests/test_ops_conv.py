@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from avatar_jax.ops.conv import conv1d, conv2d, conv2d_transpose
+from avatar_jax.ops.conv import _conv, _Spec, conv1d, conv2d, conv2d_transpose
 
 DIMS = ('NHWC', 'HWIO', 'NHWC')
 
@@ -72,6 +72,12 @@ CASES = [
         (2, 2, 2, 3),
         lambda x, w: conv2d_transpose(x, w, 3, ((0, 1), (0, 0))),
         naive((1, 1), ((1, 0), (1, 1)), (3, 3), flip=True),
+    ),
+    (  # a stride and a dilated input: no public function makes this pair
+        (1, 5, 4, 2),
+        (3, 3, 2, 3),
+        lambda x, w: _conv(x, w, _Spec((2, 2), ((1, 1), (0, 2)), (3, 2), (1, 1))),
+        naive((2, 2), ((1, 1), (0, 2)), (3, 2)),
     ),
 ]
 

@@ -276,8 +276,10 @@ def _input_gradient(w: jax.Array, g: jax.Array, size: Sequence[int], spec: _Spec
 
 def _kernel_gradient(x: jax.Array, g: jax.Array, taps: Sequence[int], spec: _Spec) -> jax.Array:
     """d/dw: the batch becomes the contracted channel, one operand slides over the other."""
-    if spec.stride != _ONE and spec.input_dilation != _ONE:
-        raise NotImplementedError('gradient of a convolution with both a stride and a dilated input')
+    if spec.stride != _ONE and spec.input_dilation != _ONE:  # a rare pair: the zeros are written out
+        gaps = [d - 1 for d in spec.input_dilation]
+        x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, gaps[0]), (0, 0, gaps[1]), (0, 0, 0)))
+        spec = spec._replace(input_dilation=_ONE)
     dilated = spec.input_dilation != _ONE
     # Whose grid is the finer one is the image; on equal grids, the operand with fewer channels, since Eigen is slow
     # with kernels of few output channels. If g is the image, the taps come out in reverse order.
