@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from avatar_jax.errors import UserError
 
@@ -56,3 +57,12 @@ def file_sha256(path: str | os.PathLike) -> str:
             return hashlib.file_digest(file, 'sha256').hexdigest()
     except OSError as error:
         raise read_error(path, error) from error
+
+
+def open_media(path: str | os.PathLike) -> Any:
+    """A PyAV container for reading; text entries that are not UTF-8 do not make a file unreadable."""
+    import av
+
+    # Before version 19, PyAV is strict about them unless told otherwise; from then on there is nothing to tell.
+    strict = int(av.__version__.partition('.')[0]) < 19
+    return av.open(os.fspath(path), **({'metadata_errors': 'replace'} if strict else {}))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
-from avatar_jax.io.inputs import input_file
+from avatar_jax.io.inputs import input_file, open_media
 
 COPIED = ('aac', 'mp3', 'mp3float', 'ac3', 'eac3', 'opus', 'alac')  # others (PCM, Vorbis, ...) are not played from MP4 everywhere
 _ENCODED_RATES = (48000, 44100, 32000, 24000, 22050, 16000)
@@ -25,7 +25,7 @@ def has_sound(path: str | os.PathLike) -> bool:
     import av
 
     try:
-        with av.open(os.fspath(path), metadata_errors='replace') as container:
+        with open_media(path) as container:
             return bool(container.streams.audio)
     except (av.error.FFmpegError, ValueError, OSError):
         return False
@@ -53,7 +53,7 @@ class SoundTrack:
         self.notes: list[str] = []
         self._stack = contextlib.ExitStack()
         try:
-            self._container = self._stack.enter_context(av.open(str(self.path), metadata_errors='replace'))
+            self._container = self._stack.enter_context(open_media(self.path))
         except (av.error.FFmpegError, ValueError) as error:
             raise UserError(f'{self.path}: is not a video or sound file that can be read, or is damaged') from error
         tracks = self._container.streams.audio

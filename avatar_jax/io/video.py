@@ -20,7 +20,7 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.io import atomic
 from avatar_jax.io.images import MAX_SIDE, to_uint8
-from avatar_jax.io.inputs import input_file
+from avatar_jax.io.inputs import input_file, open_media
 from avatar_jax.io.provenance import Provenance
 
 _BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix alike
@@ -235,7 +235,7 @@ class VideoReader:
         import av
 
         try:
-            container = av.open(str(self.path), metadata_errors='replace')
+            container = open_media(self.path)
         except (av.error.FFmpegError, ValueError) as error:
             raise UserError(f'{self.path}: is not a video that can be read, or is damaged ({_reason(error)})') from error
         with container:
