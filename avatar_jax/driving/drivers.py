@@ -26,14 +26,12 @@ class Driver:
 
     Attributes:
         motion: the movement, in its own basis.
-        parts: what was measured ('pose', 'expression', ...); a file of numbers has both.
         media: the video whose sound belongs to it, or None.
         start: time of its first frame in the media, seconds.
         notes: what was done, one phrase each.
     """
 
     motion: Motion
-    parts: tuple[str, ...] = ('expression', 'pose')
     media: Path | None = None
     start: float = 0.0
     notes: tuple[str, ...] = ()
@@ -65,8 +63,7 @@ def open_driver(path: str | os.PathLike, *, fps: float | None = None, frames: in
     measured = tracker(clip, _CROP)
     motion = measured.motion(file_sha256(path))
     single = motion.num_frames == 1
-    return Driver(motion, measured.parts, None if single else path, measured.start,
-                  (*getattr(source, 'notes', ()), *measured.notes))  # fmt: skip
+    return Driver(motion, None if single else path, measured.start, (*getattr(source, 'notes', ()), *measured.notes))  # fmt: skip
 
 
 def _tracked_folder(folder: Path) -> Driver:
