@@ -62,8 +62,10 @@ def final(out):
 
 
 def assert_same(a, b):
+    # 24 updates on other numbers of devices differ by the rounding of sums, which depends on where the runs were cut: a
+    # few units in the last place of the largest values (2.4e-7 at 2 to 4). One wrong sample shifts some by 0.3.
     for x, y in zip(final(a), final(b), strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(x, y, atol=4e-6, rtol=0)
 
 
 def saved(out):
@@ -76,13 +78,13 @@ def test_runs_of_one_two_and_four_processes_go_on_from_each_other(tmp_path):
     assert re.search(r'compiled in .* s; per device \(cpu\): memory \d+ MiB .*GFLOP, about .* per step', text)
 
     # One process and a signal; then four, of which one gets a signal: all stop at the same step; then two, cut.
-    alone = start(moved, delay=0.1)
+    alone = start(moved, delay=0.4)
     wait_for(moved, alone, 2)
     alone[0].send_signal(signal.SIGTERM)
     finish(alone, 75)
     first = saved(moved)[-1]
     assert 2 <= first < 15
-    four = start(moved, 4, resume=True, kind='shard_map', delay=0.1)
+    four = start(moved, 4, resume=True, kind='shard_map', delay=0.4)
     wait_for(moved, four, first + 1)
     four[2].send_signal(signal.SIGTERM)
     said = finish(four, 75)
@@ -93,7 +95,7 @@ def test_runs_of_one_two_and_four_processes_go_on_from_each_other(tmp_path):
     assert [r['step'] for r in read_jsonl(moved / 'metrics.jsonl')] == list(range(1, 25))
 
     # Two processes, one of which dies: the other says so, nothing is lost, two go on.
-    two = start(killed, 2, delay=0.1)
+    two = start(killed, 2, delay=0.4)
     wait_for(killed, two, 4)
     two[1].kill()
     two[1].communicate()

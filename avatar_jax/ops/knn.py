@@ -1,8 +1,9 @@
 """Exact nearest neighbours of many query points among a few thousand points in space.
 
-``brute`` compares every query with every point, tile by tile, so that the table of distances never exceeds one tile:
-the form for accelerators. ``tree`` asks SciPy's k-d tree on the host, several times faster on a CPU; it cannot be exported or run
-on an accelerator. ``auto`` is the tree where the default back end is the CPU.
+``brute``, the default, compares every query with every point, tile by tile, so that the table of distances never exceeds
+one tile. ``tree`` asks SciPy's k-d tree on the host. On one CPU core the tree takes 0.11 s for 49,152 queries and 1,200 points
+where brute force takes 0.15 s, and 0.12 s against 0.47 s for 5,023 points; but its program can be neither exported nor
+kept in the compilation cache, runs on a CPU only, and JAX's host calls may wait for ever where there is one core. So it must be asked for.
 
 Neighbours are found without gradients; ``squared_distances`` of the found pairs is differentiable.
 """
@@ -13,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-METHODS = ('auto', 'brute', 'tree')
+METHODS = ('brute', 'tree')
 
 
-def nearest(queries: jax.Array, points: jax.Array, k: int, method: str = 'auto', tile: int = 1024) -> jax.Array:
+def nearest(queries: jax.Array, points: jax.Array, k: int, method: str = 'brute', tile: int = 1024) -> jax.Array:
     """Indices of the ``k`` nearest points, nearest first; equal distances in the order of the points.
 
     Args:
         queries: [M, 3]. points: [P, 3], P >= k.
-        method: 'auto', 'brute' or 'tree'.
+        method: 'brute' or 'tree'.
         tile: queries compared at once by 'brute'; memory is about ``4 * tile * P`` bytes.
 
     Returns:
@@ -32,7 +33,7 @@ def nearest(queries: jax.Array, points: jax.Array, k: int, method: str = 'auto',
     if points.shape[0] < k:
         raise ValueError(f'nearest: {k} neighbours wanted of {points.shape[0]} points')
     queries, points = jax.lax.stop_gradient(queries), jax.lax.stop_gradient(points)
-    if method == 'tree' or (method == 'auto' and jax.default_backend() == 'cpu'):
+    if method == 'tree':
         shape = jax.ShapeDtypeStruct((queries.shape[0], k), jnp.int32)
         return jax.pure_callback(lambda q, p: _tree(np.asarray(q), np.asarray(p), k), shape, queries, points,
                                  vmap_method='sequential')  # fmt: skip

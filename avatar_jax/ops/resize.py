@@ -58,6 +58,7 @@ def resize(
     return y.astype(dtype)
 
 
+@jax.custom_vjp
 def double(x: jax.Array) -> jax.Array:
     """``resize`` of [..., H, W, C] to twice its size, bilinear: weighted sums of neighbours instead of matrix products."""
     for axis in (-3, -2):
@@ -70,6 +71,22 @@ def double(x: jax.Array) -> jax.Array:
         shape[axis] = 2 * size
         x = pair.reshape(shape)
     return x
+
+
+def _double_transposed(g: jax.Array) -> jax.Array:
+    # JAX's own transpose is a nest of paddings, which XLA's CPU back end evaluates again for every use.
+    for axis in (-2, -3):
+        size = g.shape[axis] // 2
+        even = lax.slice_in_dim(g, 0, 2 * size, 2, axis=axis)
+        odd = lax.slice_in_dim(g, 1, 2 * size, 2, axis=axis)
+        first, last = lax.slice_in_dim(even, 0, 1, axis=axis), lax.slice_in_dim(odd, size - 1, size, axis=axis)
+        from_odd = jnp.concatenate([first, lax.slice_in_dim(odd, 0, size - 1, axis=axis)], axis)
+        from_even = jnp.concatenate([lax.slice_in_dim(even, 1, size, axis=axis), last], axis)
+        g = 0.75 * (even + odd) + 0.25 * (from_odd + from_even)
+    return g
+
+
+double.defvjp(lambda x: (double(x), None), lambda _, g: (_double_transposed(g),))
 
 
 @functools.lru_cache(maxsize=256)

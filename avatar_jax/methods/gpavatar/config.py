@@ -218,10 +218,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 _HEADS: dict[str, Any] = {
     'field__points': 1200, 'field__feature_dim': 16, 'field__hidden': 32, 'field__normalise': 'neighbours',
     'head__plane_channels': 16, 'head__width': 64, 'head__color_width': 32, 'head__out_channels': 16,
-    'samples': 12, 'fine_samples': 12, 'background': 1.0, 'noise': 'zero', 'training_noise': 'zero',
+    'samples': 8, 'fine_samples': 8, 'background': 1.0, 'noise': 'zero', 'training_noise': 'zero',
     'warp_corners': 'exact', 'warp_border': 'single', 'loss__box': 0.0, 'loss__perceptual': 0.5, 'loss__norm': 0.0,
-    'loss__network': 'pyramid', 'train__divisor': 255, 'train__batch_size': 2, 'train__iterations': 10_000,
-    'train__milestones': (7_000, 9_000), 'train__optimizer': OptimizerConfig('adam', 1e-3, 0.0, 0.99),
+    'loss__network': 'pyramid', 'train__divisor': 255, 'train__batch_size': 2, 'train__iterations': 6_000,
+    'train__milestones': (4_500, 5_500), 'train__optimizer': OptimizerConfig('adam', 1e-3, 0.0, 0.99),
     'train__ema': 0.995,
 }  # fmt: skip
 
@@ -296,7 +296,7 @@ class ModelConfig:
         every resolution), the background is that of the procedural pictures, white, and no noise is added.
         """
         method = _preset(preset).replace(**_HEADS)
-        return cls(method.replace(**overrides), 128, 64, 32, 128, 1536, 48, 64, 4, ProceduralHead.basis, 'mean')
+        return cls(method.replace(**overrides), 128, 64, 32, 128, 1024, 48, 64, 4, ProceduralHead.basis, 'mean')
 
     @classmethod
     def tiny(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:

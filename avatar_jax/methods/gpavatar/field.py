@@ -66,7 +66,7 @@ class FieldConfig:
     reference_samples: int | None = None
     max_distance: float | None = None
     expression_dim: int = 64
-    knn: str = 'auto'
+    knn: str = 'brute'
     tile: int = 1024
 
     def __post_init__(self):
