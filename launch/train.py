@@ -38,9 +38,10 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.train.logging import NonFiniteError
     from launch.config_args import load_config
 
-    config, start = method_of(load_config(args.config, args.overrides).to_dict())
+    # Before anything computes, as checking a configuration may.
     processes.join(processes.from_arguments(args))
     with processes.ending_together(args.out):
+        config, start = method_of(load_config(args.config, args.overrides).to_dict())
         try:
             start(config, args.out, resume=args.resume)
         except NonFiniteError as error:
