@@ -49,7 +49,7 @@ class Method:
 
     Attributes:
       name: for the report.
-      build: (portrait, on_step) -> avatar; it calls ``on_step(done)`` with the number of its steps done so far.
+      build: (portrait or list of them, on_step) -> avatar; it calls ``on_step(done)`` with the number of its steps done so far.
       animate: (avatar, windows [B, 27, 70], labels [B, 25]) -> Frames.
       weights: SHA-256 of its weights.
       networks: what its own losses look through, in words.
@@ -132,7 +132,8 @@ def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem
         motion = Motion(part[:, :64], part[:, 64:67], part[:, 67:70], float(table.fps), table.basis)
         row = lru_cache(maxsize=64)(lambda k: source[start + k])  # the four fields share what was read
         pictures, masks, labels, landmarks = (_Frames(row, length, k) for k in FIELDS)
-        return clip_case(str(table.name[clip]), motion, labels, pictures, masks, landmarks, frames=config.frames)
+        return clip_case(str(table.name[clip]), motion, labels, pictures, masks, landmarks, frames=config.frames,
+                         portraits=config.portraits)  # fmt: skip
 
     clips = [int(table.clips_of(person)[0]) for person in table.people[:count]]
     return [TestItem(str(table.name[clip]), lambda k=clip: make(k)) for clip in clips]
@@ -215,7 +216,7 @@ def _one(
 
     try:
         case = item.make()
-        result = run_case(case, lambda portrait: method.build(portrait, on_step), method.animate, estimators, batch)
+        result = run_case(case, lambda portraits: method.build(portraits, on_step), method.animate, estimators, batch)
     except Exception as error:  # noqa: BLE001 - one identity must not stop the others; its report names the error
         text = str(error).strip().splitlines()[0] if str(error).strip() else ''
         record = {
@@ -336,8 +337,8 @@ def encoder_method(model: Any, files: Mapping[str, str | Path] | None = None) ->
     config, module = model.config, registry.method(model.method)
     bank = PerceptionBank.load(files or {}, default_bank(config.img_resolution))
 
-    def build(portrait: Portrait, on_step: Callable[[int], None]) -> Avatar:
-        found = model.build(portrait)
+    def build(portraits: Portrait | Sequence[Portrait], on_step: Callable[[int], None]) -> Avatar:
+        found = model.build(portraits)
         on_step(1)
         return found
 
@@ -439,6 +440,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'instead of fresh procedural heads')  # fmt: skip
     parser.add_argument('--split', default='test', help='split of --dataset, or of the procedural people (default: test)')
     parser.add_argument('--frames', type=int, default=24, help='driven frames per person (default: 24)')
+    parser.add_argument('--portraits', type=int, default=1, metavar='N',
+                        help='pictures of each person that gpavatar sees (default: 1)')  # fmt: skip
     parser.add_argument('--steps', type=int, help='steps of each inversion stage (default: as the weights say)')
     parser.add_argument('--perception', action='append', default=[], metavar='NAME=FILE',
                         help='weights of a frozen network (vgg19, arcface18, lpips_alex, ...); may be repeated')  # fmt: skip
@@ -455,7 +458,11 @@ def run(args: argparse.Namespace) -> int:
     if args.identities < 1:
         raise UserError(f'--identities {args.identities}: must be at least 1')
     model = choose_model(args.method, args.weights)
+    if args.portraits < 1:
+        raise UserError(f'--portraits {args.portraits}: must be at least 1')
     if model.method == 'otavatar':
+        if args.portraits > 1:
+            raise UserError(f'--portraits {args.portraits}: otavatar rebuilds a person from one picture; use --method gpavatar')
         method, config = otavatar_method(args.weights, named_files(args.perception), args.steps)
     elif args.steps is not None:
         raise UserError(f'--steps {args.steps}: {model.method} encodes portraits and has no optimisation; leave it out')
@@ -465,7 +472,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.weights}: these weights read the basis '{config.basis}', fresh people are procedural; "
                         'give a data set with --dataset')  # fmt: skip
     size = config.img_resolution
-    protocol = ProtocolConfig(resolution=size, frames=args.frames, clip_frames=max(120, args.frames))
+    protocol = ProtocolConfig(resolution=size, frames=args.frames, clip_frames=max(120, args.frames),
+                              portraits=args.portraits)  # fmt: skip
     if args.dataset is None:
         items = procedural_items(args.identities, args.seed, protocol, args.split)
         data = {'people': f'procedural, split {args.split}', 'reenactment': "another person's motion"}

@@ -101,6 +101,23 @@ def test_frames_include_the_strongest_blink():
     assert cases.source_frame(np.full(4, 1.0), np.array([0, 1, 1, 1.0]), CONFIG) == 0  # none is frontal
 
 
+def test_several_portraits(case, clips):
+    assert case.more == () and case.portraits is case.portrait
+    config = dataclasses.replace(CONFIG, frames=2, portraits=3)
+    several = cases.procedural_case(clips[0], clips[1], config)
+    first, *more = several.portraits
+    np.testing.assert_array_equal(first.image, case.portrait.image)
+    assert len(more) == 2 and len({p.source for p in several.portraits}) == 3
+    # From other sides, at other moments, of the same person.
+    assert len({tuple(p.camera.label.tolist()) for p in several.portraits}) == 3
+    assert all((p.shape == first.shape).all() and (p.expression != first.expression).any() for p in more)
+    assert cases.other_frames(10, 3, 9) == [k for k in range(10) if k != 3]
+    with pytest.raises(UserError, match='12 portraits wanted of a clip of 10 frames'):
+        cases.other_frames(10, 3, 11)
+    with pytest.raises(UserError, match='portraits must be between 1'):
+        dataclasses.replace(CONFIG, portraits=0)
+
+
 def cases_channel(name):
     from avatar_jax.faces.procedural import EXPRESSION_NAMES
 

@@ -27,6 +27,8 @@ class ProtocolConfig:
       clip_frames: length of the clips that ``launch.evaluate`` makes.
       source_max_yaw: degrees; the source is a frame with open eyes whose yaw is at most this.
       eye_closed: blink weight from which the driver's eye counts as closed.
+      portraits: pictures of the person that the method sees: the source, and others of the same clip, from its cameras
+        in turn.
     """
 
     resolution: int = 128
@@ -34,8 +36,11 @@ class ProtocolConfig:
     clip_frames: int = 120
     source_max_yaw: float = 15.0
     eye_closed: float = 0.8
+    portraits: int = 1
 
     def __post_init__(self):
+        if not 1 <= self.portraits <= self.clip_frames:
+            raise UserError(f'evaluation: portraits must be between 1 and clip_frames ({self.clip_frames})')
         if not (2 <= self.frames <= self.clip_frames and self.resolution >= 16):
             raise UserError('evaluation: frames must be between 2 and clip_frames, resolution at least 16')
 
@@ -68,7 +73,8 @@ class Case:
 
     Attributes:
       name: for reports.
-      portrait: the only picture that the method sees.
+      portrait: the picture that the method sees.
+      more: further ones.
       source: the portrait's own view; its motion window repeats the one known frame.
       novel: unseen views of the source expression, or None.
       novel_names: of each unseen view, e.g. 'view_-30' for a camera 30 degrees to the left.
@@ -91,6 +97,24 @@ class Case:
     mouth: np.ndarray | None = None
     eyes: np.ndarray | None = None
     eyes_shut: np.ndarray | None = None
+    more: tuple[Portrait, ...] = ()
+
+    @property
+    def portraits(self) -> Portrait | list[Portrait]:
+        """What ``build`` is called with: the portrait, or a list if there are more."""
+        return [self.portrait, *self.more] if self.more else self.portrait
+
+
+def other_frames(count: int, source: int, wanted: int) -> list[int]:
+    """``wanted`` frames of a clip of ``count``, evenly spread, without the source.
+
+    Raises:
+      UserError: the clip is too short.
+    """
+    others = np.delete(np.arange(count), source)
+    if wanted > len(others):
+        raise UserError(f'{wanted + 1} portraits wanted of a clip of {count} frames; use fewer')
+    return [int(others[(2 * i + 1) * len(others) // (2 * wanted)]) for i in range(wanted)]
 
 
 def keep_expression(windows_: np.ndarray, source: np.ndarray) -> np.ndarray:
@@ -165,21 +189,31 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
     wide[channel['jaw_open']] = 0.8
     for name in ('lower_down_l', 'lower_down_r', 'upper_up_l', 'upper_up_r'):
         wide[channel[name]] = 0.25
-    own = person.motion(0)
+
+    def portrait(view, camera, k):
+        own = person.motion(camera)
+        return Portrait(
+            image=view.truth[0],
+            camera=Camera.from_label(view.labels[0]),
+            expression=np.asarray(own.expression)[k],
+            angle=np.asarray(own.angle)[k],
+            translation=np.asarray(own.translation)[k],
+            shape=person.identity[:80],
+            landmarks=view.landmarks[0],
+            mask=view.mask[0],
+            basis=own.basis,
+            source=f'procedural clip {person.name}, camera {camera}, frame {k}',
+        )
+
+    more = []
+    for i, k in enumerate(other_frames(len(person.expression), frame, config.portraits - 1)):
+        camera = cameras[(i + 1) % len(cameras)]
+        view, _ = views(still_windows(person.motion_rows(camera)[[k]]), person.labels(camera)[[k]])
+        more.append(portrait(view, camera, k))
     return Case(
         name=person.name,
-        portrait=Portrait(
-            image=source.truth[0],
-            camera=Camera.from_label(source.labels[0]),
-            expression=np.asarray(own.expression)[frame],
-            angle=np.asarray(own.angle)[frame],
-            translation=np.asarray(own.translation)[frame],
-            shape=person.identity[:80],
-            landmarks=source.landmarks[0],
-            mask=source.mask[0],
-            basis=own.basis,
-            source=f'procedural clip {person.name}, frame {frame}',
-        ),
+        portrait=portrait(source, 0, frame),
+        more=tuple(more),
         source=source,
         driven=driven,
         novel=novel,
@@ -202,6 +236,7 @@ def clip_case(
     landmarks: np.ndarray | None = None,
     source: int = 0,
     frames: int | None = 24,
+    portraits: int = 1,
 ) -> Case:
     """Same-identity reenactment of a recorded clip: one frame is the source, others of the clip are driven.
 
@@ -214,6 +249,7 @@ def clip_case(
       landmarks: [T, 68, 2] pixels (first pixel centre at 0.5), y down, or None.
       source: which frame is the portrait.
       frames: driven frames, spread over the clip without the source; None for all.
+      portraits: pictures that the method sees, the source among them; the others are driven as well.
 
     Raises:
       UserError: the clip has fewer than two frames, or its parts differ in length.
@@ -236,15 +272,20 @@ def clip_case(
         return Views(all_windows[index], *(part(x) for x in (labels, images, masks, landmarks)))
 
     own = replace(views(np.array([source])), windows=still_windows(all_windows[[source], RADIUS]))
-    portrait = Portrait(
-        image=own.truth[0],
-        camera=Camera.from_label(own.labels[0]),
-        expression=np.asarray(motion.expression)[source],
-        angle=np.asarray(motion.angle)[source],
-        translation=np.asarray(motion.translation)[source],
-        landmarks=None if landmarks is None else own.landmarks[0],
-        mask=None if masks is None else own.mask[0],
-        basis=motion.basis,
-        source=name,
-    )
-    return Case(name=name, portrait=portrait, source=own, driven=views(others))
+
+    def portrait(k):
+        view = own if k == source else views(np.array([k]))
+        return Portrait(
+            image=view.truth[0],
+            camera=Camera.from_label(view.labels[0]),
+            expression=np.asarray(motion.expression)[k],
+            angle=np.asarray(motion.angle)[k],
+            translation=np.asarray(motion.translation)[k],
+            landmarks=None if landmarks is None else view.landmarks[0],
+            mask=None if masks is None else view.mask[0],
+            basis=motion.basis,
+            source=name if k == source else f'{name}, frame {k}',
+        )
+
+    more = tuple(portrait(k) for k in other_frames(count, source, portraits - 1))
+    return Case(name=name, portrait=portrait(source), more=more, source=own, driven=views(others))

@@ -2,7 +2,7 @@
 
 The method is two callables, so that anything that follows the project's interface can be tested:
 
-    build(portrait) -> avatar
+    build(portrait, or a list of several) -> avatar
     animate(avatar, windows [B, 27, 70], labels [B, 25]) -> Frames (rgb [B, H, W, 3] in [-1, 1])
 
 Every score has a dotted name, ``<group>.<score>``:
@@ -91,7 +91,7 @@ def run_case(
       ValueError: the avatar's pictures have another size than the truth.
     """
     estimators = Estimators() if estimators is None else estimators
-    avatar = build(case.portrait)
+    avatar = build(case.portraits)
     novel = () if case.novel is None else (case.novel,)
     frozen = keep_expression(case.driven.windows, case.source.windows[0])
     parts = [(v.windows, v.labels) for v in (case.source, *novel, case.driven)] + [(frozen, case.driven.labels)]

@@ -127,6 +127,9 @@ def axis_matrix(
     return _frozen(out)
 
 
+FILTER_MODES = ('antialiased', 'none', 'classic')
+
+
 def filtered_resizing(x: jax.Array, size: int, f: Filter = None, filter_mode: str | float = 'antialiased') -> jax.Array:
     """Resizes the raw image for the discriminator (square output).
 
