@@ -3,14 +3,15 @@
 Procedural heads come with everything that adversarial training has to do without: who is shown (the latent that the
 person and the light were made from), what the face does, where the camera stands, the mask and the depth. So the
 generator learns to render `w + w_x` at the known camera by plain regression, with `w` a linear function of the traits
-of the person and the light, and `w_x` the controller's output for the motion window. It takes minutes where
+of the person and the light, and `w_x` the controller's output for the motion window. It takes an hour of one core where
 adversarial training takes days, and it leaves the very networks that OTAvatar works on. At the end the mapping network
 is fitted to `latent -> w` (`fit_mapping`), which needs no pictures, so that a normal z is a head.
 
 Three kinds of steps. *Points*: as the depth is known, a ray needs no marching; two points on each of many rays say
-what is solid, and which colour the surface has. Most of the budget goes here. *Rays*: a few hundred marched rays per
-image, no super-resolution, so that densities and colours fit the renderer that will be used. *Frames*: whole pictures
-through the two-pass renderer and the super-resolution module, which alone learns from them.
+what is solid, and which colour the surface has. They lay out the heads quickly, but leave densities vague. *Rays*: a few
+hundred marched rays per image, no super-resolution, so that densities and colours fit the renderer that will be used. Most
+of the budget goes here. *Frames*: whole pictures through the two-pass renderer and the super-resolution module, which alone
+learns from them.
 """
 
 from __future__ import annotations
@@ -77,14 +78,14 @@ class PriorConfig:
 
     generator: GeneratorConfig = field(default_factory=heads_generator)
     controller: ControllerConfig = field(default_factory=lambda: heads_controller(heads_generator()))
-    steps: int = 5100
-    ray_steps: int = 2300
-    frame_steps: int = 400
+    steps: int = 15000
+    ray_steps: int = 11500
+    frame_steps: int = 1000
     batch: int = 4
     ray_batch: int = 4
     frame_batch: int = 2
     points: int = 1024
-    rays: int = 256
+    rays: int = 512
     coarse: int = 10
     near: int = 6
     near_std: float = 0.02
