@@ -24,7 +24,7 @@ from avatar_jax.models.perception.expression_net import (
 from avatar_jax.track.basis import LandmarkBasis
 
 WEIGHTS = 'expression_net'
-SIGMA = 0.03  # decimetres by which the fit's motion of a landmark may be wrong: a twentieth of the eye distance
+SIGMA = 0.015  # decimetres by which the fit's motion of a landmark may be wrong: 2.5 % of the eye distance
 _WINDOW = 64  # frames at once
 
 
