@@ -50,9 +50,10 @@ class ExpressionNet(nn.Module):
           fitted: [N,T,64] expressions of the fit, RATE frames per second. angle: [N,T,3] radians, in the aligned crop.
           usual: [N,64] mean of the fit over the measured frames of the clip.
         """
-        ones, zeros = nn.initializers.ones, nn.initializers.zeros
-        constant = lambda name, start: self.variable('constants', name, lambda: start(None, (NUM_EXPRESSION,))).value  # noqa: E731
-        mean, scale_in, scale_out = constant('mean', zeros), constant('scale_in', ones), constant('scale_out', ones)
+        mean, scale_in, scale_out = (
+            self.variable('constants', name, jnp.full, NUM_EXPRESSION, start).value
+            for name, start in (('mean', 0.0), ('scale_in', 1.0), ('scale_out', 1.0))
+        )
         middle = jnp.broadcast_to(((usual - mean) / scale_in)[:, None], fitted.shape)
         x = jnp.concatenate([(fitted - mean) / scale_in - middle, 3 * angle, middle], -1)
         hidden = nn.silu(nn.Dense(self.config.hidden, name='enter')(x))
@@ -60,5 +61,5 @@ class ExpressionNet(nn.Module):
             conv = nn.Conv(self.config.hidden, (self.config.kernel,), kernel_dilation=dilation, padding='SAME', name=name)
             hidden = hidden + nn.silu(conv(hidden))
         correction = nn.Dense(NUM_EXPRESSION, name='leave')(hidden)
-        correction = correction + nn.Dense(NUM_EXPRESSION, use_bias=False, kernel_init=zeros, name='straight')(x)
+        correction = correction + nn.Dense(NUM_EXPRESSION, use_bias=False, kernel_init=nn.initializers.zeros, name='straight')(x)
         return fitted + scale_out * correction
