@@ -155,49 +155,72 @@ def known_pictures(reader: Any, folder: Path) -> dict[str, Any]:
     return rows
 
 
-def track_clips(reader: Any, count: int, frames: int = 100, side: int = 256) -> dict[str, float]:
-    """Rotation, expression and speed on rendered speech, from the pictures alone."""
+def render_clip(seed: int, split: str, frames: int, side: int, start: int = 0) -> SimpleNamespace:
+    """A speaking procedural head: ``frames`` (objects with ``time`` and ``pixels``), and the truth of each: ``landmarks``
+    [T,68,2] (first pixel centred at 0.5), ``expression``, ``angle``."""
+    from avatar_jax.faces.procedural import motion, render_head, sample_identity
+    from data_pipelines.cameras import pose_labels
+
+    arrays, identity = motion.speech_arrays(seed, start + frames), sample_identity(seed, split)
+    grey = 0.3 + 0.4 * np.random.default_rng(seed).random(3)
+    clip, landmarks = [], []
+    for t in range(frames):
+        label = pose_labels(arrays['angle'][start + t], arrays['translation'][start + t])
+        head = render_head(identity, arrays['expression'][start + t], label, resolution=side, supersample=2, background=grey)
+        clip.append(SimpleNamespace(index=t, time=t / 25, pixels=np.rint(255 * np.clip(head.rgb, 0, 1)).astype(np.uint8)))
+        landmarks.append(head.landmarks)
+    return SimpleNamespace(frames=clip, landmarks=np.array(landmarks), expression=arrays['expression'][start:],
+                           angle=arrays['angle'][start:])  # fmt: skip
+
+
+def expression_figures(found: np.ndarray, truth: np.ndarray, basis: Any) -> dict[str, float]:
+    """Correlations of expressions [T,64] with the truth, each number's mean over the clip removed.
+
+    'numbers': all numbers of all frames, so that each counts by how much it moves; 'channels': of each number that moves
+    (standard deviation over 0.03), averaged; 'landmarks': of where they move the 68 points.
+    """
     from avatar_jax.eval.statistics import pearson
-    from avatar_jax.faces.procedural import ProceduralHead, motion, render_head, sample_identity
+
+    def moved(e):
+        points = np.tensordot(e, np.asarray(basis.expression), 1)
+        return (points - points.mean(0)).ravel()
+
+    active = np.flatnonzero(truth.std(0) > 0.03)
+    return {
+        'expression_correlation_numbers': pearson((found - found.mean(0)).ravel(), (truth - truth.mean(0)).ravel()),
+        'expression_correlation_channels': float(np.mean([pearson(found[:, i], truth[:, i]) for i in active])),
+        'expression_correlation_landmarks': pearson(moved(found), moved(truth)),
+    }
+
+
+def track_clips(reader: Any, count: int, frames: int = 100, side: int = 256) -> dict[str, float]:
+    """Rotation, expression and speed on rendered speech: from the pictures alone, and ('exact_...') from true landmarks."""
+    from avatar_jax.faces.procedural import ProceduralHead
     from avatar_jax.track.basis import landmark_basis
     from avatar_jax.track.choose import Chooser
     from avatar_jax.track.clip import TrackConfig, track_clip
-    from avatar_jax.track.observe import observe
-    from data_pipelines.cameras import pose_labels
+    from avatar_jax.track.observe import FileLandmarks, observe
 
     basis = landmark_basis(ProceduralHead())
     rows = []
     for k in range(count):
-        arrays, identity = motion.speech_arrays(500 + k, frames), sample_identity(500 + k, 'test')
-        grey = 0.3 + 0.4 * np.random.default_rng(k).random(3)
-        clip, true = [], []
-        for t in range(frames):
-            label = pose_labels(arrays['angle'][t], arrays['translation'][t])
-            head = render_head(identity, arrays['expression'][t], label, resolution=side, supersample=2, background=grey)
-            clip.append(SimpleNamespace(index=t, time=t / 25, pixels=np.rint(255 * np.clip(head.rgb, 0, 1)).astype(np.uint8)))
-            true.append(head.landmarks - 0.5)
+        clip = render_clip(500 + k, 'test', frames, side)
+        config = TrackConfig(label_mode='raw')
         began, cpu = time.monotonic(), time.process_time()
-        observed = observe(clip, reader, Chooser())
+        observed = observe(clip.frames, reader, Chooser())
         seen, seen_cpu = time.monotonic(), time.process_time()
-        track = track_clip(observed, basis, TrackConfig(label_mode='raw'), reader.calibration)
+        track = track_clip(observed, basis, config, reader.calibration)
         ended, ended_cpu = time.monotonic(), time.process_time()
-        expression, truth = track.expression, arrays['expression']
-
-        def moved(e):
-            points = np.tensordot(e, np.asarray(basis.expression), 1)
-            return (points - points.mean(0)).ravel()
-
-        active = np.flatnonzero(truth.std(0) > 0.03)
-        true = np.array(true)
+        exact = track_clip(FileLandmarks(clip.landmarks - 0.5).observe(clip.frames, 'clip'), basis, config)
+        true = clip.landmarks - 0.5
         eyes = np.linalg.norm(true[:, 36:42].mean(1) - true[:, 42:48].mean(1), axis=-1).mean()
-        centred = [(x - x.mean(0))[:, active].ravel() for x in (expression, truth)]
-        error = np.rad2deg(np.abs(track.angle - arrays['angle']))
+        off = track.angle - clip.angle
         rows.append({
-            'rotation_degrees': float(error.mean()),
-            'rotation_degrees_without_offset': float(np.rad2deg(np.abs((d := track.angle - arrays['angle']) - d.mean(0)).mean())),
-            'expression_correlation_landmarks': pearson(moved(expression), moved(truth)),
-            'expression_correlation_numbers': pearson(*centred),
-            'expression_correlation_channels': float(np.mean([pearson(expression[:, i], truth[:, i]) for i in active])),
+            'rotation_degrees': float(np.rad2deg(np.abs(off)).mean()),
+            'rotation_degrees_without_offset': float(np.rad2deg(np.abs(off - off.mean(0)).mean())),
+            **expression_figures(track.expression, clip.expression, basis),
+            'exact_rotation_degrees': float(np.rad2deg(np.abs(exact.angle - clip.angle).mean())),
+            **{f'exact_{k}': v for k, v in expression_figures(exact.expression, clip.expression, basis).items()},
             'landmarks_of_eye_distance': float(np.linalg.norm(track.landmarks - true, axis=-1).mean() / eyes),
             'seconds_landmarks': seen - began, 'seconds_fit': ended - seen,
             'cpu_seconds_landmarks': seen_cpu - cpu, 'cpu_seconds_fit': ended_cpu - seen_cpu,

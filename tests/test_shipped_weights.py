@@ -11,7 +11,7 @@ from launch.perception import default_bank
 
 
 def test_names_and_size():
-    assert {'heads128', 'head_nets', 'face_net'} <= set(shipped_names())
+    assert {'heads128', 'head_nets', 'face_net', 'expression_net'} <= set(shipped_names())
     assert sum(shipped(name).stat().st_size for name in shipped_names()) < 15e6
 
 

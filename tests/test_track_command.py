@@ -1,6 +1,8 @@
 """``avatar-jax track`` from files to folders, on rendered clips whose truth is known."""
 
 import json
+import struct
+import zlib
 from fractions import Fraction
 
 import av
@@ -152,6 +154,14 @@ def write_sound(path):
         container.mux(stream.encode(None))
 
 
+def png_of_900_megapixels():
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    header = struct.pack('>IIBBBBB', 30000, 30000, 8, 2, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
+
+
 def test_bad_inputs_are_skipped_and_listed(person, tmp_path, capsys):
     frames, landmarks, _ = person
     Image.fromarray(frames[0]).save(tmp_path / 'good.png')
@@ -162,16 +172,20 @@ def test_bad_inputs_are_skipped_and_listed(person, tmp_path, capsys):
     write_video(tmp_path / 'cut off.mp4', frames, 25)
     (tmp_path / 'cut off.mp4').write_bytes((tmp_path / 'cut off.mp4').read_bytes()[:3000])
     (tmp_path / 'empty.mov').write_bytes(b'')
+    (tmp_path / 'huge.png').write_bytes(png_of_900_megapixels())
+    write_video(tmp_path / 'один кадр.mp4', frames[:1], 25)
+    np.save(tmp_path / 'один кадр.landmarks68.npy', landmarks[:1])
     assert run(tmp_path, tmp_path / 'missing.jpg', '--out', tmp_path / 'out', '--size', 64) == 2
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
-    assert [r['name'] for r in report['inputs']] == ['good']
+    assert [r['name'] for r in report['inputs']] == ['good', 'один кадр']
     reasons = {s['input'].rsplit('/', 1)[-1]: s['reason'] for s in report['skipped']}
-    assert set(reasons) == {'noise.png', 'sound.mp4', 'cut off.mp4', 'empty.mov', 'missing.jpg'}
+    assert set(reasons) == {'noise.png', 'sound.mp4', 'cut off.mp4', 'empty.mov', 'missing.jpg', 'huge.png'}
     assert 'no face found' in reasons['noise.png'] and 'no picture track' in reasons['sound.mp4']
     assert 'empty' in reasons['empty.mov'] and 'no such file' in reasons['missing.jpg']
+    assert 'too many pixels' in reasons['huge.png']
     err = capsys.readouterr().err
-    assert '5 of 6 inputs were skipped' in err and 'Traceback' not in err
-    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['dataset.json', 'good', 'report.json']
+    assert '6 of 8 inputs were skipped' in err and 'Traceback' not in err
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['dataset.json', 'good', 'report.json', 'один кадр']
 
 
 @pytest.mark.parametrize(('options', 'message'), [

@@ -237,7 +237,8 @@ class VideoReader:
         try:
             container = open_media(self.path)
         except (av.error.FFmpegError, ValueError) as error:
-            raise UserError(f'{self.path}: is not a video that can be read, or is damaged ({_reason(error)})') from error
+            raise UserError(f'{self.path}: is not a video that can be read, or is damaged ({_reason(error)}); get it again '
+                            'or convert it to MP4') from error  # fmt: skip
         with container:
             # Cover pictures of audio files count as video tracks for FFmpeg.
             tracks = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
@@ -255,7 +256,8 @@ class VideoReader:
                 yield frame
                 number += 1
         except (av.error.FFmpegError, ValueError) as error:
-            raise UserError(f'{self.path}: the video is damaged after frame {number} ({_reason(error)})') from error
+            raise UserError(f'{self.path}: the video is damaged after frame {number} ({_reason(error)}); get it again, or '
+                            'cut it before that frame') from error  # fmt: skip
 
     def _plan(self, frame: Any, stream: Any) -> tuple[str, ...]:
         """Decides size and rotation from the first frame."""

@@ -18,6 +18,7 @@ from avatar_jax.faces.translation import head_sizes, pixel_offset, translate_lab
 from avatar_jax.track import fit
 from avatar_jax.track.basis import MOTION_WIDTH, LandmarkBasis
 from avatar_jax.track.camera import POSE, from_translation, to_translation
+from avatar_jax.track.numbers import read_numbers
 from avatar_jax.track.observe import Observed
 from avatar_jax.track.smooth import fill_gaps, jitter, runs, steady
 
@@ -40,6 +41,7 @@ class TrackConfig:
       crop: 'clip' cuts the same square out of every frame of a shot, 'frame' follows the face, 'auto' decides.
       label_mode: how camera labels are normalised (``camera_labels.normalise_pose``).
       size: side of the crops in pixels.
+      read_numbers: in the procedural basis, let ``track.numbers`` tell which numbers moved the landmarks.
     """
 
     fit: fit.FitConfig = dataclasses.field(default_factory=fit.FitConfig)
@@ -47,6 +49,7 @@ class TrackConfig:
     crop: str = 'auto'
     label_mode: str = 'orig'
     size: int = 512
+    read_numbers: bool = True
 
     def __post_init__(self):
         if self.crop not in MODES:
@@ -215,14 +218,23 @@ def _segment(observed: Observed, rows: np.ndarray, basis: LandmarkBasis, config:
     focal = float(np.exp(log_focal))
     fitted = project_clip(points3d, pose, focal, centre)
     landmarks = np.where((found[:, None] & known)[..., None], measured, fitted)
-    residual = np.linalg.norm(np.where(known[:, None], measured - fitted, 0), axis=-1).sum(-1) / known.sum() / eyes
-    residual = np.where(found, residual, np.nan)
     five, mode = _five(landmarks, fitted, known, times, config, observed.size)
     matrices, placement = zip(*(crop_placement(p - 0.5, observed.size, config.size) for p in five))
     matrices, placement = np.stack(matrices), np.stack(placement)
-    crop_points = np.einsum('tij,tnj->tni', matrices[..., :2], fitted - 0.5) + matrices[:, None, :, 2]
-    crop_pose = crop_poses(points3d, crop_points + 0.5, pose, config.size)
-    angle, translation = to_translation(crop_pose)
+
+    def in_crop():
+        crop_points = np.einsum('tij,tnj->tni', matrices[..., :2], fitted - 0.5) + matrices[:, None, :, 2]
+        return to_translation(crop_poses(points3d, crop_points + 0.5, pose, config.size))
+
+    angle, translation = in_crop()
+    if config.read_numbers and basis.name == 'procedural':
+        expression = read_numbers(expression, angle, times, found, basis)
+        points3d = shape + np.tensordot(expression, np.asarray(basis.expression), 1)
+        fitted = project_clip(points3d, pose, focal, centre)
+        landmarks = np.where((found[:, None] & known)[..., None], measured, fitted)
+        angle, translation = in_crop()
+    residual = np.linalg.norm(np.where(known[:, None], measured - fitted, 0), axis=-1).sum(-1) / known.sum() / eyes
+    residual = np.where(found, residual, np.nan)
     return {
         'identity': np.asarray(identity), 'focal': focal, 'pose': pose, 'expression': expression, 'fitted': fitted - 0.5,
         'landmarks': landmarks - 0.5, 'sigma': np.where(np.isfinite(sigma), sigma, 0), 'residual': residual,
