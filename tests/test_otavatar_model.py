@@ -113,6 +113,8 @@ def test_avatar_files(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='holds no avatar'):
         registry.load_avatar(tmp_path / 'empty')
+    with pytest.raises(UserError, match='holds no avatar .*; choose one of a in it'):
+        registry.load_avatar(tmp_path)
     path = tmp_path / 'a' / registry.AVATAR_FILE
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match='damaged'):

@@ -168,7 +168,9 @@ def load_avatar(path: str | os.PathLike) -> Avatar:
     path = Path(path)
     if path.is_dir():
         if not (path / AVATAR_FILE).is_file():
-            raise UserError(f'{path}: holds no avatar ({AVATAR_FILE}); make one with avatar-jax invert')
+            inside = sorted(p.parent.name for p in path.glob(f'*/{AVATAR_FILE}'))
+            hint = f'choose one of {", ".join(inside[:5])} in it' if inside else 'make one with avatar-jax invert'
+            raise UserError(f'{path}: holds no avatar ({AVATAR_FILE}); {hint}')
         path = path / AVATAR_FILE
     weights = load_weights(path, method='avatar')
     owner = method(weights.config['method'])
