@@ -97,6 +97,16 @@ def test_many_pixels_of_few_channels():
     assert_same(derivatives(conv2d_transpose)(x, w), derivatives(reference)(x, w))
 
 
+@pytest.mark.parametrize(('kernel', 'pads'), [((3, 3), ((1, 1), (1, 1))), ((2, 4), ((0, 1), (3, 0))), ((1, 3), ((0, 0), (0, 2)))])
+def test_kernel_gradients_of_large_images(kernel, pads):
+    """From 1,024 pixels on they are one matrix product per image."""
+    x, w = arrays((2, 33, 40, 3), (*kernel, 3, 2))
+    ours = lambda x, w: conv2d(x, w, 1, pads)  # noqa: E731
+    assert_same(derivatives(ours)(x, w), derivatives(naive(pads=pads))(x, w))
+    text = jax.jit(jax.grad(lambda w: jnp.sum(ours(x, w) ** 2))).lower(w).compile().as_text()
+    assert len(re.findall(r' convolution\(.*', text)) == 1  # the forward pass
+
+
 def test_same_padding_and_groups():
     x, w = arrays((1, 5, 6, 4), (3, 2, 2, 6))
     for stride in (1, 2):

@@ -8,7 +8,7 @@ import pytest
 from avatar_jax.ops import resample
 from avatar_jax.ops.activations import ACTIVATIONS, bias_act, normalize_2nd_moment
 from avatar_jax.ops.modulated import modulated_conv2d
-from avatar_jax.ops.resize import axis_matrix, filtered_resizing, resize
+from avatar_jax.ops.resize import axis_matrix, double, filtered_resizing, resize
 
 RNG = np.random.RandomState(7)
 
@@ -181,6 +181,18 @@ def test_antialiased_resizing_is_the_one_of_jax(method, size, new_size):
     name = {'bilinear': 'linear', 'bicubic': 'cubic'}[method]
     y = jax.image.resize(x, (new_size, 4, 1), name, antialias=True)
     np.testing.assert_allclose(resize(x, (new_size, 4), method, antialias=True), y, atol=2e-6)
+
+
+@pytest.mark.parametrize('shape', [(2, 5, 7, 3), (1, 2, 2), (4, 1, 1)])
+def test_doubling_is_resizing_with_its_derivatives(shape):
+    x = jnp.asarray(RNG.randn(*shape), jnp.float32)
+
+    def derivatives(f):
+        value = lambda x: jnp.sum(jnp.sin(f(x)))  # noqa: E731
+        return f(x), jax.grad(value)(x), jax.grad(lambda x: jnp.sum(jax.grad(value)(x) ** 2))(x)
+
+    for a, b in zip(derivatives(double), derivatives(lambda x: resize(x, (2 * shape[-3], 2 * shape[-2]))), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_resize_rows_sum_to_one():

@@ -319,13 +319,13 @@ def _kernel_gradient_by_shifts(x: jax.Array, g: jax.Array, taps: Sequence[int], 
     Two to four times faster than a convolution whose kernel is as large as the image, which would copy x once per tap.
     """
     (n, height, _, _), (kh, kw) = g.shape, taps
-    zero = jnp.zeros((), x.dtype)
-    x = lax.pad(x, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
     width = x.shape[2]
-    g = lax.pad(g, zero.astype(g.dtype), ((0, 0, 0), (0, 0, 0), (kw - 1, kw - 1, 0), (0, 0, 0)))
+    g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), (0, 0, 0), (kw - 1, kw - 1, 0), (0, 0, 0)))
     rows = jnp.stack([x[:, i : i + height] for i in range(kh)], 3).reshape(n, height * width, -1)
     columns = jnp.stack([g[:, :, kw - 1 - j : kw - 1 - j + width] for j in range(kw)], 3).reshape(n, height * width, -1)
-    y = jnp.einsum('npi,npo->nio', rows, columns).sum(0)
+    exact = jnp.promote_types(x.dtype, jnp.float32)
+    y = jnp.einsum('npi,npo->nio', rows, columns, preferred_element_type=exact).sum(0).astype(x.dtype)
     return y.reshape(kh, x.shape[3], kw, g.shape[3]).transpose(0, 2, 1, 3)
 
 
