@@ -101,7 +101,7 @@ def test_many_pixels_of_few_channels():
 def test_kernel_gradients_of_large_images(kernel, pads):
     """From 1,024 pixels on they are one matrix product per image."""
     x, w = arrays((2, 33, 40, 3), (*kernel, 3, 2))
-    ours = lambda x, w: conv2d(x, w, 1, pads)  # noqa: E731
+    ours = lambda x, w: conv2d(x, w, 1, pads)
     assert_same(derivatives(ours)(x, w), derivatives(naive(pads=pads))(x, w))
     text = jax.jit(jax.grad(lambda w: jnp.sum(ours(x, w) ** 2))).lower(w).compile().as_text()
     assert len(re.findall(r' convolution\(.*', text)) == 1  # the forward pass

@@ -188,7 +188,7 @@ def test_doubling_is_resizing_with_its_derivatives(shape):
     x = jnp.asarray(RNG.randn(*shape), jnp.float32)
 
     def derivatives(f):
-        value = lambda x: jnp.sum(jnp.sin(f(x)))  # noqa: E731
+        value = lambda x: jnp.sum(jnp.sin(f(x)))
         return f(x), jax.grad(value)(x), jax.grad(lambda x: jnp.sum(jax.grad(value)(x) ** 2))(x)
 
     for a, b in zip(derivatives(double), derivatives(lambda x: resize(x, (2 * shape[-3], 2 * shape[-2]))), strict=True):

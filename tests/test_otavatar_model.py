@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from avatar_jax.errors import UserError
-from avatar_jax.methods import registry
 from avatar_jax.methods import animate as animation
+from avatar_jax.methods import registry
 from avatar_jax.methods.otavatar import invert, model
 from avatar_jax.types import Avatar, Camera, Motion
 from tests.tiny_model import portrait, random_variables

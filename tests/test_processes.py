@@ -125,7 +125,7 @@ def test_processes_that_cannot_work_together_say_why(tmp_path):
 def test_the_command_joins_before_anything_computes(config, tmp_path):
     join = ['--coordinator', f'localhost:{free_port()}', '--num-processes', '2', '--process-id', '0', '--join-timeout', '2']
     done = subprocess.run([sys.executable, '-m', 'avatar_jax.cli', 'train', '--config', f'configs/{config}.py:tiny', '--out',
-                           str(tmp_path), *join], cwd=ROOT, env=environment(), capture_output=True, text=True)  # fmt: skip
+                           str(tmp_path), *join], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 2 and 'not all 2 processes joined within 2 s' in done.stderr, done.stderr
 
 

@@ -173,6 +173,6 @@ def depth_scores(depth: np.ndarray, opacity: np.ndarray, true_depth: np.ndarray,
         offsets.append(abs(difference.mean()))
         errors.append(np.abs(difference - difference.mean()).mean())
         correlations.append(pearson(d[both], t[both]))
-    mean = lambda x: float(np.mean(x)) if x else float('nan')  # noqa: E731
+    mean = lambda x: float(np.mean(x)) if x else float('nan')
     return {'depth_error': mean(errors), 'depth_offset': mean(offsets), 'depth_correlation': mean(correlations),
             'overlap': mean(overlaps)}  # fmt: skip

@@ -57,7 +57,7 @@ class _Tracked(dict):
     def get(self, key, default=None):
         return self[key] if key in self else default
 
-    def items(self) -> Iterator:  # noqa: D102 - reading all is using all
+    def items(self) -> Iterator:  # reading all is using all
         self.used.update(self)
         return super().items()
 

@@ -73,5 +73,5 @@ class AdaState:
         mean = self.signs / jnp.maximum(self.count, 1)
         change = jnp.sign(mean - config.target) * (batch * config.interval / (config.kimg * 1000))
         p = jnp.maximum(self.p + change, 0.0)
-        pick = lambda new, old: jnp.where(due, new, old)  # noqa: E731
+        pick = lambda new, old: jnp.where(due, new, old)
         return AdaState(pick(p, self.p), pick(0.0, self.signs), pick(0.0, self.count))
