@@ -146,6 +146,25 @@ def source_frame(yaw: np.ndarray, blink: np.ndarray, config: ProtocolConfig) -> 
     return int(good[0]) if len(good) else int(np.argmin(yaw + 100 * blink))
 
 
+def _portrait(view: Views, motion: Motion, frame: int, source: str) -> Portrait:
+    """The first picture of ``view`` with the numbers of a frame of its motion."""
+
+    def first(x):
+        return None if x is None else x[0]
+
+    return Portrait(
+        image=view.truth[0],
+        camera=Camera.from_label(view.labels[0]),
+        expression=np.asarray(motion.expression)[frame],
+        angle=np.asarray(motion.angle)[frame],
+        translation=np.asarray(motion.translation)[frame],
+        landmarks=first(view.landmarks),
+        mask=first(view.mask),
+        basis=motion.basis,
+        source=source,
+    )
+
+
 def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
     """One procedural person, seen once, driven by another's motion; the truth is rendered.
 
@@ -191,19 +210,8 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
         wide[channel[name]] = 0.25
 
     def portrait(view, camera, k):
-        own = person.motion(camera)
-        return Portrait(
-            image=view.truth[0],
-            camera=Camera.from_label(view.labels[0]),
-            expression=np.asarray(own.expression)[k],
-            angle=np.asarray(own.angle)[k],
-            translation=np.asarray(own.translation)[k],
-            shape=person.identity[:80],
-            landmarks=view.landmarks[0],
-            mask=view.mask[0],
-            basis=own.basis,
-            source=f'procedural clip {person.name}, camera {camera}, frame {k}',
-        )
+        source = f'procedural clip {person.name}, camera {camera}, frame {k}'
+        return replace(_portrait(view, person.motion(camera), k, source), shape=person.identity[:80])
 
     more = []
     for i, k in enumerate(other_frames(len(person.expression), frame, config.portraits - 1)):
@@ -275,17 +283,7 @@ def clip_case(
 
     def portrait(k):
         view = own if k == source else views(np.array([k]))
-        return Portrait(
-            image=view.truth[0],
-            camera=Camera.from_label(view.labels[0]),
-            expression=np.asarray(motion.expression)[k],
-            angle=np.asarray(motion.angle)[k],
-            translation=np.asarray(motion.translation)[k],
-            landmarks=None if landmarks is None else view.landmarks[0],
-            mask=None if masks is None else view.mask[0],
-            basis=motion.basis,
-            source=name if k == source else f'{name}, frame {k}',
-        )
+        return _portrait(view, motion, k, name if k == source else f'{name}, frame {k}')
 
     more = tuple(portrait(k) for k in other_frames(count, source, portraits - 1))
     return Case(name=name, portrait=portrait(source), more=more, source=own, driven=views(others))
