@@ -1,9 +1,9 @@
-"""GPAvatar on procedural heads: 128 pixels, fresh networks, on clips that are drawn once and kept in memory.
+"""GPAvatar on procedural heads: 128 pixels, fresh networks, on pictures that are drawn once (into data/) and kept.
 
     avatar-jax train --config configs/gpavatar_heads.py --out runs/gpavatar
 
-Variants (``gpavatar_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), ``full`` (the
-published sizes at 512 pixels), ``paper`` (the paper's settings instead of the release's), and the rows of the paper's Table 3: no_field,
+Variants (``gpavatar_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), ``small`` (32 pixels,
+for comparing variants), ``full`` (the published sizes at 512 pixels), ``paper`` (the paper's settings instead of the release's), and the rows of the paper's Table 3: no_field,
 local, few_points, four_neighbours, mean. Join with commas: ``tiny,mean``.
 """
 
@@ -14,6 +14,9 @@ import dataclasses
 from configs._fields import fields_of, unknown_variant
 
 
+SIZES = ('tiny', 'small', 'full')
+
+
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
     from avatar_jax.methods.gpavatar.config import ABLATIONS, ModelConfig
@@ -22,8 +25,8 @@ def get_config(variant: str = ''):
 
     names = [v for v in variant.split(',') if v]
     for name in names:
-        if name not in ('tiny', 'full', 'paper', 'release', *ABLATIONS):
-            raise unknown_variant(name, ['tiny', 'full', 'paper', 'release', *ABLATIONS])
+        if name not in (*SIZES, 'paper', 'release', *ABLATIONS):
+            raise unknown_variant(name, [*SIZES, 'paper', 'release', *ABLATIONS])
     preset = 'paper' if 'paper' in names else 'release'
     if 'tiny' in names:
         config = RunConfig(
@@ -31,13 +34,18 @@ def get_config(variant: str = ''):
             data=ClipsConfig(people=2, frames=4, resolution=16, in_memory=True),
             output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
         )
+    elif 'small' in names:
+        config = RunConfig(
+            model=ModelConfig.small(preset), data=ClipsConfig('heads', 'data/gpavatar_heads32', people=1000, frames=4),
+            output=PeopleOutput(log_every=20, sample_every=1000, sample_people=4, checkpoint_every=250),
+        )  # fmt: skip
     elif 'full' in names:
         # Black background and 512 pixels would need photographs; with heads it is for measuring speed and memory.
         config = RunConfig(model=ModelConfig.full(preset, basis='procedural').with_method(background=1.0),
                            data=ClipsConfig(people=64))  # fmt: skip
     else:
         config = RunConfig(
-            model=ModelConfig.heads(preset), data=ClipsConfig(people=192, frames=8, in_memory=True),
+            model=ModelConfig.heads(preset), data=ClipsConfig('heads', 'data/gpavatar_heads', people=4000, frames=4),
             output=PeopleOutput(log_every=20, sample_every=1000, sample_people=4, checkpoint_every=250),
         )  # fmt: skip
     model = config.model

@@ -146,7 +146,7 @@ def generate(config: FastHeadsConfig, folder: Path, start: int, count: int, shar
     total = sum(n for _, n in missing)
     if progress and len(missing) < len(wanted):
         print(f'{len(wanted) - len(missing)} of {len(wanted)} shards are there already', flush=True)
-    for n in _run(config, folder, missing, workers):
+    for n in _run(config, folder, missing, min(workers, len(missing))):
         done += n
         if progress:
             rate = done / (time.perf_counter() - began)
@@ -155,7 +155,7 @@ def generate(config: FastHeadsConfig, folder: Path, start: int, count: int, shar
 
 
 def _run(config: FastHeadsConfig, folder: Path, shards: list[tuple[int, int]], workers: int) -> Iterator[int]:
-    if workers == 1:
+    if workers <= 1:
         for first, n in shards:
             write_shard(config, folder, first, n)
             yield n

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avatar_jax.faces.importance import importance, part_boxes
 from avatar_jax.faces.procedural.style import CUTS, decode_style
 from avatar_jax.faces.windows import RADIUS
 from data_pipelines.fast_heads import load_shards
@@ -82,7 +83,7 @@ class PriorData:
     def __init__(self, folder: Path, limit: int | None = None):
         self.data = load_shards(Path(folder), limit=limit)
         self.traits = traits(latents(self.data['identity'], self.data['gamma']))
-        self.weight_boxes = _boxes(self.data['landmarks'])
+        self.weight_boxes = part_boxes(self.data['landmarks'])
         n, r = self.data['mask'].shape[:2]
         self.resolution = r
         axis = (np.arange(r) + 0.5) / r
@@ -94,14 +95,8 @@ class PriorData:
         return self._size
 
     def weights(self, index: np.ndarray) -> np.ndarray:
-        """[N, r, r] importance of every pixel: background 0.3, head 1, mouth 6, eyes 14 (they are small)."""
-        mask = self.data['mask'][index] > 8
-        out = np.where(mask, 1.0, 0.3).astype(np.float32)
-        for row, i in enumerate(index):
-            for (x0, y0, x1, y1), weight in zip(self.weight_boxes[i], (6.0, 14.0, 14.0), strict=True):
-                box = out[row, max(y0, 0):max(y1, 0), max(x0, 0):max(x1, 0)]
-                box[...] = np.where(mask[row, max(y0, 0):max(y1, 0), max(x0, 0):max(x1, 0)], weight, box)
-        return out
+        """[N, r, r] importance of every pixel."""
+        return importance(self.data['mask'][index], self.weight_boxes[index])
 
     def order(self, seed: int, step: int, batch: int) -> np.ndarray:
         """Which samples step `step` uses: every epoch is another permutation."""
@@ -192,14 +187,3 @@ def _rays(labels: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarra
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
     origins = np.broadcast_to(pose[:, None, :3, 3], directions.shape)
     return origins.astype(np.float32), directions.astype(np.float32)
-
-
-def _boxes(landmarks: np.ndarray) -> np.ndarray:
-    """[N, 3, 4] integer boxes (x0, y0, x1, y1) around mouth and both eyes of landmarks [N, 68, 2]."""
-    boxes = []
-    for first, last in ((48, 68), (36, 42), (42, 48)):
-        points = landmarks[:, first:last]
-        low, high = points.min(1), points.max(1)
-        pad = 0.3 * (high - low).max(-1, keepdims=True) + 1
-        boxes.append(np.concatenate([np.floor(low - pad), np.ceil(high + pad)], -1))
-    return np.stack(boxes, 1).astype(int)

@@ -1,4 +1,4 @@
-"""Batches of frame sets for methods that encode portraits: one driver frame and some others of the same clip.
+"""Batches of frame sets for methods that encode portraits: frames of one clip, some that drive and some others.
 
 Every epoch shows every person once, in a new order; all frames of a set differ.
 """
@@ -20,7 +20,7 @@ class SetConfig:
 
     Attributes:
       batch_size: sets per step over all processes.
-      frames: per set, the driver first.
+      frames: per set.
       seed: order of people, choice of clips, cameras and frames.
       num_threads, prefetch: reading threads, and elements read ahead; they do not change the batches.
     """
@@ -64,10 +64,12 @@ class Sets:
         clip, cameras, frames = self.choice(position)
         table = self.source.table
         rows = [self.source[table.record(clip, c, f)] for c, f in zip(cameras, frames, strict=True)]
-        return {
+        depths = {'depths': np.stack([r['depth'] for r in rows])} if 'depth' in rows[0] else {}
+        return depths | {
             'images': np.stack([r['image'] for r in rows]).astype(np.float32) / 127.5 - 1.0,
             'labels': np.stack([r['label'] for r in rows]),
             'windows': np.stack([table.window(clip, c, f) for c, f in zip(cameras, frames, strict=True)]),
+            'masks': np.stack([r['mask'] for r in rows]),
             'landmarks': np.stack([r['landmarks'] for r in rows]),
             'identity': rows[0]['identity'],
             'person': np.int64(table.person[clip]),
@@ -82,7 +84,7 @@ def set_batches(source, config: SetConfig, start_step: int = 0, process_index: i
 
     Returns:
       Iterator of dicts of numpy arrays, B = batch_size / process_count: ``images`` [B,F,H,W,3] in [-1,1], ``labels``
-      [B,F,25], ``windows`` [B,F,27,70], ``landmarks`` [B,F,68,2] pixels, ``identity`` [B,192], ``person`` [B].
+      [B,F,25], ``windows`` [B,F,27,70], ``masks`` [B,F,H,W] uint8 (255 = head), ``landmarks`` [B,F,68,2] pixels, ``identity`` [B,192], ``person`` [B]; from some sources ``depths`` [B,F,H,W] along the ray.
     """
     return Batches(Sets(source, config), config.batch_size, start_step, process_index, process_count, 0,
                    config.num_threads, config.prefetch)  # fmt: skip

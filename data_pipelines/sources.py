@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.faces.windows import RADIUS
 from data_pipelines.clips import Clip, ClipOptions, make_clip
-from data_pipelines.tables import load_table, table_of_clips
+from data_pipelines.tables import WindowTable, load_table, table_of_clips
 
 
 def open_source(folder: str | Path, split: str) -> Any:
@@ -120,6 +121,44 @@ class RenderedFrames:
             'landmarks': np.asarray(head.landmarks, np.float32),
             'identity': np.asarray(clip.identity, np.float32),
         }
+
+
+class HeadShards:
+    """The frames of ``data_pipelines.fast_heads``, whose people have some independent poses and expressions; in memory.
+
+    They also have ``depth`` [H,W] float16: along the ray in units of the labels' world, 0 where nothing is. Every person
+    counts as one clip. Its frames do not follow one another: each has the motion window that it was
+    made with.
+
+    Args:
+      folder: of the shards. people: the first ones only; None: all.
+    Raises:
+      UserError: no shards, damaged ones, or fewer people.
+    """
+
+    def __init__(self, folder: str | Path, people: int | None = None):
+        from data_pipelines.fast_heads import load_shards, read_config
+
+        config = read_config(Path(folder))
+        each = config.frames_per_identity
+        fields = ('rgb', 'mask', 'depth', 'label', 'landmarks', 'identity', 'window')
+        found = load_shards(Path(folder), fields, None if people is None else people * each)
+        count = len(found['rgb']) // each
+        if count < (people or 1):
+            raise UserError(f'{folder}: has {count} people of {each} frames, {people or 1} are asked for; make more')
+        self._arrays = {k: v[: count * each] for k, v in found.items()}
+        person = np.arange(count)
+        self.table = WindowTable(
+            name=np.array([f'{config.split}-{p:06d}' for p in person]), person=person, first=person * each,
+            num_frames=np.full(count, each), num_cameras=np.ones(count, int), motion=self._arrays['window'][:, RADIUS],
+            fps=25.0, windows=self._arrays['window'])  # fmt: skip
+
+    def __len__(self) -> int:
+        return self.table.num_records
+
+    def __getitem__(self, record: int) -> dict[str, np.ndarray]:
+        found = {k: self._arrays[k][record] for k in ('mask', 'depth', 'label', 'landmarks', 'identity')}
+        return {'image': self._arrays['rgb'][record], **found}
 
 
 class MemoryFrames:

@@ -86,6 +86,17 @@ class ClipTable:
         return weights / weights.sum()
 
 
+@dataclass(frozen=True)
+class WindowTable(ClipTable):
+    """A table of frames that each have a motion window [27,70] of their own: ``windows`` [N,27,70]."""
+
+    windows: np.ndarray | None = None
+
+    def window(self, clip: int, camera: int, frame: int) -> np.ndarray:
+        """Motion window [27,70] of a frame."""
+        return self.windows[self.record(clip, camera, frame)]
+
+
 def load_table(folder: str | Path, split: str) -> ClipTable:
     """The clip table of a built data set.
 

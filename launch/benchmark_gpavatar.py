@@ -10,7 +10,7 @@
 | rendering | both passes: neighbours, field, planes, head, compositing |
 | superresolution | rendered features to the picture |
 | frame | points, rendering and super-resolution: what an animated frame costs |
-| training | a training step |
+| training | a training step of whole pictures |
 """
 
 from __future__ import annotations
@@ -118,12 +118,12 @@ class Stages:
 
         c, count = self.config, self.batch
         c = dataclasses.replace(c, method=c.method.replace(train__batch_size=count, loss__network='pyramid'))
-        views = c.method.train.sources
-        size = c.img_resolution
-        labels = jnp.broadcast_to(self.labels[:, None], (count, 1 + views, 25))
+        views, drivers, size = c.method.train.sources, c.method.train.drivers, c.img_resolution
+        lead = (count, drivers + views)
         batch = {
-            'images': jnp.zeros((count, 1 + views, size, size, 3)), 'labels': labels,
-            'windows': jnp.zeros((count, 1 + views, 27, 70)), 'boxes': jnp.tile(jnp.array([[0.2, 0.2, 0.8, 0.8]]), (count, 1)),
+            'images': jnp.zeros((*lead, size, size, 3)), 'labels': jnp.broadcast_to(self.labels[:, None], (*lead, 25)),
+            'windows': jnp.zeros((*lead, 27, 70)), 'masks': jnp.ones((count, drivers, size, size)),
+            'boxes': jnp.tile(jnp.array([0.2, 0.2, 0.8, 0.8]), (count, drivers, 1)),
             'warps': jnp.tile(jnp.array([1.0, 0, 0, 0, 1, 0, 0, 0]), (count, views, 1)),
             'shapes': jnp.zeros((count, len(self.shape))),
         }  # fmt: skip

@@ -13,8 +13,9 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 
-# Below this similarity two portraits probably show different people.
-SAME_PERSON = {'arcface18': 0.3, 'head_identity': 0.5}
+# Below this similarity two portraits probably show different people. Of 64 procedural people in four poses each, the
+# stand-in network has 8 % of the pairs of one person below 0.1, and 23 % of the pairs of two people above.
+SAME_PERSON = {'arcface18': 0.3, 'head_identity': 0.1}
 SHOWN = 4  # portraits in the picture
 
 

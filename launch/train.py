@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -210,6 +211,8 @@ def open_source(config: Any) -> Any:
     data = config.data
     if data.source == 'built':
         source = open_folder(data.folder, data.split)
+    elif data.source == 'heads':
+        source = open_heads(data, data.resolution or config.model.img_resolution)
     else:
         split = {'validation': 'val'}.get(data.split, data.split)
         source = RenderedFrames.of_people(
@@ -218,7 +221,22 @@ def open_source(config: Any) -> Any:
     if source.table.basis != config.model.basis:
         raise UserError(f"data.folder: its expressions are in the basis '{source.table.basis}', but model.basis is "
                         f"'{config.model.basis}'; set model.basis, or use other data")  # fmt: skip
-    return MemoryFrames(source, progress=processes.is_first()) if data.in_memory else source
+    keep = data.in_memory and data.source != 'heads'  # those are in memory already
+    return MemoryFrames(source, progress=processes.is_first()) if keep else source
+
+
+def open_heads(data: Any, resolution: int) -> Any:
+    """The pictures of ``data.source='heads'``; makes those that are missing (which resumes)."""
+    from data_pipelines.fast_heads import FastHeadsConfig, generate
+    from data_pipelines.sources import HeadShards
+
+    split = {'validation': 'val'}.get(data.split, data.split)
+    config = FastHeadsConfig(data.seed, split, resolution, frames_per_identity=data.frames)
+    count = data.people * data.frames
+    if processes.is_first():
+        generate(config, Path(data.folder), 0, count, workers=os.cpu_count() or 1)
+    processes.agree('the data', {'pictures': count})  # also waits until they are there
+    return HeadShards(data.folder, data.people)
 
 
 def share_of_data(batch_size: int) -> tuple[int, int]:

@@ -127,10 +127,12 @@ def stream_batches(config: Any, source: Any, start: int) -> Iterator[dict[str, A
     from launch.train import share_of_data
 
     train, data = config.model.method.train, config.data
-    settings = SetConfig(train.batch_size, 1 + train.sources, config.seed, data.num_threads, data.prefetch)
+    frames = train.drivers + train.sources
+    settings = SetConfig(train.batch_size, frames, config.seed, data.num_threads, data.prefetch)
     with set_batches(source, settings, start, *share_of_data(train.batch_size)) as batches:
-        for batch in batches:
-            yield with_host_arrays(config.model, batch)
+        for step, batch in enumerate(batches, start):
+            whole = step >= train.ray_iterations or (train.whole_every and (step + 1) % train.whole_every == 0)
+            yield with_host_arrays(config.model, batch, rays=not whole)
 
 
 def sample_batch(config: Any, source: Any) -> dict[str, Any]:
@@ -140,6 +142,7 @@ def sample_batch(config: Any, source: Any) -> dict[str, Any]:
     from avatar_jax.methods.gpavatar.train import with_host_arrays
     from data_pipelines.sets import SetConfig, Sets
 
-    sets = Sets(source, SetConfig(1, 1 + config.model.method.train.sources, config.seed + 1))
+    train = config.model.method.train
+    sets = Sets(source, SetConfig(1, train.drivers + train.sources, config.seed + 1))
     rows = [sets(k) for k in range(config.output.sample_people)]
     return with_host_arrays(config.model, {k: np.stack([r[k] for r in rows]) for k in rows[0]})

@@ -11,8 +11,8 @@ from launch.perception import default_bank
 
 
 def test_names_and_size():
-    assert {'heads128', 'head_nets', 'face_net', 'expression_net'} <= set(shipped_names())
-    assert sum(shipped(name).stat().st_size for name in shipped_names()) < 15e6
+    assert {'heads128', 'gpavatar128', 'head_nets', 'face_net', 'expression_net'} <= set(shipped_names())
+    assert sum(shipped(name).stat().st_size for name in shipped_names()) < 18e6
 
 
 def test_stand_ins_load_and_say_so():
@@ -46,3 +46,23 @@ def test_random_codes_make_different_heads_on_white(shipped_model):
     middle = slice(24, 40)
     assert opacity[:, middle, middle].mean() > 0.9 and opacity[:, :6, :6].mean() < 0.2
     assert np.abs(image[0] - image[1]).mean() > 0.02
+
+
+def test_gpavatar_shows_unseen_people_and_more_portraits_help():
+    """Four people of the test split: whose they are, what their faces do, and that each further portrait adds to it."""
+    from avatar_jax.eval.image import psnr, to_unit
+    from avatar_jax.methods.registry import choose_model
+    from launch.portrait_pictures import Sitter, rendered
+
+    chosen = choose_model('gpavatar', None)
+    assert chosen.provenance['command'] == 'train' and chosen.config.method.preset == 'release'
+    scores = []
+    for k in range(4):
+        sitter = Sitter(k, 5, 128)
+        portraits = [sitter.portrait(yaw) for yaw in (-20, 15, 0, 30)]
+        truth, label, code = sitter.picture(25, jaw_open=0.5)
+        pictures = [rendered(chosen, portraits[:n], label, code) for n in (1, 4)]
+        still = rendered(chosen, portraits[:1], label, 0 * code)
+        scores.append([float(psnr(to_unit(p[None]), to_unit(truth[None]))[0]) for p in (*pictures, still)])
+    one, four, still = np.mean(scores, 0)
+    assert one > 18 and four > one + 0.3 and one > still

@@ -9,6 +9,7 @@ import pytest
 from avatar_jax.cli import main
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
+from avatar_jax.methods import registry
 from avatar_jax.methods.gpavatar import train as training
 from avatar_jax.methods.gpavatar.config import ModelConfig
 from avatar_jax.methods.gpavatar.model import init, load_model
@@ -62,6 +63,20 @@ def test_groups_and_schedule():
     np.testing.assert_allclose(scales, [1, 1, 0.2, 0.2])
 
 
+def test_super_resolution_rests_in_steps_without_it():
+    config = ModelConfig.tiny(**SETTINGS)
+    state = training.init_state(config, init(config, jax.random.key(0)))
+    params = training.gather({name: g.params for name, g in state.groups.items()})
+    assert jax.tree.structure(params) == jax.tree.structure(init(config, jax.random.key(0))['params'])
+    ones = jax.tree.map(np.ones_like, params)
+    state, _ = training.update(config, state, ones)
+    rested, metrics = training.update(config, state, ones, sr=False)
+    assert int(rested.step) == 2 and not any(k.startswith('sr') for k in metrics)
+    for name, group in state.groups.items():
+        same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (group, rested.groups[name])), strict=True)]
+        assert all(same) == name.startswith('sr')
+
+
 def test_runs_survive_their_files():
     run = tiny_run()
     assert from_plain(RunConfig, to_plain(run)) == run
@@ -79,7 +94,7 @@ def picture(path, seed):
     return str(path)
 
 
-def test_commands(trained, tmp_path, capsys):
+def test_commands(trained, tmp_path, capsys, monkeypatch):
     weights = str(trained[0] / 'weights.safetensors')
     images = [picture(tmp_path / f'{name}.png', k) for k, name in enumerate('ab')]
     status = main(['invert', '--method', 'gpavatar', '--weights', weights, '--aligned', '--background', 'keep', '--image', *images,
@@ -90,6 +105,7 @@ def test_commands(trained, tmp_path, capsys):
                  '--per-call', '3', '--out', str(tmp_path / 'a.mp4')]) == 0  # fmt: skip
     assert (tmp_path / 'a.mp4').stat().st_size > 100
     capsys.readouterr()
+    monkeypatch.delitem(registry.DEFAULT_WEIGHTS, 'gpavatar')
     assert main(['invert', '--method', 'gpavatar', '--image', images[0], '--out', str(tmp_path / 'x')]) == 2
     assert 'no weights for it are in the package' in capsys.readouterr().err
     assert main(['invert', '--weights', weights, '--steps', '3', '--image', images[0], '--out', str(tmp_path / 'x')]) == 2
@@ -97,9 +113,9 @@ def test_commands(trained, tmp_path, capsys):
 
 
 def test_portraits_of_different_people_are_told(capsys):
-    similarity = {'kind': 'head_identity', 'network': 'stand-in', 'values': [0.9, 0.1]}
+    similarity = {'kind': 'head_identity', 'network': 'stand-in', 'values': [0.9, 0.01]}
     (line,) = warn_of_strangers(['a.png', 'b.png', 'c.png'], similarity)
-    assert line.startswith('c.png: may show another person than a.png (similarity 0.10')
+    assert line.startswith('c.png: may show another person than a.png (similarity 0.01')
     assert warn_of_strangers(['a.png'], None) == []
 
 

@@ -29,7 +29,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.types import Avatar, Camera, Frames, Portrait
 
 METHODS = {'otavatar': 'avatar_jax.methods.otavatar.model', 'gpavatar': 'avatar_jax.methods.gpavatar.model'}
-DEFAULT_WEIGHTS = {'otavatar': 'heads128'}  # weight files inside the package, by method
+DEFAULT_WEIGHTS = {'otavatar': 'heads128', 'gpavatar': 'gpavatar128'}  # weight files inside the package, by method
 AVATAR_FILE = 'avatar.safetensors'
 
 

@@ -282,6 +282,40 @@ def init_params(key: jax.Array, config: StyleUNetConfig) -> dict[str, Any]:
     return StyleUNet(config).lazy_init(key, image)['params']
 
 
+def keep_variance(params: Mapping[str, Any]) -> dict[str, Any]:
+    """First values with which the input's differences reach the output: He's scale in the U-Net, without biases.
+
+    PyTorch's own first values shrink activations at every layer and add biases, so that at first the output hardly
+    depends on the input (by 2 % of its spread, with the sizes for procedural heads); short trainings cannot afford that.
+
+    Args:
+        params: fresh parameters of ``init_params``.
+    """
+    he = (6 / (1 + SLOPE**2)) ** 0.5  # from a variance of 1 / (3 fan_in) to that of He for the leaky ReLU
+
+    def scaled(path, value):
+        names = [k.key for k in path]
+        if names[0] == 'stylegan_decoder':  # its outputs of all resolutions are added
+            return value * 0.3 if _is_to_rgb(names) else value
+        if names[-1] == 'bias':
+            return jnp.zeros_like(value)
+        if 'conv2' in names or 'skip' in names:  # two branches that are added
+            return value * (he if 'conv2' in names else 3**0.5) / SQRT2
+        return value * (3**0.5 if names[0] == 'final_linear' or names[0].endswith('_2') else he)
+
+    return jax.tree_util.tree_map_with_path(scaled, params)
+
+
+def silence(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The same parameters, but the decoder's output is 0 (with ``activation``: 0.5) for every input."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.zeros_like(x) if _is_to_rgb([k.key for k in path]) else x, params)  # fmt: skip
+
+
+def _is_to_rgb(names: Sequence[str]) -> bool:
+    return names[0] == 'stylegan_decoder' and names[1].startswith('to_rgb') and names[2:] == ['modulated_conv', 'weight']
+
+
 def draw_noise(key: jax.Array, config: StyleUNetConfig, batch: int) -> list[jax.Array]:
     """Fresh noise maps [batch, r, r, 1] of all layers."""
     keys = jax.random.split(key, len(config.noise_sizes))

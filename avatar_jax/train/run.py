@@ -13,10 +13,12 @@ class ClipsConfig:
     """Where clips come from.
 
     Attributes:
-        source: 'rendered' (procedural heads, drawn when asked for) or 'built' (a data set on disk: one that was built
-            here, or clips that were processed for OTAvatar).
+        source: 'rendered' (clips of procedural heads, drawn when asked for), 'built' (a data set on disk: one that was
+            built here, or clips that were processed for OTAvatar) or 'heads' (``data_pipelines.fast_heads``: pictures of
+            procedural heads in any pose and expression, made once into ``folder`` and then read from memory).
         folder: of the data set. split: its split.
-        people, clips_per_person, frames, resolution, seed: of rendered heads; resolution 0 is that of the generator.
+        people, clips_per_person, frames, resolution, seed: of rendered heads and (without clips) of 'heads'; resolution 0
+            is that of the generator.
         in_memory: decode or render every frame once and keep it.
         num_threads, prefetch: how batches are read; they do not change them.
     """
@@ -34,10 +36,12 @@ class ClipsConfig:
     prefetch: int = 8
 
     def __post_init__(self):
-        if self.source not in ('rendered', 'built'):
-            raise UserError(f"data.source: {self.source!r}; use 'rendered' or 'built'")
+        if self.source not in ('rendered', 'built', 'heads'):
+            raise UserError(f"data.source: {self.source!r}; use 'rendered', 'built' or 'heads'")
         if self.source == 'built' and not self.folder:
             raise UserError("data.folder: give the folder of the built data set, or use data.source='rendered'")
+        if self.source == 'heads' and (not self.folder or self.clips_per_person != 1):
+            raise UserError("data: source='heads' needs a folder for its pictures, and clips_per_person=1")
 
 
 @dataclass(frozen=True)

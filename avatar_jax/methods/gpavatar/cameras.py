@@ -85,10 +85,25 @@ def pixel_directions(height: int, width: int, focal: Array) -> jax.Array:
 
 def rays(transform: jax.Array, focal: Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
     """Origins and unit directions [B,height*width,3] of cameras [B,3,4]; focal [], [B] or [B,2]."""
+    camera = pixel_directions(height, width, focal)
+    return rays_along(transform, jnp.broadcast_to(camera, (transform.shape[0], *camera.shape[-2:])))
+
+
+def rays_through(transform: jax.Array, focal: Array, places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Origins and unit directions [B,M,3] through places [B,M,2] of a picture (x, y from 0 at its left and upper edge to 1).
+
+    They agree with the rays of a rendering of ``size`` pixels a side, whose outer pixels' rays pass through the edges
+    (``pixel_directions``): the middle of one of its pixels gets exactly the ray of that pixel.
+    """
+    ndc = 1 - 2 * (places * size - 0.5) / (size - 1)
+    plane = ndc / jnp.broadcast_to(jnp.asarray(focal, jnp.float32), transform.shape[:1])[:, None, None]
+    return rays_along(transform, jnp.concatenate([plane, jnp.ones_like(plane[..., :1])], -1))
+
+
+def rays_along(transform: jax.Array, camera: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Origins and unit directions [B,M,3] in the world for directions [B,M,3] of any length as cameras [B,3,4] see them."""
     high = jax.lax.Precision.HIGHEST
     rotation, shift = transform[..., :3], transform[..., 3]
-    camera = pixel_directions(height, width, focal)
-    camera = jnp.broadcast_to(camera, (transform.shape[0], *camera.shape[-2:]))
     directions = jnp.einsum('bij,brj->bri', rotation, camera, precision=high)
     directions = directions / jnp.maximum(jnp.linalg.norm(directions, axis=-1, keepdims=True), 1e-12)
     origins = -jnp.einsum('bij,bj->bi', rotation, shift, precision=high)

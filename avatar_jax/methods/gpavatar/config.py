@@ -25,6 +25,7 @@ from avatar_jax.train.optimizers import OptimizerConfig
 METHOD = 'gpavatar'
 NOISES = ('random', 'stored', 'zero')
 FLAME_BASIS = 'flame-2020'
+NEAR = 4  # samples of a ray around a known surface, in training
 BASES = (ProceduralHead.basis, FLAME_BASIS)
 
 
@@ -38,22 +39,28 @@ class LossConfig:
     """Terms and weights (section 3.5 of the paper).
 
     Attributes:
-        pixel: weight of the mean absolute error of every image.
+        pixel: weight of the mean absolute error of every image. squared: of the mean squared error.
         perceptual: weight of the perceptual distance.
         coarse: also compare the first pass's image.
         box: weight of the same two terms inside the enlarged face box; 0 leaves them out.
         box_size: side to which face boxes are resized.
         norm: weight of the L2 norm of all opacities of the first pass together.
+        opacity: weight of the squared difference of the rendered opacity to the head's mask (training data has it).
+        depth: weight, in steps of rays, of the distance of what is seen from the true surface (``data.source='heads'``
+            knows it); some samples are then taken around that surface.
         network: what the perceptual distance looks through: 'alexnet', 'pyramid' (no network), 'none', or 'auto':
             AlexNet where its weights are here, else pyramid.
     """
 
     pixel: float = 1.0
+    squared: float = 0.0
     perceptual: float = 1e-2
     coarse: bool = True
     box: float = 0.5
     box_size: int = 256
     norm: float = 1e-5
+    opacity: float = 0.0
+    depth: float = 0.0
     network: str = 'auto'
 
     def __post_init__(self):
@@ -67,6 +74,13 @@ class TrainConfig:
     Attributes:
         iterations, batch_size: length of the run; people per step over all devices.
         sources: portraits of each person in a step. drop_sources: how often only the first of them is kept.
+        drivers: frames that are rendered from the same portraits in a step.
+        rays, ray_iterations: the first ``ray_iterations`` steps render, in place of every whole picture, ``rays`` rays
+            through random places of it, without super-resolution; head, mouth and eyes are met more often. It is the fast
+            way to the tri-planes where whole pictures cost a lot. whole_every: of these steps every so-maniest is still
+            one of whole pictures; 0: none.
+        first: values of fresh networks: 'pytorch' (release) or 'he' (``styleunet.keep_variance``; smaller point features and
+            query, which learn faster).
         optimizer: of all parameters. slow: factor of the learning rate of the style mappings (``style_mlp``,
             ``final_linear``).
         milestones, gamma: after each of these steps the learning rate is multiplied by gamma.
@@ -78,6 +92,11 @@ class TrainConfig:
     batch_size: int = 8
     sources: int = 2
     drop_sources: float = 0.3
+    drivers: int = 1
+    rays: int = 0
+    ray_iterations: int = 0
+    whole_every: int = 0
+    first: str = 'pytorch'
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig('adam', 1e-4, 0.0, 0.99))
     slow: float = 0.1
     milestones: tuple[int, ...] = ()
@@ -87,8 +106,11 @@ class TrainConfig:
 
     def __post_init__(self):
         _choice('train.divisor', self.divisor, 255, 256)
-        if min(self.iterations, self.batch_size, self.sources) < 1 or not 0 <= self.drop_sources <= 1:
-            raise UserError('train: iterations, batch_size and sources must be at least 1, drop_sources within 0..1')
+        _choice('train.first', self.first, 'pytorch', 'he')
+        if min(self.iterations, self.batch_size, self.sources, self.drivers) < 1 or not 0 <= self.drop_sources <= 1:
+            raise UserError('train: iterations, batch_size, sources and drivers must be at least 1, drop_sources within 0..1')
+        if min(self.rays, self.ray_iterations, self.whole_every) < 0 or (self.ray_iterations and not self.rays):
+            raise UserError('train: rays, ray_iterations and whole_every must not be negative; ray_iterations need rays')
         if not 0 <= self.ema < 1:
             raise UserError(f'train.ema: {self.ema}; give a decay of at least 0 and below 1')
 
@@ -141,6 +163,8 @@ class GPAvatarConfig:
         _choice('warp_border', self.warp_border, 'single', 'double')
         if self.samples < 2 or self.fine_samples < 2:
             raise UserError('samples, fine_samples: at least 2 are needed')
+        if self.loss.depth and self.train.ray_iterations and self.fine_samples < NEAR + 2:
+            raise UserError(f'fine_samples: loss.depth places {NEAR} of them around the surface; use at least {NEAR + 2}')
         if self.ray_chunk is not None and self.ray_chunk < 1:
             raise UserError(f'ray_chunk: {self.ray_chunk}; use None or at least 1')
 
@@ -218,11 +242,20 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 _HEADS: dict[str, Any] = {
     'field__points': 1200, 'field__feature_dim': 16, 'field__hidden': 32, 'field__normalise': 'neighbours',
     'head__plane_channels': 16, 'head__width': 64, 'head__color_width': 32, 'head__out_channels': 16,
-    'samples': 8, 'fine_samples': 8, 'background': 1.0, 'noise': 'zero', 'training_noise': 'zero',
+    'samples': 8, 'fine_samples': 10, 'background': 1.0, 'noise': 'zero', 'training_noise': 'zero',
     'warp_corners': 'exact', 'warp_border': 'single', 'loss__box': 0.0, 'loss__perceptual': 0.5, 'loss__norm': 0.0,
-    'loss__network': 'pyramid', 'train__divisor': 255, 'train__batch_size': 2, 'train__iterations': 6_000,
-    'train__milestones': (4_500, 5_500), 'train__optimizer': OptimizerConfig('adam', 1e-3, 0.0, 0.99),
-    'train__ema': 0.995,
+    'loss__squared': 16.0, 'loss__opacity': 0.3, 'loss__depth': 0.5, 'loss__network': 'pyramid', 'train__divisor': 255,
+    'train__batch_size': 4, 'train__first': 'he', 'train__drivers': 2, 'train__rays': 256, 'train__iterations': 4_300,
+    'train__ray_iterations': 4_220, 'train__whole_every': 25, 'train__milestones': (2_700, 3_600, 4_100), 'train__gamma': 0.4,
+    'train__optimizer': OptimizerConfig('adam', 1e-3, 0.9, 0.99), 'train__slow': 1.0, 'train__ema': 0.998,
+}  # fmt: skip
+
+
+_SMALL: dict[str, Any] = {
+    'field__points': 300, 'field__feature_dim': 8, 'field__hidden': 16, 'head__plane_channels': 8, 'head__width': 32,
+    'head__color_width': 16, 'head__out_channels': 8, 'samples': 6, 'fine_samples': 6, 'train__rays': 64,
+    'train__iterations': 1_000, 'train__ray_iterations': 800, 'train__whole_every': 10, 'train__milestones': (600, 850),
+    'train__ema': 0.99,
 }  # fmt: skip
 
 
@@ -240,6 +273,9 @@ class ModelConfig:
         image_size: of the portraits that are encoded. plane_size: of the tri-planes (half of it, or at least it).
         raw_size: of the volume-rendered picture. img_resolution: of the final picture.
         channel_base, channel_max, style_dim, mapping_layers: of both StyleUNets.
+        sr_channel_base, sr_channel_max: of super-resolution, if they are not the encoder's; 0: they are.
+        sr_skip: super-resolution adds to the enlarged raw picture instead of making the whole picture (release), and
+            starts by adding nothing.
         basis: of the coefficients that drive it, which also names the head model: 'procedural' or 'flame-2020'.
         shape: whose head the points have: the person's 'own' fitted shape (release), or the 'mean' one for everybody, so
             that a portrait needs no fit.
@@ -256,6 +292,9 @@ class ModelConfig:
     channel_max: int = 256
     style_dim: int = 512
     mapping_layers: int = 8
+    sr_channel_base: int = 0
+    sr_channel_max: int = 0
+    sr_skip: bool = False
     basis: str = FLAME_BASIS
     shape: str = 'own'
     label_mode: str = 'raw'
@@ -276,7 +315,8 @@ class ModelConfig:
     def superresolution(self) -> StyleUNetConfig:
         """Rendered features to the final picture."""
         return StyleUNetConfig(self.img_resolution, self.img_resolution, self.method.head.out_channels, 3, True,
-                               self.channel_base, self.channel_max, self.style_dim, self.mapping_layers)  # fmt: skip
+                               self.sr_channel_base or self.channel_base, self.sr_channel_max or self.channel_max,
+                               self.style_dim, self.mapping_layers)  # fmt: skip
 
     @property
     def plane_shape(self) -> tuple[int, int, int, int]:
@@ -296,7 +336,13 @@ class ModelConfig:
         every resolution), the background is that of the procedural pictures, white, and no noise is added.
         """
         method = _preset(preset).replace(**_HEADS)
-        return cls(method.replace(**overrides), 128, 64, 32, 128, 1024, 48, 64, 4, ProceduralHead.basis, 'mean')
+        return cls(method.replace(**overrides), 128, 64, 64, 128, 1280, 40, 64, 4, 1024, 24, True, ProceduralHead.basis, 'mean')
+
+    @classmethod
+    def small(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:
+        """``heads`` at 32 pixels: large enough to compare variants with, trained in minutes."""
+        method = _preset(preset).replace(**_HEADS).replace(**_SMALL).replace(**overrides)
+        return cls(method, 32, 16, 16, 32, 256, 16, 32, 2, 0, 0, True, ProceduralHead.basis, 'mean')
 
     @classmethod
     def tiny(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:
@@ -306,7 +352,7 @@ class ModelConfig:
                 'train__batch_size': 2, 'train__iterations': 4, 'loss__network': 'pyramid', 'loss__box_size': 16,
                 'background': 1.0}  # fmt: skip
         method = _preset(preset).replace(**tiny).replace(**overrides)
-        return cls(method, 16, 8, 8, 16, 32, 4, 8, 2, ProceduralHead.basis, 'mean')
+        return cls(method, 16, 8, 8, 16, 32, 4, 8, 2, 0, 0, False, ProceduralHead.basis, 'mean')
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

@@ -92,6 +92,12 @@ def l1(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.mean(jnp.abs(a - b))
 
 
+def difference(config: LossConfig, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The pixel term: weighted mean absolute and mean squared difference."""
+    found = config.pixel * l1(a, b)
+    return found + config.squared * jnp.mean((a - b) ** 2) if config.squared else found
+
+
 def box_terms(config: LossConfig, distance: Distance, images: Mapping[str, jax.Array], target: jax.Array,
               boxes: jax.Array) -> dict[str, jax.Array]:  # fmt: skip
     """The face box's term of every picture, by name, weighted."""
@@ -116,7 +122,7 @@ def losses(config: LossConfig, distance: Distance, images: Mapping[str, jax.Arra
     if not config.coarse:
         images.pop('coarse')
     pairs = [(image, resize(target, image.shape[1], antialias=True)) for image in images.values()]
-    terms = {'pixel': config.pixel * sum(l1(a, b) for a, b in pairs)}
+    terms = {'pixel': sum(difference(config, a, b) for a, b in pairs)}
     if config.perceptual:
         terms['perceptual'] = config.perceptual * sum(distance(a, b) for a, b in pairs) / len(pairs)
     if config.box:
@@ -127,6 +133,29 @@ def losses(config: LossConfig, distance: Distance, images: Mapping[str, jax.Arra
         square = jnp.sum(opacities**2)
         terms['norm'] = config.norm * jnp.sqrt(jnp.maximum(square, 1e-20))
     return terms
+
+
+def ray_losses(config: LossConfig, coarse: jax.Array, fine: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
+    """The terms that single rays have: colours [B,M,3] of both passes against the picture's."""
+    images = (coarse, fine) if config.coarse else (fine,)
+    return {'pixel': sum(difference(config, x, target) for x in images)}
+
+
+def opacity_term(config: LossConfig, opacity: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Weighted squared difference of rendered opacities to the head's mask, both of one shape; empty without the term."""
+    return {'opacity': config.opacity * jnp.mean((opacity - mask) ** 2)} if config.opacity else {}
+
+
+def depth_term(config: LossConfig, weights: jax.Array, depths: jax.Array, surface: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Weighted mean distance of what is seen from the known surface; empty without the term.
+
+    Args:
+        weights, depths: [B,M,S] of the samples of rays. surface: [B,M], 0 where nothing is. mask: [B,M] of the head.
+    """
+    if not config.depth:
+        return {}
+    away = jnp.sum(weights * jnp.abs(depths - surface[..., None]), -1)
+    return {'depth': config.depth * jnp.mean(jnp.where((surface > 0) & (mask > 0.99), away, 0.0))}
 
 
 def total(terms: Mapping[str, jax.Array]) -> jax.Array:

@@ -33,6 +33,7 @@ from avatar_jax.types import Avatar, Camera, Frames, Portrait
 
 NETS = {'style_tplane': 'encoder', 'up_renderer': 'superresolution'}
 MAX_PORTRAITS = 1000
+FASTER = 0.2
 PyTree = Any
 
 # ---------------------------------------------------------------------------------------------------------- variables
@@ -45,12 +46,21 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     for name, part in NETS.items():
         sizes = getattr(config, part)
         params[name] = styleunet.init_params(next(keys), sizes)
+        if c.train.first == 'he':
+            params[name] = styleunet.keep_variance(params[name])
+        if name == 'up_renderer' and config.sr_skip:
+            params[name] = styleunet.silence(params[name])
         noise[name] = {'stylegan_decoder': {'noises': styleunet.init_noise(next(keys), sizes)}}
     params['nerf_mlp'] = head.init_head(c.head, c.field, next(keys))
+    # Adam moves all numbers by as much in a step: small first values learn faster.
+    scale = FASTER if c.train.first == 'he' else 1.0
+    if c.field.kind == 'points':
+        points = params['nerf_mlp']['points_querier']['points_feature']
+        points['weight'] = scale * points['weight']
     attention = fusion.init_fusion(c.fusion, c.head.plane_channels, next(keys))
     if attention:
         params['attn_module'] = attention
-        params['query_style_tplane'] = host_draws.normal(next(keys), config.plane_shape)
+        params['query_style_tplane'] = host_draws.normal(next(keys), config.plane_shape, scale)
     constants = {'attn_module': {'scale': jnp.full((1,), c.head.plane_channels**-0.5)}}
     return {'params': params, 'noise': noise, 'constants': constants}
 
@@ -142,23 +152,35 @@ def render_views(params: PyTree, config: ModelConfig, scene: head.Scene, transfo
         draws: random places of the samples, for training. noise: of super-resolution.
         sr: also run super-resolution (static).
     """
-    c, size = config.method, config.raw_size
-    origins, directions = cameras.rays(transforms, focal, size, size)
-
-    def field(places, directions):
-        return head.query(params['nerf_mlp'], c.head, c.field, scene, places, directions, c.ray_chunk, c.density)
-
-    found = render.render(field, origins, directions, c.samples, c.fine_samples, draws, c.background, density=c.density)
+    size = config.raw_size
+    found = render_rays(params, config, scene, *cameras.rays(transforms, focal, size, size), draws)
     coarse, fine, depth, opacity = (render.to_image(x, size, size) for x in (
         found.coarse, found.fine, found.distance[..., None], found.opacity[..., None]))  # fmt: skip
     image = superresolve(params, config, fine, noise) if sr else None
     return Views(coarse, fine, depth, opacity, found.coarse_opacities, image)
 
 
+def render_rays(params: PyTree, config: ModelConfig, scene: head.Scene, origins: jax.Array, directions: jax.Array,
+                draws: render.Draws | None = None, more: jax.Array | None = None) -> render.Rendered:  # fmt: skip
+    """Renders rays [N,M,3] through N scenes, without super-resolution.
+
+    Args:
+        draws: as in ``render_views``. more: [N,M,K] depths that take the place of K of the fine samples.
+    """
+    c = config.method
+    fine = c.fine_samples - (0 if more is None else more.shape[-1])
+
+    def field(places, directions):
+        return head.query(params['nerf_mlp'], c.head, c.field, scene, places, directions, c.ray_chunk, c.density)
+
+    return render.render(field, origins, directions, c.samples, fine, draws, c.background, density=c.density, more=more)
+
+
 def superresolve(params: PyTree, config: ModelConfig, features: jax.Array,
                  noise: Sequence[jax.Array] | None = None) -> jax.Array:  # fmt: skip
-    """Rendered features [N,R,R,O] -> pictures [N,S,S,3] in (-0.001, 1.001)."""
-    return StyleUNet(config.superresolution).apply({'params': params['up_renderer']}, features, noise)
+    """Rendered features [N,R,R,O] -> pictures [N,S,S,3] in (-0.001, 1.001); with ``sr_skip`` they may be beyond."""
+    found = StyleUNet(config.superresolution).apply({'params': params['up_renderer']}, features, noise)
+    return found - 0.5 + resize(features[..., :3], config.img_resolution) if config.sr_skip else found
 
 
 # ------------------------------------------------------------------------------------------------------ build, animate

@@ -36,7 +36,8 @@ class Draws(NamedTuple):
 
 @struct.dataclass
 class Rendered:
-    """``coarse``, ``fine`` [B,R,C]; ``coarse_opacities`` [B,R,S] of the samples as the field gave them; ``opacity``, ``distance`` [B,R] (fine).
+    """``coarse``, ``fine`` [B,R,C]; ``coarse_opacities`` [B,R,S] of the samples as the field gave them; ``opacity``, ``distance`` [B,R]
+    (fine); ``weights``, ``depths`` [B,R,S'] of all samples, by depth.
 
     ``distance``: mean depth; what light passes is taken to stop at the farthest sample of the batch.
     """
@@ -46,6 +47,8 @@ class Rendered:
     coarse_opacities: jax.Array
     opacity: jax.Array
     distance: jax.Array
+    weights: jax.Array
+    depths: jax.Array
 
 
 def bin_depths(near: jax.Array, far: jax.Array, samples: int, jitter: jax.Array | None = None) -> jax.Array:
@@ -127,7 +130,7 @@ def merge(*samples: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, 
 
 def render(field: Field, origins: jax.Array, directions: jax.Array, samples: int, fine_samples: int,
            draws: Draws | None = None, background: float = 0.0, span: tuple[float, float] | None = None,
-           density: bool = False) -> Rendered:  # fmt: skip
+           density: bool = False, more: jax.Array | None = None) -> Rendered:  # fmt: skip
     """Renders rays [B,R,3] through a field, coarse then fine.
 
     Args:
@@ -136,6 +139,7 @@ def render(field: Field, origins: jax.Array, directions: jax.Array, samples: int
         draws: random places, for training; None is deterministic.
         background: see ``composite``.
         span: constant (near, far) instead of the cube.
+        more: [B,R,K] depths of further samples, evaluated with the fine ones.
         density: the field gives densities; a sample's opacity is 1 - exp(-density * distance to the next sample).
     """
     if span is None:
@@ -147,11 +151,13 @@ def render(field: Field, origins: jax.Array, directions: jax.Array, samples: int
     first = depths, opacities[..., 0], values
     coarse, _, weights = composite(_opacities(first[1], depths, density), values, background)
     deeper = fine_depths(weights, depths, fine_samples, None if draws is None else draws.bias)
+    if more is not None:
+        deeper = jnp.concatenate([deeper, more], -1)
     more_opacities, more_values = field(along(origins, directions, deeper), directions)
     depths, together, values = merge(first, (deeper, more_opacities[..., 0], more_values))
     fine, opacity, weights = composite(_opacities(together, depths, density), values, background)
     distance = jnp.sum(weights * depths, -1) + (1 - opacity) * depths.max()
-    return Rendered(coarse, fine, first[1], opacity, distance)
+    return Rendered(coarse, fine, first[1], opacity, distance, weights, depths)
 
 
 def _opacities(amount: jax.Array, depths: jax.Array, density: bool) -> jax.Array:

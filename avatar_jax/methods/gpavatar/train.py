@@ -1,7 +1,8 @@
 """Training of GPAvatar: one step on sets of frames, the parameter groups, sample pictures, the run's configuration.
 
-Every element of a batch is one driver frame and some portraits of the same person. The portraits are encoded and fused,
-the head is rendered with the driver's expression from the driver's camera, and compared with the driver's picture.
+Every element of a batch is one driver frame (or several) and some portraits of the same person. The portraits are
+encoded and fused, the head is rendered with the driver's expression from the driver's camera, and compared with the
+driver's picture: with all of it, or in the first steps along some of its rays, if ``train.ray_iterations`` says so.
 ``launch/train_gpavatar.py`` puts the step into ``train.loop.fit``.
 """
 
@@ -17,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.faces.importance import importance, part_boxes
 from avatar_jax.faces.windows import RADIUS
 from avatar_jax.methods.gpavatar import cameras, head, render
-from avatar_jax.methods.gpavatar.config import METHOD, ModelConfig
-from avatar_jax.methods.gpavatar.losses import distance_of, losses, total
+from avatar_jax.methods.gpavatar.cameras import cube_hits
+from avatar_jax.methods.gpavatar.config import METHOD, NEAR, ModelConfig
+from avatar_jax.methods.gpavatar.losses import depth_term, distance_of, losses, opacity_term, ray_losses, total
 from avatar_jax.methods.gpavatar.mesh import NUM_SHAPE, head_points
 from avatar_jax.methods.gpavatar.model import (
     Views,
@@ -29,6 +32,7 @@ from avatar_jax.methods.gpavatar.model import (
     encode,
     fuse,
     noise_of,
+    render_rays,
     render_views,
 )
 from avatar_jax.ops.resize import resize
@@ -39,7 +43,9 @@ from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from avatar_jax.train.state import Group, TrainState, step_key
 
 PyTree = Any
+SR = 'up_renderer'
 SLOW = ('style_mlp', 'final_linear')
+NEAR_STD = 0.05  # cube units: how far samples are spread around a known surface
 BOX_SCALE = 1.25  # of the landmarks' mean extent: the side of the face box
 
 
@@ -103,19 +109,30 @@ def join(a: PyTree, b: PyTree) -> PyTree:
     return {k: join(a[k], b[k]) if k in a and k in b else v for k, v in both.items()}
 
 
+def split(params: PyTree) -> dict[str, PyTree]:
+    """Parameters by group: ``main`` and ``slow`` (``split_slow``), and the same two of super-resolution, ``sr`` and ``sr_slow``."""
+    main, slow = split_slow({k: v for k, v in params.items() if k != SR})
+    sr, sr_slow = split_slow({SR: params[SR]})
+    return {'main': main, 'slow': slow, 'sr': sr, 'sr_slow': sr_slow}
+
+
+def gather(parts: Mapping[str, PyTree]) -> PyTree:
+    """The inverse of ``split``."""
+    return {**join(parts['main'], parts['slow']), **join(parts['sr'], parts['sr_slow'])}
+
+
 def init_state(config: ModelConfig, variables: Mapping[str, Any]) -> TrainState:
-    """A state before the first step: groups ``main`` and ``slow``; ``extra`` holds what is not trained."""
+    """A state before the first step: the groups of ``split``; ``extra`` holds what is not trained."""
     train = config.method.train
     tx = make_optimizer(train.optimizer)
-    parts = zip(('main', 'slow'), split_slow(variables['params']), strict=True)
-    groups = {name: Group.create(part, tx, ema=train.ema > 0) for name, part in parts}
+    groups = {name: Group.create(part, tx, ema=train.ema > 0) for name, part in split(variables['params']).items()}
     return TrainState.create(groups, jax.tree.map(jnp.asarray, {k: variables[k] for k in ('noise', 'constants')}))
 
 
 def variables_of(state: TrainState, averaged: bool = True) -> dict[str, Any]:
     """The model's variables (without the mesh), with averaged parameters if there are some."""
-    parts = [g.inference_params if averaged else g.params for g in (state.groups['main'], state.groups['slow'])]
-    return {'params': join(*parts), **state.extra}
+    parts = {name: g.inference_params if averaged else g.params for name, g in state.groups.items()}
+    return {'params': gather(parts), **state.extra}
 
 
 def learning_rate_scale(config: ModelConfig, step: jax.Array) -> jax.Array:
@@ -125,14 +142,23 @@ def learning_rate_scale(config: ModelConfig, step: jax.Array) -> jax.Array:
     return jnp.asarray(train.gamma, jnp.float32) ** passed
 
 
-def update(config: ModelConfig, state: TrainState, grads: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of the optimizer for both groups; counts the step."""
+def update(config: ModelConfig, state: TrainState, grads: PyTree, sr: bool = True) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of the optimizer for all groups, or for all but super-resolution's; counts the step.
+
+    Averages begin with a shorter memory: after n updates of a group, its decay is at most (1 + n) / (10 + n).
+    """
     train = config.method.train
     tx, scale = make_optimizer(train.optimizer), learning_rate_scale(config, state.step)
     groups, metrics = {}, {}
-    for name, part, factor in zip(('main', 'slow'), split_slow(grads), (1.0, train.slow), strict=True):
+    for name, part in split(grads).items():
+        if name.startswith('sr') and not sr:  # Adam would go on with its momentum
+            continue
+        factor = train.slow if name.endswith('slow') else 1.0
         group, found = state.groups[name].apply_gradients(part, tx, lr_scale=scale * factor)
-        groups[name] = group.update_ema(train.ema) if train.ema else group
+        if train.ema:
+            count = jnp.asarray(getattr(group.opt_state, 'count', state.step + 1), jnp.float32)  # SGD keeps none
+            group = group.update_ema(jnp.minimum(train.ema, (1 + count) / (10 + count)))
+        groups[name] = group
         metrics |= {f'{name}/{k}': v for k, v in found.items()}
     return state.with_groups(**groups).replace(step=state.step + 1), metrics
 
@@ -152,13 +178,42 @@ def forward(params: PyTree, config: ModelConfig, scale: jax.Array, sources: jax.
         single: use the first portrait only.
         encoder_noise: for B*V pictures, portraits fastest. noise: of super-resolution.
     """
+    planes = fused_planes(params, config, scale, sources, single, encoder_noise)
+    return render_views(params, config, scene(planes), transforms, focal, draws, noise)
+
+
+def fused_planes(params: PyTree, config: ModelConfig, scale: jax.Array, sources: jax.Array, single: jax.Array | bool = False,
+                 noise: Sequence[jax.Array] | None = None) -> jax.Array:  # fmt: skip
+    """Canonical pictures [B,V,S,S,3] in [0,1] -> tri-planes [B,3,h,w,C] of all, or of the first if ``single``."""
     batch, views = sources.shape[:2]
-    planes = encode(params, config, sources.reshape(batch * views, *sources.shape[2:]), encoder_noise)
+    planes = encode(params, config, _merge(sources), noise)
     planes = planes.reshape(batch, views, *planes.shape[1:])
     fused = fuse(params, scale, config, planes)
-    if views > 1:
-        fused = jnp.where(single, planes[:, 0], fused)
-    return render_views(params, config, scene(fused), transforms, focal, draws, noise)
+    return jnp.where(single, planes[:, 0], fused) if views > 1 else fused
+
+
+def _merge(x: jax.Array) -> jax.Array:
+    """[B,N,...] -> [B*N,...]."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def near_surface(keys: jax.Array, rays: tuple[jax.Array, jax.Array], surface: jax.Array) -> jax.Array:
+    """Depths [N,M,NEAR] around the surface [N,M] that rays meet, or (where it is 0) anywhere in the cube."""
+    near, far, _ = cube_hits(*rays)
+    around = jax.vmap(lambda k: jax.random.truncated_normal(k, -3, 3, (*surface.shape[1:], NEAR)))(keys)
+    anywhere = near[..., None] + (far - near)[..., None] * jax.scipy.stats.norm.cdf(around)
+    return jnp.where(surface[..., None] > 0, surface[..., None] + NEAR_STD * around, anywhere)
+
+
+def draw_pixels(key: jax.Array, importance: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Random pixels of a picture: rows and columns [count], drawn with probability in proportion to ``importance`` [H,W].
+
+    The draws are spread evenly over the cumulated importance, so that no region is missed or met twice by chance.
+    """
+    sums = jnp.cumsum(importance.reshape(-1))
+    places = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count * sums[-1]
+    pixel = jnp.minimum(jnp.searchsorted(sums, places, side='right'), sums.size - 1)
+    return pixel // importance.shape[1], pixel % importance.shape[1]
 
 
 def loss_terms(config: ModelConfig, views: Views, target: jax.Array, boxes: jax.Array | None,
@@ -175,75 +230,115 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
 
     Args:
         config, seed: static.
-        batch: this device's share: ``images`` [B,1+V,H,W,3] in [-1,1], the driver first, ``labels`` [B,1+V,25],
-            ``windows`` [B,1+V,27,70], ``warps`` [B,V,8] of the portraits, ``boxes`` [B,4] of the driver's face,
-            ``shapes`` [B,S] of the heads.
+        batch: this device's share: ``images`` [B,D+V,H,W,3] in [-1,1], the drivers first, ``labels`` [B,D+V,25],
+            ``windows`` [B,D+V,27,70], ``warps`` [B,V,8] of the portraits, ``boxes`` [B,D,4] of the drivers' faces,
+            ``masks`` [B,D,H,W] in [0,1], ``shapes`` [B,S] of the heads. With ``importance`` [B,D,H,W] of the drivers'
+            pixels it is a step of rays; ``loss.depth`` then needs ``depths`` [B,D,H,W] as well.
         frozen: ``mesh``, and ``alexnet`` or None.
     """
     c, train = config.method, config.method.train
-    count, views = batch['images'].shape[0], batch['images'].shape[1] - 1
+    count, drivers = batch['images'].shape[0], train.drivers
+    views = batch['images'].shape[1] - drivers
     key = step_key(seed, state.step)
     single = jax.random.bernoulli(jax.random.fold_in(key, 1), train.drop_sources)
     keys = sample_keys(jax.random.fold_in(key, 2), count, axis_name)
 
     unit = (batch['images'] + 1) * (255 / (2 * train.divisor))
-    target = resize(unit[:, 0], config.img_resolution, antialias=True)
-    sources = resize(unit[:, 1:], config.image_size, antialias=True)
+    shown, masks = (_merge(x) for x in (unit[:, :drivers], batch['masks']))
+    sources = resize(unit[:, drivers:], config.image_size, antialias=True)
     flat = sources.reshape(count * views, *sources.shape[2:])
     sources = canonical(config, flat, batch['warps'].reshape(-1, 8)).reshape(sources.shape)
-    transforms, focal = cameras.camera_of_label(batch['labels'][:, 0], config.world)
-    expression = batch['windows'][:, 0, RADIUS, :64]
+    transforms, focal = cameras.camera_of_label(_merge(batch['labels'][:, :drivers]), config.world)
+    expression = _merge(batch['windows'][:, :drivers, RADIUS, :64])
     points = None
     if c.field.kind == 'points':
-        points = head_points(config, frozen['mesh'], batch['shapes'], expression)
-    draws = jax.vmap(lambda k: render.Draws.from_key(k, 1, config.raw_size**2, c.samples))(keys)
-    draws = jax.tree.map(lambda x: x[:, 0], draws)
+        points = head_points(config, frozen['mesh'], jnp.repeat(batch['shapes'], drivers, 0), expression)
+    along_rays = 'importance' in batch
+    rays = train.rays if along_rays else config.raw_size**2
+    draws = jax.vmap(lambda k: render.Draws.from_key(k, drivers, rays, c.samples))(keys)
+    draws = jax.tree.map(_merge, draws)
     variables = {'noise': state.extra['noise']}
+    scale = state.extra['constants']['attn_module']['scale']
 
-    def noises(name, keys):
+    def noises(name, keys, drawn=1):
         if c.training_noise != 'random':
             return noise_of(variables, config, name, c.training_noise, len(keys), None)
-        one = jax.vmap(lambda k: noise_of(variables, config, name, 'random', 1, k))(keys)
-        return [x[:, 0] for x in one]
+        return [_merge(x) for x in jax.vmap(lambda k: noise_of(variables, config, name, 'random', drawn, k))(keys)]
 
     first = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, 1), views))(keys).reshape(-1)
     second = jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys)
 
-    def loss(params):
-        found = forward(params, config, state.extra['constants']['attn_module']['scale'], sources,
-                        lambda planes: head.Scene(planes, points, expression), transforms, focal, single=single,
-                        draws=draws, encoder_noise=noises('style_tplane', first),
-                        noise=noises('up_renderer', second))  # fmt: skip
-        terms = loss_terms(config, found, target, batch.get('boxes'), frozen['alexnet'])
-        error = jnp.mean((found.image - target) ** 2)
-        return total(terms), {**terms, 'mse': error}
+    def scene(planes):
+        return head.Scene(jnp.repeat(planes, drivers, 0), points, expression)
 
-    params = join(state.groups['main'].params, state.groups['slow'].params)
-    (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    def whole_pictures(params):
+        target = resize(shown, config.img_resolution, antialias=True)
+        found = forward(params, config, scale, sources, scene, transforms, focal, single=single, draws=draws,
+                        encoder_noise=noises('style_tplane', first), noise=noises('up_renderer', second, drivers))  # fmt: skip
+        terms = loss_terms(config, found, target, _merge(batch['boxes']), frozen['alexnet'])
+        terms |= opacity_term(c.loss, found.opacity, resize(masks[..., None], config.raw_size, antialias=True))
+        return total(terms), {**terms, 'mse': jnp.mean((found.image - target) ** 2)}
+
+    def along(params):
+        planes = fused_planes(params, config, scale, sources, single, noises('style_tplane', first))
+        pixel_keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, 3), drivers))(keys).reshape(-1)
+        rows, columns = jax.vmap(partial(draw_pixels, count=rays))(pixel_keys, _merge(batch['importance']))
+        places = (jnp.stack([columns, rows], -1) + 0.5) / jnp.asarray(shown.shape[2:0:-1])
+        picture = jnp.arange(len(shown))[:, None]
+        target, mask = shown[picture, rows, columns], masks[picture, rows, columns]
+        lines, more = cameras.rays_through(transforms, focal, places, config.raw_size), None
+        if c.loss.depth:
+            surface = _merge(batch['depths'])[picture, rows, columns] * config.world.scale
+            near_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(pixel_keys)
+            more = near_surface(near_keys, lines, surface)
+        found = render_rays(params, config, scene(planes), *lines, draws, more)
+        terms = ray_losses(c.loss, found.coarse[..., :3], found.fine[..., :3], target)
+        terms |= opacity_term(c.loss, found.opacity, mask)
+        if c.loss.depth:
+            terms |= depth_term(c.loss, found.weights, found.depths, surface, mask)
+        return total(terms), {**terms, 'mse': jnp.mean((found.fine[..., :3] - target) ** 2)}
+
+    params = gather({name: group.params for name, group in state.groups.items()})
+    (value, terms), grads = jax.value_and_grad(along if along_rays else whole_pictures, has_aux=True)(params)
     value, terms, grads = mean_over_devices((value, terms, grads), axis_name)
     psnr = -10 * jnp.log10(jnp.maximum(terms.pop('mse'), 1e-10))
-    state, metrics = update(config, state, grads)
+    state, metrics = update(config, state, grads, sr=not along_rays)
     return state, {'loss': value, 'psnr': psnr, **terms, **metrics}
 
 
 # -------------------------------------------------------------------------------------------------------------- data
 
 
-def with_host_arrays(config: ModelConfig, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch of frames (``data_pipelines.sets``) with what is computed on the host: warps and face boxes."""
+def with_host_arrays(config: ModelConfig, batch: Mapping[str, np.ndarray], rays: bool = False) -> dict[str, np.ndarray]:
+    """A batch of frames (``data_pipelines.sets``) as ``train_step`` wants it, with what is computed on the host.
+
+    Args:
+        rays: for a step of rays.
+    """
+    drivers = config.method.train.drivers
     out = {k: batch[k] for k in ('images', 'labels', 'windows')}
-    out['warps'] = coefficients_of(config, batch['labels'][:, 1:])
+    out['masks'] = batch['masks'][:, :drivers].astype(np.float32) / 255
+    out['warps'] = coefficients_of(config, batch['labels'][:, drivers:])
     size, own = NUM_SHAPE[config.basis], config.shape == 'own'
     out['shapes'] = batch['identity'][:, :size] if own else np.zeros((len(batch['images']), size), np.float32)
-    out['boxes'] = face_boxes(batch['landmarks'][:, 0], batch['images'].shape[2])
+    landmarks = batch['landmarks'][:, :drivers]
+    out['boxes'] = face_boxes(landmarks, batch['images'].shape[2])
+    if rays:
+        flat = batch['masks'][:, :drivers].reshape(-1, *batch['masks'].shape[2:])
+        found = importance(flat, part_boxes(landmarks.reshape(-1, *landmarks.shape[2:])))
+        out['importance'] = found.reshape(out['masks'].shape)
+        if config.method.loss.depth:
+            if 'depths' not in batch:
+                raise UserError("model.method.loss.depth: these data have no depths; use data.source='heads', or set it to 0")
+            out['depths'] = batch['depths'][:, :drivers].astype(np.float32)
     return out
 
 
 def face_boxes(landmarks: np.ndarray, size: int) -> np.ndarray:
-    """[B,4] square around landmarks [B,68,2] (pixels of a picture of this size), relative to it."""
-    low, high = landmarks.min(1), landmarks.max(1)
-    middle, side = (low + high) / 2, (BOX_SCALE * (high - low).mean(1, keepdims=True))
-    return (np.concatenate([middle - side / 2, middle + side / 2], 1) / size).astype(np.float32)
+    """[...,4] square around landmarks [...,68,2] (pixels of a picture of this size), relative to it."""
+    low, high = landmarks.min(-2), landmarks.max(-2)
+    middle, side = (low + high) / 2, (BOX_SCALE * (high - low).mean(-1, keepdims=True))
+    return (np.concatenate([middle - side / 2, middle + side / 2], -1) / size).astype(np.float32)
 
 
 # ----------------------------------------------------------------------------------------------------------- samples
@@ -252,9 +347,10 @@ def face_boxes(landmarks: np.ndarray, size: int) -> np.ndarray:
 @partial(jax.jit, static_argnames='config')
 def _sample(variables, frozen, batch, *, config):
     c = config.method
-    count, views = batch['images'].shape[0], batch['images'].shape[1] - 1
+    drivers = c.train.drivers
+    count, views = batch['images'].shape[0], batch['images'].shape[1] - drivers
     unit = (batch['images'] + 1) / 2
-    sources = resize(unit[:, 1:], config.image_size, antialias=True)
+    sources = resize(unit[:, drivers:], config.image_size, antialias=True)
     flat = canonical(config, sources.reshape(count * views, *sources.shape[2:]), batch['warps'].reshape(-1, 8))
     sources = flat.reshape(sources.shape)
     transforms, focal = cameras.camera_of_label(batch['labels'][:, 0], config.world)
@@ -267,7 +363,7 @@ def _sample(variables, frozen, batch, *, config):
         found = forward(variables['params'], config, variables['constants']['attn_module']['scale'], sources[:, :use],
                         lambda planes: head.Scene(planes, points, expression), transforms, focal)  # fmt: skip
         rows.append((found.image, found.fine[..., :3]))
-    return resize(unit[:, 0], config.img_resolution, antialias=True), unit[:, 1:], rows
+    return resize(unit[:, 0], config.img_resolution, antialias=True), unit[:, drivers:], rows
 
 
 def sample_sheet(config: ModelConfig, state: TrainState, batch: Mapping[str, np.ndarray],
