@@ -201,3 +201,21 @@ def test_super_resolution_starts_as_enlargement():
     np.testing.assert_allclose(found, resize(features[..., :3], config.img_resolution), atol=1e-6)
     planes = encode(params, config, jnp.zeros((1, config.image_size, config.image_size, 3)))
     assert planes.shape == (1, *config.plane_shape)
+
+
+def test_the_front_plane_can_start_from_the_picture():
+    """A place in space looks up the canonical picture's pixel that lies before it: x to the right, y upwards."""
+    from avatar_jax.methods.gpavatar.model import PICTURE_GAIN
+    from avatar_jax.ops.grid_sample import sample_planes_mean
+
+    config = dataclasses.replace(ModelConfig.tiny(), plane_skip=True)
+    params = init(config, jax.random.key(0))['params']
+    params = {**params, 'style_tplane': styleunet.silence(params['style_tplane'])}
+    size = config.image_size
+    y, x = jnp.meshgrid(jnp.arange(size) + 0.5, jnp.arange(size) + 0.5, indexing='ij')
+    picture = jnp.stack([x, y, jnp.full_like(x, size / 2)], -1)[None] / size  # red grows to the right, green downwards
+    planes = encode(params, config, picture)
+    places = jnp.array([[[0.4, 0.2, 0.7], [-0.3, -0.5, 0.1]]])
+    found = 3 * sample_planes_mean(planes, places, 2.0, 'orthogonal')[0, :, :3] / PICTURE_GAIN + 0.5
+    np.testing.assert_allclose(found, [[0.7, 0.4, 0.5], [0.35, 0.75, 0.5]], atol=1e-5)
+    np.testing.assert_array_equal(planes[:, 1:], 0)

@@ -245,8 +245,8 @@ _HEADS: dict[str, Any] = {
     'samples': 8, 'fine_samples': 10, 'background': 1.0, 'noise': 'zero', 'training_noise': 'zero',
     'warp_corners': 'exact', 'warp_border': 'single', 'loss__box': 0.0, 'loss__perceptual': 0.5, 'loss__norm': 0.0,
     'loss__squared': 16.0, 'loss__opacity': 0.3, 'loss__depth': 0.5, 'loss__network': 'pyramid', 'train__divisor': 255,
-    'train__batch_size': 4, 'train__first': 'he', 'train__drivers': 2, 'train__rays': 256, 'train__iterations': 4_300,
-    'train__ray_iterations': 4_220, 'train__whole_every': 25, 'train__milestones': (2_700, 3_600, 4_100), 'train__gamma': 0.4,
+    'train__batch_size': 4, 'train__first': 'he', 'train__drivers': 2, 'train__rays': 256, 'train__iterations': 3_500,
+    'train__ray_iterations': 3_430, 'train__whole_every': 25, 'train__milestones': (2_200, 2_900, 3_350), 'train__gamma': 0.4,
     'train__optimizer': OptimizerConfig('adam', 1e-3, 0.9, 0.99), 'train__slow': 1.0, 'train__ema': 0.998,
 }  # fmt: skip
 
@@ -276,6 +276,8 @@ class ModelConfig:
         sr_channel_base, sr_channel_max: of super-resolution, if they are not the encoder's; 0: they are.
         sr_skip: super-resolution adds to the enlarged raw picture instead of making the whole picture (release), and
             starts by adding nothing.
+        plane_skip: the encoder adds to a front plane that already has the canonical picture in its first three channels,
+            instead of making all of the planes (release).
         basis: of the coefficients that drive it, which also names the head model: 'procedural' or 'flame-2020'.
         shape: whose head the points have: the person's 'own' fitted shape (release), or the 'mean' one for everybody, so
             that a portrait needs no fit.
@@ -295,6 +297,7 @@ class ModelConfig:
     sr_channel_base: int = 0
     sr_channel_max: int = 0
     sr_skip: bool = False
+    plane_skip: bool = False
     basis: str = FLAME_BASIS
     shape: str = 'own'
     label_mode: str = 'raw'
@@ -336,13 +339,13 @@ class ModelConfig:
         every resolution), the background is that of the procedural pictures, white, and no noise is added.
         """
         method = _preset(preset).replace(**_HEADS)
-        return cls(method.replace(**overrides), 128, 64, 64, 128, 1280, 40, 64, 4, 1024, 24, True, ProceduralHead.basis, 'mean')
+        return cls(method.replace(**overrides), 128, 64, 64, 128, 1280, 40, 64, 4, 1024, 24, True, True, ProceduralHead.basis, 'mean')
 
     @classmethod
     def small(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:
         """``heads`` at 32 pixels: large enough to compare variants with, trained in minutes."""
         method = _preset(preset).replace(**_HEADS).replace(**_SMALL).replace(**overrides)
-        return cls(method, 32, 16, 16, 32, 256, 16, 32, 2, 0, 0, True, ProceduralHead.basis, 'mean')
+        return cls(method, 32, 16, 16, 32, 256, 16, 32, 2, 0, 0, True, True, ProceduralHead.basis, 'mean')
 
     @classmethod
     def tiny(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:
@@ -352,7 +355,7 @@ class ModelConfig:
                 'train__batch_size': 2, 'train__iterations': 4, 'loss__network': 'pyramid', 'loss__box_size': 16,
                 'background': 1.0}  # fmt: skip
         method = _preset(preset).replace(**tiny).replace(**overrides)
-        return cls(method, 16, 8, 8, 16, 32, 4, 8, 2, 0, 0, False, ProceduralHead.basis, 'mean')
+        return cls(method, 16, 8, 8, 16, 32, 4, 8, 2, 0, 0, False, False, ProceduralHead.basis, 'mean')
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

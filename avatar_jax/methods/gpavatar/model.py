@@ -33,7 +33,8 @@ from avatar_jax.types import Avatar, Camera, Frames, Portrait
 
 NETS = {'style_tplane': 'encoder', 'up_renderer': 'superresolution'}
 MAX_PORTRAITS = 1000
-FASTER = 0.2
+FASTER = 0.2  # scale of first values that shall learn faster
+PICTURE_GAIN = 6.0  # of a picture in a plane: the mean of three planes then spans about -1..1
 PyTree = Any
 
 # ---------------------------------------------------------------------------------------------------------- variables
@@ -121,7 +122,11 @@ def encode(params: PyTree, config: ModelConfig, images: jax.Array, noise: Sequen
     """Canonical pictures [N,H,W,3] in [0,1] -> tri-planes [N,3,h,w,C]; rows of the planes grow upwards."""
     found = StyleUNet(config.encoder).apply({'params': params['style_tplane']}, images[:, ::-1], noise)
     planes, height, width, channels = config.plane_shape
-    return jnp.moveaxis(found.reshape(-1, height, width, planes, channels), 3, 1)
+    found = jnp.moveaxis(found.reshape(-1, height, width, planes, channels), 3, 1)
+    if not config.plane_skip:
+        return found
+    picture = resize(images[:, ::-1], (height, width), antialias=True)
+    return found.at[:, 0, ..., :3].add(PICTURE_GAIN * (picture - 0.5))
 
 
 def fuse(params: PyTree, scale: jax.Array, config: ModelConfig, planes: jax.Array) -> jax.Array:
