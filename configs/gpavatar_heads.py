@@ -46,6 +46,7 @@ def get_config(variant: str = ''):
     else:
         config = RunConfig(
             model=ModelConfig.heads(preset), data=ClipsConfig('heads', 'data/gpavatar_heads', people=4000, frames=4),
+            storage='float16',
             output=PeopleOutput(log_every=20, sample_every=1000, sample_people=4, checkpoint_every=250),
         )  # fmt: skip
     model = config.model

@@ -90,7 +90,7 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
                   'networks': {'perceptual': network}, 'init': digest}  # fmt: skip
     kept = {k: v for k, v in known.items() if k in ('perception', 'unused')}
     final = jax.device_get(training.variables_of(state)) | kept
-    save_model(Path(out) / 'weights.safetensors', final, model, provenance)
+    save_model(Path(out) / 'weights.safetensors', final, model, provenance, config.storage)
     return state
 
 

@@ -79,8 +79,8 @@ class TrainConfig:
             through random places of it, without super-resolution; head, mouth and eyes are met more often. It is the fast
             way to the tri-planes where whole pictures cost a lot. whole_every: of these steps every so-maniest is still
             one of whole pictures; 0: none.
-        first: values of fresh networks: 'pytorch' (release) or 'he' (``styleunet.keep_variance``; smaller point features and
-            query, which learn faster).
+        first: values of fresh networks: 'pytorch' (release) or 'he' (``keep_variance`` of ``styleunet`` and ``head``; smaller
+            point features and query, which learn faster).
         optimizer: of all parameters. slow: factor of the learning rate of the style mappings (``style_mlp``,
             ``final_linear``).
         milestones, gamma: after each of these steps the learning rate is multiplied by gamma.
@@ -245,8 +245,8 @@ _HEADS: dict[str, Any] = {
     'samples': 8, 'fine_samples': 10, 'background': 1.0, 'noise': 'zero', 'training_noise': 'zero',
     'warp_corners': 'exact', 'warp_border': 'single', 'loss__box': 0.0, 'loss__perceptual': 0.5, 'loss__norm': 0.0,
     'loss__squared': 16.0, 'loss__opacity': 0.3, 'loss__depth': 0.5, 'loss__network': 'pyramid', 'train__divisor': 255,
-    'train__batch_size': 4, 'train__first': 'he', 'train__drivers': 2, 'train__rays': 256, 'train__iterations': 3_500,
-    'train__ray_iterations': 3_430, 'train__whole_every': 25, 'train__milestones': (2_200, 2_900, 3_350), 'train__gamma': 0.4,
+    'train__batch_size': 4, 'train__first': 'he', 'train__drivers': 2, 'train__rays': 256, 'train__iterations': 3_200,
+    'train__ray_iterations': 3_130, 'train__whole_every': 25, 'train__milestones': (1_900, 2_600, 3_050), 'train__gamma': 0.4,
     'train__optimizer': OptimizerConfig('adam', 1e-3, 0.9, 0.99), 'train__slow': 1.0, 'train__ema': 0.998,
 }  # fmt: skip
 

@@ -28,6 +28,8 @@ from avatar_jax.ops.grid_sample import sample_planes_mean
 
 SHARPNESS = 10.0  # beta of the softplus that makes densities positive
 BOX = 2.0  # side of the cube that the planes cover
+FASTER = 0.2  # scale of first values that shall learn faster
+_BEFORE_RELU = ('feature_layers_0', 'feature_layers_2', 'rgb_layers_0', 'point_layers_0')
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,22 @@ def init_head(config: HeadConfig, field: FieldConfig, key: jax.Array) -> dict[st
         'rgb_layers_0': init_linear(next(k), w + view, config.color_width),
         'rgb_layers_2': init_linear(next(k), config.color_width, config.out_channels),
     }
+
+
+def keep_variance(params: Mapping[str, Any]) -> dict[str, Any]:
+    """First values with which differences of the features reach the colour (He's scale, no biases), of fresh ``init_head``.
+
+    PyTorch's own shrink them by more than half in every layer. The points' features, which Adam moves by as much in a step
+    as any other number, start small, so that they learn faster.
+    """
+
+    def scaled(path, value):
+        *_, layer, kind = (k.key for k in path)
+        if layer == 'points_feature':
+            return FASTER * value
+        return jnp.zeros_like(value) if kind == 'bias' else value * (6**0.5 if layer in _BEFORE_RELU else 3**0.5)
+
+    return jax.tree_util.tree_map_with_path(scaled, params)
 
 
 def positive(x: jax.Array) -> jax.Array:

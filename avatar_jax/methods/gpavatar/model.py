@@ -33,7 +33,6 @@ from avatar_jax.types import Avatar, Camera, Frames, Portrait
 
 NETS = {'style_tplane': 'encoder', 'up_renderer': 'superresolution'}
 MAX_PORTRAITS = 1000
-FASTER = 0.2  # scale of first values that shall learn faster
 PICTURE_GAIN = 6.0  # of a picture in a plane: the mean of three planes then spans about -1..1
 PyTree = Any
 
@@ -53,11 +52,9 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
             params[name] = styleunet.silence(params[name])
         noise[name] = {'stylegan_decoder': {'noises': styleunet.init_noise(next(keys), sizes)}}
     params['nerf_mlp'] = head.init_head(c.head, c.field, next(keys))
-    # Adam moves all numbers by as much in a step: small first values learn faster.
-    scale = FASTER if c.train.first == 'he' else 1.0
-    if c.field.kind == 'points':
-        points = params['nerf_mlp']['points_querier']['points_feature']
-        points['weight'] = scale * points['weight']
+    if c.train.first == 'he':
+        params['nerf_mlp'] = head.keep_variance(params['nerf_mlp'])
+    scale = head.FASTER if c.train.first == 'he' else 1.0
     attention = fusion.init_fusion(c.fusion, c.head.plane_channels, next(keys))
     if attention:
         params['attn_module'] = attention

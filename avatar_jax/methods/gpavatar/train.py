@@ -60,6 +60,7 @@ class RunConfig:
         init: weight file to start from; '' starts from fresh networks.
         perception: 'alexnet=FILE' for the perceptual loss.
         parallel: 'pmap', 'shard_map' or 'single'.
+        storage: of the numbers in the final weight file: 'float32' or 'float16'.
         method: says to ``avatar-jax train`` whose configuration this is.
     """
 
@@ -71,14 +72,17 @@ class RunConfig:
     init: str = ''
     perception: tuple[str, ...] = ()
     parallel: str = 'pmap'
+    storage: str = 'float32'
 
     # What a resumed run may change.
-    MAY_DIFFER = ('output.*', 'data.num_threads', 'data.prefetch', 'data.in_memory', 'parallel',
+    MAY_DIFFER = ('output.*', 'data.num_threads', 'data.prefetch', 'data.in_memory', 'parallel', 'storage',
                   'model.method.train.iterations')  # fmt: skip
 
     def __post_init__(self):
         if self.method != METHOD:
             raise UserError(f'method: {self.method!r}; this configuration is of {METHOD!r}')
+        if self.storage not in ('float32', 'float16'):
+            raise UserError(f"storage: {self.storage!r}; use 'float32' or 'float16'")
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
