@@ -63,18 +63,19 @@ def test_groups_and_schedule():
     np.testing.assert_allclose(scales, [1, 1, 0.2, 0.2])
 
 
-def test_super_resolution_rests_in_steps_without_it():
+def test_super_resolution_learns_apart():
     config = ModelConfig.tiny(**SETTINGS)
     state = training.init_state(config, init(config, jax.random.key(0)))
     params = training.gather({name: g.params for name, g in state.groups.items()})
     assert jax.tree.structure(params) == jax.tree.structure(init(config, jax.random.key(0))['params'])
     ones = jax.tree.map(np.ones_like, params)
     state, _ = training.update(config, state, ones)
-    rested, metrics = training.update(config, state, ones, sr=False)
-    assert int(rested.step) == 2 and not any(k.startswith('sr') for k in metrics)
-    for name, group in state.groups.items():
-        same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (group, rested.groups[name])), strict=True)]
-        assert all(same) == name.startswith('sr')
+    for which in ('others', 'sr'):
+        rested, metrics = training.update(config, state, ones, which)
+        assert int(rested.step) == 2 and all(k.startswith('sr') == (which == 'sr') for k in metrics)
+        for name, group in state.groups.items():
+            same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (group, rested.groups[name])), strict=True)]
+            assert all(same) == (name.startswith('sr') != (which == 'sr'))
 
 
 def test_runs_survive_their_files():

@@ -78,7 +78,8 @@ class TrainConfig:
         rays, ray_iterations: the first ``ray_iterations`` steps render, in place of every whole picture, ``rays`` rays
             through random places of it, without super-resolution; head, mouth and eyes are met more often. It is the fast
             way to the tri-planes where whole pictures cost a lot. whole_every: of these steps every so-maniest is still
-            one of whole pictures; 0: none.
+            one of whole pictures; 0: none. whole_trains: what learns from whole pictures: 'all' or only 'sr', for which
+            no gradient has to go through the rendering.
         first: values of fresh networks: 'pytorch' (release) or 'he' (``keep_variance`` of ``styleunet`` and ``head``; smaller
             point features and query, which learn faster).
         optimizer: of all parameters. slow: factor of the learning rate of the style mappings (``style_mlp``,
@@ -96,6 +97,7 @@ class TrainConfig:
     rays: int = 0
     ray_iterations: int = 0
     whole_every: int = 0
+    whole_trains: str = 'all'
     first: str = 'pytorch'
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig('adam', 1e-4, 0.0, 0.99))
     slow: float = 0.1
@@ -107,6 +109,7 @@ class TrainConfig:
     def __post_init__(self):
         _choice('train.divisor', self.divisor, 255, 256)
         _choice('train.first', self.first, 'pytorch', 'he')
+        _choice('train.whole_trains', self.whole_trains, 'all', 'sr')
         if min(self.iterations, self.batch_size, self.sources, self.drivers) < 1 or not 0 <= self.drop_sources <= 1:
             raise UserError('train: iterations, batch_size, sources and drivers must be at least 1, drop_sources within 0..1')
         if min(self.rays, self.ray_iterations, self.whole_every) < 0 or (self.ray_iterations and not self.rays):

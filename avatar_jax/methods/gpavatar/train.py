@@ -146,8 +146,8 @@ def learning_rate_scale(config: ModelConfig, step: jax.Array) -> jax.Array:
     return jnp.asarray(train.gamma, jnp.float32) ** passed
 
 
-def update(config: ModelConfig, state: TrainState, grads: PyTree, sr: bool = True) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of the optimizer for all groups, or for all but super-resolution's; counts the step.
+def update(config: ModelConfig, state: TrainState, grads: PyTree, which: str = 'all') -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of the optimizer for 'all' groups, those of super-resolution ('sr') or the 'others'; counts the step.
 
     Averages begin with a shorter memory: after n updates of a group, its decay is at most (1 + n) / (10 + n).
     """
@@ -155,7 +155,7 @@ def update(config: ModelConfig, state: TrainState, grads: PyTree, sr: bool = Tru
     tx, scale = make_optimizer(train.optimizer), learning_rate_scale(config, state.step)
     groups, metrics = {}, {}
     for name, part in split(grads).items():
-        if name.startswith('sr') and not sr:  # Adam would go on with its momentum
+        if which != 'all' and name.startswith('sr') != (which == 'sr'):  # Adam would go on with its momentum
             continue
         factor = train.slow if name.endswith('slow') else 1.0
         group, found = state.groups[name].apply_gradients(part, tx, lr_scale=scale * factor)
@@ -277,6 +277,8 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
 
     def whole_pictures(params):
         target = resize(shown, config.img_resolution, antialias=True)
+        if train.whole_trains == 'sr':
+            params = {k: v if k == SR else jax.lax.stop_gradient(v) for k, v in params.items()}
         found = forward(params, config, scale, sources, scene, transforms, focal, single=single, draws=draws,
                         encoder_noise=noises('style_tplane', first), noise=noises('up_renderer', second, drivers))  # fmt: skip
         terms = loss_terms(config, found, target, _merge(batch['boxes']), frozen['alexnet'])
@@ -306,7 +308,7 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
     (value, terms), grads = jax.value_and_grad(along if along_rays else whole_pictures, has_aux=True)(params)
     value, terms, grads = mean_over_devices((value, terms, grads), axis_name)
     psnr = -10 * jnp.log10(jnp.maximum(terms.pop('mse'), 1e-10))
-    state, metrics = update(config, state, grads, sr=not along_rays)
+    state, metrics = update(config, state, grads, 'others' if along_rays else train.whole_trains)
     return state, {'loss': value, 'psnr': psnr, **terms, **metrics}
 
 
