@@ -65,4 +65,4 @@ def test_gpavatar_shows_unseen_people_and_more_portraits_help():
         still = rendered(chosen, portraits[:1], label, 0 * code)
         scores.append([float(psnr(to_unit(p[None]), to_unit(truth[None]))[0]) for p in (*pictures, still)])
     one, four, still = np.mean(scores, 0)
-    assert one > 18 and four > one + 0.3 and one > still
+    assert one > 17 and four > one + 0.5 and one > still
