@@ -84,7 +84,8 @@ def set_batches(source, config: SetConfig, start_step: int = 0, process_index: i
 
     Returns:
       Iterator of dicts of numpy arrays, B = batch_size / process_count: ``images`` [B,F,H,W,3] in [-1,1], ``labels``
-      [B,F,25], ``windows`` [B,F,27,70], ``masks`` [B,F,H,W] uint8 (255 = head), ``landmarks`` [B,F,68,2] pixels, ``identity`` [B,192], ``person`` [B]; from some sources ``depths`` [B,F,H,W] along the ray.
+      [B,F,25], ``windows`` [B,F,27,70], ``masks`` [B,F,H,W] uint8 (255 = head), ``landmarks``
+      [B,F,68,2] pixels, ``identity`` [B,192], ``person`` [B]; from some sources ``depths`` [B,F,H,W] along the ray.
     """
     return Batches(Sets(source, config), config.batch_size, start_step, process_index, process_count, 0,
                    config.num_threads, config.prefetch)  # fmt: skip

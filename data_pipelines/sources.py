@@ -127,8 +127,7 @@ class HeadShards:
     """The frames of ``data_pipelines.fast_heads``, whose people have some independent poses and expressions; in memory.
 
     They also have ``depth`` [H,W] float16: along the ray in units of the labels' world, 0 where nothing is. Every person
-    counts as one clip. Its frames do not follow one another: each has the motion window that it was
-    made with.
+    counts as one clip. Its frames do not follow one another: each has the motion window that it was made with.
 
     Args:
       folder: of the shards. people: the first ones only; None: all.

@@ -219,3 +219,17 @@ def test_the_front_plane_can_start_from_the_picture():
     found = 3 * sample_planes_mean(planes, places, 2.0, 'orthogonal')[0, :, :3] / PICTURE_GAIN + 0.5
     np.testing.assert_allclose(found, [[0.7, 0.4, 0.5], [0.35, 0.75, 0.5]], atol=1e-5)
     np.testing.assert_array_equal(planes[:, 1:], 0)
+
+
+def test_first_values_of_the_head_let_features_through():
+    config, field = ModelConfig.heads().method.head, ModelConfig.heads().method.field
+    plain = head.init_head(config, field, jax.random.key(0))
+    features = jax.random.normal(jax.random.key(1), (256, config.plane_channels + field.feature_dim))
+    places, ahead = jnp.zeros((256, 3)), jnp.tile(jnp.array([0.0, 0, 1]), (256, 1))
+
+    def spread(params):
+        return float(head.decode(params, config, features, places, ahead)[1][:, 3:].std(0).mean())
+
+    assert spread(plain) < 0.1 and spread(head.keep_variance(plain)) > 0.5
+    small = head.keep_variance(plain)['points_querier']['points_feature']['weight']
+    np.testing.assert_allclose(small, head.FASTER * plain['points_querier']['points_feature']['weight'])
