@@ -113,8 +113,9 @@ class Stages:
     def _training(self) -> tuple[Callable, tuple, tuple[int, ...]]:
         import jax
         import jax.numpy as jnp
+        import numpy as np
 
-        from avatar_jax.methods.gpavatar import train
+        from avatar_jax.methods.gpavatar import model, train
 
         c, count = self.config, self.batch
         c = dataclasses.replace(c, method=c.method.replace(train__batch_size=count, loss__network='pyramid'))
@@ -124,7 +125,7 @@ class Stages:
             'images': jnp.zeros((*lead, size, size, 3)), 'labels': jnp.broadcast_to(self.labels[:, None], (*lead, 25)),
             'windows': jnp.zeros((*lead, 27, 70)), 'masks': jnp.ones((count, drivers, size, size)),
             'boxes': jnp.tile(jnp.array([0.2, 0.2, 0.8, 0.8]), (count, drivers, 1)),
-            'warps': jnp.tile(jnp.array([1.0, 0, 0, 0, 1, 0, 0, 0]), (count, views, 1)),
+            'views': jnp.asarray(model.views_of(c, np.broadcast_to(self.labels[:, None], (count, views, 25)))),
             'shapes': jnp.zeros((count, len(self.shape))),
         }  # fmt: skip
         frozen = {'mesh': self.variables['mesh'], 'alexnet': None}

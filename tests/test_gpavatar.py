@@ -163,7 +163,7 @@ def test_avatar_of_portraits(variables, tmp_path):
     assert avatar.method == 'gpavatar' and avatar.identity['planes'].shape == CONFIG.plane_shape
     # One by one is the same as all together.
     unit = jnp.asarray(np.stack([p.image for p in (one, two)]) + 1) / 2
-    warped = model.canonical(CONFIG, unit, jnp.asarray(model.coefficients_of(CONFIG, np.stack([FRONT] * 2))))
+    warped = model.canonical(CONFIG, unit, jnp.asarray(model.views_of(CONFIG, np.stack([FRONT] * 2))))
     noise = model.noise_of(variables, CONFIG, 'style_tplane', 'stored', 2, None)
     planes = jax.jit(lambda p, x, n: model.encode(p, CONFIG, x, n))(variables['params'], warped, noise)
     fused = model.fuse(variables['params'], variables['constants']['attn_module']['scale'], CONFIG, planes[None])

@@ -134,6 +134,8 @@ class GPAvatarConfig:
             ('random', release; without a key it is zero), 'stored' with the weights, or 'zero'.
         training_noise: the same in training; 'random' is drawn for every step.
         warp: pictures are brought to the canonical frontal frame before they are encoded.
+        warp_surface: what the canonical frame shows: the 'plane' z = 0 (release), or the front of the mean 'head' (``front``),
+            where features keep their places from whatever side a portrait is taken.
         warp_corners: 'integer' truncates the frame's corners to whole pixels (release), 'exact' does not.
         warp_border: pixels on the border of the warped picture fade to the fill once ('single') or twice ('double', release).
         ray_chunk: rays evaluated at once; None: all of an image. It changes no result.
@@ -151,6 +153,7 @@ class GPAvatarConfig:
     noise: str = 'random'
     training_noise: str = 'random'
     warp: bool = True
+    warp_surface: str = 'plane'
     warp_corners: str = 'integer'
     warp_border: str = 'double'
     ray_chunk: int | None = None
@@ -162,6 +165,7 @@ class GPAvatarConfig:
         _choice('fusion', self.fusion, *FUSIONS)
         _choice('noise', self.noise, *NOISES)
         _choice('training_noise', self.training_noise, *NOISES)
+        _choice('warp_surface', self.warp_surface, 'plane', 'head')
         _choice('warp_corners', self.warp_corners, 'integer', 'exact')
         _choice('warp_border', self.warp_border, 'single', 'double')
         if self.samples < 2 or self.fine_samples < 2:
@@ -243,16 +247,18 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 _HEADS: dict[str, Any] = {
-    'field__points': 1200, 'field__feature_dim': 16, 'field__hidden': 32, 'field__normalise': 'neighbours',
+    'field__points': 900, 'field__choice': 'strained', 'field__feature_dim': 16, 'field__hidden': 32, 'field__normalise': 'neighbours',
     'head__plane_channels': 16, 'head__width': 64, 'head__color_width': 32, 'head__out_channels': 16,
     'samples': 8, 'fine_samples': 10, 'background': 1.0, 'noise': 'zero', 'training_noise': 'zero',
-    'warp_corners': 'exact', 'warp_border': 'single', 'loss__box': 0.0, 'loss__perceptual': 0.5, 'loss__norm': 0.0,
+    'warp_surface': 'head', 'loss__box': 0.0, 'loss__perceptual': 0.5, 'loss__norm': 0.0,
     'loss__squared': 16.0, 'loss__opacity': 0.3, 'loss__depth': 0.5, 'loss__network': 'pyramid', 'train__divisor': 255,
-    'train__batch_size': 4, 'train__first': 'he', 'train__drivers': 2, 'train__rays': 256, 'train__iterations': 3_200,
-    'train__ray_iterations': 3_130, 'train__whole_every': 25, 'train__milestones': (1_900, 2_600, 3_050), 'train__gamma': 0.4,
+    'train__batch_size': 4, 'train__first': 'he', 'train__drivers': 2, 'train__rays': 256, 'train__iterations': 6_000,
+    'train__ray_iterations': 5_920, 'train__whole_every': 25, 'train__whole_trains': 'sr', 'train__milestones': (3_600, 4_900, 5_600), 'train__gamma': 0.4,
     'train__optimizer': OptimizerConfig('adam', 1e-3, 0.9, 0.99), 'train__slow': 1.0, 'train__ema': 0.998,
 }  # fmt: skip
 
+
+_HEADS_SCALE = 2.6  # cube units per unit of the labels' world: all that pictures show of procedural heads is in the cube
 
 _SMALL: dict[str, Any] = {
     'field__points': 300, 'field__feature_dim': 8, 'field__hidden': 16, 'head__plane_channels': 8, 'head__width': 32,
@@ -279,7 +285,8 @@ class ModelConfig:
         sr_channel_base, sr_channel_max: of super-resolution, if they are not the encoder's; 0: they are.
         sr_skip: super-resolution adds to the enlarged raw picture instead of making the whole picture (release), and
             starts by adding nothing.
-        plane_skip: the encoder adds to a front plane that already has the canonical picture in its first three channels,
+        plane_skip: the encoder adds to a front plane that already has the canonical picture in its first three channels
+            (and in the fourth, with ``warp_surface='head'``, how well each place is seen), and starts by adding nothing,
             instead of making all of the planes (release).
         basis: of the coefficients that drive it, which also names the head model: 'procedural' or 'flame-2020'.
         shape: whose head the points have: the person's 'own' fitted shape (release), or the 'mean' one for everybody, so
@@ -310,6 +317,9 @@ class ModelConfig:
         _choice('basis', self.basis, *BASES)
         _choice('shape', self.shape, 'own', 'mean')
         self.encoder, self.superresolution  # noqa: B018 - their checks
+        shown = 4 if self.method.warp_surface == 'head' and self.method.warp else 3
+        if self.plane_skip and self.method.head.plane_channels < shown:
+            raise UserError(f'head.plane_channels: {self.method.head.plane_channels}; plane_skip needs at least {shown}')
 
     @property
     def encoder(self) -> StyleUNetConfig:
@@ -342,13 +352,15 @@ class ModelConfig:
         every resolution), the background is that of the procedural pictures, white, and no noise is added.
         """
         method = _preset(preset).replace(**_HEADS)
-        return cls(method.replace(**overrides), 128, 64, 64, 128, 1280, 40, 64, 4, 1024, 24, True, True, ProceduralHead.basis, 'mean')
+        return cls(method.replace(**overrides), 128, 64, 64, 128, 1280, 40, 64, 4, 1024, 24, True, True, ProceduralHead.basis, 'mean',
+                   world=WorldConfig(_HEADS_SCALE))  # fmt: skip
 
     @classmethod
     def small(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:
         """``heads`` at 32 pixels: large enough to compare variants with, trained in minutes."""
         method = _preset(preset).replace(**_HEADS).replace(**_SMALL).replace(**overrides)
-        return cls(method, 32, 16, 16, 32, 256, 16, 32, 2, 0, 0, True, True, ProceduralHead.basis, 'mean')
+        return cls(method, 32, 16, 16, 32, 256, 16, 32, 2, 0, 0, True, True, ProceduralHead.basis, 'mean',
+                   world=WorldConfig(_HEADS_SCALE))  # fmt: skip
 
     @classmethod
     def tiny(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:

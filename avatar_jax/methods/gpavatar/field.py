@@ -36,7 +36,8 @@ class FieldConfig:
 
     Attributes:
         kind: 'points'; or 'expression', which hands the coefficients to the head directly (the paper's ablation).
-        points: of the head mesh that the weights belong to. feature_dim: of each point's learnt feature, and of the
+        points: of the head mesh that the weights belong to. choice: of them, where the mesh has more: 'even' (random),
+            or 'strained', more of them where expressions stretch the mesh. feature_dim: of each point's learnt feature, and of the
             result. hidden: width between the two layers.
         layers: 2 (release) or 1 (paper).
         neighbours: K.
@@ -55,6 +56,7 @@ class FieldConfig:
 
     kind: str = 'points'
     points: int = 5023
+    choice: str = 'even'
     feature_dim: int = 32
     hidden: int = 64
     layers: int = 2
@@ -70,7 +72,8 @@ class FieldConfig:
     tile: int = 1024
 
     def __post_init__(self):
-        for name, value, allowed in (('kind', self.kind, KINDS), ('direction', self.direction, ('unit', 'offset')),
+        for name, value, allowed in (('kind', self.kind, KINDS), ('choice', self.choice, ('even', 'strained')),
+                                     ('direction', self.direction, ('unit', 'offset')),
                                      ('normalise', self.normalise, ('samples', 'neighbours')),
                                      ('power', self.power, (1, 2)), ('layers', self.layers, (1, 2)),
                                      ('knn', self.knn, METHODS)):  # fmt: skip

@@ -1,4 +1,5 @@
-"""The moving points: a head model of fixed topology, reduced to what an avatar needs for a frame.
+"""The moving points: a head model of fixed topology, reduced to what an avatar needs for a frame (and the front of the
+mean head, where portraits are brought onto it).
 
 Any morphable model of the common interface will do. The procedural head is built in; FLAME is the user's own file.
 Coefficients come as 64 numbers per frame, as motion files have them. For FLAME they are 50 of expression, the jaw's
@@ -20,10 +21,13 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.flame import FLAME, NUM_EXPRESSION
 from avatar_jax.faces.procedural.expressions import EXPRESSION_DIM
 from avatar_jax.faces.procedural.model import ProceduralHead
+from avatar_jax.methods.gpavatar.cameras import WorldConfig
 from avatar_jax.methods.gpavatar.config import FLAME_BASIS, ModelConfig
+from avatar_jax.methods.gpavatar.front import front_surface
 
 NUM_SHAPE = {ProceduralHead.basis: ProceduralHead.num_id, FLAME_BASIS: 100}
 FLAME_SCALE = 5.0  # cube units per metre
+STRAIN_NEIGHBOURS, STRAIN_FLOOR = 12, 0.3
 
 
 def point_ids(vertices: int, points: int) -> np.ndarray:
@@ -33,15 +37,34 @@ def point_ids(vertices: int, points: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(vertices)[:points])
 
 
+def strained_ids(rest: np.ndarray, moves: np.ndarray, points: int) -> np.ndarray:
+    """Like ``point_ids``, with more of them where expressions stretch the mesh most: around lids and lips.
+
+    Args:
+        rest: [V,3] neutral vertices. moves: [K,V,3] what each expression adds to them.
+    """
+    from scipy.spatial import cKDTree
+
+    if points >= len(rest):
+        return np.arange(len(rest))
+    distance, index = cKDTree(rest).query(rest, k=min(STRAIN_NEIGHBOURS + 1, len(rest)))
+    change = moves[:, index[:, 1:]] - moves[:, :, None]
+    strain = np.sqrt(np.mean(np.sum((change / np.maximum(distance[:, 1:, None], 1e-9)) ** 2, (0, 3)), 1))
+    weight = np.sqrt(np.minimum(strain, np.quantile(strain, 0.95)))
+    weight = weight + STRAIN_FLOOR * weight.mean() + 1e-9
+    order = np.log(weight) + np.random.default_rng(0).gumbel(size=len(rest))  # draws without replacement
+    return np.sort(np.argsort(-order, kind='stable')[:points])
+
+
 @functools.lru_cache(maxsize=4)
-def _procedural(points: int) -> dict[str, np.ndarray]:
+def _procedural(points: int, choice: str) -> dict[str, np.ndarray]:
     head = ProceduralHead()
     mean = head.mean
     if points > len(mean):
         raise UserError(f'field.points: {points}, but the procedural head has {len(mean)} vertices; use at most that many')
-    ids = point_ids(len(mean), points)
     shapes = head.vertices(np.eye(head.num_id, dtype=np.float32), np.zeros(EXPRESSION_DIM, np.float32)) - mean
     moves = head.vertices(np.zeros(head.num_id, np.float32), np.eye(EXPRESSION_DIM, dtype=np.float32)) - mean
+    ids = point_ids(len(mean), points) if choice == 'even' else strained_ids(mean, moves, points)
     return {'mean': mean[ids].astype(np.float32), 'shapes': shapes[:, ids].astype(np.float32),
             'moves': moves[:, ids].astype(np.float32)}  # fmt: skip
 
@@ -56,18 +79,46 @@ def load_mesh(config: ModelConfig, flame: FLAME | str | os.PathLike | None = Non
         UserError: no FLAME file (says which, where users obtain it and under which licence), or a mesh with another
             number of vertices than the weights expect.
     """
-    if config.method.field.kind == 'expression':
+    field, size = config.method.field, config.image_size
+    with_points, with_front = field.kind == 'points', config.method.warp and config.method.warp_surface == 'head'
+    if not with_points and not with_front:
         return {}
-    points = config.method.field.points
     if config.basis == ProceduralHead.basis:
-        return jax.tree.map(jnp.asarray, _procedural(points))
+        found = dict(_procedural(field.points, field.choice)) if with_points else {}
+        if with_front:
+            found['front'] = _procedural_front(size, config.world)
+        return jax.tree.map(jnp.asarray, found)
+    points = field.points
     model = flame if isinstance(flame, FLAME) else FLAME.load(_flame_file() if flame is None else flame)
     count = model.template.shape[0]
     if points > count:
         source = 'FLAME' if isinstance(flame, FLAME | None) else os.fspath(flame)
         raise UserError(f'{source}: has {count} vertices, the weights expect {points}; give the head model that the weights '
                         'were trained with')  # fmt: skip
-    return {'flame': model, 'ids': jnp.asarray(point_ids(count, points))}
+    neutral = np.asarray(model.shaped(np.zeros(NUM_SHAPE[FLAME_BASIS]), np.zeros(NUM_EXPRESSION)))
+    found = {}
+    if with_points:
+        ids = point_ids(count, points) if field.choice == 'even' else strained_ids(neutral, _flame_moves(model, neutral), points)
+        found = {'flame': model, 'ids': jnp.asarray(ids)}
+    if with_front:
+        found['front'] = jnp.asarray(front_surface(neutral * FLAME_SCALE, np.asarray(model.triangles), size))
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _procedural_front(size: int, world: WorldConfig) -> np.ndarray:
+    head = ProceduralHead()
+    return front_surface(world.points(head.mean), head.triangles, size)
+
+
+def _flame_moves(model: FLAME, neutral: np.ndarray) -> np.ndarray:
+    """[53,V,3] what each expression and each turn of the jaw (by 0.3 radians) adds."""
+    zero = np.zeros(NUM_SHAPE[FLAME_BASIS], np.float32)
+    smiles = np.asarray(model.shaped(zero, np.eye(NUM_EXPRESSION, dtype=np.float32))) - neutral
+    still = np.zeros((4, NUM_EXPRESSION), np.float32)
+    pose = np.concatenate([np.zeros((4, 3)), 0.3 * np.eye(4, 3)], -1).astype(np.float32)
+    turned = np.asarray(model(np.broadcast_to(zero, (4, len(zero))), still, pose).vertices)
+    return np.concatenate([smiles, turned[:3] - turned[3]])
 
 
 def _flame_file() -> os.PathLike:

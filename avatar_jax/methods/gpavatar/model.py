@@ -24,6 +24,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.windows import RADIUS
 from avatar_jax.methods.gpavatar import cameras, fusion, head, render
 from avatar_jax.methods.gpavatar.config import METHOD, ModelConfig
+from avatar_jax.methods.gpavatar.front import cameras_of, on_front
 from avatar_jax.methods.gpavatar.inputs import warp, warp_coefficients
 from avatar_jax.methods.gpavatar.mesh import head_points, load_mesh, shape_of
 from avatar_jax.models import host_draws, styleunet
@@ -48,7 +49,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
         params[name] = styleunet.init_params(next(keys), sizes)
         if c.train.first == 'he':
             params[name] = styleunet.keep_variance(params[name])
-        if name == 'up_renderer' and config.sr_skip:
+        if config.sr_skip if name == 'up_renderer' else config.plane_skip and c.train.first == 'he':
             params[name] = styleunet.silence(params[name])
         noise[name] = {'stylegan_decoder': {'noises': styleunet.init_noise(next(keys), sizes)}}
     params['nerf_mlp'] = head.init_head(c.head, c.field, next(keys))
@@ -116,14 +117,18 @@ def noise_of(variables: Mapping[str, Any], config: ModelConfig, name: str, kind:
 
 
 def encode(params: PyTree, config: ModelConfig, images: jax.Array, noise: Sequence[jax.Array] | None = None) -> jax.Array:
-    """Canonical pictures [N,H,W,3] in [0,1] -> tri-planes [N,3,h,w,C]; rows of the planes grow upwards."""
-    found = StyleUNet(config.encoder).apply({'params': params['style_tplane']}, images[:, ::-1], noise)
+    """Canonical pictures [N,H,W,3 or 4] in [0,1] -> tri-planes [N,3,h,w,C]; rows of the planes grow upwards.
+
+    The fourth channel, of ``canonical``, is no input of the network; ``plane_skip`` shows it to the head.
+    """
+    images = images[:, ::-1]
+    found = StyleUNet(config.encoder).apply({'params': params['style_tplane']}, images[..., :3], noise)
     planes, height, width, channels = config.plane_shape
     found = jnp.moveaxis(found.reshape(-1, height, width, planes, channels), 3, 1)
     if not config.plane_skip:
         return found
-    picture = resize(images[:, ::-1], (height, width), antialias=True)
-    return found.at[:, 0, ..., :3].add(PICTURE_GAIN * (picture - 0.5))
+    shown = PICTURE_GAIN * (resize(images, (height, width), antialias=True) - 0.5)
+    return found.at[:, 0, ..., : shown.shape[-1]].add(shown)
 
 
 def fuse(params: PyTree, scale: jax.Array, config: ModelConfig, planes: jax.Array) -> jax.Array:
@@ -188,26 +193,34 @@ def superresolve(params: PyTree, config: ModelConfig, features: jax.Array,
 # ------------------------------------------------------------------------------------------------------ build, animate
 
 
-def canonical(config: ModelConfig, images: jax.Array, coefficients: jax.Array | None) -> jax.Array:
-    """Pictures [N,S,S,3] in [0,1] as the encoder wants them: warped by ``warp_coefficients`` [N,8]."""
-    if not config.method.warp:
+def canonical(config: ModelConfig, images: jax.Array, views: jax.Array | None, front: jax.Array | None = None) -> jax.Array:
+    """Pictures [N,S,S,3] in [0,1] as the encoder wants them, brought to the canonical frame.
+
+    Args:
+        views: of ``views_of``. front: of ``load_mesh``, with ``warp_surface='head'``; there is a fourth channel then.
+    """
+    c = config.method
+    if not c.warp:
         return images
-    return warp(images, coefficients, config.method.background, config.method.warp_border)
+    return warp(images, views, c.background, c.warp_border) if c.warp_surface == 'plane' else on_front(images, views, front)
 
 
-def coefficients_of(config: ModelConfig, labels: np.ndarray) -> np.ndarray:
-    """[...,8] homographies into the canonical frame for camera labels [...,25]; on the host."""
+def views_of(config: ModelConfig, labels: np.ndarray) -> np.ndarray:
+    """What ``canonical`` has to know of pictures' camera labels [...,25], on the host: [...,8] homographies into the
+    canonical frame, or [...,13] cameras with ``warp_surface='head'``."""
     transforms, focal = cameras.camera_of_label(np.asarray(labels, np.float32), config.world)
+    if config.method.warp_surface == 'head':
+        return cameras_of(transforms, focal)
     return warp_coefficients(transforms, focal, config.image_size, config.method.warp_corners)
 
 
 @partial(jax.jit, static_argnames='config')
-def _add_portrait(variables, state, image, coefficients, key, *, config):
+def _add_portrait(variables, front, state, image, view, key, *, config):
     """One more portrait [S,S,3] in [-1,1] in the fusion; also what its tri-planes are alone."""
     c, params = config.method, variables['params']
     unit = jnp.clip((resize(image, config.image_size, antialias=True) + 1) / 2, 0, 1)[None]
     noise = noise_of(variables, config, 'style_tplane', c.noise, 1, key)
-    planes = encode(params, config, canonical(config, unit, coefficients[None]), noise)[0]
+    planes = encode(params, config, canonical(config, unit, view[None], front), noise)[0]
     scale = variables['constants']['attn_module']['scale']
     added = state.add(params.get('attn_module', {}), params.get('query_style_tplane'), planes, scale, c.fusion)
     return added, planes
@@ -236,20 +249,16 @@ def build(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait 
     if len(portraits) > MAX_PORTRAITS:
         raise UserError(f'portraits: {len(portraits)} given; use at most {MAX_PORTRAITS}')
     shape = shape_of(config, [p.shape if config.shape == 'own' else None for p in portraits])
+    networks, front = {k: variables[k] for k in OWN}, variables['mesh'].get('front')  # nothing that inference does not read
     state, planes = fusion.FusionState.start(config.plane_shape), None
     for k, one in enumerate(portraits):
-        coefficients = jnp.asarray(coefficients_of(config, np.asarray(one.camera.label)))
+        view = jnp.asarray(views_of(config, np.asarray(one.camera.label)))
         step_key = None if key is None else jax.random.fold_in(key, k)
-        state, planes = _add_portrait(_networks(variables), state, jnp.asarray(one.image), coefficients, step_key, config=config)
+        state, planes = _add_portrait(networks, front, state, jnp.asarray(one.image), view, step_key, config=config)
     planes = planes if len(portraits) == 1 else state.result(config.method.fusion)
     source = ', '.join(p.source for p in portraits[:8] if p.source) + (', ...' if len(portraits) > 8 else '')
     return Avatar({'planes': planes, 'shape': jnp.asarray(shape)}, camera=Camera.from_label(np.asarray(portraits[0].camera.label)),
                   method=METHOD, config=config, basis=config.basis, weights=weights, source=source)  # fmt: skip
-
-
-def _networks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the collections that inference does not read."""
-    return {k: variables[k] for k in OWN}
 
 
 def frame(variables: Mapping[str, Any], config: ModelConfig, identity: Mapping[str, jax.Array], expression: jax.Array,

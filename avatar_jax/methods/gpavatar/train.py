@@ -28,12 +28,12 @@ from avatar_jax.methods.gpavatar.mesh import NUM_SHAPE, head_points
 from avatar_jax.methods.gpavatar.model import (
     Views,
     canonical,
-    coefficients_of,
     encode,
     fuse,
     noise_of,
     render_rays,
     render_views,
+    views_of,
 )
 from avatar_jax.ops.resize import resize
 from avatar_jax.parallel import mean_over_devices, sample_keys
@@ -177,7 +177,7 @@ def forward(params: PyTree, config: ModelConfig, scale: jax.Array, sources: jax.
     """Portraits to rendered views.
 
     Args:
-        sources: [B,V,S,S,3] canonical pictures in [0,1].
+        sources: [B,V,S,S,3 or 4] canonical pictures in [0,1].
         scene: planes [B,3,h,w,C] -> the scene (with the driver's points or expression).
         single: use the first portrait only.
         encoder_noise: for B*V pictures, portraits fastest. noise: of super-resolution.
@@ -188,7 +188,7 @@ def forward(params: PyTree, config: ModelConfig, scale: jax.Array, sources: jax.
 
 def fused_planes(params: PyTree, config: ModelConfig, scale: jax.Array, sources: jax.Array, single: jax.Array | bool = False,
                  noise: Sequence[jax.Array] | None = None) -> jax.Array:  # fmt: skip
-    """Canonical pictures [B,V,S,S,3] in [0,1] -> tri-planes [B,3,h,w,C] of all, or of the first if ``single``."""
+    """Canonical pictures [B,V,S,S,3 or 4] in [0,1] -> tri-planes [B,3,h,w,C] of all, or of the first if ``single``."""
     batch, views = sources.shape[:2]
     planes = encode(params, config, _merge(sources), noise)
     planes = planes.reshape(batch, views, *planes.shape[1:])
@@ -235,7 +235,7 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
     Args:
         config, seed: static.
         batch: this device's share: ``images`` [B,D+V,H,W,3] in [-1,1], the drivers first, ``labels`` [B,D+V,25],
-            ``windows`` [B,D+V,27,70], ``warps`` [B,V,8] of the portraits, ``boxes`` [B,D,4] of the drivers' faces,
+            ``windows`` [B,D+V,27,70], ``views`` [B,V,8 or 13] of the portraits (``model.views_of``), ``boxes`` [B,D,4] of the drivers' faces,
             ``masks`` [B,D,H,W] in [0,1], ``shapes`` [B,S] of the heads. With ``importance`` [B,D,H,W] of the drivers'
             pixels it is a step of rays; ``loss.depth`` then needs ``depths`` [B,D,H,W] as well.
         frozen: ``mesh``, and ``alexnet`` or None.
@@ -251,7 +251,8 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
     shown, masks = (_merge(x) for x in (unit[:, :drivers], batch['masks']))
     sources = resize(unit[:, drivers:], config.image_size, antialias=True)
     flat = sources.reshape(count * views, *sources.shape[2:])
-    sources = canonical(config, flat, batch['warps'].reshape(-1, 8)).reshape(sources.shape)
+    sources = canonical(config, flat, _merge(batch['views']), frozen['mesh'].get('front'))
+    sources = sources.reshape(count, views, *sources.shape[1:])
     transforms, focal = cameras.camera_of_label(_merge(batch['labels'][:, :drivers]), config.world)
     expression = _merge(batch['windows'][:, :drivers, RADIUS, :64])
     points = None
@@ -324,7 +325,7 @@ def with_host_arrays(config: ModelConfig, batch: Mapping[str, np.ndarray], rays:
     drivers = config.method.train.drivers
     out = {k: batch[k] for k in ('images', 'labels', 'windows')}
     out['masks'] = batch['masks'][:, :drivers].astype(np.float32) / 255
-    out['warps'] = coefficients_of(config, batch['labels'][:, drivers:])
+    out['views'] = views_of(config, batch['labels'][:, drivers:])
     size, own = NUM_SHAPE[config.basis], config.shape == 'own'
     out['shapes'] = batch['identity'][:, :size] if own else np.zeros((len(batch['images']), size), np.float32)
     landmarks = batch['landmarks'][:, :drivers]
@@ -357,8 +358,8 @@ def _sample(variables, frozen, batch, *, config):
     count, views = batch['images'].shape[0], batch['images'].shape[1] - drivers
     unit = (batch['images'] + 1) / 2
     sources = resize(unit[:, drivers:], config.image_size, antialias=True)
-    flat = canonical(config, sources.reshape(count * views, *sources.shape[2:]), batch['warps'].reshape(-1, 8))
-    sources = flat.reshape(sources.shape)
+    flat = canonical(config, _merge(sources), _merge(batch['views']), frozen['mesh'].get('front'))
+    sources = flat.reshape(count, views, *flat.shape[1:])
     transforms, focal = cameras.camera_of_label(batch['labels'][:, 0], config.world)
     expression = batch['windows'][:, 0, RADIUS, :64]
     points = None
