@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.importance import BACKGROUND, EYE, HEAD, MOUTH, importance, part_boxes
+from avatar_jax.faces.importance import Importance, importance, part_boxes
 from avatar_jax.faces.windows import RADIUS
 from avatar_jax.methods.gpavatar import cameras, head
 from avatar_jax.methods.gpavatar import train as training
@@ -154,9 +154,18 @@ def test_importance_of_parts():
     marks[0, 48:68] += np.stack(np.meshgrid([-2, 2], [16, 18]), -1).reshape(-1, 2).repeat(5, 0)
     masks = np.full((1, 32, 32), 255, np.uint8)
     masks[0, :, 20:] = 0
+    plain = Importance()
     found = importance(masks, part_boxes(marks))[0]
-    assert found[0, 31] == np.float32(BACKGROUND) and found[0, 0] == HEAD and found[25, 8] == MOUTH and found[8, 8] == EYE
-    assert found[25, 30] == np.float32(BACKGROUND)  # nothing there to be seen
+    assert found[0, 31] == np.float32(plain.background) and found[0, 0] == plain.head
+    assert found[25, 8] == plain.mouth and found[8, 8] == plain.eye
+    assert found[25, 30] == np.float32(plain.background)  # nothing there to be seen
+    edged = importance(masks, part_boxes(marks), Importance(edge=3.0))[0]
+    outline = np.zeros((32, 32), bool)
+    outline[:, 19:21] = True  # a pixel on both sides
+    np.testing.assert_array_equal(edged[outline & (found < 3)], 3)
+    np.testing.assert_array_equal(edged[~outline], found[~outline])
+    with pytest.raises(UserError, match='importance: .* no value may be negative'):
+        Importance(eye=-1.0)
 
 
 def test_a_step_of_rays_descends_its_own_loss(trained, pictures):

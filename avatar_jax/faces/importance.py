@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-BACKGROUND, HEAD, MOUTH, EYE = 0.3, 1.0, 6.0, 14.0  # eyes are small
+from avatar_jax.errors import UserError
+
 _COVERED = 8  # of 255: from here on a pixel counts as the head's
+_EDGE = 3 / 128  # of the picture's side: how far on both sides the outline reaches
 _PARTS = ((48, 68), (36, 42), (42, 48))  # landmarks of mouth and eyes
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How often pixels are drawn, in proportion.
+
+    Attributes:
+        background, head, mouth, eye: by what a pixel shows; eyes are small.
+        edge: near the head's outline, where it is more than the above; 0: no more than others.
+    """
+
+    background: float = 0.3
+    head: float = 1.0
+    mouth: float = 6.0
+    eye: float = 14.0
+    edge: float = 0.0
+
+    def __post_init__(self):
+        if min(self.background, self.head, self.mouth, self.eye, self.edge) < 0 or self.head == 0:
+            raise UserError(f'importance: {self}; no value may be negative, and that of the head must be above 0')
 
 
 def part_boxes(landmarks: np.ndarray) -> np.ndarray:
@@ -20,12 +44,20 @@ def part_boxes(landmarks: np.ndarray) -> np.ndarray:
     return np.stack(boxes, 1).astype(int)
 
 
-def importance(masks: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def importance(masks: np.ndarray, boxes: np.ndarray, weights: Importance | None = None) -> np.ndarray:
     """[N,H,W] float32 importance of every pixel; masks [N,H,W] uint8 (255 = head), ``boxes`` of ``part_boxes``."""
+    weights = weights or Importance()
     covered = masks > _COVERED
-    out = np.where(covered, HEAD, BACKGROUND).astype(np.float32)
+    out = np.where(covered, weights.head, weights.background).astype(np.float32)
+    if weights.edge:
+        from scipy.ndimage import maximum_filter, minimum_filter
+
+        wide = 2 * max(1, round(_EDGE * masks.shape[1])) + 1
+        size = (1, wide, wide)
+        edge = maximum_filter(covered, size) & ~minimum_filter(covered, size)
+        out = np.where(edge, np.maximum(out, np.float32(weights.edge)), out)
     for row, parts in enumerate(boxes):
-        for (x0, y0, x1, y1), weight in zip(parts, (MOUTH, EYE, EYE), strict=True):
+        for (x0, y0, x1, y1), weight in zip(parts, (weights.mouth, weights.eye, weights.eye), strict=True):
             box = np.s_[row, max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
             out[box] = np.where(covered[box], weight, out[box])
     return out

@@ -14,6 +14,7 @@ from typing import Any
 
 from avatar_jax.configure import from_plain, to_plain, updated
 from avatar_jax.errors import UserError
+from avatar_jax.faces.importance import Importance
 from avatar_jax.faces.procedural.model import ProceduralHead
 from avatar_jax.methods.gpavatar.cameras import WorldConfig
 from avatar_jax.methods.gpavatar.field import FieldConfig
@@ -76,8 +77,8 @@ class TrainConfig:
         sources: portraits of each person in a step. drop_sources: how often only the first of them is kept.
         drivers: frames that are rendered from the same portraits in a step.
         rays, ray_iterations: the first ``ray_iterations`` steps render, in place of every whole picture, ``rays`` rays
-            through random places of it, without super-resolution; head, mouth and eyes are met more often. It is the fast
-            way to the tri-planes where whole pictures cost a lot. whole_every: of these steps every so-maniest is still
+            through random places of it, without super-resolution. It is the fast way to the tri-planes where whole pictures
+            cost a lot. importance: of the places. whole_every: of these steps every so-maniest is still
             one of whole pictures; 0: none. whole_trains: what learns from whole pictures: 'all' or only 'sr', for which
             no gradient has to go through the rendering.
         first: values of fresh networks: 'pytorch' (release) or 'he' (``keep_variance`` of ``styleunet`` and ``head``; smaller
@@ -96,6 +97,7 @@ class TrainConfig:
     drivers: int = 1
     rays: int = 0
     ray_iterations: int = 0
+    importance: Importance = dataclasses.field(default_factory=Importance)
     whole_every: int = 0
     whole_trains: str = 'all'
     first: str = 'pytorch'
@@ -247,18 +249,19 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 _HEADS: dict[str, Any] = {
-    'field__points': 900, 'field__choice': 'strained', 'field__feature_dim': 16, 'field__hidden': 32, 'field__normalise': 'neighbours',
-    'head__plane_channels': 16, 'head__width': 64, 'head__color_width': 32, 'head__out_channels': 16,
-    'samples': 8, 'fine_samples': 10, 'background': 1.0, 'noise': 'zero', 'training_noise': 'zero',
-    'warp_surface': 'head', 'loss__box': 0.0, 'loss__perceptual': 0.5, 'loss__norm': 0.0,
-    'loss__squared': 16.0, 'loss__opacity': 0.3, 'loss__depth': 0.5, 'loss__network': 'pyramid', 'train__divisor': 255,
-    'train__batch_size': 4, 'train__first': 'he', 'train__drivers': 2, 'train__rays': 256, 'train__iterations': 6_000,
-    'train__ray_iterations': 5_920, 'train__whole_every': 25, 'train__whole_trains': 'sr', 'train__milestones': (3_600, 4_900, 5_600), 'train__gamma': 0.4,
-    'train__optimizer': OptimizerConfig('adam', 1e-3, 0.9, 0.99), 'train__slow': 1.0, 'train__ema': 0.998,
+    'field__points': 900, 'field__choice': 'strained', 'field__feature_dim': 16, 'field__hidden': 32,
+    'field__normalise': 'neighbours', 'density': True, 'head__plane_channels': 16, 'head__width': 64,
+    'head__color_width': 32, 'head__out_channels': 16,
+    'samples': 8, 'fine_samples': 10, 'background': 1.0, 'noise': 'zero', 'training_noise': 'zero', 'warp_surface': 'head',
+    'loss__box': 0.0, 'loss__perceptual': 0.5, 'loss__norm': 0.0, 'loss__squared': 16.0, 'loss__opacity': 1.0,
+    'loss__depth': 0.5, 'loss__network': 'pyramid', 'train__divisor': 255, 'train__batch_size': 4, 'train__first': 'he',
+    'train__drivers': 2, 'train__rays': 256, 'train__importance': Importance(mouth=4.0, eye=8.0, edge=2.5),
+    'train__iterations': 6_000, 'train__ray_iterations': 5_920, 'train__whole_every': 25, 'train__whole_trains': 'sr',
+    'train__milestones': (3_600, 4_900, 5_600), 'train__gamma': 0.4, 'train__ema': 0.998, 'train__slow': 1.0,
+    'train__optimizer': OptimizerConfig('adam', 1e-3, 0.9, 0.99),
 }  # fmt: skip
-
-
 _HEADS_SCALE = 2.6  # cube units per unit of the labels' world: all that pictures show of procedural heads is in the cube
+
 
 _SMALL: dict[str, Any] = {
     'field__points': 300, 'field__feature_dim': 8, 'field__hidden': 16, 'head__plane_channels': 8, 'head__width': 32,

@@ -332,7 +332,7 @@ def with_host_arrays(config: ModelConfig, batch: Mapping[str, np.ndarray], rays:
     out['boxes'] = face_boxes(landmarks, batch['images'].shape[2])
     if rays:
         flat = batch['masks'][:, :drivers].reshape(-1, *batch['masks'].shape[2:])
-        found = importance(flat, part_boxes(landmarks.reshape(-1, *landmarks.shape[2:])))
+        found = importance(flat, part_boxes(landmarks.reshape(-1, *landmarks.shape[2:])), config.method.train.importance)
         out['importance'] = found.reshape(out['masks'].shape)
         if config.method.loss.depth:
             if 'depths' not in batch:
