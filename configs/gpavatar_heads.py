@@ -1,10 +1,14 @@
 """GPAvatar on procedural heads: 128 pixels, fresh networks, on pictures that are drawn once (into data/) and kept.
 
     avatar-jax train --config configs/gpavatar_heads.py --out runs/gpavatar
+    avatar-jax train --config configs/gpavatar_heads.py:eyes --out runs/gpavatar_eyes \
+        --config.init=runs/gpavatar/weights.safetensors
+
+The second command goes on with the first one's networks and looks at eyes most.
 
 Variants (``gpavatar_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), ``small`` (32 pixels,
-for comparing variants), ``full`` (the published sizes at 512 pixels), ``paper`` (the paper's settings instead of the release's), and the rows of the paper's Table 3: no_field,
-local, few_points, four_neighbours, mean. Join with commas: ``tiny,mean``.
+for comparing variants), ``eyes`` (above), ``full`` (the published sizes at 512 pixels), ``paper`` (the paper's settings
+instead of the release's), and the rows of the paper's Table 3: no_field, local, few_points, four_neighbours, mean. Join with commas: ``tiny,mean``.
 """
 
 from __future__ import annotations
@@ -13,20 +17,20 @@ import dataclasses
 
 from configs._fields import fields_of, unknown_variant
 
-
 SIZES = ('tiny', 'small', 'full')
+OTHERS = ('eyes', 'paper', 'release')
 
 
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
-    from avatar_jax.methods.gpavatar.config import ABLATIONS, ModelConfig
+    from avatar_jax.methods.gpavatar.config import ABLATIONS, EYES, ModelConfig
     from avatar_jax.methods.gpavatar.train import RunConfig
     from avatar_jax.train.run import ClipsConfig, PeopleOutput
 
     names = [v for v in variant.split(',') if v]
     for name in names:
-        if name not in (*SIZES, 'paper', 'release', *ABLATIONS):
-            raise unknown_variant(name, [*SIZES, 'paper', 'release', *ABLATIONS])
+        if name not in (*SIZES, *OTHERS, *ABLATIONS):
+            raise unknown_variant(name, [*SIZES, *OTHERS, *ABLATIONS])
     preset = 'paper' if 'paper' in names else 'release'
     if 'tiny' in names:
         config = RunConfig(
@@ -50,6 +54,8 @@ def get_config(variant: str = ''):
             output=PeopleOutput(log_every=20, sample_every=1000, sample_people=4, checkpoint_every=250),
         )  # fmt: skip
     model = config.model
+    if 'eyes' in names:
+        model = model.with_method(**EYES)
     for name in names:
         if name in ABLATIONS:
             model = dataclasses.replace(model, method=model.method.ablation(name))

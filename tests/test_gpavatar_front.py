@@ -46,6 +46,9 @@ def test_front_of_a_tilted_square():
     found = front.front_surface(np.concatenate([corners, depth], 1), SQUARE, SIZE)
     inner = np.s_[4:-4, 4:-4]
     np.testing.assert_allclose(found[inner], (0.1 + 0.3 * x - 0.2 * y)[inner], atol=0.02)
+    fine = front.front_surface(np.concatenate([corners, depth], 1), SQUARE, 2 * front.FINEST)
+    x, y = centres(2 * front.FINEST)
+    np.testing.assert_allclose(fine[9:-9, 9:-9], (0.1 + 0.3 * x - 0.2 * y)[9:-9, 9:-9], atol=0.01)
     # Something smaller behind it is not seen; something before it is.
     small = np.concatenate([corners * 0.4, np.full((4, 1), -0.9)], 1)
     both = np.concatenate([SQUARE, SQUARE + 4])
@@ -81,7 +84,7 @@ def test_what_turns_away_is_taken_from_the_other_side():
     ridge = jnp.asarray(0.5 - 1.2 * np.abs(centres()[0]), jnp.float32)  # a roof: from far to one side, the other is not seen
     transforms, focal = camera(0.75)
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(1, SIZE, SIZE, 3)), jnp.float32)
-    found = np.asarray(front.on_front(images, jnp.asarray(front.cameras_of(transforms, focal)), ridge))[0]
+    found = np.asarray(jax.jit(front.on_front)(images, jnp.asarray(front.cameras_of(transforms, focal)), ridge))[0]
     colours, seen = found[..., :3], found[..., 3]
     away, near = (np.s_[16:32, 28:36], np.s_[16:32, 12:20])
     if seen[away].mean() > seen[near].mean():
@@ -92,9 +95,10 @@ def test_what_turns_away_is_taken_from_the_other_side():
 
 def test_what_is_behind_something_is_hidden():
     wall = jnp.asarray(np.where(np.abs(centres(64)[0]) < 0.2, 0.6, 0.0), jnp.float32)
-    flat = {yaw: np.asarray(front.on_front(jnp.zeros((1, 64, 64, 3)), jnp.asarray(front.cameras_of(*camera(yaw))), wall))[0, 28:36, :, 3]
-            for yaw in (0.7, -0.7)}  # fmt: skip
-    for seen in (flat[0.7], flat[-0.7][:, ::-1]):
+    nothing = jnp.zeros((1, 64, 64, 3))
+    for yaw in (0.7, -0.7):
+        found = np.asarray(jax.jit(front.on_front)(nothing, jnp.asarray(front.cameras_of(*camera(yaw))), wall))
+        seen = found[0, 28:36, :: 1 if yaw > 0 else -1, 3]
         assert seen[:, 12:20].mean() < 0.2 and seen[:, 40:45].min() > 0.9 and seen[:, 29:35].min() > 0.9
 
 
@@ -124,11 +128,12 @@ def test_networks_see_the_canonical_picture_of_the_mean_head(kind):
     image = np.random.default_rng(0).uniform(-1, 1, (16, 16, 3)).astype(np.float32)
     avatar = model.build(variables, config, model.Portrait(image=image, camera=model.Camera.from_label(FRONT)))
     views = jnp.asarray(model.views_of(config, FRONT[None]))
-    shown = model.canonical(config, jnp.asarray(image + 1)[None] / 2, views, own['front'])
+    shown = jax.jit(lambda x: model.canonical(config, x, views, own['front']))(jnp.asarray(image + 1)[None] / 2)
     assert shown.shape == (1, 16, 16, 4)
-    planes = model.encode(variables['params'], config, shown)
+    encode = jax.jit(lambda images: model.encode(variables['params'], config, images))
+    planes = encode(shown)
     np.testing.assert_allclose(avatar.identity['planes'], planes[0], atol=1e-5)
-    without = model.encode(variables['params'], config, shown.at[..., 3].set(0.5))
+    without = encode(shown.at[..., 3].set(0.5))
     assert np.abs(planes - without)[:, 0, ..., 3].max() > 0.5  # the head is told what was seen
     np.testing.assert_array_equal(planes[..., :3], without[..., :3])
 

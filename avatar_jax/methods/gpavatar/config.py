@@ -262,6 +262,12 @@ _HEADS: dict[str, Any] = {
 }  # fmt: skip
 _HEADS_SCALE = 2.6  # cube units per unit of the labels' world: all that pictures show of procedural heads is in the cube
 
+# A second, shorter training of the same networks, most of whose rays meet eyes.
+EYES: dict[str, Any] = {
+    'train__importance': Importance(mouth=6.0, eye=30.0, edge=2.5), 'train__iterations': 1_040,
+    'train__ray_iterations': 1_000, 'train__milestones': (600, 850), 'train__optimizer__lr': 5e-4, 'train__ema': 0.99,
+}  # fmt: skip
+
 
 _SMALL: dict[str, Any] = {
     'field__points': 300, 'field__feature_dim': 8, 'field__hidden': 16, 'head__plane_channels': 8, 'head__width': 32,
@@ -355,8 +361,8 @@ class ModelConfig:
         every resolution), the background is that of the procedural pictures, white, and no noise is added.
         """
         method = _preset(preset).replace(**_HEADS)
-        return cls(method.replace(**overrides), 128, 64, 64, 128, 1280, 40, 64, 4, 1024, 24, True, True, ProceduralHead.basis, 'mean',
-                   world=WorldConfig(_HEADS_SCALE))  # fmt: skip
+        return cls(method.replace(**overrides), 128, 64, 64, 128, 1280, 40, 64, 4, 1024, 24, True, True,
+                   ProceduralHead.basis, 'mean', world=WorldConfig(_HEADS_SCALE))  # fmt: skip
 
     @classmethod
     def small(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:

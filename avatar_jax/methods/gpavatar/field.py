@@ -37,8 +37,8 @@ class FieldConfig:
     Attributes:
         kind: 'points'; or 'expression', which hands the coefficients to the head directly (the paper's ablation).
         points: of the head mesh that the weights belong to. choice: of them, where the mesh has more: 'even' (random),
-            or 'strained', more of them where expressions stretch the mesh. feature_dim: of each point's learnt feature, and of the
-            result. hidden: width between the two layers.
+            or 'strained', more of them where expressions stretch the mesh. feature_dim: of each point's learnt feature,
+            and of the result. hidden: width between the two layers.
         layers: 2 (release) or 1 (paper).
         neighbours: K.
         octaves: of the encoding of the direction: 4 gives 27 numbers (release), 6 gives 39 (paper).

@@ -19,6 +19,7 @@ TURNED = 0.3  # cosine between normal and direction of view below which a place 
 BEHIND = 0.12  # cube units: so far behind something else a place is hidden
 SMOOTH = 1 / 64  # of the picture's side: details of the mean head that are not everybody's
 COARSE = 4  # pixels of the canonical picture a side that are hidden together
+FINEST = 128  # pixels a side at which the surface is sought; it is smooth beyond that
 
 
 def front_surface(vertices: np.ndarray, triangles: np.ndarray, size: int) -> np.ndarray:
@@ -32,15 +33,17 @@ def front_surface(vertices: np.ndarray, triangles: np.ndarray, size: int) -> np.
     """
     from scipy.ndimage import distance_transform_edt, gaussian_filter
 
+    wanted, size = size, min(size, FINEST)
     corners = np.asarray(vertices)[triangles]
-    longest = np.ptp(corners[..., :2], axis=1).max() * size / 2
-    steps = max(2, int(np.ceil(2 * longest)))  # samples closer than half a pixel
-    index = [(i, j, steps - i - j) for i in range(steps + 1) for j in range(steps + 1 - i)]
-    places = np.einsum('nk,tkc->tnc', np.array(index) / steps, corners).reshape(-1, 3)
-    column, row = (np.floor((1 + s * places[:, a]) / 2 * size).astype(int) for a, s in ((0, 1), (1, -1)))
-    inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
+    extent = np.ptp(corners[..., :2], axis=1).max(-1) * size / 2
+    steps = 2 ** np.ceil(np.log2(np.maximum(4 * extent, 4))).astype(int)  # places on a triangle: a quarter of a pixel apart
     top = np.full((size, size), -np.inf)
-    np.maximum.at(top, (row[inside], column[inside]), places[inside, 2])
+    for count in np.unique(steps):
+        index = np.array([(i, j, count - i - j) for i in range(count + 1) for j in range(count + 1 - i)])
+        places = np.einsum('nk,tkc->tnc', index / count, corners[steps == count]).reshape(-1, 3)
+        column, row = (np.floor((1 + s * places[:, a]) / 2 * size).astype(int) for a, s in ((0, 1), (1, -1)))
+        inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
+        np.maximum.at(top, (row[inside], column[inside]), places[inside, 2])
     known = np.isfinite(top)
     if not known.any():
         raise ValueError('front_surface: no vertex lies in the square [-1,1]^2')
@@ -48,7 +51,8 @@ def front_surface(vertices: np.ndarray, triangles: np.ndarray, size: int) -> np.
     filled = top[tuple(nearest)]
     narrow, wide = (gaussian_filter(filled, width * size, mode='nearest') for width in (SMOOTH, 4 * SMOOTH))
     share = gaussian_filter(known.astype(float), SMOOTH * size, mode='nearest')
-    return (share * narrow + (1 - share) * wide).astype(np.float32)
+    found = (share * narrow + (1 - share) * wide).astype(np.float32)
+    return found if wanted == size else np.asarray(jax.image.resize(found, (wanted, wanted), 'bilinear'))
 
 
 def cameras_of(transforms: np.ndarray, focal: np.ndarray) -> np.ndarray:

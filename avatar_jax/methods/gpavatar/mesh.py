@@ -98,7 +98,8 @@ def load_mesh(config: ModelConfig, flame: FLAME | str | os.PathLike | None = Non
     neutral = np.asarray(model.shaped(np.zeros(NUM_SHAPE[FLAME_BASIS]), np.zeros(NUM_EXPRESSION)))
     found = {}
     if with_points:
-        ids = point_ids(count, points) if field.choice == 'even' else strained_ids(neutral, _flame_moves(model, neutral), points)
+        even = field.choice == 'even'
+        ids = point_ids(count, points) if even else strained_ids(neutral, _flame_moves(model, neutral), points)
         found = {'flame': model, 'ids': jnp.asarray(ids)}
     if with_front:
         found['front'] = jnp.asarray(front_surface(neutral * FLAME_SCALE, np.asarray(model.triangles), size))

@@ -235,8 +235,8 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
     Args:
         config, seed: static.
         batch: this device's share: ``images`` [B,D+V,H,W,3] in [-1,1], the drivers first, ``labels`` [B,D+V,25],
-            ``windows`` [B,D+V,27,70], ``views`` [B,V,8 or 13] of the portraits (``model.views_of``), ``boxes`` [B,D,4] of the drivers' faces,
-            ``masks`` [B,D,H,W] in [0,1], ``shapes`` [B,S] of the heads. With ``importance`` [B,D,H,W] of the drivers'
+            ``windows`` [B,D+V,27,70], ``views`` [B,V,8 or 13] of the portraits (``model.views_of``), ``boxes`` [B,D,4] of
+            the drivers' faces, ``masks`` [B,D,H,W] in [0,1], ``shapes`` [B,S] of the heads. With ``importance`` [B,D,H,W] of the drivers'
             pixels it is a step of rays; ``loss.depth`` then needs ``depths`` [B,D,H,W] as well.
         frozen: ``mesh``, and ``alexnet`` or None.
     """
