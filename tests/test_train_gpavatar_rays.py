@@ -194,11 +194,11 @@ def test_first_values_let_the_input_through():
     images = resize(images, 32)
 
     def share(params):
-        out = styleunet.StyleUNet(config).apply({'params': params}, images)
+        out = jax.jit(styleunet.StyleUNet(config).apply)({'params': params}, images)
         return float(out.std(0).mean() / out.std())
 
     assert share(plain) < 0.05 and share(styleunet.keep_variance(plain)) > 0.1
-    silent = styleunet.StyleUNet(config).apply({'params': styleunet.silence(plain)}, images)
+    silent = jax.jit(styleunet.StyleUNet(config).apply)({'params': styleunet.silence(plain)}, images)
     np.testing.assert_array_equal(silent, 0)
 
 
@@ -206,9 +206,9 @@ def test_super_resolution_starts_as_enlargement():
     config = dataclasses.replace(ModelConfig.tiny(), sr_skip=True)
     params = init(config, jax.random.key(0))['params']
     features = jax.random.uniform(jax.random.key(1), (1, config.raw_size, config.raw_size, config.method.head.out_channels))
-    found = superresolve(params, config, features)
+    found = jax.jit(lambda p, x: superresolve(p, config, x))(params, features)
     np.testing.assert_allclose(found, resize(features[..., :3], config.img_resolution), atol=1e-6)
-    planes = encode(params, config, jnp.zeros((1, config.image_size, config.image_size, 3)))
+    planes = jax.eval_shape(lambda p, x: encode(p, config, x), params, jnp.zeros((1, config.image_size, config.image_size, 3)))
     assert planes.shape == (1, *config.plane_shape)
 
 
