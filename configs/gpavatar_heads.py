@@ -4,7 +4,7 @@
     avatar-jax train --config configs/gpavatar_heads.py:eyes --out runs/gpavatar_eyes \
         --config.init=runs/gpavatar/weights.safetensors
 
-The second command goes on with the first one's networks and looks at eyes most.
+The second command goes on with the first one's networks, looks at eyes most, and lets the field read the coefficients.
 
 Variants (``gpavatar_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), ``small`` (32 pixels,
 for comparing variants), ``eyes`` (above), ``full`` (the published sizes at 512 pixels), ``paper`` (the paper's settings

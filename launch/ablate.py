@@ -175,10 +175,10 @@ def make_report(scores: Mapping[str, Sequence[Mapping[str, float]]], settings: M
 def render(report: Mapping[str, Any]) -> str:
     """The report as text."""
     lines = [f'{report["table"]}; mean +- standard deviation over the seeds; {report["note"]}', '']
-    lines.append(f'{"":18}{"PSNR":>16}{"paper":>8}{"AED":>16}{"paper":>8}')
+    lines.append(f'{"":18}{"PSNR":>16}{"paper":>8}{"AED":>18}{"paper":>8}')
     for name, r in report['rows'].items():
-        psnr, aed = (f'{r[k]:.3f} +- {r[f"{k}_std"]:.3f}' for k in ('psnr', 'aed'))
-        lines.append(f'{name:18}{psnr:>16}{r["paper_psnr"]:8.2f}{aed:>16}{r["paper_aed"]:8.3f}')
+        psnr, aed = (f'{r[k]:.{n}f} +- {r[f"{k}_std"]:.{n}f}' for k, n in (('psnr', 3), ('aed', 4)))
+        lines.append(f'{name:18}{psnr:>16}{r["paper_psnr"]:8.2f}{aed:>18}{r["paper_aed"]:8.3f}')
     lines.append('')
     for c in report['claims']:
         verdict = ', '.join(f'{k.upper()} {"as in the paper" if c[k] else "the other way"}' for k in ('psnr', 'aed'))

@@ -29,7 +29,7 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
     from avatar_jax.methods.gpavatar import train as training
     from avatar_jax.methods.gpavatar.losses import network_of
     from avatar_jax.methods.gpavatar.mesh import load_mesh
-    from avatar_jax.methods.gpavatar.model import init, load_model, save_model
+    from avatar_jax.methods.gpavatar.model import init, load_model, save_model, with_coefficients
     from avatar_jax.methods.registry import model_path
     from avatar_jax.parallel import device_order, parallelise, to_host
     from avatar_jax.train.costs import estimate
@@ -46,6 +46,8 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
     variables, digest, known = None, '', {}
     if config.init:
         known, found, digest, _ = load_model(model_path(config.init))
+        if (found.method.field.kind, model.method.field.kind) == ('points', 'both'):
+            known, found = with_coefficients(known, found)
         check_config(config.init, to_plain(networks_of(found)), to_plain(networks_of(model)))
         variables = known
     else:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +100,27 @@ def test_the_field_costs_a_third_and_is_the_same():
     np.testing.assert_allclose(costs[0][1], costs[1][1], rtol=2e-4, atol=2e-6)
     # Multiplications of matrices fall to a third; the count also has the encoding, which stays.
     assert costs[0][0] < 0.45 * costs[1][0], [c for c, _ in costs]
+
+
+def test_a_field_of_points_and_coefficients_is_their_sum(variables):
+    rng = np.random.default_rng(0)
+    both = dataclasses.replace(CONFIG.method.field, kind='both', normalise='neighbours')
+    params = head.init_head(CONFIG.method.head, both, jax.random.key(1))
+    numbers = jnp.asarray(rng.normal(size=(1, 64)), jnp.float32)
+    points = mesh.head_points(CONFIG, variables['mesh'], jnp.zeros(80), 0 * numbers)
+    scene = head.Scene(jnp.asarray(rng.normal(size=(1, *CONFIG.plane_shape)), jnp.float32), points, numbers)
+    places, directions = (jnp.asarray(rng.uniform(-0.9, 0.9, s), jnp.float32) for s in ((1, 6, 3, 3), (1, 6, 3)))
+
+    def answers(kind, without=()):
+        own = {k: jax.tree.map(jnp.zeros_like, v) if k in without else v for k, v in params['points_querier'].items()}
+        field = dataclasses.replace(both, kind=kind)
+        return head.query({**params, 'points_querier': own}, CONFIG.method.head, field, scene, places, directions)
+
+    last = 'point_layers_2' if both.layers == 2 else 'point_layers_0'
+    found = answers('both')
+    for kind, other in (('points', 'expression_layer'), ('expression', last)):
+        chex.assert_trees_all_close(answers(kind), answers('both', [other]), rtol=1e-6)
+        assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(found, answers(kind), strict=True))
 
 
 def test_neighbours_need_no_large_table():

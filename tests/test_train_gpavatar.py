@@ -9,18 +9,21 @@ import pytest
 from avatar_jax.cli import main
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.methods import registry
 from avatar_jax.methods.gpavatar import train as training
 from avatar_jax.methods.gpavatar.config import ModelConfig
-from avatar_jax.methods.gpavatar.model import init, load_model
+from avatar_jax.methods.gpavatar.model import animate, build, init, load_model, with_coefficients
 from avatar_jax.methods.gpavatar.train import RunConfig
 from avatar_jax.train.logging import read_jsonl
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
+from avatar_jax.types import Camera, Portrait
 from launch.encode import warn_of_strangers
 from launch.train_gpavatar import train
 
 SETTINGS = {'loss__box': 0.0, 'training_noise': 'zero', 'noise': 'zero', 'train__ema': 0.9, 'train__batch_size': 1,
             'train__milestones': (2,)}  # fmt: skip
+FRONT = np.asarray(label_from_pose(np.zeros(3, np.float32), np.zeros(3, np.float32), 'raw'))
 
 
 def tiny_run(iterations=3):
@@ -50,6 +53,25 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_uninterrupted_one(trained, t
         assert np.isfinite(log[-1][name]), name
     variables, config, _, provenance = load_model(folder / 'weights.safetensors')
     assert config == tiny_run().model and provenance['iterations'] == 3 and 'mesh' in variables
+
+
+def test_coefficients_can_join_trained_points(trained, tmp_path):
+    weights = trained[0] / 'weights.safetensors'
+    run = dataclasses.replace(tiny_run(1), init=str(weights))
+    run = dataclasses.replace(run, model=run.model.with_method(field__kind='both'))
+    known, config, _, _ = load_model(weights)
+    started, both = with_coefficients(known, config)
+    assert both == config.with_method(field__kind='both')
+    window, label = jax.random.uniform(jax.random.key(0), (1, 27, 70)), FRONT[None]
+    avatar = build(known, config, Portrait(image=np.zeros((16, 16, 3), np.float32), camera=Camera.from_label(FRONT)))
+    frames = [animate(v, c, avatar, window, label).rgb for v, c in ((known, config), (started, both))]
+    np.testing.assert_array_equal(*frames)  # it begins where the first training ended
+    state = train(run, tmp_path / 'run', quiet=True)
+    layer = state.groups['main'].params['nerf_mlp']['points_querier']['expression_layer']
+    assert np.abs(layer['weight']).max() > 0
+    wider = dataclasses.replace(run, model=run.model.with_method(field__hidden=16))
+    with pytest.raises(UserError, match='hidden is 8, here 16'):
+        train(wider, tmp_path / 'other', quiet=True)
 
 
 def test_groups_and_schedule():
@@ -118,6 +140,25 @@ def test_portraits_of_different_people_are_told(capsys):
     (line,) = warn_of_strangers(['a.png', 'b.png', 'c.png'], similarity)
     assert line.startswith('c.png: may show another person than a.png (similarity 0.01')
     assert warn_of_strangers(['a.png'], None) == []
+
+
+def test_pictures_of_portraits_are_compared_with_the_truth(trained, tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    from launch import portrait_pictures as pictures
+
+    grey = {1: -0.4, 2: 0.1, 4: 0.5}
+    monkeypatch.setattr(pictures, 'rendered', lambda model, portraits, label, code: np.full((16, 16, 3), grey[len(portraits)]))
+    weights = ['--weights', str(trained[0] / 'weights.safetensors'), '--out', str(tmp_path)]
+    assert pictures.main([*weights, '--people', '2', '--seed', '3']) == 0
+    shown = capsys.readouterr().out
+    for name, yaw, columns, width in (('eyes', 20, (1, 1, 2), 6), ('portraits', 32, (1, 2, 4), 8)):
+        truth = [pictures.Sitter(k, 3, 16).picture(yaw, jaw_open=pictures.LOOK)[0] for k in (0, 1)]
+        psnr = [np.mean([-10 * np.log10(np.mean((grey[n] - t) ** 2) / 4) for t in truth]) for n in columns]
+        line = next(x for x in shown.splitlines() if f'{name}.jpg' in x)
+        assert [float(x.split()[1]) for x in line.split(' ', 1)[1].split(', ')] == pytest.approx(psnr, abs=0.06)
+        assert Image.open(tmp_path / f'{name}.jpg').size == (width * 20 - 4, 2 * 20 - 4)
+    assert pictures.main([*weights, '--people', '0']) == 2 and '--people 0' in capsys.readouterr().err
 
 
 def test_table_of_ablations_says_what_agrees_with_the_paper():

@@ -27,7 +27,7 @@ from avatar_jax.models import host_draws
 from avatar_jax.ops.knn import METHODS, nearest, squared_distances
 
 SMALLEST = 1e-12  # squared distance: a place on a point would be 0/0
-KINDS = ('points', 'expression')
+KINDS = ('points', 'expression', 'both')
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class FieldConfig:
     """The expression field.
 
     Attributes:
-        kind: 'points'; or 'expression', which hands the coefficients to the head directly (the paper's ablation).
+        kind: 'points'; 'expression', which hands the coefficients to the head directly (the paper's ablation); or 'both',
+            their sum: where the points are those of a mean head, they stand beside a person's own lids, and what small
+            things do is known better from the coefficients.
         points: of the head mesh that the weights belong to. choice: of them, where the mesh has more: 'even' (random),
             or 'strained', more of them where expressions stretch the mesh. feature_dim: of each point's learnt feature,
             and of the result. hidden: width between the two layers.
@@ -50,7 +52,7 @@ class FieldConfig:
         reference_samples: with 'samples', how many places the weights were trained with; sums of another number of
             places are then scaled to it. None takes the sums as they are.
         max_distance: neighbours farther away have no weight (the ablation without global sampling); None: no limit.
-        expression_dim: number of coefficients with ``kind='expression'``.
+        expression_dim: number of coefficients, unless ``kind='points'``.
         knn, tile: see ``ops.knn.nearest``.
     """
 
@@ -83,6 +85,16 @@ class FieldConfig:
             raise UserError('field: neighbours must be between 1 and points, octaves at least 1')
 
     @property
+    def with_points(self) -> bool:
+        """Whether places ask the head's points."""
+        return self.kind != 'expression'
+
+    @property
+    def with_expression(self) -> bool:
+        """Whether the coefficients come in directly."""
+        return self.kind != 'points'
+
+    @property
     def encoding_dim(self) -> int:
         """Numbers that describe a direction."""
         return 3 * (2 * self.octaves + 1)
@@ -111,11 +123,15 @@ def unit_vector(x: jax.Array) -> jax.Array:
 def init_field(config: FieldConfig, key: jax.Array) -> dict[str, Any]:
     """Fresh parameters: point features N(0, 1), linear layers as PyTorch's."""
     keys = jax.random.split(key, 3)
-    if config.kind == 'expression':
-        return {'expression_layer': init_linear(keys[0], config.expression_dim, config.feature_dim)}
+    params = {}
+    if config.with_expression:
+        own = jax.random.fold_in(keys[0], 1) if config.with_points else keys[0]
+        params['expression_layer'] = init_linear(own, config.expression_dim, config.feature_dim)
+    if not config.with_points:
+        return params
     width = config.hidden if config.layers == 2 else config.feature_dim
-    params = {'points_feature': {'weight': host_draws.normal(keys[0], (config.points, config.feature_dim))},
-              'point_layers_0': init_linear(keys[1], config.feature_dim + config.encoding_dim, width)}  # fmt: skip
+    params['points_feature'] = {'weight': host_draws.normal(keys[0], (config.points, config.feature_dim))}
+    params['point_layers_0'] = init_linear(keys[1], config.feature_dim + config.encoding_dim, width)
     if config.layers == 2:
         params['point_layers_2'] = init_linear(keys[2], config.hidden, config.feature_dim)
     return params
@@ -188,6 +204,6 @@ def point_features(params: Mapping[str, Any], prepared: jax.Array, config: Field
 
 
 def expression_features(params: Mapping[str, Any], expression: jax.Array, count: int) -> jax.Array:
-    """[B,E] coefficients -> [B,count,feature_dim], the same at every place (``kind='expression'``)."""
+    """[B,E] coefficients -> [B,count,feature_dim], the same at every place."""
     found = linear(params['expression_layer'], expression)[:, None]
     return jnp.broadcast_to(found, (found.shape[0], count, found.shape[-1]))

@@ -57,7 +57,7 @@ class Scene:
     Attributes:
         planes: [B,3,H,W,C].
         points: [B,P,3] posed head points in world units, or None for a field without points.
-        expression: [B,E] coefficients, for a field without points.
+        expression: [B,E] coefficients, for a field that reads them.
     """
 
     planes: jax.Array
@@ -133,17 +133,16 @@ def query(params: Mapping[str, Any], config: HeadConfig, field: FieldConfig, sce
     batch, rays, samples = places.shape[:3]
     querier = params['points_querier']
     prepared, neighbours = None, Neighbours(None, None)
-    if field.kind == 'points':
+    if field.with_points:
         prepared = prepare_points(querier, field)
         neighbours = neighbours_of(places.reshape(batch, -1, 3), scene.points, field)
 
     def part(places, directions, index):
         flat = places.reshape(batch, -1, 3)
-        if field.kind == 'points':
+        moving = expression_features(querier, scene.expression, flat.shape[1]) if field.with_expression else 0.0
+        if field.with_points:
             found = Neighbours(index.reshape(batch, flat.shape[1], -1), neighbours.sums)
-            moving = point_features(querier, prepared, field, flat, scene.points, found)
-        else:
-            moving = expression_features(querier, scene.expression, flat.shape[1])
+            moving += point_features(querier, prepared, field, flat, scene.points, found)
         still = sample_planes_mean(scene.planes, flat, BOX, 'orthogonal')
         features = jnp.concatenate([still, moving], -1).reshape(*places.shape[:3], -1)
         return decode(params, config, features, places, directions[:, :, None], density)

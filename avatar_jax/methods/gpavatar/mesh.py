@@ -80,7 +80,7 @@ def load_mesh(config: ModelConfig, flame: FLAME | str | os.PathLike | None = Non
             number of vertices than the weights expect.
     """
     field, size = config.method.field, config.image_size
-    with_points, with_front = field.kind == 'points', config.method.warp and config.method.warp_surface == 'head'
+    with_points, with_front = field.with_points, config.method.warp and config.method.warp_surface == 'head'
     if not with_points and not with_front:
         return {}
     if config.basis == ProceduralHead.basis:

@@ -64,6 +64,15 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     return {'params': params, 'noise': noise, 'constants': constants}
 
 
+def with_coefficients(variables: Mapping[str, Any], config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
+    """Networks whose field knows the points alone, as such of the kind 'both' that do not heed the coefficients yet."""
+    field, params = config.method.field, dict(variables['params'])
+    querier = {**params['nerf_mlp']['points_querier'], 'expression_layer': {
+        'weight': jnp.zeros((field.expression_dim, field.feature_dim)), 'bias': jnp.zeros(field.feature_dim)}}  # fmt: skip
+    params['nerf_mlp'] = {**params['nerf_mlp'], 'points_querier': querier}
+    return {**variables, 'params': params}, config.with_method(field__kind='both')
+
+
 def abstract(config: ModelConfig) -> dict[str, Any]:
     """Names and shapes of the variables, without computing anything."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
@@ -267,7 +276,7 @@ def frame(variables: Mapping[str, Any], config: ModelConfig, identity: Mapping[s
     c, count = config.method, expression.shape[0]
     transforms, focal = cameras.camera_of_label(labels, config.world)
     planes = jnp.broadcast_to(identity['planes'], (count, *identity['planes'].shape))
-    points = None if c.field.kind == 'expression' else head_points(config, variables['mesh'], identity['shape'], expression)
+    points = head_points(config, variables['mesh'], identity['shape'], expression) if c.field.with_points else None
     scene = head.Scene(planes, points, expression)
     noise = noise_of(variables, config, 'up_renderer', c.noise, count, key)
     return render_views(variables['params'], config, scene, transforms, focal, noise=noise, sr=sr)

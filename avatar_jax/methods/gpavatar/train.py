@@ -256,7 +256,7 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
     transforms, focal = cameras.camera_of_label(_merge(batch['labels'][:, :drivers]), config.world)
     expression = _merge(batch['windows'][:, :drivers, RADIUS, :64])
     points = None
-    if c.field.kind == 'points':
+    if c.field.with_points:
         points = head_points(config, frozen['mesh'], jnp.repeat(batch['shapes'], drivers, 0), expression)
     along_rays = 'importance' in batch
     rays = train.rays if along_rays else config.raw_size**2
@@ -363,7 +363,7 @@ def _sample(variables, frozen, batch, *, config):
     transforms, focal = cameras.camera_of_label(batch['labels'][:, 0], config.world)
     expression = batch['windows'][:, 0, RADIUS, :64]
     points = None
-    if c.field.kind == 'points':
+    if c.field.with_points:
         points = head_points(config, frozen['mesh'], batch['shapes'], expression)
     rows = []
     for use in (1, views):
