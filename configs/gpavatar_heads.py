@@ -1,7 +1,7 @@
 """GPAvatar on procedural heads: 128 pixels, fresh networks, on pictures that are drawn once (into data/) and kept.
 
     avatar-jax train --config configs/gpavatar_heads.py --out runs/gpavatar
-    avatar-jax train --config configs/gpavatar_heads.py:eyes --out runs/gpavatar_eyes \
+    avatar-jax train --config configs/gpavatar_heads.py:eyes --out runs/eyes \
         --config.init=runs/gpavatar/weights.safetensors
 
 The second command goes on with the first one's networks, looks at eyes most, and lets the field read the coefficients.

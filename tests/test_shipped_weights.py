@@ -67,6 +67,23 @@ def test_gpavatar_opens_eyes_that_one_of_two_portraits_shows():
     assert both > alone + 0.5
 
 
+def test_gpavatar_moves_lids():
+    """What a blink changes in the avatar, as a share of what it changes in the true picture, apart from a pixel or two."""
+    from scipy.ndimage import gaussian_filter
+
+    from avatar_jax.methods.registry import choose_model
+    from launch.portrait_pictures import Sitter, rendered
+
+    chosen, shares = choose_model('gpavatar', None), []
+    for k in range(4):
+        sitter = Sitter(k, 5, 128)
+        (open_, label, code), (shut, _, blink) = sitter.picture(8), sitter.picture(8, blink=1.0)
+        avatar = [rendered(chosen, [sitter.portrait(-12, smile=0.3)], label, c) for c in (code, blink)]
+        ours, true = (gaussian_filter(b - a, (2.5, 2.5, 0)) for a, b in (avatar, (open_, shut)))
+        shares.append(np.sum(ours * true) / np.sum(true**2))
+    assert min(shares) > 0 and np.mean(shares) > 0.2
+
+
 def test_gpavatar_shows_unseen_people_and_more_portraits_help():
     """Four people of the test split: whose they are, what their faces do, and that each further portrait adds to it."""
     from avatar_jax.eval.image import psnr, to_unit
