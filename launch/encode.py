@@ -54,7 +54,8 @@ def encode(args: argparse.Namespace, model: Any, out: Path) -> int:
     prepared, portraits = zip(*batch.results, strict=True)
     similarity = similarities(args.perception, config.img_resolution, portraits)
     warn_of_strangers([p.path.name for p in prepared], similarity)
-    with activity(f'encoding {len(portraits)} portraits (compiles first)'):
+    number = f'{len(portraits)} portrait{"s" if len(portraits) > 1 else ""}'
+    with activity(f'encoding {number} (compiles first)'):
         began = time.monotonic()
         avatar = model.build(list(portraits))
         np.asarray(avatar.identity['planes'])
@@ -70,7 +71,7 @@ def encode(args: argparse.Namespace, model: Any, out: Path) -> int:
         'skipped': [{'image': name, 'reason': reason} for name, reason in batch.skipped],
         'weights': {'source': model.source, 'sha256': model.sha256}, 'provenance': provenance.as_dict(),
     })  # fmt: skip
-    print(f'{folder}: {quality:.1f} dB to the first portrait, from {len(portraits)} portraits')
+    print(f'{folder}: {quality:.1f} dB to the first portrait, from {number}')
     return batch.finish()
 
 
