@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from avatar_jax.configure import from_plain
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose, yaw_label
 from avatar_jax.faces.flame import FLAME
@@ -16,6 +17,7 @@ from avatar_jax.methods.gpavatar import cameras, fusion, head, inputs, mesh, mod
 from avatar_jax.methods.gpavatar import field as fields
 from avatar_jax.methods.gpavatar.config import ABLATIONS, PRESET_DIFFERENCES, GPAvatarConfig, ModelConfig
 from avatar_jax.methods.gpavatar.export import export_frame
+from avatar_jax.methods.gpavatar.train import RunConfig
 from avatar_jax.ops.knn import nearest
 from avatar_jax.types import Camera, Portrait
 
@@ -298,3 +300,23 @@ def test_configurations_survive_their_files():
         CONFIG.with_method(field__direction='both')
     with pytest.raises(UserError, match='did you mean'):
         CONFIG.with_method(field__neighbour=4)
+
+
+def test_variants_of_the_configuration_file():
+    from launch.config_args import load_config
+    from launch.train_gpavatar import networks_of
+
+    def model_of(variant):
+        return from_plain(RunConfig, load_config(f'gpavatar_heads{variant}', []).to_dict()).model
+
+    heads, eyes = model_of(''), model_of(':eyes')
+    assert heads == ModelConfig.heads() and eyes != heads
+    assert networks_of(eyes) == networks_of(heads.with_method(field__kind='both'))  # it can go on with their weights
+    assert eyes.method.train.importance.eye > heads.method.train.importance.eye
+    small = model_of(':small')
+    for name in ABLATIONS:
+        if name != 'full':
+            assert model_of(f':small,{name}') == dataclasses.replace(small, method=small.method.ablation(name))
+    assert model_of(':full').plane_size == 256 and model_of(':tiny,paper').method.preset == 'paper'
+    with pytest.raises(UserError, match='eyess'):
+        model_of(':eyess')
