@@ -19,7 +19,8 @@ from avatar_jax.track.mediapipe import MediaPipeReader, file_error
 from avatar_jax.track.observe import FileLandmarks, increasing
 from avatar_jax.track.output import even
 from avatar_jax.track.source import find_sources
-from tests.parity.golden import close, golden_files, load
+from tests.comparison import close
+from tests.parity.golden import golden_files, load
 
 # ------------------------------------------------------------------------------------------------------------------ time
 

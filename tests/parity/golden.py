@@ -55,7 +55,7 @@ class _Tracked(dict):
         return super().__getitem__(key)
 
     def get(self, key, default=None):
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 (it would call itself)
 
     def items(self) -> Iterator:  # reading all is using all
         self.used.update(self)
@@ -107,30 +107,3 @@ def handles(folder: str, *kinds: str):
         return test
 
     return decorate
-
-
-def close(actual, expected, *, rtol: float = 0.0, atol: float = 0.0, scale: float = 0.0, what: str = '') -> None:
-    """Asserts ``|actual - expected| <= atol + rtol*|expected| + scale*max|expected|`` element-wise (shapes equal)."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape, f'{what}: shape {actual.shape}, expected {expected.shape}'
-    if expected.size == 0:
-        return
-    same_special = (np.isnan(actual) == np.isnan(expected)).all() and (np.isinf(actual) == np.isinf(expected)).all()
-    assert same_special, f'{what}: NaN or infinity at different places'
-    finite = np.isfinite(expected)
-    assert (actual[~finite & ~np.isnan(expected)] == expected[~finite & ~np.isnan(expected)]).all(), what
-    actual, expected = actual[finite].astype(np.float64), expected[finite].astype(np.float64)
-    if expected.size == 0:
-        return
-    error = np.abs(actual - expected)
-    limit = atol + rtol * np.abs(expected) + scale * np.abs(expected).max()
-    worst = float((error - limit).max())
-    assert worst <= 0, f'{what}: max error {error.max():.3e} (max |expected| {np.abs(expected).max():.3e}), {worst:.3e} over'
-
-
-def close_l2(actual, expected, limit: float, what: str = '') -> None:
-    """Asserts ``||actual - expected|| <= limit * ||expected||`` over the whole array."""
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape, f'{what}: shape {actual.shape}, expected {expected.shape}'
-    error = np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30)
-    assert error <= limit, f'{what}: relative L2 error {error:.3e} > {limit:.1e}'

@@ -6,7 +6,8 @@ import numpy as np
 from avatar_jax.eval import distributions, image
 from avatar_jax.faces import alignment
 from avatar_jax.ops.warp import warp_affine
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 BLOCK = {'rtol': 1e-4, 'atol': 1e-5}
 

@@ -26,9 +26,10 @@ from avatar_jax.models.perception.arcface import (
 from avatar_jax.models.perception.inception import fid_features
 from avatar_jax.models.perception.layers import batch_statistics, normalize_batch
 from avatar_jax.models.perception.lpips import lin_weights, lpips_features, lpips_layers
+from tests.comparison import close, close_l2, with_moved, within_spread
 from tests.parity import golden as g
 from tests.parity.formula_weights import hashed_unit, network, torch_keys
-from tests.parity.golden import close, close_l2, handles
+from tests.parity.golden import handles
 from tests.parity.slices import stored_slices, thinned
 
 
@@ -310,7 +311,8 @@ def test_arcface_full(golden):
         embedding, stages = ResNetArcFace().apply(variables, gray, stages=True)
         return jnp.mean(embedding * target), (embedding, stages)
 
-    (value, (embedding, stages)), grad = jax.jit(jax.value_and_grad(scalar, has_aux=True))(gray, variables)
+    results = with_moved(jax.jit(jax.value_and_grad(scalar, has_aux=True)), gray, variables)
+    value, (embedding, stages) = results[0][0]
     strides = stored_slices(golden.config['slices'])
     for name, stage in zip(('stem', 'layer1', 'layer2', 'layer3', 'layer4'), stages, strict=True):
         close(nchw(stage)[strides[name]], golden.out[name], scale=1e-4, what=name)
@@ -318,7 +320,9 @@ def test_arcface_full(golden):
     expected = float(golden.out['scalar'])
     size = float(jnp.linalg.norm(embedding) * jnp.linalg.norm(target)) / embedding.size
     assert abs(float(value) - expected) <= 1e-4 * max(abs(expected), size), 'scalar'
-    close_l2(thinned(nchw(grad), golden.grad['gray']), golden.grad['gray'], 2e-3, 'input gradient')
+    # Rounding moves activations across the kink of a PReLU: the program's own spread says how much that is.
+    expected = golden.grad['gray']
+    within_spread([thinned(nchw(grad), expected) for _, grad in results], expected, what='input gradient')
     golden.check_all_used()
 
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.ops.resize import resize
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 from tests.parity.test_eg3d_networks import described_slice, nchw, nhwc
 
 

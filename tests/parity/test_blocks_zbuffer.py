@@ -10,7 +10,8 @@ from avatar_jax.render.rasterizer import (
     secc,
     zbuffer_integer,
 )
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 
 def _same_faces(actual, expected, ambiguous, what):

@@ -9,7 +9,8 @@ import numpy as np
 from avatar_jax.methods.eg3d.augment import AugmentConfig, PercentileDraws, augment
 from avatar_jax.methods.eg3d.augment.corrupt import BANK
 from avatar_jax.methods.eg3d.augment.geometry import FILTER
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 from tests.parity.test_eg3d_networks import VALUE, nchw, nhwc
 
 

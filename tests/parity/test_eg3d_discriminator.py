@@ -11,7 +11,8 @@ from avatar_jax.convert.layout import from_torch, to_torch
 from avatar_jax.models.discriminator import DualDiscriminator
 from avatar_jax.models.mapping import MappingNetwork
 from avatar_jax.ops.resize import filtered_resizing
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 from tests.parity.test_eg3d_networks import GRADIENT, VALUE, compare_gradients, described_slice, nchw, nhwc
 
 

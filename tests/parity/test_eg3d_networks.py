@@ -21,7 +21,8 @@ from avatar_jax.ops import resample
 from avatar_jax.ops.activations import bias_act
 from avatar_jax.ops.modulated import modulated_conv2d
 from avatar_jax.ops.resize import filtered_resizing
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 VALUE, GRADIENT = 2e-4, 3e-3  # of the largest magnitude
 

@@ -18,7 +18,8 @@ from avatar_jax.ops.grid_sample import (
 from avatar_jax.render import cameras, marching, rays, sampling, shape
 from avatar_jax.render.config import RenderConfig
 from avatar_jax.render.renderer import render_rays
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 VALUE, IMAGE, GRAD = 2e-4, 5e-4, 3e-3  # max abs error / max abs value
 

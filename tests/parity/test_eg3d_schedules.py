@@ -7,7 +7,8 @@ import numpy as np
 
 from avatar_jax.methods.eg3d import schedules as s
 from avatar_jax.train.optimizers import OptimizerConfig
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 
 @handles('eg3d', 'schedules')

@@ -11,7 +11,8 @@ from avatar_jax.methods.eg3d import phases, schedules
 from avatar_jax.methods.eg3d.config import DiscriminatorConfig, LossConfig
 from avatar_jax.methods.eg3d.losses import DensityDraws, Pair, PoseDraws, SynthesisDraws, real_pair
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 from tests.parity.test_eg3d_networks import GRADIENT, VALUE, nchw, nhwc
 from tests.parity.test_eg3d_triplane import NETWORK, draws_of, to_torch_shapes
 

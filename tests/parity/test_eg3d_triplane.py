@@ -11,7 +11,8 @@ import numpy as np
 from avatar_jax.convert.layout import from_torch, to_torch
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
 from avatar_jax.render.sampling import RenderDraws
-from tests.parity.golden import close, handles, root
+from tests.comparison import close
+from tests.parity.golden import handles, root
 
 VALUE, IMAGE, GRAD = 2e-4, 5e-4, 3e-3  # max abs error / max abs value
 NETWORK = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'sr_num_fp16_res', 'mapping_kwargs',

@@ -12,8 +12,9 @@ from avatar_jax.faces import alignment, camera_labels, coefficients, lighting, p
 from avatar_jax.faces.bfm import BFM, FaceCamera
 from avatar_jax.faces.bfm_transfer import parse_expression_pca, transfer
 from avatar_jax.faces.ict import ICT
+from tests.comparison import close
 from tests.parity import golden as g
-from tests.parity.golden import close, handles
+from tests.parity.golden import handles
 
 GEOMETRY, PIXELS, GRADIENT = {'atol': 1e-5}, {'atol': 1e-3}, {'scale': 1e-3}
 

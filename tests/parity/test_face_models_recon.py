@@ -6,7 +6,8 @@ import numpy as np
 
 from avatar_jax.convert.layout import from_torch, to_torch
 from avatar_jax.faces import recon, recon_losses
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 GRADIENT = {'scale': 1e-3}
 

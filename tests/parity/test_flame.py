@@ -9,7 +9,8 @@ import numpy as np
 from avatar_jax.faces.base import MorphableModel
 from avatar_jax.faces.camera_fit import Detected, FitConfig, first_camera, fit_camera, landmarks_of, project, terms
 from avatar_jax.faces.flame import FLAME, rodrigues
-from tests.parity.golden import close, handles, load
+from tests.comparison import close
+from tests.parity.golden import handles, load
 
 VALUE, GRADIENT = {'atol': 1e-5, 'rtol': 1e-5}, {'scale': 1e-4}
 

@@ -14,7 +14,8 @@ from avatar_jax.ops.activations import normalize_2nd_moment
 from avatar_jax.ops.grid_sample import sample_planes, sample_planes_mean
 from avatar_jax.ops.knn import nearest, squared_distances
 from avatar_jax.ops.resize import double, resize
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 NET = {'scale': 3e-6}
 GRADIENT = {'scale': 1e-5}

@@ -15,8 +15,9 @@ from avatar_jax.methods.gpavatar.cameras import to_screen
 from avatar_jax.methods.gpavatar.config import GPAvatarConfig, LossConfig, ModelConfig
 from avatar_jax.methods.gpavatar.release import state_dict, to_flat, variables_of
 from avatar_jax.train.optimizers import OptimizerConfig
+from tests.comparison import close
 from tests.parity import golden as g
-from tests.parity.golden import close, handles
+from tests.parity.golden import handles
 from tests.parity.test_gpavatar_blocks import nchw, nhwc
 
 SCALAR = {'rtol': 3e-6, 'atol': 1e-7}

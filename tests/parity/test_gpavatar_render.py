@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from avatar_jax.methods.gpavatar import cameras, render
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 DEPTH = {'atol': 1e-5}
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.eval import distributions, faces, image, sync
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 SINGLE, DOUBLE = {'rtol': 1e-4}, {'rtol': 1e-6}
 

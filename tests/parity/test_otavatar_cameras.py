@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.faces import camera_labels, windows
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 
 @handles('otavatar', 'camera_labels')

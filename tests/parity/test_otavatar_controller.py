@@ -17,7 +17,8 @@ from avatar_jax.methods.otavatar.controller import (
     orthogonal_basis,
     to_release_keys,
 )
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 from tests.parity.slices import thinned
 
 

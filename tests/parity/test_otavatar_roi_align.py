@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.ops.roi_align import roi_align, roi_align_indexed
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 ATOL = 5e-5
 

@@ -17,7 +17,8 @@ from avatar_jax.inversion.decoupling import DecouplingConfig, Objective, Optimiz
 from avatar_jax.inversion.invert import StageConfig, Transforms, run_stage
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState
-from tests.parity.golden import close, handles
+from tests.comparison import close
+from tests.parity.golden import handles
 
 PRECISIONS = pytest.mark.parametrize('precision', ['float64', 'float32'])
 
