@@ -1,9 +1,8 @@
 """All tests run on the CPU, share compiled programs through a cache folder outside the project, and compile quickly.
 
-Compilation is most of the suite's time. Two switches halve it: tests that check logic compile with optimisations off
-(``quick_compilation``), and XLA's older, quicker way of making loops is used where ``XLA_FLAGS`` is not set. The parity
-tests always compile with optimisations; ``.ci/run`` runs them a second time with ``XLA_FLAGS`` set, thus compiled the
-way users' programs are.
+Compilation is most of the suite's time. Without ``XLA_FLAGS``, two switches make a third of it: no optimisations
+(``compilation``), and XLA's older, quicker way of making loops. With ``XLA_FLAGS``, whatever they are, XLA's
+own way is used, and the parity tests are optimised: compiled as users' programs are. ``.ci/run`` does both.
 """
 
 import ctypes
@@ -33,16 +32,19 @@ def _xla_knows(flag: str) -> bool:
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'avatar_jax_tests_{os.getuid()}'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
-if 'XLA_FLAGS' not in os.environ and _xla_knows(_OLDER_LOOPS):
+# The processes of pytest-xdist inherit what the first one decided.
+_AS_USERS = os.environ.setdefault('AVATAR_TESTS_AS_USERS', '1' if os.environ.get('XLA_FLAGS') else '')
+if not _AS_USERS and not os.environ.get('XLA_FLAGS') and _xla_knows(_OLDER_LOOPS):
     os.environ['XLA_FLAGS'] = f'--{_OLDER_LOOPS}=false'
 
 
 @pytest.fixture(scope='module', autouse=True)
-def quick_compilation(request):
-    """Compiles without optimisations outside ``tests/parity``, and frees a file's programs after its last test."""
+def compilation(request):
+    """Chooses whether XLA optimises, and frees a file's programs after its last test."""
     import jax
 
-    jax.config.update('jax_disable_most_optimizations', 'tests.parity' not in request.module.__name__)
+    optimised = bool(_AS_USERS) and request.module.__name__.startswith('tests.parity.')
+    jax.config.update('jax_disable_most_optimizations', not optimised)
     yield
     jax.clear_caches()
     gc.collect()

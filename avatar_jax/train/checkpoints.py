@@ -177,7 +177,11 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         step = self._resolve(step)
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
+        except Exception as error:  # Orbax reports damage by many types
+            where, remedy = self._where_and_remedy(step)
+            raise UserError(f'{where} is damaged (no configuration); {remedy}') from error
 
     def check_config(self, step: int | None = None) -> None:
         """Raises ``UserError`` naming the first field in which this run's config differs from the checkpoint's."""
@@ -224,12 +228,14 @@ class Checkpoints:
             raise UserError(f'{self.folder}: no checkpoint of step {step}; there are: {have}')
         return step
 
+    def _where_and_remedy(self, step: int) -> tuple[str, str]:
+        others = [s for s in self.steps() if s != step]
+        return f'{self.folder}: checkpoint {step}', f'resume from step {others[-1]}' if others else 'start again'
+
     def _restore_verified(self, template: PyTree, step: int, partial: bool = False) -> PyTree:
         import orbax.checkpoint as ocp
 
-        where = f'{self.folder}: checkpoint {step}'
-        others = [s for s in self.steps() if s != step]
-        remedy = f'resume from step {others[-1]}' if others else 'start again'
+        where, remedy = self._where_and_remedy(step)
         try:
             stored = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))['manifest']
         except Exception as error:  # Orbax reports damage by many types
@@ -246,6 +252,7 @@ class Checkpoints:
             raise UserError(f'{where} also has {min(set(expected) - set(names))}; it belongs to another program')
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
         try:
+            _read_one_by_one(self.folder / str(step) / 'state', names)
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # about shardings, which numpy targets do not have
                 if partial:
@@ -263,6 +270,22 @@ class Checkpoints:
             if _crc(np.asarray(leaf)) != expected[name]['crc32']:
                 raise UserError(f'{where} is damaged ({name} does not match its checksum); {remedy}')
         return jax.tree.map(np.asarray, state)
+
+
+def _read_one_by_one(folder: Path, names: Sequence[str]) -> None:
+    """Reads the arrays of a state one after the other and drops them; raises at damage.
+
+    Orbax starts all reads at once and closes its event loop at the first that fails. Those still under way then report
+    to a closed loop, an exception that nobody can catch. So Orbax is only given files that can be read.
+    """
+    import tensorstore
+
+    store = {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{folder}/'}}
+    keys = set(tensorstore.KvStore.open(store).result().list().result())
+    for name in (name.replace('/', '.') for name in names):
+        if f'{name}/.zarray'.encode() in keys:  # otherwise stored in another way: Orbax knows
+            spec = {'driver': 'zarr', 'kvstore': {**store, 'path': f'{name}/'}, 'fill_missing_data_reads': False}
+            tensorstore.open(spec).result().read().result()
 
 
 def _disk_reason(error: Exception) -> str | None:

@@ -1,6 +1,7 @@
 """The four training phases against reference numbers: logits, penalties, gradients, the moved mean style row."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -89,9 +90,11 @@ def test_training_loss(golden):
             mine = gains[phase] * flat[key.removeprefix(f'{phase}/{prefix}')]
             close(mine, golden.grad[key], scale=GRADIENT, what=f'grad {key}')
 
-    run = jax.jit(jax.value_and_grad(
-        lambda p: phases.generator_main(setting, p, d, buffers, generated('Gmain'), probability, sigma), has_aux=True))
-    (_, terms), grads = run(g['params'])
+    # All numbers are arguments: XLA works out what follows from constants while it compiles, and slowly.
+    def run(phase, *args):
+        return jax.jit(jax.value_and_grad(partial(phase, setting), has_aux=True))(*args)
+
+    (_, terms), grads = run(phases.generator_main, g['params'], d, buffers, generated('Gmain'), probability, sigma)
     close(terms['logits'], golden.out['Gmain/logits0'], scale=VALUE, what='Gmain logits')
     check('Gmain', 'G.', grads)
 
@@ -104,25 +107,18 @@ def test_training_loss(golden):
         steps = jnp.asarray(inp['Greg/perturb_normal']) if 'Greg/perturb_normal' in inp else None
         draws = phases.RegularDraws(z, c, pose(inp['Greg/swap']), pose(inp.get('Greg/swap2', inp['Greg/swap'])),
                                     DensityDraws(points, steps, second))  # fmt: skip
-        run = jax.jit(jax.value_and_grad(
-            lambda p: phases.generator_reg(setting, p, buffers, draws, probability, jnp.zeros(())), has_aux=True))
-        (_, terms), grads = run(g['params'])
+        (_, terms), grads = run(phases.generator_reg, g['params'], buffers, draws, probability, jnp.zeros(()))
         close(terms['l1'] / gen.rendering.density_reg, golden.out['Greg/l1_0'], rtol=VALUE, what='l1')
         check('Greg', 'G.', grads)
 
-    run = jax.jit(jax.value_and_grad(
-        lambda p: phases.discriminator_main(setting, p, g, real, real_c, generated('Dmain'), probability, sigma),
-        has_aux=True))
-    (_, terms), grads = run(d)
+    (_, terms), grads = run(phases.discriminator_main, d, g, real, real_c, generated('Dmain'), probability, sigma)
     close(terms['logits_fake'], golden.out['Dmain/logits0'], scale=VALUE, what='Dmain fake')
     close(terms['logits_real'], golden.out['Dmain/logits1'], scale=VALUE, what='Dmain real')
     w_avg = terms['ema_stats']['backbone']['mapping']['w_avg']
     close(w_avg, golden.out['Dmain/w_avg_after'], scale=VALUE, what='w_avg')
     check('Dmain', 'D.', grads)
 
-    run = jax.jit(jax.value_and_grad(
-        lambda p: phases.discriminator_reg(setting, p, real, real_c, sigma), has_aux=True))
-    (_, terms), grads = run(d)
+    (_, terms), grads = run(phases.discriminator_reg, d, real, real_c, sigma)
     close(terms['logits'], golden.out['Dreg/logits0'], scale=VALUE, what='Dreg logits')
     close(terms['penalty'], golden.out['Dreg/r1_penalty'], scale=VALUE, what='penalty')
     stored = golden.out['Dreg/r1_grad_raw_strided']

@@ -152,6 +152,8 @@ def to_torch_shapes(template):
 @handles('eg3d', 'triplane_full')
 def test_triplane_full_size(golden):
     config, seed = config_of(golden), golden.config['SEED']
+    # In chunks: all rays at once would take more memory than a test may have.
+    config = config.replace(rendering={'ray_chunk': 512})
     model = TriPlaneGenerator(config)
     variables = from_torch(formula_weights(jax.eval_shape(lambda: init_generator(config, jax.random.key(0))), seed))
     z = np.random.RandomState(seed).randn(1, config.z_dim).astype(np.float32)
