@@ -1,8 +1,8 @@
 """All tests run on the CPU, share compiled programs through a cache folder outside the project, and compile quickly.
 
-Compilation is most of the suite's time. Without ``XLA_FLAGS``, two switches make a third of it: no optimisations
-(``compilation``), and XLA's older, quicker way of making loops. With ``XLA_FLAGS``, whatever they are, XLA's
-own way is used, and the parity tests are optimised: compiled as users' programs are. ``.ci/run`` does both.
+Compilation is most of the suite's time. Where ``XLA_FLAGS`` is not set, two flags halve it: few optimisations, and
+XLA's older way of making loops. Where it is set, to whatever, programs are compiled as users' are. ``.ci/run`` runs the
+parity tests in both ways.
 """
 
 import ctypes
@@ -32,27 +32,18 @@ def _xla_knows(flag: str) -> bool:
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'avatar_jax_tests_{os.getuid()}'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
-# The processes of pytest-xdist inherit what the first one decided.
-_AS_USERS = os.environ.setdefault('AVATAR_TESTS_AS_USERS', '1' if os.environ.get('XLA_FLAGS') else '')
-if not _AS_USERS and not os.environ.get('XLA_FLAGS') and _xla_knows(_OLDER_LOOPS):
-    os.environ['XLA_FLAGS'] = f'--{_OLDER_LOOPS}=false'
+if not os.environ.get('XLA_FLAGS') and _xla_knows(_OLDER_LOOPS):
+    os.environ['XLA_FLAGS'] = f'--{_OLDER_LOOPS}=false --xla_backend_optimization_level=1'
 
 
 @pytest.fixture(scope='module', autouse=True)
-def compilation(request):
-    """Chooses whether XLA optimises, and frees a file's programs after its last test."""
+def free_programs():
+    """Frees a file's compiled programs after its last test, and gives their memory back to the system."""
     import jax
 
-    optimised = bool(_AS_USERS) and request.module.__name__.startswith('tests.parity.')
-    jax.config.update('jax_disable_most_optimizations', not optimised)
     yield
     jax.clear_caches()
     gc.collect()
-    _return_memory()
-
-
-def _return_memory() -> None:
-    """Gives freed memory back to the system, where the C library can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # only glibc has it
     if trim is not None:
         trim(0)

@@ -268,9 +268,7 @@ run({folder!r}, 60, resume=True, batches=slow)
 def start_run(folder, delay=0.02):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = SCRIPT.format(root=root, folder=str(folder), delay=delay)
-    # Compiled like the programs of this process: the numbers are compared to the last bit.
-    quick = str(jax.config.jax_disable_most_optimizations)
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': quick}
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
     return subprocess.Popen([sys.executable, '-c', code], env=environment, stderr=subprocess.PIPE, text=True)
 
 

@@ -65,6 +65,9 @@ _permute.defvjp(_permute_fwd, _permute_bwd)
 def sort_order(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The stable ascending order of the last axis, and each entry's rank in it (the inverse permutation)."""
     count = values.shape[-1]
+    # Compilers work values out again wherever they are used, now and then rounded otherwise. Ranks that come of such
+    # comparisons are no permutation, so the numbers are fixed first.
+    values = jax.lax.optimization_barrier(values)
     if count > _COUNTED:
         order = jnp.argsort(values, axis=-1)
         return order, jnp.argsort(order, axis=-1)
@@ -103,7 +106,7 @@ def _march_rays(decode, planes, config, origins, directions, limits, draws):
         fine_colors, fine_density = look(fine, draws.density_fine)
         both = jnp.concatenate([depths, fine], -1)
         order, inverse = sort_order(both)
-        depths = jnp.take_along_axis(both, order, -1)
+        depths = jnp.take_along_axis(both, order, -1, mode='promise_in_bounds')
         density = _permute(jnp.concatenate([density, fine_density], -1), order, inverse)
         weights = marching.interval_weights(density, depths)
         # Carrying the weights back to the unsorted samples is far cheaper than sorting all the colours.
