@@ -1,6 +1,7 @@
 """Resampling, layers, mapping, synthesis and super-resolution against reference numbers."""
 
 import re
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +205,17 @@ def test_mapping(golden):
     golden.check_all_used()
 
 
+@cache
+def float16_compiles() -> bool:
+    """Whether XLA can convert to float16: on processors without F16C it ends with an unknown symbol."""
+    try:
+        jax.jit(lambda x: x.astype(jnp.float16))(jnp.ones(2))
+    except jax.errors.JaxRuntimeError as error:
+        assert 'Failed to materialize symbols' in str(error)
+        return False
+    return True
+
+
 @handles('eg3d', 'modulated_conv2d')
 def test_modulated_conv2d(golden):
     x, styles = nhwc(golden.inp['x']), jnp.asarray(golden.inp['styles'])
@@ -224,7 +236,7 @@ def test_modulated_conv2d(golden):
             gx, gw, gs = jax.jit(jax.grad(lambda *a: ramp_loss(run(*a)), (0, 1, 2)))(x, w, styles)
             for name, g in (('x', nchw(gx)), ('weight', oihw(gw)), ('styles', gs)):
                 close(g, golden.grad[f'case{i:02d}/{name}'], scale=GRADIENT, what=f'grad case {i} {name}')
-    if 'fp16_case' in golden.out:
+    if 'fp16_case' in golden.out and float16_compiles():
         y = modulated_conv2d(
             (100 * x).astype(jnp.float16),
             50 * hwio(golden.inp['weight3']),
@@ -236,7 +248,7 @@ def test_modulated_conv2d(golden):
         )
         assert y.dtype == jnp.float16
         close(nchw(y).astype(np.float32), golden.out['fp16_case'], scale=1e-2, what='fp16')
-    golden.check_all_used()
+    golden.check_all_used(ignore=() if float16_compiles() else ('out/fp16_case',))
 
 
 @handles('eg3d', 'synthesis_block')
