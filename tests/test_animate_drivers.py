@@ -68,6 +68,7 @@ def tracker(monkeypatch):
     return known
 
 
+@pytest.mark.slow
 def test_numbers(animate, place, capsys):
     assert animate('--slider', 'jaw_open=0.6', 'blink_l=1', 'yaw=20', '--frames', '3') == 0
     assert len(list(VideoReader(place / 'v.mp4'))) == 3
@@ -186,6 +187,7 @@ class Faces:
             yield VideoFrame(k, 1.0 + k / self.fps, rgb)
 
 
+@pytest.mark.slow
 def test_the_default_tracker():
     """Angles and crops of a procedural head, one frame of which does not show it."""
     pictures, frames = [], Faces([-0.2, 0.0, 0.2, 0.3], empty=(1,))

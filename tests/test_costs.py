@@ -94,6 +94,7 @@ def test_gradients_in_parts_are_those_of_the_whole():
         value_and_grad_in_parts(loss, w, own, (x, keys), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', [False, True])
 def test_rematerialised_blocks_have_the_same_names_and_gradients(remat):
     backbone = SynthesisNetwork(8, 6, 32, 4, remat=remat)

@@ -37,6 +37,7 @@ def test_samples_depend_on_seed_split_and_index_alone(tmp_path):
     assert all(np.linalg.norm(o - b['identity'][0]) > 5 for o in others)
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_shards(tmp_path):
     one = generate(TINY, tmp_path / 'one', 0, 4, shard=2, progress=False)
     two = generate(TINY, tmp_path / 'two', 0, 4, shard=2, workers=2, progress=False)

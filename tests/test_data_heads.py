@@ -108,6 +108,7 @@ def test_evaluation_clips_are_held_out_and_reenact():
 # --- the TFDS data set -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_built_records_are_the_rendered_clips(built):
     source = BuiltFrames(built, 'train')
     table = source.table
@@ -143,6 +144,7 @@ def test_full_records_through_tfds(built):
     assert not set(load_table(built, 'train').name) & set(table.name)
 
 
+@pytest.mark.slow
 def test_building_is_deterministic_and_finds_what_is_there(built, tmp_path, capsys):
     assert build('tiny', built.parents[2], progress=False) == built  # already there
     again = build('tiny', tmp_path, progress=False, workers=2)

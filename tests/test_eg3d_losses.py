@@ -32,6 +32,7 @@ def test_blur_is_the_filter_with_its_taps(sigma):
     np.testing.assert_allclose(L.blur(x, sigma), expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_augmentation_belongs_to_the_sample_and_is_nothing_at_p_zero():
     config, x = AugmentConfig.preset('bgc'), images(4)
     keys = jax.random.split(jax.random.key(0), 4)
@@ -46,6 +47,7 @@ def test_augmentation_belongs_to_the_sample_and_is_nothing_at_p_zero():
     assert np.abs(np.asarray(augment(others, x, 1.0, KeyDraws(keys)) - x)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_mirror_is_exact_in_the_middle_and_differentiable():
     config = AugmentConfig(xflip=1, rotate90=1)
     inverse = inverse_map(config, 1.0, KeyDraws(jax.random.split(jax.random.key(1), 64)), 64, (8, 8))

@@ -69,6 +69,7 @@ def oracle():
     )
 
 
+@pytest.mark.slow
 def test_case_is_what_it_says(case, clips):
     portrait = case.portrait
     assert portrait.image.shape == (48, 48, 3) and portrait.basis == 'procedural'
@@ -124,6 +125,7 @@ def cases_channel(name):
     return EXPRESSION_NAMES.index(name)
 
 
+@pytest.mark.slow
 def test_a_perfect_method(case, renderer):
     result = protocols.run_case(case, *renderer(), oracle(), batch=4)
     s = result.scores
@@ -233,6 +235,7 @@ def test_bank_without_weights_offers_nothing():
     assert all(text.startswith('unavailable: needs') for text in found.report().values())
 
 
+@pytest.mark.slow
 def test_bank_with_the_stand_ins(case):
     import jax
 

@@ -148,6 +148,7 @@ def test_perception_option():
             launcher.named_files([wrong])
 
 
+@pytest.mark.slow
 def test_otavatar_from_a_weight_file(tmp_path, capsys):
     """The subcommand on a generator of a few thousand untrained parameters: one person, two frames."""
     import argparse

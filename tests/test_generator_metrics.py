@@ -97,6 +97,7 @@ def test_the_truth_of_a_latent_has_depth_and_mask():
     assert 2 < np.median(depth[mask > 0.5]) < 3.3
 
 
+@pytest.mark.slow
 def test_the_command_scores_a_weight_file(tmp_path, capsys):
     config = tiny_run().generator
     variables = jax.tree.map(np.asarray, init_generator(config, jax.random.key(0)))

@@ -45,6 +45,7 @@ def motion(frames, seed=0):
 # ------------------------------------------------------------------------------------------- exact rearrangements
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('normalise', ['samples', 'neighbours'])
 def test_rays_in_portions_give_the_same_picture(variables, normalise):
     """Also where weights are normalised over all samples of a call: their sums are taken first, over everything."""
@@ -104,6 +105,7 @@ def test_the_field_costs_a_third_and_is_the_same():
     assert costs[0][0] < 0.45 * costs[1][0], [c for c, _ in costs]
 
 
+@pytest.mark.slow
 def test_a_field_of_points_and_coefficients_is_their_sum(variables):
     rng = np.random.default_rng(0)
     both = dataclasses.replace(CONFIG.method.field, kind='both', normalise='neighbours')
@@ -181,6 +183,7 @@ def test_canonical_frame_of_a_frontal_camera_is_the_picture():
 # ------------------------------------------------------------------------------------------------------ whole avatars
 
 
+@pytest.mark.slow
 def test_avatar_of_portraits(variables, tmp_path):
     one, two = portrait(0), portrait(1)
     avatar = model.build(variables, CONFIG, [one, two])
@@ -226,6 +229,7 @@ def test_bad_portraits(variables):
         model.build(variables, own, portrait().replace(shape=np.zeros(7)))
 
 
+@pytest.mark.slow
 def test_fusion_kinds_add_up():
     rng = np.random.default_rng(0)
     planes = jnp.asarray(rng.normal(size=(1, 3, 3, 4, 4, 8)), jnp.float32)
@@ -260,6 +264,7 @@ def small_flame(vertices=70):
     })  # fmt: skip
 
 
+@pytest.mark.slow
 def test_flame_moves_the_points(monkeypatch, tmp_path):
     config = dataclasses.replace(CONFIG, basis='flame-2020')
     found = mesh.load_mesh(config, small_flame())

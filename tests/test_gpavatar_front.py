@@ -63,6 +63,7 @@ def test_front_of_a_tilted_square():
         front.front_surface(small + 5, SQUARE, SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('yaw', [0.0, 0.6, -0.6])
 def test_features_keep_their_places(yaw):
     """The canonical picture shows at (x, y) what stands there, from wherever the portrait was taken; the plane z = 0 does not."""
@@ -118,6 +119,7 @@ def test_more_points_where_the_mesh_is_strained():
     assert not np.array_equal(own['mean'], mesh.load_mesh(ModelConfig.tiny())['mean'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['points', 'expression', 'both'])
 def test_networks_see_the_canonical_picture_of_the_mean_head(kind):
     config = ModelConfig.tiny(warp_surface='head', field__kind=kind, head__plane_channels=4)
@@ -138,6 +140,7 @@ def test_networks_see_the_canonical_picture_of_the_mean_head(kind):
     np.testing.assert_array_equal(planes[..., :3], without[..., :3])
 
 
+@pytest.mark.slow
 def test_flame_has_a_front_and_strain_too():
     config = ModelConfig.tiny(warp_surface='head', field__choice='strained')
     found = mesh.load_mesh(dataclasses.replace(config, basis='flame-2020', plane_skip=False), small_flame())

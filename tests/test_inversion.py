@@ -168,6 +168,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_schedules_equal_a_plain_loop(name):
     config = CASES[name]
@@ -207,6 +208,7 @@ def test_super_resolution_terms_appear_only_in_its_steps():
     assert metrics['inner/loss'].shape == (8,)
 
 
+@pytest.mark.slow
 def test_codes_of_a_batch_do_not_see_each_other():
     """Without the common clipping, a sample's code in a batch of three is its code in a batch of one."""
     config = DecouplingConfig(identity_steps=6, controller_steps=0, sr_steps=2, clip_scope='sample', refine='off')
@@ -245,6 +247,7 @@ ROWS = jnp.broadcast_to(W_AVG, (3, D))
 TARGETS = jnp.asarray([[1.0, 0, -1, 0.5], [0.2, 0.1, 0, -0.1], W_AVG])
 
 
+@pytest.mark.slow
 def test_many_people_are_the_same_function_under_vmap():
     stages = (StageConfig('w', 30, 5), StageConfig('w+', 20, 5))
 
@@ -303,6 +306,7 @@ def row_loss(code, bias, key, sr):
     return error + (bias**2).sum(), {'error': error}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('clip', [None, 0.5])
 def test_tied_rows_follow_a_single_shared_row(clip):
     def shared(code, bias, key, sr):
@@ -317,6 +321,7 @@ def test_tied_rows_follow_a_single_shared_row(clip):
         np.testing.assert_allclose(tied.curve, single.curve, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('early_stop', [False, True])
 def test_steps_in_pieces_give_the_same_numbers(early_stop):
     stage = StageConfig('w+', 24, 8, early_stop=early_stop, tolerance=0.05, patience=6)
@@ -388,6 +393,7 @@ def compare_devices():
     print('devices agree')
 
 
+@pytest.mark.slow
 def test_one_two_and_four_devices_make_the_same_sgd_updates():
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'}

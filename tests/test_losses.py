@@ -140,6 +140,7 @@ def test_local_loss_looks_at_mouth_and_eyes_alone(rng):
     assert float(local_loss(at_eye, mouth_only)) == 0
 
 
+@pytest.mark.slow
 def test_image_terms_batch_equals_mean_of_people(rng):
     bank, config = PerceptionBank(), LossConfig(pixel=1.0, perceptual_scales_sr=2)
     image = jnp.asarray(rng.uniform(-1, 1, (3, 32, 32, 3)), jnp.float32)

@@ -65,6 +65,7 @@ def generator():
     return filled(G, ws), ws
 
 
+@pytest.mark.slow
 def test_initial_values():
     layer = jax.jit(FullyConnected(400, lr_multiplier=0.01, bias_init=1.0).init)(KEYS, normal(1, 100))['params']
     assert abs(float(layer['weight'].std()) - 100) < 2 and bool((layer['bias'] == 1).all())
@@ -142,6 +143,7 @@ def test_layout_errors_name_the_entries():
         from_torch({**good, 'a.weight': np.zeros((2, 3))}, template)
 
 
+@pytest.mark.slow
 def test_noise_modes(generator):
     variables, ws = generator
 
@@ -177,6 +179,7 @@ def test_clamp_is_active_in_float32(generator):
     assert 0 < float(jnp.abs(y).max()) <= 0.1 + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_close_and_keeps_float32_parameters(generator, dtype):
     variables, ws = generator
@@ -254,6 +257,7 @@ def small_superresolution(variant, side, **options):
     return net, filled(net, rgb, x, ws), rgb, x, ws
 
 
+@pytest.mark.slow
 def test_superresolution_uses_the_last_style_row_and_resizes():
     net, variables, rgb, x, ws = small_superresolution('2X', 4)
     y = apply(net, variables, rgb, x, ws)
@@ -269,6 +273,7 @@ def test_superresolution_uses_the_last_style_row_and_resizes():
         net.apply(variables, rgb[:, :2], x, ws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('variant', 'side', 'changes'), [('2X', 8, True), ('2X', 4, False), ('8X', 4, False)])
 def test_raw_image_as_the_release_reports_it(variant, side, changes):
     net, variables, rgb, x, ws = small_superresolution(variant, side)

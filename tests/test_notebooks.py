@@ -16,6 +16,7 @@ def test_there_are_notebooks():
     assert SOURCES
 
 
+@pytest.mark.slow
 @pytest.mark.notebooks
 @pytest.mark.parametrize('source', SOURCES, ids=lambda p: p.stem)
 def test_source_runs(source):

@@ -82,12 +82,14 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('x_shape', 'w_shape', 'ours', 'reference'), CASES)
 def test_derivatives_agree_with_xla(x_shape, w_shape, ours, reference):
     x, w = arrays(x_shape, w_shape)
     assert_same(derivatives(ours)(x, w), derivatives(reference)(x, w))
 
 
+@pytest.mark.slow
 def test_many_pixels_of_few_channels():
     """Large narrow strided convolutions take their kernel gradient from matrix products."""
     x, w = arrays((2, 97, 97, 2), (3, 3, 2, 3))
@@ -97,6 +99,7 @@ def test_many_pixels_of_few_channels():
     assert_same(derivatives(conv2d_transpose)(x, w), derivatives(reference)(x, w))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kernel', 'pads'), [((3, 3), ((1, 1), (1, 1))), ((2, 4), ((0, 1), (3, 0))), ((1, 3), ((0, 0), (0, 2)))])
 def test_kernel_gradients_of_large_images(kernel, pads):
     """From 1,024 pixels on they are one matrix product per image."""

@@ -43,6 +43,7 @@ def random_cases():
         yield f, tuple(map(int, up)), tuple(map(int, down)), tuple(map(int, rng.randint(-2, 6, 4))), bool(i % 2), i
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('f', 'up', 'down', 'pads', 'flip', 'seed'), list(random_cases()))
 def test_upfirdn_is_its_definition(f, up, down, pads, flip, seed):
     x = np.random.RandomState(seed).randn(2, 6, 7, 2)
@@ -88,6 +89,7 @@ def test_half_precision_is_rounded_once():
     np.testing.assert_array_equal(y, resample.filter2d(x.astype(jnp.float32), f).astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('up', 'down', 'k', 'flip'), [(2, 1, 3, False), (1, 2, 3, True), (2, 2, 3, True), (3, 1, 5, True)])
 def test_conv2d_resample_is_resampling_and_convolution(up, down, k, flip):
     x = jnp.asarray(RNG.randn(1, 6, 6, 2), jnp.float32)
@@ -183,6 +185,7 @@ def test_antialiased_resizing_is_the_one_of_jax(method, size, new_size):
     np.testing.assert_allclose(resize(x, (new_size, 4), method, antialias=True), y, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [(2, 5, 7, 3), (1, 2, 2), (4, 1, 1)])
 def test_doubling_is_resizing_with_its_derivatives(shape):
     x = jnp.asarray(RNG.randn(*shape), jnp.float32)

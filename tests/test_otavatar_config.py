@@ -102,6 +102,7 @@ def test_inversion_stages():
 # ---------------------------------------------------------------------------------------------------------- controller
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'changes',
     [
@@ -149,6 +150,7 @@ def test_full_size_controller_has_the_published_number_of_parameters():
     assert count(mlp_shared=False) == 869_420 + 4 * (256 * 256 + 256)
 
 
+@pytest.mark.slow
 def test_controller_initialisation():
     params = Controller().init(jax.random.key(1), jnp.zeros((1, 27, 70)))['params']
     weight = params['mapping_3DMM']['encoder0']['1']['weight']

@@ -36,6 +36,7 @@ def some_avatar(seed=0):
                   source=f'person {seed}')  # fmt: skip
 
 
+@pytest.mark.slow
 def test_many_people_side_by_side_equal_one_person_alone():
     key, calls = jax.random.key(3), []
     portraits = [portrait(0), portrait(1).replace(mask=None)]
@@ -70,6 +71,7 @@ def test_many_people_side_by_side_equal_one_person_alone():
         invert.interpolate_avatars(tuned.avatar, found[1].avatar, 0.5)
 
 
+@pytest.mark.slow
 def test_frames_do_not_depend_on_how_they_are_grouped():
     avatar, m = some_avatar(), motion(5)
     labels = animation.camera_labels('track', CONFIG, avatar, m)
@@ -157,6 +159,7 @@ def test_model_files(tmp_path):
         registry.load_model('no_such_weights')
 
 
+@pytest.mark.slow
 def test_commands_from_a_picture_to_a_video(tmp_path, capsys):
     """invert and animate through the command line: outputs, provenance, skipped pictures, mistakes."""
     from PIL import Image

@@ -150,6 +150,7 @@ def trained(tmp_path_factory):
     return out, config, data, held_out, report
 
 
+@pytest.mark.slow
 def test_training_learns_and_reports_on_people_it_never_saw(trained):
     out, _, _, _, report = trained
     assert json.loads((out / 'report.json').read_text())['held_out'] == report['held_out']

@@ -182,6 +182,7 @@ def scene_of(*placed):
     return np.asarray(canvas)
 
 
+@pytest.mark.slow
 def test_several_faces(tmp_path):
     alike = save(tmp_path / 'alike.png', scene_of((3, 20, 30, 256), (1, 350, 30, 256)))
     with pytest.raises(UserError, match='2 faces of similar size .* choose one with --face'):

@@ -217,6 +217,7 @@ def test_blink_hides_the_eyes_and_gaze_moves_the_irises():
     assert dark[-1] + 4 < dark[0] < dark[1] - 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [n for n in EXPRESSION_NAMES if n != 'neck_tense'])
 def test_every_component_is_visible(name):
     base, moved = _render(MEAN), _render(MEAN, {name: 1})

@@ -72,6 +72,7 @@ def saved(out):
     return sorted(int(p.name) for p in (out / 'checkpoints').iterdir() if p.name.isdigit())
 
 
+@pytest.mark.slow
 def test_runs_of_one_two_and_four_processes_go_on_from_each_other(tmp_path):
     whole, moved, killed = (tmp_path / n for n in ('whole', 'moved', 'killed'))
     (text,) = finish(start(whole))
@@ -106,6 +107,7 @@ def test_runs_of_one_two_and_four_processes_go_on_from_each_other(tmp_path):
     assert_same(whole, killed)
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_work_together_say_why(tmp_path):
     waiting = start(tmp_path / 'a', 2, ids=[0], join_timeout=4) + start(tmp_path / 'b', 2, ids=[1], join_timeout=4)
     said = finish(waiting, 2)

@@ -9,6 +9,7 @@ from avatar_jax.models.triplane import GeneratorConfig
 from launch import benchmark
 
 
+@pytest.mark.slow
 def test_every_stage_is_measured(tmp_path):
     lines = []
     config = GeneratorConfig.tiny()

@@ -57,6 +57,7 @@ def test_nan_coordinates_read_nothing_and_options_are_checked():
         grid_sample(image, jnp.zeros((2, 3, 2)))
 
 
+@pytest.mark.slow
 def test_gradients_match_plain_differentiation_to_second_order():
     rng = np.random.default_rng(1)
     table = jnp.asarray(rng.normal(size=(9, 4)), jnp.float32)
@@ -94,6 +95,7 @@ def test_plane_lookup_uses_the_named_axes(axes):
     np.testing.assert_allclose(mean, out.mean(1), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_plane_gradients_match_differences():
     rng = np.random.default_rng(3)
     planes = rng.normal(size=(1, 3, 4, 4, 2))

@@ -30,6 +30,7 @@ def scene(resolution=4, batch=2):
     return planes, weight, decode, rays.sample_rays(poses, intrinsics, resolution)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('chunk', [1, 6, 14])  # less than one ray per image, a ragged rest, one chunk and a rest
 def test_chunks_change_nothing(chunk):
     planes, weight, decode, bundle = scene()
@@ -50,6 +51,7 @@ def test_chunks_change_nothing(chunk):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_empty_rays_get_the_farthest_depth_of_all_images():
     """A ray without weight reports the largest sampled depth of the batch, in whichever chunk and image it was."""
     densities = jnp.full((2, 3, 4, 1), -300.0).at[1].set(5.0)
@@ -109,6 +111,7 @@ def test_sort_order_is_stable_and_a_permutation(length):
     np.testing.assert_array_equal(jnp.take_along_axis(order, rank, -1), np.broadcast_to(np.arange(length), (3, length)))
 
 
+@pytest.mark.slow
 def test_keys_jitter_and_no_key_repeats():
     planes, weight, decode, bundle = scene()
     config = dataclasses.replace(CONFIG, density_noise=0.0)

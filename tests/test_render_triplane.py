@@ -36,6 +36,7 @@ def codes(count=2):
     return apply('mapping', z, labels), labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'most', 'rows'),
     [('ffhq512', 30_662_136, 14), ('afhq512', 30_662_136, 14), ('shapenet128', 29_587_512, 14), ('heads128', 3e6, 12),
@@ -54,6 +55,7 @@ def test_presets_build(name, most, rows):
     assert {k: v.shape for k, v in out.items()} == shapes
 
 
+@pytest.mark.slow
 def test_fast_initialisation_has_the_modules_distributions():
     label = cameras.frontal_label()
     slow = jax.eval_shape(TriPlaneGenerator(TINY).init, jax.random.key(0), jnp.zeros((1, TINY.z_dim)), label)
@@ -88,6 +90,7 @@ def test_fast_initialisation_has_the_modules_distributions():
                 np.testing.assert_array_equal(a[path].mean(), b[path].mean(), err_msg=str(path))
 
 
+@pytest.mark.slow
 def test_stages_compose_and_views_share_planes():
     ws, labels = codes()
     whole = apply('synthesis', ws, labels)
@@ -105,6 +108,7 @@ def test_stages_compose_and_views_share_planes():
     assert smaller['image_raw'].shape == (2, 8, 8, 3) and smaller['image'].shape == whole['image'].shape
 
 
+@pytest.mark.slow
 def test_randomness_is_explicit():
     ws, labels = codes()
     key = jax.random.key(8)
@@ -131,6 +135,7 @@ def test_conditioning_switches():
     np.testing.assert_allclose(apply('mapping', z, labels, config=halved), apply('mapping', z, labels / 2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_keeps_float32_outputs():
     ws, labels = codes()
     full, half = apply('synthesis', ws, labels), apply('synthesis', ws, labels, config=TINY.replace(dtype='bfloat16'))
@@ -140,6 +145,7 @@ def test_bfloat16_is_close_and_keeps_float32_outputs():
         assert 0 < error < 0.05, name
 
 
+@pytest.mark.slow
 def test_people_can_be_mapped_over():
     ws, labels = codes(3)
     model = TriPlaneGenerator(TINY)
@@ -154,6 +160,7 @@ def test_people_can_be_mapped_over():
         np.testing.assert_allclose(grads[i], grad, rtol=2e-3, atol=1e-4 * jnp.abs(grad).max())
 
 
+@pytest.mark.slow
 def test_density_is_that_of_the_renderer():
     ws, _ = codes(1)
     planes = apply('planes', ws)

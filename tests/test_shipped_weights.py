@@ -26,6 +26,7 @@ def shipped_model():
     return model.load_model(shipped('heads128'))
 
 
+@pytest.mark.slow
 def test_random_codes_make_different_heads_on_white(shipped_model):
     from data_pipelines.clips import evaluation_clips
 
@@ -48,6 +49,7 @@ def test_random_codes_make_different_heads_on_white(shipped_model):
     assert np.abs(image[0] - image[1]).mean() > 0.02
 
 
+@pytest.mark.slow
 def test_gpavatar_opens_eyes_that_one_of_two_portraits_shows():
     """A portrait with shut eyes alone does not say what is behind the lids; one more, with open eyes, does."""
     from avatar_jax.eval.image import psnr, to_unit
@@ -67,6 +69,7 @@ def test_gpavatar_opens_eyes_that_one_of_two_portraits_shows():
     assert both > alone + 0.5
 
 
+@pytest.mark.slow
 def test_gpavatar_moves_lids():
     """What a blink changes in the avatar, as a share of what it changes in the true picture, apart from a pixel or two."""
     from scipy.ndimage import gaussian_filter
@@ -84,6 +87,7 @@ def test_gpavatar_moves_lids():
     assert min(shares) > 0 and np.mean(shares) > 0.2
 
 
+@pytest.mark.slow
 def test_gpavatar_shows_unseen_people_and_more_portraits_help():
     """Four people of the test split: whose they are, what their faces do, and that each further portrait adds to it."""
     from avatar_jax.eval.image import psnr, to_unit

@@ -56,6 +56,7 @@ def known(person, tmp_path_factory):
     return folder / 'out', landmarks, angles
 
 
+@pytest.mark.slow
 def test_everything_is_written(known):
     out, landmarks, angles = known
     folder = out / 'my clip é 顔'
@@ -126,6 +127,7 @@ def eventful(person, tmp_path_factory):
     return folder / 'out' / 'clip'
 
 
+@pytest.mark.slow
 def test_gaps_and_cuts_are_reported(eventful):
     report = json.loads((eventful / 'report.json').read_text())
     arrays = read_track(eventful)
@@ -162,6 +164,7 @@ def png_of_900_megapixels():
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
 
 
+@pytest.mark.slow
 def test_bad_inputs_are_skipped_and_listed(person, tmp_path, capsys):
     frames, landmarks, _ = person
     Image.fromarray(frames[0]).save(tmp_path / 'good.png')
@@ -201,6 +204,7 @@ def test_bad_options(options, message, tmp_path, capsys):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_pixels_light_and_translation(person, tmp_path):
     """Refinement on the pixels keeps the pose, finds light, and its numbers reach the records."""
     frames, landmarks, angles = person

@@ -122,6 +122,7 @@ def clip(head, basis):
                            track=tracked(basis, points, crop='frame'))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_known_clip(clip, basis):
     track = clip.track
     assert track.found.all() and track.valid.all() and track.crop_mode == 'frame' and track.basis == 'toy'
@@ -172,6 +173,7 @@ def test_outliers_lose_their_weight(clip, basis):
     assert np.rad2deg(np.abs(angle - clip.angle).mean()) < 1.5
 
 
+@pytest.mark.slow
 def test_one_frame_and_clip_crops(clip, basis):
     one = tracked(basis, clip.points[:1])
     assert one.num_frames == 1 and one.jitter == (0.0, 0.0)

@@ -39,6 +39,7 @@ def track(basis, points):
     return track_clip(FileLandmarks(points).observe(frames, 'clip'), basis, TrackConfig(label_mode='raw'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('seed', 'noise'), [(504, 0.0), (507, 0.5)])
 def test_rotation_and_expression_of_a_known_clip(basis, seed, noise):
     points, true = spoken(basis, seed)
@@ -102,6 +103,7 @@ def test_fit_models_tell_response_and_errors():
     assert 0.7 < np.trace(found.wandering.T @ found.wandering) / (64 * 0.02**2) < 1.8
 
 
+@pytest.mark.slow
 def test_training_writes_weights_that_can_be_used(basis, tmp_path):
     clip = expression_net.FittedClip(**simulated(0, basis))
     assert clip.kind == 'exact smooth' and clip.fitted.shape == clip.truth.shape

@@ -220,6 +220,7 @@ def test_examples_keep_their_landmarks(few_heads):
     np.testing.assert_array_equal(mirror_expression(mirror_expression(expression)), expression)
 
 
+@pytest.mark.slow
 def test_training_learns_and_is_repeatable(few_heads, tmp_path):
     from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNetConfig
     from avatar_jax.train.face_net import FaceTrainConfig, batches

@@ -74,6 +74,7 @@ def test_coefficients_can_join_trained_points(trained, tmp_path):
         train(wider, tmp_path / 'other', quiet=True)
 
 
+@pytest.mark.slow
 def test_groups_and_schedule():
     config = ModelConfig.tiny(**SETTINGS)
     main_part, slow = training.split_slow(init(config, jax.random.key(0))['params'])
@@ -85,6 +86,7 @@ def test_groups_and_schedule():
     np.testing.assert_allclose(scales, [1, 1, 0.2, 0.2])
 
 
+@pytest.mark.slow
 def test_super_resolution_learns_apart():
     config = ModelConfig.tiny(**SETTINGS)
     state = training.init_state(config, init(config, jax.random.key(0)))
@@ -117,6 +119,7 @@ def picture(path, seed):
     return str(path)
 
 
+@pytest.mark.slow
 def test_commands(trained, tmp_path, capsys, monkeypatch):
     weights = str(trained[0] / 'weights.safetensors')
     images = [picture(tmp_path / f'{name}.png', k) for k, name in enumerate('ab')]

@@ -46,6 +46,7 @@ def trained(pictures, tmp_path_factory):
     return folder, train(run_config(pictures), folder, quiet=True)
 
 
+@pytest.mark.slow
 def test_rays_and_whole_pictures_alternate_and_resume(trained, pictures, tmp_path):
     folder, whole = trained
     log = read_jsonl(folder / 'metrics.jsonl')

@@ -125,6 +125,7 @@ def test_export_and_import_again(pickle_file, tmp_path):
         assert (before.sha256, before.config, before.method) == (after.sha256, after.config, after.method)
 
 
+@pytest.mark.slow
 def test_exported_names_are_the_original_ones(tmp_path):
     path = g.root() / 'eg3d' / 'state_dict_ffhq512.json'
     if not path.exists():
@@ -157,6 +158,7 @@ def test_exported_names_are_the_original_ones(tmp_path):
             assert plan.config['neural_rendering_resolution'] == 128
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(released_models()))
 def test_state_dicts_of_every_class(name, tmp_path):
     """The shapes give the sizes; what they leave open is asked for, and what does not fit is refused."""

@@ -98,6 +98,7 @@ def verified(folder, kind, content, name, tmp_path):
     return path, result
 
 
+@pytest.mark.slow
 def test_flame_is_verified(tmp_path):
     def content(golden):
         arrays = {k.partition('.')[2]: v for k, v in golden.param.items()}

@@ -62,6 +62,7 @@ def test_incomplete_checkpoints_are_refused(tmp_path):
         convert(written(tmp_path, flat), tmp_path / 'a')
 
 
+@pytest.mark.slow
 def test_imported_weights_need_the_head_model(tmp_path, monkeypatch):
     convert(written(tmp_path, checkpoint_state()), tmp_path / 'a')
     monkeypatch.chdir(tmp_path)

@@ -33,6 +33,7 @@ def checkpoint(tmp_path_factory):
     return w.write(folder, 'epoch_00005_iteration_000002000_checkpoint.pt', content)
 
 
+@pytest.mark.slow
 def test_checkpoint(checkpoint, tmp_path):
     done = convert(checkpoint, tmp_path)
     assert [p.name for p in done.files] == ['otavatar.safetensors', 'otavatar_training.safetensors']

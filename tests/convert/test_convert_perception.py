@@ -23,6 +23,7 @@ from tests.convert.test_convert_eg3d import same
 PUBLIC = sorted(name for name, kind in NETWORKS.items() if not kind.stand_in)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', PUBLIC)
 def test_every_network_is_recognised(name, tmp_path):
     shapes = torch_shapes(abstract_variables(name))

@@ -22,6 +22,7 @@ def golden(folder, name):
     return path, g.load(path)
 
 
+@pytest.mark.slow
 def test_controller(tmp_path, capsys):
     path, record = golden('otavatar', 'controller_full')
     file = w.write(tmp_path, 'c.pt', w.torch_zip({'net_Warp_ema': c.tensors(record.param)}))
@@ -40,6 +41,7 @@ def test_controller(tmp_path, capsys):
     assert 'FAILED' in text and 'TOO LARGE' in text and '1 differ: direction.weight' in text
 
 
+@pytest.mark.slow
 def test_regressor(tmp_path):
     path, record = golden('face_models', 'recon_net')
     flat = {k.removeprefix('net_recon.'): v for k, v in record.param.items()}
@@ -48,6 +50,7 @@ def test_regressor(tmp_path):
     assert result.passed and {'coeffs', 'stem', 'layer4'} <= {line.name for line in result.lines_out}
 
 
+@pytest.mark.slow
 def test_discriminator(tmp_path):
     path, record = golden('eg3d', 'dual_discriminator')
     value = {'D': c.network(record.param, _init_args=(), _init_kwargs={

@@ -312,6 +312,7 @@ BOMBS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bomb', list(BOMBS))
 def test_bombs(tmp_path, bomb):
     program, message = BOMBS[bomb]

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.eval import distributions, image
 from avatar_jax.faces import alignment
@@ -16,6 +17,7 @@ def nhwc(x):
     return jnp.asarray(np.moveaxis(x, 1, -1))
 
 
+@pytest.mark.slow
 @handles('blocks', 'align5')
 def test_align5(golden):
     inp, out = golden.inp, golden.out

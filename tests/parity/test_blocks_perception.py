@@ -93,6 +93,7 @@ def _names(golden):
     return sorted({k.partition('.')[0] for k in golden.inp})
 
 
+@pytest.mark.slow
 @handles('blocks', 'ir_se')
 def test_ir_se(golden):
     for name in _names(golden):
@@ -111,6 +112,7 @@ def _arcface_block(golden, name):
     return ArcFaceBlock(inputs, features, stride, 'se.fc.0.weight' in params)
 
 
+@pytest.mark.slow
 @handles('blocks', 'iresnet_blocks')
 def test_iresnet_blocks(golden):
     for name in _names(golden):
@@ -190,6 +192,7 @@ def test_blocks_gram(golden):
 # ----------------------------------------------------------------------------------------------------------- networks
 
 
+@pytest.mark.slow
 @handles('blocks', 'vgg19_perceptual')
 def test_vgg19_perceptual(golden):
     variables = network('vgg19', golden)
@@ -217,6 +220,7 @@ def test_vgg19_perceptual(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('blocks', 'lpips_maths')
 def test_lpips_maths(golden):
     layers = sorted(k.removeprefix('layer_') for k in golden.out if k.startswith('layer_'))
@@ -241,6 +245,7 @@ def test_lpips_maths(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('blocks', 'lpips_nets')
 def test_lpips_nets(golden):
     a, b = image(golden.inp['a_u8']), image(golden.inp['b_u8'])
@@ -275,6 +280,7 @@ _FACE_NETS = {
 }
 
 
+@pytest.mark.slow
 @handles('blocks', 'arcface_nets')
 def test_arcface_nets(golden):
     kept = {}  # one network at a time: they are large
@@ -302,6 +308,7 @@ def test_arcface_nets(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('otavatar', 'arcface_full')
 def test_arcface_full(golden):
     variables = network('arcface18', golden)
@@ -326,6 +333,7 @@ def test_arcface_full(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('blocks', 'inception_fid')
 def test_inception_fid(golden):
     variables = network('inception', golden)
@@ -348,6 +356,7 @@ _MANIFESTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(_MANIFESTS))
 def test_keys_and_shapes(name):
     """Every key and shape of the public file, but for counters and classifiers that nothing here uses."""
@@ -371,6 +380,7 @@ def test_hash_formula():
         close(hashed_unit(int(seed), key, len(values)), np.asarray(values), atol=1e-12, what=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(NETWORKS))
 def test_every_network_of_the_bank_builds(name):
     assert abstract_variables(name)['params']

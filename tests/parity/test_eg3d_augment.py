@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.methods.eg3d.augment import AugmentConfig, PercentileDraws, augment
 from avatar_jax.methods.eg3d.augment.corrupt import BANK
@@ -46,6 +47,7 @@ class Recorded:
         return len(self._left)
 
 
+@pytest.mark.slow
 @handles('eg3d', 'augment')
 def test_augment(golden):
     x = nhwc(golden.inp['x'])

@@ -6,6 +6,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.convert.layout import from_torch, to_torch
 from avatar_jax.models.discriminator import DualDiscriminator
@@ -49,6 +50,7 @@ def formula(key, shape, seed):
     return np.float32(0.1) * n if name == 'bias' else n
 
 
+@pytest.mark.slow
 @handles('eg3d', 'dual_discriminator')
 def test_dual_discriminator(golden):
     cfg = golden.config
@@ -87,6 +89,7 @@ def test_dual_discriminator(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('eg3d', 'dual_discriminator_full512')
 def test_dual_discriminator_by_formula(golden):
     cfg = golden.config

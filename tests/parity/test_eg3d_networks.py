@@ -6,6 +6,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import traverse_util
 
 from avatar_jax.convert.layout import from_torch, to_torch
@@ -85,6 +86,7 @@ FILTERS = {
 }
 
 
+@pytest.mark.slow
 @handles('eg3d', 'upfirdn2d')
 def test_upfirdn2d(golden):
     for name, options in FILTERS.items():
@@ -136,6 +138,7 @@ def parse_activation(name):
     return act, options
 
 
+@pytest.mark.slow
 @handles('eg3d', 'layers')
 def test_layers(golden):
     tree = from_torch(golden.param)
@@ -216,6 +219,7 @@ def float16_compiles() -> bool:
     return True
 
 
+@pytest.mark.slow
 @handles('eg3d', 'modulated_conv2d')
 def test_modulated_conv2d(golden):
     x, styles = nhwc(golden.inp['x']), jnp.asarray(golden.inp['styles'])
@@ -251,6 +255,7 @@ def test_modulated_conv2d(golden):
     golden.check_all_used(ignore=() if float16_compiles() else ('out/fp16_case',))
 
 
+@pytest.mark.slow
 @handles('eg3d', 'synthesis_block')
 def test_synthesis_block(golden):
     cfg = golden.config
@@ -297,6 +302,7 @@ def test_synthesis_block(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('eg3d', 'backbone')
 def test_backbone(golden):
     cfg = golden.config
@@ -329,6 +335,7 @@ def test_backbone(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('eg3d', 'sr')
 def test_superresolution(golden):
     cfg = golden.config

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.models import decoder
 from avatar_jax.ops.grid_sample import (
@@ -44,6 +45,7 @@ def ramp(count):
     return jnp.arange(1, count + 1, dtype=jnp.float32) / count
 
 
+@pytest.mark.slow
 @handles('eg3d', 'camera')
 def test_camera(golden):
     for i, case in enumerate(golden.config['cases']):
@@ -117,6 +119,7 @@ def test_ray_sampler(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('eg3d', 'decoder_planes')
 def test_decoder_planes(golden):
     planes, points = to_nhwc(golden.inp['planes']), jnp.asarray(golden.inp['points'])
@@ -148,6 +151,7 @@ def test_decoder_planes(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('eg3d', 'importance_marcher')
 def test_importance_marcher(golden):
     depths, weights = jnp.asarray(golden.inp['depths'][..., 0]), jnp.asarray(golden.inp['weights'][..., 0])
@@ -193,6 +197,7 @@ def case_draws(golden, case, config, shape):
     })
 
 
+@pytest.mark.slow
 @handles('eg3d', 'renderer')
 def test_renderer(golden):
     planes, params = to_nhwc(golden.inp['planes']), decoder_params(golden)
@@ -252,6 +257,7 @@ def check_first_pass(golden, case, config, draws, planes, params, origins, direc
     close(everything, golden.out[f'{case}/all_densities'], scale=2 * IMAGE, what=f'{case} densities')
 
 
+@pytest.mark.slow
 @handles('blocks', 'grid_sample')
 def test_grid_sample(golden):
     image, probe = jnp.asarray(np.moveaxis(golden.inp['x'], 1, -1)), jnp.asarray(np.moveaxis(golden.inp['probe'], 1, -1))
@@ -279,6 +285,7 @@ def test_grid_sample(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('blocks', 'flips')
 def test_flips(golden):
     pose = jnp.asarray(golden.inp['c2w'])[None]

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.convert.layout import from_torch, to_torch
 from avatar_jax.methods.eg3d import phases, schedules
@@ -46,6 +47,7 @@ def loss_config(cfg):
         resolution_fade_kimg=k['neural_rendering_resolution_fade_kimg'], filter_mode=k['filter_mode'])  # fmt: skip
 
 
+@pytest.mark.slow
 @handles('eg3d', 'training_loss')
 def test_training_loss(golden):
     cfg, inp = golden.config, golden.inp

@@ -7,6 +7,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.convert.layout import from_torch, to_torch
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
@@ -83,6 +84,7 @@ def check_planes(golden, planes):
     return flat
 
 
+@pytest.mark.slow
 @handles('eg3d', 'triplane_e2e')
 def test_triplane(golden):
     config = config_of(golden)
@@ -149,6 +151,7 @@ def to_torch_shapes(template):
     return {k: v.shape for k, v in to_torch(jax.tree.map(lambda a: np.broadcast_to(np.float32(0), a.shape), template)).items()}
 
 
+@pytest.mark.slow
 @handles('eg3d', 'triplane_full')
 def test_triplane_full_size(golden):
     config, seed = config_of(golden), golden.config['SEED']

@@ -29,6 +29,7 @@ def test_rotation(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('face_models', 'bfm')
 def test_bfm(golden):
     cfg = golden.config

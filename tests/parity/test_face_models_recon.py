@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.convert.layout import from_torch, to_torch
 from avatar_jax.faces import recon, recon_losses
@@ -51,6 +52,7 @@ def test_bottleneck(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('face_models', 'recon_net')
 def test_recon_net(golden):
     cfg = golden.config
@@ -81,6 +83,7 @@ def test_recon_net(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('face_models', 'recon_losses')
 def test_recon_losses(golden):
     inp, out = golden.inp, golden.out

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.faces.base import MorphableModel
 from avatar_jax.faces.camera_fit import Detected, FitConfig, first_camera, fit_camera, landmarks_of, project, terms
@@ -19,6 +20,7 @@ def model_of(golden):
     return FLAME.from_arrays({k.partition('.')[2]: v for k, v in golden.param.items()}, golden.name)
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'flame')
 def test_flame(golden):
     model, inp, out = model_of(golden), {k: jnp.asarray(v) for k, v in golden.inp.items()}, golden.out
@@ -55,6 +57,7 @@ def test_flame(golden):
     assert model.landmark_ids.shape == (68,) and np.isfinite(np.asarray(grads[2])).all()
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'tracker_fit')
 def test_camera_fit(golden):
     model = model_of(load(golden.path.with_name('flame.npz')))

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.methods.gpavatar import field as fields
 from avatar_jax.methods.gpavatar import fusion, head
@@ -77,6 +78,7 @@ def field_config(golden, params, **changes):
                               octaves=octaves, **changes)  # fmt: skip
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'pef_querier')
 def test_expression_field(golden):
     params = jax.tree.map(jnp.asarray, to_tree(golden.param))
@@ -119,6 +121,7 @@ def test_expression_field(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'points_decoder')
 def test_head(golden):
     params = jax.tree.map(jnp.asarray, to_tree(golden.param))
@@ -152,6 +155,7 @@ def test_head(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'mta')
 def test_fusion(golden):
     tree = jax.tree.map(jnp.asarray, to_tree(golden.param))
@@ -204,6 +208,7 @@ def image_or_code(x):
     return nhwc(x) if np.ndim(x) == 4 else jnp.asarray(x)
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'styleunet_blocks')
 def test_styleunet_blocks(golden):
     for name in golden.config['blocks']:
@@ -248,6 +253,7 @@ def unet_config(cfg):
                                      8192 // divisor, 256 // divisor, cfg['num_style_feat'], cfg['num_mlp'])  # fmt: skip
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'styleunet_encoder', 'styleunet_sr')
 def test_styleunet(golden):
     config = unet_config(golden.config)

@@ -29,6 +29,7 @@ def perceptual_net(golden):
     return losses.alexnet_of(variables_of({f'percep_loss.{k}': v for k, v in other.param.items()})['perception']['percep_loss']['net'])
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'perceptual_loss')
 def test_perceptual_loss(golden):
     net, a, b = perceptual_net(golden), nhwc(golden.inp['a']), nhwc(golden.inp['b'])
@@ -48,6 +49,7 @@ def test_perceptual_loss(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'losses')
 def test_losses(golden):
     config, inp = LossConfig(network='alexnet'), golden.inp
@@ -162,6 +164,7 @@ def noises(inp, prefix, config):
     return {'encoder_noise': found[:count], 'noise': found[count:]}
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'full_model')
 def test_full_model(golden):
     variables = jax.tree.map(jnp.asarray, variables_of(golden.param))
@@ -244,6 +247,7 @@ def test_full_model(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 def test_full_size_model_has_the_published_keys():
     files = g.golden_files('gpavatar', '.json')
     if not files:

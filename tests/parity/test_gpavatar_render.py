@@ -20,6 +20,7 @@ def per_camera(x, count):
     return x.reshape(count, -1, *x.shape[1:])
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'camera_rays')
 def test_camera_rays(golden):
     cfg, inp, out = golden.config, arrays(golden), golden.out
@@ -62,6 +63,7 @@ def _numbers(text, *names):
     return [re.search(rf'{name}(-?[\d.]*\d)', text).group(1) for name in names]
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'volume_rendering')
 def test_volume_rendering(golden):
     inp, out, cfg = arrays(golden), golden.out, golden.config
@@ -95,6 +97,7 @@ def test_volume_rendering(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('gpavatar', 'two_pass_render')
 def test_two_pass_render(golden):
     cfg, inp, out = golden.config, arrays(golden), golden.out
@@ -121,6 +124,7 @@ def test_two_pass_render(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 def test_rays_that_miss_the_cube_are_black_and_finite():
     origins, dirs = jnp.zeros((1, 1, 3)) + jnp.array([0.0, 5, 12]), jnp.array([[[0.0, 0, -1]]])
 

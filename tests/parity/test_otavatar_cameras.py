@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.faces import camera_labels, windows
 from tests.comparison import close
 from tests.parity.golden import handles
 
 
+@pytest.mark.slow
 @handles('otavatar', 'camera_labels')
 def test_camera_labels(golden):
     cases = golden.config['cases']

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict
 
 from avatar_jax.methods.otavatar.controller import (
@@ -40,6 +41,7 @@ def build(golden) -> tuple[Controller, dict]:
     return Controller(config), from_release_keys(golden.param, config)
 
 
+@pytest.mark.slow
 @handles('otavatar', 'controller_full')
 def test_controller_full(golden):
     module, params = build(golden)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.eval.image import psnr
 from avatar_jax.losses import density as regularisers
@@ -46,6 +47,7 @@ def nchw(x):
     return np.asarray(x).transpose(0, 3, 1, 2)
 
 
+@pytest.mark.slow
 @handles('otavatar', 'perceptual')
 def test_perceptual(golden):
     variables = network('vgg19', golden)
@@ -99,6 +101,7 @@ def test_gram(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('otavatar', 'local_loss')
 def test_local_loss(golden):
     pred, target = nhwc(golden.inp['pred']), nhwc(golden.inp['target'])
@@ -134,6 +137,7 @@ def test_local_loss(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 @handles('otavatar', 'id_loss')
 def test_identity_loss(golden):
     variables = network('arcface18', golden)

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.ops.roi_align import roi_align, roi_align_indexed
 from tests.comparison import close
@@ -22,6 +23,7 @@ def _options(name: str) -> tuple[int, dict]:
     return size, options
 
 
+@pytest.mark.slow
 @handles('otavatar', 'roi_align')
 def test_roi_align(golden):
     image = jnp.asarray(golden.inp['image'].transpose(0, 2, 3, 1))

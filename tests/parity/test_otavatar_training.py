@@ -144,6 +144,7 @@ def record(codes, params):
     return {'w': codes.w, 'bias': codes.bias, 'A': params['A'], 'D': params['D']}
 
 
+@pytest.mark.slow
 @PRECISIONS
 @handles('otavatar', 'toy_decoupling_by_inverting')
 def test_decoupling_by_inverting(golden, dtype, precision):

@@ -62,6 +62,7 @@ ARCFACE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ARCFACE)
 def test_identity_network(name):
     golden, variables, gradient = arcface()
