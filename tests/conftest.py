@@ -7,33 +7,30 @@ parity tests in both ways.
 
 import ctypes
 import gc
-import importlib.util
-import mmap
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-_OLDER_LOOPS = 'xla_cpu_use_fusion_emitters'
+_QUICK = '--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1'
 
 
-def _xla_knows(flag: str) -> bool:
-    """Whether the installed XLA has a flag: it ends the process at one that it does not know."""
-    spec = importlib.util.find_spec('jaxlib')
-    for path in Path(spec.origin).parent.glob('*.so*') if spec and spec.origin else ():
-        with path.open('rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as binary:
-            if binary.find(flag.encode()) >= 0:
-                return True
-    return False
+def _xla_takes(flags: str) -> bool:
+    """Whether the installed XLA starts with flags: it ends the process at one that it does not know."""
+    environment = os.environ | {'XLA_FLAGS': flags}
+    return not subprocess.run([sys.executable, '-c', 'import jax; jax.devices()'], env=environment, capture_output=True,
+                              check=False).returncode  # fmt: skip
 
 
 # Before the first import of jax anywhere.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'avatar_jax_tests_{os.getuid()}'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
-if not os.environ.get('XLA_FLAGS') and _xla_knows(_OLDER_LOOPS):
-    os.environ['XLA_FLAGS'] = f'--{_OLDER_LOOPS}=false --xla_backend_optimization_level=1'
+if not os.environ.get('XLA_FLAGS'):  # the processes of pytest-xdist inherit what the first one finds here
+    os.environ['XLA_FLAGS'] = _QUICK if _xla_takes(_QUICK) else '--xla_backend_optimization_level=0'
 
 
 @pytest.fixture(scope='module', autouse=True)

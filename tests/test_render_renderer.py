@@ -205,7 +205,11 @@ def test_samples_are_sorted_whatever_the_compiler_works_out_twice(disparity):
     def run(planes):
         return render_rays(lambda f: decode(weight, f), planes, *bundle, config, draws)
 
-    options = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
-    plain, quick = jax.jit(run)(planes), jax.jit(run, compiler_options=options)(planes)
+    plain, options = jax.jit(run)(planes), {'xla_backend_optimization_level': 0}
+    try:
+        quick = jax.jit(run, compiler_options=options | {'xla_cpu_use_fusion_emitters': False})(planes)
+    except jax.errors.JaxRuntimeError as error:  # newer XLA has one way of making loops
+        assert 'xla_cpu_use_fusion_emitters' in str(error)
+        quick = jax.jit(run, compiler_options=options)(planes)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(quick), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
