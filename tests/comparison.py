@@ -93,7 +93,7 @@ def within_spread(results: list[np.ndarray], expected, *, factor: float = 8.0, w
       expected: the reference, same shape.
       factor: how often the largest L2 distance between the answer and a moved one the L2 error may be. An order of
         sums rounds in every layer, a move only at its inputs and weights; measured over instruction sets, the error
-        was at most 2.5 times the spread, and planted errors are hundreds of times it.
+        was at most 2.5 times the spread, and planted errors are beyond 8 times it.
       what: name in messages.
     """
     actual, reference = _pair(results[0], expected, what)

@@ -106,7 +106,7 @@ def _march_rays(decode, planes, config, origins, directions, limits, draws):
         fine_colors, fine_density = look(fine, draws.density_fine)
         both = jnp.concatenate([depths, fine], -1)
         order, inverse = sort_order(both)
-        depths = jnp.take_along_axis(both, order, -1, mode='promise_in_bounds')
+        depths = jnp.take_along_axis(both, order, -1)
         density = _permute(jnp.concatenate([density, fine_density], -1), order, inverse)
         weights = marching.interval_weights(density, depths)
         # Carrying the weights back to the unsorted samples is far cheaper than sorting all the colours.
