@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:  # noqa: BLE001 - the border between the program and the person
+    except Exception as error:
         line = _explain(error)
         if line is None or os.environ.get('AVATAR_DEBUG', '') not in ('', '0'):
             traceback.print_exc()

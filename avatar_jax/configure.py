@@ -104,7 +104,9 @@ def _convert(hint: Any, current: Any, value: Any, where: str) -> Any:
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and (hint is bool or type(value) is not bool)):
+    if hint is Any or (
+        isinstance(hint, type) and isinstance(value, hint) and (hint is bool or type(value) is not bool)
+    ):
         return value
     raise _mismatch(where, value, hint)
 
@@ -114,9 +116,10 @@ class _Mismatch(UserError):
 
 
 def _mismatch(where: str, value: Any, hint: Any) -> _Mismatch:
-    names = ' or '.join('None' if a is type(None) else getattr(a, '__name__', str(a))
-                        for a in (typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType)
-                                  else (hint,)))  # fmt: skip
+    names = ' or '.join(
+        'None' if a is type(None) else getattr(a, '__name__', str(a))
+        for a in (typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,))
+    )
     return _Mismatch(f'{where}: {value!r} is not {names}')
 
 

@@ -93,8 +93,16 @@ class Parallel:
         num_devices: how many devices share a batch, over all processes.
     """
 
-    def __init__(self, kind: str, jitted: Any, traceable: Callable, constants: PyTree, place: Callable[[str, Any], Sharding],
-                 num_devices: int, num_local: int):  # fmt: skip
+    def __init__(
+        self,
+        kind: str,
+        jitted: Any,
+        traceable: Callable,
+        constants: PyTree,
+        place: Callable[[str, Any], Sharding],
+        num_devices: int,
+        num_local: int,
+    ):
         self.kind, self.num_devices = kind, num_devices
         self._jitted, self._traceable, self._constants = jitted, traceable, constants
         self._place, self._num_local = place, num_local
@@ -157,8 +165,14 @@ class Parallel:
         return jax.make_jaxpr(self._traceable)(state, batch, constants)
 
 
-def parallelise(step: StepFn, *, kind: str = 'pmap', devices: Sequence[jax.Device] | None = None,
-                constants: PyTree = (), model_shards: int = 0) -> Parallel:  # fmt: skip
+def parallelise(
+    step: StepFn,
+    *,
+    kind: str = 'pmap',
+    devices: Sequence[jax.Device] | None = None,
+    constants: PyTree = (),
+    model_shards: int = 0,
+) -> Parallel:
     """Wraps ``step(state, batch, constants, axis_name) -> (state, metrics)``.
 
     Args:
@@ -178,8 +192,10 @@ def parallelise(step: StepFn, *, kind: str = 'pmap', devices: Sequence[jax.Devic
     count = len(devices)
     num_local = sum(d.process_index == jax.process_index() for d in devices)
     if num_local * jax.process_count() != count:
-        raise UserError(f'devices: this process has {num_local} of {count}, but there are {jax.process_count()} '
-                        'processes; give every process the same number of devices')  # fmt: skip
+        raise UserError(
+            f'devices: this process has {num_local} of {count}, but there are {jax.process_count()} '
+            'processes; give every process the same number of devices'
+        )
     # Auto axes: with the newer explicit ones shard_map refuses inputs that are laid out otherwise.
     if kind == 'sharded':
         shards = model_shards or count
@@ -206,8 +222,9 @@ def parallelise(step: StepFn, *, kind: str = 'pmap', devices: Sequence[jax.Devic
     # the average in the step would leave them too large by the number of devices.
     mapped = jax.shard_map(body, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False)
     if kind == 'pmap':
-        jitted = jax.pmap(body, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0,
-                          devices=devices)  # fmt: skip
+        jitted = jax.pmap(
+            body, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0, devices=devices
+        )
     elif kind == 'shard_map':
         jitted = jax.jit(mapped, donate_argnums=0)
     elif kind == 'sharded':
@@ -222,7 +239,9 @@ def parallelise(step: StepFn, *, kind: str = 'pmap', devices: Sequence[jax.Devic
     else:
         jitted = jax.jit(whole, donate_argnums=0)
     constants = jax.tree.map(lambda x: _everywhere(x, replicated), constants)
-    return Parallel(kind, jitted, mapped if kind in ('pmap', 'shard_map') else whole, constants, place, count, num_local)
+    return Parallel(
+        kind, jitted, mapped if kind in ('pmap', 'shard_map') else whole, constants, place, count, num_local
+    )
 
 
 def device_order(devices: Sequence[jax.Device]) -> list[jax.Device]:

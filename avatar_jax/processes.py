@@ -7,8 +7,8 @@ before joining, a time limit that ends in one line instead of a stack trace, a c
 about to do, and an ending that does not wait for processes that are gone.
 
 The same program starts in every process, with the same options but ``--process-id``; every process reads its own rows
-of each batch, and only process 0 writes logs, pictures, configuration and weights. The output folder must be storage that
-all of them see.
+of each batch, and only process 0 writes logs, pictures, configuration and weights. The output folder must be storage
+that all of them see.
 """
 
 from __future__ import annotations
@@ -31,8 +31,17 @@ import numpy as np
 from avatar_jax.errors import UserError
 
 FAILED_STATUS = 2
-LOST_SIGNS = ('Gloo', 'gloo', 'NCCL', 'Connection closed by peer', 'Connection reset', 'coordination service',
-              'CoordinationService', 'heartbeat', 'Socket closed')  # fmt: skip
+LOST_SIGNS = (
+    'Gloo',
+    'gloo',
+    'NCCL',
+    'Connection closed by peer',
+    'Connection reset',
+    'coordination service',
+    'CoordinationService',
+    'heartbeat',
+    'Socket closed',
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,8 @@ class ProcessOptions:
     """How this process finds the others.
 
     Attributes:
-        coordinator: ``host:port`` of process 0; 'auto' takes address, number and id from Slurm, a TPU pod, GKE or MPI, as
-            ``jax.distributed`` finds them; '' is a run of one process.
+        coordinator: ``host:port`` of process 0; 'auto' takes address, number and id from Slurm, a TPU pod, GKE or MPI,
+            as ``jax.distributed`` finds them; '' is a run of one process.
         num_processes, process_id: how many there are and which one this is; -1 stands for not given.
         join_timeout: seconds until all must have joined.
     """
@@ -60,7 +69,9 @@ class ProcessOptions:
             return
         if not c:
             if n > 1 or i > 0:
-                raise UserError("--coordinator: missing; give HOST:PORT of process 0, or 'auto' under Slurm or on TPU pods")
+                raise UserError(
+                    "--coordinator: missing; give HOST:PORT of process 0, or 'auto' under Slurm or on TPU pods"
+                )
             return
         host, _, port = c.rpartition(':')
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -74,12 +85,21 @@ class ProcessOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of commands that can run in several processes."""
     group = parser.add_argument_group('several processes', 'start the same command once per process')
-    group.add_argument('--coordinator', default='', metavar='HOST:PORT',
-                       help="where process 0 listens; 'auto' under Slurm, on TPU pods, on GKE and under MPI")  # fmt: skip
+    group.add_argument(
+        '--coordinator',
+        default='',
+        metavar='HOST:PORT',
+        help="where process 0 listens; 'auto' under Slurm, on TPU pods, on GKE and under MPI",
+    )
     group.add_argument('--num-processes', type=int, default=-1, metavar='N', help='how many processes there are')
     group.add_argument('--process-id', type=int, default=-1, metavar='I', help='which one this is, from 0')
-    group.add_argument('--join-timeout', type=float, default=300.0, metavar='SECONDS',
-                       help='give up when not all have joined by then (default: 300)')  # fmt: skip
+    group.add_argument(
+        '--join-timeout',
+        type=float,
+        default=300.0,
+        metavar='SECONDS',
+        help='give up when not all have joined by then (default: 300)',
+    )
 
 
 def from_arguments(args: argparse.Namespace) -> ProcessOptions:
@@ -101,19 +121,25 @@ def join(options: ProcessOptions) -> None:
         return
     explicit = {}
     if options.coordinator != 'auto':
-        explicit = {'coordinator_address': options.coordinator, 'num_processes': options.num_processes,
-                    'process_id': options.process_id}  # fmt: skip
+        explicit = {
+            'coordinator_address': options.coordinator,
+            'num_processes': options.num_processes,
+            'process_id': options.process_id,
+        }
     watchdog = threading.Timer(options.join_timeout, _give_up, [options])
     watchdog.daemon = True
     watchdog.start()
     try:
         # The engine's own limit comes later, so that the watchdog's line is what is seen.
-        jax.distributed.initialize(**explicit, initialization_timeout=int(options.join_timeout) + 60,
-                                   shutdown_timeout_seconds=60)  # fmt: skip
+        jax.distributed.initialize(
+            **explicit, initialization_timeout=int(options.join_timeout) + 60, shutdown_timeout_seconds=60
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise UserError(f'--coordinator {options.coordinator}: cannot join ({reason}); check the address, or start '
-                        'under Slurm, on a TPU pod or with HOST:PORT') from error  # fmt: skip
+        raise UserError(
+            f'--coordinator {options.coordinator}: cannot join ({reason}); check the address, or start '
+            'under Slurm, on a TPU pod or with HOST:PORT'
+        ) from error
     finally:
         watchdog.cancel()
 
@@ -124,14 +150,20 @@ def _give_up(options: ProcessOptions) -> None:
     if options.coordinator == 'auto':
         line = f'not all processes joined {waited}; check that every one was started and can reach the first'
     elif options.process_id == 0:
-        line = (f'not all {options.num_processes} processes joined {waited}; check that each was started with '
-                f'--coordinator {options.coordinator} and its own --process-id, or raise --join-timeout')  # fmt: skip
+        line = (
+            f'not all {options.num_processes} processes joined {waited}; check that each was started with '
+            f'--coordinator {options.coordinator} and its own --process-id, or raise --join-timeout'
+        )
     elif _answers(options.coordinator):
-        line = (f'the coordinator {options.coordinator} answers, but not all {options.num_processes} processes joined '
-                f'{waited}; check that each was started, or raise --join-timeout')  # fmt: skip
+        line = (
+            f'the coordinator {options.coordinator} answers, but not all {options.num_processes} processes joined '
+            f'{waited}; check that each was started, or raise --join-timeout'
+        )
     else:
-        line = (f'--coordinator {options.coordinator}: no answer {waited}; start process 0 there, check the address '
-                'and the firewall')  # fmt: skip
+        line = (
+            f'--coordinator {options.coordinator}: no answer {waited}; start process 0 there, check the address '
+            'and the firewall'
+        )
     _end(line, FAILED_STATUS)
 
 
@@ -179,8 +211,10 @@ def agree(what: str, value: Any) -> None:
     all_digests = np.asarray(multihost_utils.process_allgather(digest))
     other = [str(i) for i, d in enumerate(all_digests) if not np.array_equal(d, all_digests[0])]
     if other:
-        raise UserError(f'processes: {what} of process {", ".join(other)} differs from that of process 0; start all '
-                        'with the same program, options and files, and with storage that all of them see')  # fmt: skip
+        raise UserError(
+            f'processes: {what} of process {", ".join(other)} differs from that of process 0; start all '
+            'with the same program, options and files, and with storage that all of them see'
+        )
 
 
 @contextlib.contextmanager
@@ -215,8 +249,10 @@ def explain(error: BaseException, where: str) -> tuple[str | None, int]:
     if isinstance(error, KeyboardInterrupt):
         return 'interrupted', 130
     if type(error).__name__ in ('XlaRuntimeError', 'JaxRuntimeError') and any(s in str(error) for s in LOST_SIGNS):
-        return (f'{where}: another process of this run has ended or cannot be reached; the last complete checkpoint is '
-                'untouched: start all processes again with --resume'), FAILED_STATUS  # fmt: skip
+        return (
+            f'{where}: another process of this run has ended or cannot be reached; the last complete checkpoint is '
+            'untouched: start all processes again with --resume'
+        ), FAILED_STATUS
     if type(error).__name__ in ('XlaRuntimeError', 'JaxRuntimeError') and 'RESOURCE_EXHAUSTED' in str(error):
         return 'not enough device memory; use a smaller batch, picture or chunk size', FAILED_STATUS
     return None, 1

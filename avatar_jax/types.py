@@ -120,8 +120,11 @@ class Motion:
     def frames(self, start: int, stop: int | None = None) -> Motion:
         """The frames ``start:stop`` as a new motion."""
         part = slice(start, stop)
-        return self.replace(expression=self.expression[..., part, :], angle=self.angle[..., part, :],
-                            translation=self.translation[..., part, :])  # fmt: skip
+        return self.replace(
+            expression=self.expression[..., part, :],
+            angle=self.angle[..., part, :],
+            translation=self.translation[..., part, :],
+        )
 
 
 @struct.dataclass

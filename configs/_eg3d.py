@@ -23,14 +23,18 @@ def ffhq(variant: str, final: int | None = None) -> Any:
     if 'rebalanced' in names:
         generator = generator.replace(rendering={'gpc_reg_prob': 0.8})
     config = RunConfig(
-        generator=generator, loss=loss, train=train, data=DataConfig(source='eg3d', folder='FFHQ_512.zip'),
+        generator=generator,
+        loss=loss,
+        train=train,
+        data=DataConfig(source='eg3d', folder='FFHQ_512.zip'),
         output=OutputConfig(log_every=25, sample_every=1250, sample_columns=8, checkpoint_every=1250, keep_every=6250),
-    )  # fmt: skip
+    )
     return _variants(config, names, onwards)
 
 
 def heads(variant: str) -> Any:
     """Procedural heads, from the shipped prior."""
+    from avatar_jax.bundled.prior import heads_generator
     from avatar_jax.methods.eg3d.config import (
         DataConfig,
         DiscriminatorConfig,
@@ -39,7 +43,6 @@ def heads(variant: str) -> Any:
         RunConfig,
         TrainConfig,
     )
-    from avatar_jax.train.prior import heads_generator
 
     names = _names(variant, ('scratch', 'bf16', 'ada', 'tiny'))
     scratch = 'scratch' in names
@@ -48,12 +51,13 @@ def heads(variant: str) -> Any:
         generator=generator,
         discriminator=DiscriminatorConfig(channel_base=4096, channel_max=192, mapping_layers=4),
         loss=LossConfig(r1_gamma=0.5, blur_init_sigma=4.0 if scratch else 0.0, blur_fade_kimg=20.0),
-        train=TrainConfig(kimg=200.0, batch=16, g_lr=0.0025 if scratch else 0.0006, d_lr=0.002,
-                          ema_rampup=0.05 if scratch else None),
+        train=TrainConfig(
+            kimg=200.0, batch=16, g_lr=0.0025 if scratch else 0.0006, d_lr=0.002, ema_rampup=0.05 if scratch else None
+        ),
         data=DataConfig(count=20000),
         output=OutputConfig(log_every=10, sample_every=100, sample_columns=8, sample_rows=2, checkpoint_every=100),
         init='' if scratch else 'heads128',
-    )  # fmt: skip
+    )
     return _variants(config, names, onwards=not scratch)
 
 
@@ -69,8 +73,11 @@ def _variants(config: Any, names: list[str], onwards: bool) -> Any:
     from avatar_jax.methods.eg3d.augment import AdaConfig
 
     if 'bf16' in names:
-        config = replace(config, generator=config.generator.replace(dtype='bfloat16'),
-                         discriminator=replace(config.discriminator, dtype='bfloat16'))  # fmt: skip
+        config = replace(
+            config,
+            generator=config.generator.replace(dtype='bfloat16'),
+            discriminator=replace(config.discriminator, dtype='bfloat16'),
+        )
     if 'ada' in names:
         config = replace(config, augment=AdaConfig(mode='ada', kimg=100.0 if onwards else 500.0))
     return tiny(config) if 'tiny' in names else config
@@ -84,18 +91,35 @@ def tiny(config: Any) -> Any:
     old = config.generator.rendering
     small = GeneratorConfig.tiny()
     generator = small.replace(
-        dtype=config.generator.dtype, neural_rendering_resolution=8,
-        rendering={'gpc_reg_prob': old.gpc_reg_prob, 'c_gen_conditioning_zero': old.c_gen_conditioning_zero,
-                   'ray_start': 2.3, 'ray_end': 3.3, 'box_warp': 0.8})  # fmt: skip
+        dtype=config.generator.dtype,
+        neural_rendering_resolution=8,
+        rendering={
+            'gpc_reg_prob': old.gpc_reg_prob,
+            'c_gen_conditioning_zero': old.c_gen_conditioning_zero,
+            'ray_start': 2.3,
+            'ray_end': 3.3,
+            'box_warp': 0.8,
+        },
+    )
     loss = replace(
-        config.loss, resolution_final=16 if config.loss.resolution_final else None, resolution_fade_kimg=0.016,
+        config.loss,
+        resolution_final=16 if config.loss.resolution_final else None,
+        resolution_fade_kimg=0.016,
         resolution_multiple=8 if config.loss.resolution_final else 1,
-        blur_init_sigma=min(config.loss.blur_init_sigma, 1.0), blur_fade_kimg=0.016)  # fmt: skip
+        blur_init_sigma=min(config.loss.blur_init_sigma, 1.0),
+        blur_fade_kimg=0.016,
+    )
     train = replace(config.train, kimg=0.032, batch=4)
     return replace(
-        config, generator=generator, loss=loss, train=train,
-        discriminator=DiscriminatorConfig(channel_base=256, channel_max=16, mapping_layers=2, mbstd_group_size=2,
-                                          dtype=config.discriminator.dtype),
-        data=DataConfig(count=16, in_memory=True), init='', init_discriminator='',
+        config,
+        generator=generator,
+        loss=loss,
+        train=train,
+        discriminator=DiscriminatorConfig(
+            channel_base=256, channel_max=16, mapping_layers=2, mbstd_group_size=2, dtype=config.discriminator.dtype
+        ),
+        data=DataConfig(count=16, in_memory=True),
+        init='',
+        init_discriminator='',
         output=OutputConfig(log_every=1, sample_every=4, sample_columns=4, sample_rows=1, checkpoint_every=4),
-    )  # fmt: skip
+    )

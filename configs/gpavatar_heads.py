@@ -6,9 +6,10 @@
 
 The second command goes on with the first one's networks, looks at eyes most, and lets the field read the coefficients.
 
-Variants (``gpavatar_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), ``small`` (32 pixels,
-for comparing variants), ``eyes`` (above), ``full`` (the published sizes at 512 pixels), ``paper`` (the paper's settings
-instead of the release's), and the rows of the paper's Table 3: no_field, local, few_points, four_neighbours, mean. Join with commas: ``tiny,mean``.
+Variants (``gpavatar_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), ``small`` (32
+pixels, for comparing variants), ``eyes`` (above), ``full`` (the published sizes at 512 pixels), ``paper`` (the paper's
+settings instead of the release's), and the rows of the paper's Table 3: no_field, local, few_points, four_neighbours,
+mean. Join with commas: ``tiny,mean``.
 """
 
 from __future__ import annotations
@@ -40,19 +41,22 @@ def get_config(variant: str = ''):
         )
     elif 'small' in names:
         config = RunConfig(
-            model=ModelConfig.small(preset), data=ClipsConfig('heads', 'data/gpavatar_heads32', people=1000, frames=4),
+            model=ModelConfig.small(preset),
+            data=ClipsConfig('heads', 'data/gpavatar_heads32', people=1000, frames=4),
             output=PeopleOutput(log_every=20, sample_every=1000, sample_people=4, checkpoint_every=250),
-        )  # fmt: skip
+        )
     elif 'full' in names:
         # Black background and 512 pixels would need photographs; with heads it is for measuring speed and memory.
-        config = RunConfig(model=ModelConfig.full(preset, basis='procedural').with_method(background=1.0),
-                           data=ClipsConfig(people=64))  # fmt: skip
+        config = RunConfig(
+            model=ModelConfig.full(preset, basis='procedural').with_method(background=1.0), data=ClipsConfig(people=64)
+        )
     else:
         config = RunConfig(
-            model=ModelConfig.heads(preset), data=ClipsConfig('heads', 'data/gpavatar_heads', people=4000, frames=4),
+            model=ModelConfig.heads(preset),
+            data=ClipsConfig('heads', 'data/gpavatar_heads', people=4000, frames=4),
             storage='float16',
             output=PeopleOutput(log_every=20, sample_every=1000, sample_people=4, checkpoint_every=250),
-        )  # fmt: skip
+        )
     model = config.model
     if 'eyes' in names:
         model = model.with_method(**EYES)

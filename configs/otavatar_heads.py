@@ -17,11 +17,11 @@ from configs._fields import fields_of, unknown_variant
 
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
+    from avatar_jax.bundled.prior import heads_controller, heads_generator
     from avatar_jax.methods.otavatar.config import ABLATIONS, OTAvatarConfig
     from avatar_jax.methods.otavatar.model import ModelConfig
     from avatar_jax.methods.otavatar.train import DataConfig, RunConfig
     from avatar_jax.train.optimizers import OptimizerConfig
-    from avatar_jax.train.prior import heads_controller, heads_generator
     from avatar_jax.train.run import PeopleOutput
 
     names = [v for v in variant.split(',') if v]
@@ -42,10 +42,16 @@ def get_config(variant: str = ''):
         # Fewer steps than at 512 pixels: the prior was made for these heads. Its codes have about unit variance and the
         # average code is their origin, so steps are larger. More steps in W+ fit the picture and not the other sides.
         method = base.replace(
-            controller=heads_controller(generator), train__batch_size=8, train__iterations=500,
-            decoupling__sr_steps=10, inversion__sr_steps=10, loss__perceptual_scales_sr=3,
-            optimizers__codes=OptimizerConfig('adam', 0.05), inversion__w_steps=100, inversion__wplus_steps=50,
-        )  # fmt: skip
+            controller=heads_controller(generator),
+            train__batch_size=8,
+            train__iterations=500,
+            decoupling__sr_steps=10,
+            inversion__sr_steps=10,
+            loss__perceptual_scales_sr=3,
+            optimizers__codes=OptimizerConfig('adam', 0.05),
+            inversion__w_steps=100,
+            inversion__wplus_steps=50,
+        )
         config = RunConfig(
             model=ModelConfig(generator, method),
             data=DataConfig(people=256, in_memory=False),

@@ -19,7 +19,10 @@ def pose_labels(angle: np.ndarray, translation: np.ndarray) -> np.ndarray:
 
 
 def seen_from(
-    angle: np.ndarray, translation: np.ndarray, camera_yaw: float, camera_pitch: float = 0.0,
+    angle: np.ndarray,
+    translation: np.ndarray,
+    camera_yaw: float,
+    camera_pitch: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same head poses as another camera of a rig sees them.
 
@@ -52,7 +55,9 @@ def rig_yaws(num_cameras: int, spread: float = np.deg2rad(30.0)) -> np.ndarray:
 
 
 def orbit_poses(
-    num_frames: int, yaw: float = np.deg2rad(35.0), pitch: float = np.deg2rad(12.0),
+    num_frames: int,
+    yaw: float = np.deg2rad(35.0),
+    pitch: float = np.deg2rad(12.0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """A closed camera swing as head poses: angles [T,3] and translations [T,3] (zero).
 

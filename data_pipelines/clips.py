@@ -13,9 +13,9 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.coefficients import Coefficients, pack
-from avatar_jax.faces.procedural import motion
-from avatar_jax.faces.procedural.streams import Stream
 from avatar_jax.faces.windows import windows
+from avatar_jax.procedural import motion
+from avatar_jax.procedural.streams import Stream
 from data_pipelines.cameras import pose_labels, rig_yaws, seen_from
 from data_pipelines.lights import random_gamma
 
@@ -29,10 +29,10 @@ class ClipOptions:
 
     num_frames: int = 50
     fps: float = 25.0
-    num_cameras: int = 5             # of the multi-view part
-    multi_view_share: float = 0.25   # share of clips seen by all cameras; the others by the front one only
-    rig_degrees: float = 30.0        # yaw of the outermost cameras
-    light: float = 1.0               # strength of the random light, 0 for the default light
+    num_cameras: int = 5  # of the multi-view part
+    multi_view_share: float = 0.25  # share of clips seen by all cameras; the others by the front one only
+    rig_degrees: float = 30.0  # yaw of the outermost cameras
+    light: float = 1.0  # strength of the random light, 0 for the default light
     supersample: int = 2
 
     def __post_init__(self):
@@ -101,8 +101,14 @@ class Clip:
         from avatar_jax.types import Motion
 
         angle, translation = self.pose(camera)
-        return Motion(expression=self.expression, angle=angle, translation=translation, fps=float(self.options.fps),
-                      basis=BASIS, source=f'procedural clip {self.name}')
+        return Motion(
+            expression=self.expression,
+            angle=angle,
+            translation=translation,
+            fps=float(self.options.fps),
+            basis=BASIS,
+            source=f'procedural clip {self.name}',
+        )
 
     def coefficients(self, camera: int = 0) -> np.ndarray:
         """Coefficients [T,257] float32 in the layout of ``avatar_jax.faces.coefficients``."""
@@ -111,8 +117,16 @@ class Clip:
         def every(x):
             return np.broadcast_to(x, (self.num_frames, len(x)))
 
-        return pack(Coefficients(id=every(self.identity[:80]), exp=self.expression, tex=every(self.identity[80:160]),
-                                 angle=angle, gamma=every(self.gamma), trans=translation)).astype(np.float32)
+        return pack(
+            Coefficients(
+                id=every(self.identity[:80]),
+                exp=self.expression,
+                tex=every(self.identity[80:160]),
+                angle=angle,
+                gamma=every(self.gamma),
+                trans=translation,
+            )
+        ).astype(np.float32)
 
     def render(self, frame: int, camera: int = 0, resolution: int = 128):
         """The true picture of one frame: a ``HeadImage`` (rgb in 0..1, mask, depth, landmarks in pixels)."""
@@ -120,10 +134,16 @@ class Clip:
 
     def render_as(self, driver: Clip, frame: int, camera: int = 0, resolution: int = 128):
         """The true picture of **this** person and light making the expression and pose of the driver's frame."""
-        from avatar_jax.faces.procedural import render_head
+        from avatar_jax.procedural import render_head
 
-        return render_head(self.identity, driver.expression[frame], driver.labels(camera)[frame], self.gamma,
-                           resolution=resolution, supersample=self.options.supersample)
+        return render_head(
+            self.identity,
+            driver.expression[frame],
+            driver.labels(camera)[frame],
+            self.gamma,
+            resolution=resolution,
+            supersample=self.options.supersample,
+        )
 
 
 def make_clip(seed: int, split: str, person: int, number: int = 0, options: ClipOptions | None = None) -> Clip:
@@ -137,7 +157,7 @@ def make_clip(seed: int, split: str, person: int, number: int = 0, options: Clip
     Raises:
       UserError: unknown split.
     """
-    from avatar_jax.faces.procedural import sample_identity
+    from avatar_jax.procedural import sample_identity
 
     if split not in SPLITS:
         raise UserError(f'split {split!r}: unknown; use one of {", ".join(SPLITS)}')
@@ -148,12 +168,22 @@ def make_clip(seed: int, split: str, person: int, number: int = 0, options: Clip
     gamma = motion.settle(random_gamma(rng, options.light))
     multi_view = options.num_cameras > 1 and rng.random() < options.multi_view_share
     yaws = rig_yaws(options.num_cameras if multi_view else 1, np.deg2rad(options.rig_degrees))
-    return Clip(name=f'{split}-{person:06d}-{number:03d}', split=split, person=person, number=number,
-                identity=sample_identity(identity_seed, split), gamma=gamma, camera_yaws=yaws, options=options, **arrays)
+    return Clip(
+        name=f'{split}-{person:06d}-{number:03d}',
+        split=split,
+        person=person,
+        number=number,
+        identity=sample_identity(identity_seed, split),
+        gamma=gamma,
+        camera_yaws=yaws,
+        options=options,
+        **arrays,
+    )
 
 
-def evaluation_clips(count: int, seed: int = 0, split: str = 'test', num_frames: int = 50, light: float = 1.0,
-                     num_cameras: int = 1) -> list[Clip]:
+def evaluation_clips(
+    count: int, seed: int = 0, split: str = 'test', num_frames: int = 50, light: float = 1.0, num_cameras: int = 1
+) -> list[Clip]:
     """Clips of ``count`` different held-out people, all with the same number of cameras.
 
     People of the splits 'val' and 'test' are never in training data, whatever the seed; another seed gives other
@@ -162,7 +192,8 @@ def evaluation_clips(count: int, seed: int = 0, split: str = 'test', num_frames:
     """
     if split == 'train':
         raise UserError("evaluation clips: the split 'train' was seen in training; use 'val' or 'test'")
-    options = ClipOptions(num_frames=num_frames, num_cameras=num_cameras, multi_view_share=float(num_cameras > 1),
-                          light=light)
+    options = ClipOptions(
+        num_frames=num_frames, num_cameras=num_cameras, multi_view_share=float(num_cameras > 1), light=light
+    )
     world = int(Stream(seed, 'evaluation').integers(0, 2**62))
     return [make_clip(world, split, k, 0, options) for k in range(count)]

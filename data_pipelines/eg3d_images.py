@@ -2,7 +2,8 @@
 
     reader = Eg3dImages('ffhq.zip', mirror='images+labels'); reader[0] -> {'image': [H,W,3] uint8, 'label': [25]}
 
-``dataset.json`` holds ``{"labels": [["00000/img00000000.png", [25 numbers]], ...]}``. Labels are checked when the set is
+``dataset.json`` holds ``{"labels": [["00000/img00000000.png", [25 numbers]], ...]}``. Labels are checked when the set
+is
 opened: a wrong convention otherwise shows up only as a training run that never learns the shape.
 ``python -m data_pipelines.eg3d_images PATH`` checks a set, every picture included.
 """
@@ -29,8 +30,9 @@ EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 RADIUS_RANGE = (1.0, 6.0)  # distance of the camera from the origin of the volume; FFHQ has 2.7
 
 
-def check_labels(labels: np.ndarray, names: list[str], radius: tuple[float, float] = RADIUS_RANGE,
-                 where: str = 'dataset.json') -> None:
+def check_labels(
+    labels: np.ndarray, names: list[str], radius: tuple[float, float] = RADIUS_RANGE, where: str = 'dataset.json'
+) -> None:
     """Checks camera labels [N,25]: pose, axes, distance, intrinsics.
 
     Raises:
@@ -43,25 +45,35 @@ def check_labels(labels: np.ndarray, names: list[str], radius: tuple[float, floa
     facing = -np.einsum('ni,ni->n', rotation[:, :, 2], position)
     rules = (
         (~np.isfinite(labels).all(1), 'holds NaN or infinite numbers'),
-        (np.abs(pose[:, 3] - [0, 0, 0, 1]).max(1) > 1e-4,
-         'is not a camera-to-world matrix stored row by row (its last row must be 0 0 0 1; is it transposed?)'),
+        (
+            np.abs(pose[:, 3] - [0, 0, 0, 1]).max(1) > 1e-4,
+            'is not a camera-to-world matrix stored row by row (its last row must be 0 0 0 1; is it transposed?)',
+        ),
         (orthogonality > 1e-2, 'has a rotation that is not orthonormal'),
         (np.linalg.det(rotation) < 0, 'has a left-handed rotation (determinant -1): one axis is flipped'),
-        ((distance < radius[0]) | (distance > radius[1]),
-         (f'puts the camera at an implausible distance (expected {radius[0]:g} to {radius[1]:g} from the origin; '
-          'check the unit and that the matrix is camera-to-world)')),
+        (
+            (distance < radius[0]) | (distance > radius[1]),
+            (
+                f'puts the camera at an implausible distance (expected {radius[0]:g} to {radius[1]:g} from the origin; '
+                'check the unit and that the matrix is camera-to-world)'
+            ),
+        ),
         (facing <= 0, 'looks away from the origin: the axes must be x right, y down, z forward (OpenCV, not OpenGL)'),
         (np.abs(k[:, 2] - [0, 0, 1]).max(1) > 1e-4, 'has intrinsics whose last row is not 0 0 1'),
         ((k[:, 0, 0] <= 0) | (k[:, 1, 1] <= 0), 'has a focal length that is not positive'),
-        ((k[:, 0, 0] > 50) | (np.abs(k[:, :2, 2]) > 5).any(1),
-         'has intrinsics in pixels; divide them by the image size (FFHQ has focal 4.2647, centre 0.5)'),
+        (
+            (k[:, 0, 0] > 50) | (np.abs(k[:, :2, 2]) > 5).any(1),
+            'has intrinsics in pixels; divide them by the image size (FFHQ has focal 4.2647, centre 0.5)',
+        ),
     )
     with np.errstate(invalid='ignore'):
         for wrong, what in rules:
             if wrong.any():
                 first = int(np.flatnonzero(wrong)[0])
-                raise UserError(f'{where}: the label of {names[first]} {what}; {int(wrong.sum())} of {len(names)} '
-                                'labels have this fault')
+                raise UserError(
+                    f'{where}: the label of {names[first]} {what}; {int(wrong.sum())} of {len(names)} '
+                    'labels have this fault'
+                )
 
 
 class Eg3dImages:
@@ -79,8 +91,15 @@ class Eg3dImages:
       UserError: missing or damaged files, no pictures, wrong labels.
     """
 
-    def __init__(self, path: str | Path, mirror: str = 'off', max_size: int | None = None, seed: int = 0,
-                 use_labels: bool = True, radius: tuple[float, float] = RADIUS_RANGE):
+    def __init__(
+        self,
+        path: str | Path,
+        mirror: str = 'off',
+        max_size: int | None = None,
+        seed: int = 0,
+        use_labels: bool = True,
+        radius: tuple[float, float] = RADIUS_RANGE,
+    ):
         if mirror not in MIRRORS:
             raise UserError(f'mirror={mirror!r}: unknown; use one of {", ".join(MIRRORS)}')
         if max_size is not None and max_size < 1:
@@ -158,8 +177,10 @@ class Eg3dImages:
             raise UserError(f'{self.path}: {name} is not a readable picture ({e})') from e
         size = getattr(self, 'resolution', image.shape[0])
         if image.shape[:2] != (size, size):
-            raise UserError(f'{self.path}: {name} is {image.shape[1]} x {image.shape[0]} pixels; all pictures must be '
-                            f'square and of one size ({size} x {size})')
+            raise UserError(
+                f'{self.path}: {name} is {image.shape[1]} x {image.shape[0]} pixels; all pictures must be '
+                f'square and of one size ({size} x {size})'
+            )
         return image
 
     def all_labels(self) -> np.ndarray:
@@ -215,9 +236,18 @@ class _Shuffled:
         return {'image': image, 'label': np.asarray(row['label'], np.float32)}
 
 
-def image_batches(source, batch_size: int, seed: int = 0, start_step: int = 0, process_index: int = 0,
-                  process_count: int = 1, num_workers: int = 0, num_threads: int = 2, prefetch: int = 16,
-                  as_bytes: bool = False) -> Batches:
+def image_batches(
+    source,
+    batch_size: int,
+    seed: int = 0,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 2,
+    prefetch: int = 16,
+    as_bytes: bool = False,
+) -> Batches:
     """Endless shuffled batches of single pictures: ``image`` [B,H,W,3] float32 in [-1,1], ``label`` [B,25].
 
     Args:
@@ -231,8 +261,16 @@ def image_batches(source, batch_size: int, seed: int = 0, start_step: int = 0, p
     """
     if len(source) < process_count:
         raise UserError(f'data set: {len(source)} pictures are too few for {process_count} processes')
-    return Batches(_Shuffled(source, seed, as_bytes), batch_size, start_step, process_index, process_count, num_workers,
-                   num_threads, prefetch)
+    return Batches(
+        _Shuffled(source, seed, as_bytes),
+        batch_size,
+        start_step,
+        process_index,
+        process_count,
+        num_workers,
+        num_threads,
+        prefetch,
+    )
 
 
 def write_eg3d(destination: str | Path, pictures: Iterable[tuple[np.ndarray, np.ndarray]]) -> Path:
@@ -257,7 +295,9 @@ def write_eg3d(destination: str | Path, pictures: Iterable[tuple[np.ndarray, np.
             close()
         os.replace(temporary, destination)
     except OSError as e:
-        raise UserError(f'{destination}: cannot write ({e.strerror or e}); free some space or choose another place') from e
+        raise UserError(
+            f'{destination}: cannot write ({e.strerror or e}); free some space or choose another place'
+        ) from e
     finally:
         _remove(temporary)
     return destination
@@ -270,8 +310,9 @@ def _write_all(put, pictures: Iterable, destination: Path) -> None:
     for i, (image, label) in enumerate(pictures):
         size = image.shape if size is None else size
         if image.shape != size or size[0] != size[1] or size[2:] != (3,) or image.dtype != np.uint8:
-            raise UserError(f'{destination}: picture {i} is {image.shape} {image.dtype}; all must be square RGB uint8 '
-                            'of one size')
+            raise UserError(
+                f'{destination}: picture {i} is {image.shape} {image.dtype}; all must be square RGB uint8 of one size'
+            )
         if np.shape(label) != (25,):
             raise UserError(f'{destination}: the label of picture {i} has {np.size(label)} numbers instead of 25')
         name = f'{i:08d}'[:5] + f'/img{i:08d}.png'
@@ -331,9 +372,11 @@ def main(argv: list[str] | None = None) -> int:
     angle, _ = pose_from_label(reader.labels.astype(np.float64))
     radius = np.linalg.norm(reader.labels[:, [3, 7, 11]], axis=1)
     low, high = np.rad2deg(angle).min(0), np.rad2deg(angle).max(0)
-    print(f'{path}: {len(reader)} pictures of {reader.resolution} x {reader.resolution}; camera distance '
-          f'{radius.min():.2f} to {radius.max():.2f}, yaw {low[1]:.0f} to {high[1]:.0f} and pitch {low[0]:.0f} to '
-          f'{high[0]:.0f} degrees, focal {reader.labels[:, 16].min():.3f} to {reader.labels[:, 16].max():.3f}')
+    print(
+        f'{path}: {len(reader)} pictures of {reader.resolution} x {reader.resolution}; camera distance '
+        f'{radius.min():.2f} to {radius.max():.2f}, yaw {low[1]:.0f} to {high[1]:.0f} and pitch {low[0]:.0f} to '
+        f'{high[0]:.0f} degrees, focal {reader.labels[:, 16].min():.3f} to {reader.labels[:, 16].max():.3f}'
+    )
     return 0
 
 

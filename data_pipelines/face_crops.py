@@ -2,10 +2,10 @@
 
     python -m data_pipelines.face_crops --out DIR --count 6000 [--split val] [--start 0]
 
-Differs from ``data_pipelines.fast_heads``: the picture shows about 1.45 times the EG3D crop, so that training can shift,
-turn and zoom it; yaws reach 60 and pitches 30 degrees; the camera stands between half and twice the usual distance with
-a lens to match; light is harder. What varies after rendering (background, colour, blur, occlusion, ...) is left to
-``avatar_jax.train.face_augment``. A sample is a function of (seed, split, index) alone.
+Differs from ``data_pipelines.fast_heads``: the picture shows about 1.45 times the EG3D crop, so that training can
+shift, turn and zoom it; yaws reach 60 and pitches 30 degrees; the camera stands between half and twice the usual
+distance with a lens to match; light is harder. What varies after rendering (background, colour, blur, occlusion, ...)
+is left to ``avatar_jax.bundled.face_augment``. A sample is a function of (seed, split, index) alone.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.pose import CAMERA_DISTANCE
-from avatar_jax.faces.procedural.streams import Stream
 from avatar_jax.faces.windows import RADIUS
+from avatar_jax.procedural.streams import Stream
 from data_pipelines.cameras import pose_labels
 from data_pipelines.fast_heads import SPLITS, FastHeadsConfig, sample_parameters
 from data_pipelines.fingerprint import head_fingerprint, same_head
@@ -40,8 +40,8 @@ class FaceCropsConfig:
     seed: int = 0
     split: str = 'train'
     resolution: int = 192
-    zoom: float = 0.69             # of the focal length: below 1 the picture shows more than the EG3D crop
-    nearest: float = 0.5           # camera distance in units of the usual one
+    zoom: float = 0.69  # of the focal length: below 1 the picture shows more than the EG3D crop
+    nearest: float = 0.5  # camera distance in units of the usual one
     farthest: float = 2.0
     speech_share: float = 0.3
     yaw_degrees: float = 60.0
@@ -59,10 +59,16 @@ class FaceCropsConfig:
 def sample(config: FaceCropsConfig, index: int) -> dict[str, np.ndarray]:
     """Sample ``index``: rgb [r,r,3] uint8 before white, mask [r,r] uint8, landmarks [68,2] pixels (first pixel centred
     at 0.5), expression [64], angle [3] radians, shape [80]."""
-    from avatar_jax.faces.procedural import render_head
+    from avatar_jax.procedural import render_head
 
-    heads = FastHeadsConfig(seed=config.seed, split=config.split, speech_share=config.speech_share,
-                            yaw_degrees=config.yaw_degrees, pitch_degrees=config.pitch_degrees, light=config.light)
+    heads = FastHeadsConfig(
+        seed=config.seed,
+        split=config.split,
+        speech_share=config.speech_share,
+        yaw_degrees=config.yaw_degrees,
+        pitch_degrees=config.pitch_degrees,
+        light=config.light,
+    )
     p = sample_parameters(heads, index)
     draw = Stream(config.seed, 'face_crops', config.split, index)
     middle = p['window'][RADIUS]
@@ -83,7 +89,9 @@ def sample(config: FaceCropsConfig, index: int) -> dict[str, np.ndarray]:
     }
 
 
-def generate(config: FaceCropsConfig, folder: Path, start: int, count: int, shard: int = 250, progress: bool = True) -> None:
+def generate(
+    config: FaceCropsConfig, folder: Path, start: int, count: int, shard: int = 250, progress: bool = True
+) -> None:
     """Makes the samples ``start .. start + count - 1`` that are not there yet.
 
     Raises:
@@ -119,8 +127,11 @@ def generate(config: FaceCropsConfig, folder: Path, start: int, count: int, shar
         made += n
         if progress:
             rate = made / (time.perf_counter() - began)
-            print(f'{first + n - start}/{count} samples, {rate:.1f}/s, {(start + count - first - n) / rate / 60:.1f} min left',
-                  flush=True)
+            print(
+                f'{first + n - start}/{count} samples, {rate:.1f}/s, {(start + count - first - n) / rate / 60:.1f} '
+                'min left',
+                flush=True,
+            )
 
 
 def read_config(folder: Path) -> FaceCropsConfig:

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.procedural import motion, random_expressions
-from avatar_jax.faces.procedural.streams import Stream
 from avatar_jax.faces.windows import RADIUS, WINDOW
+from avatar_jax.procedural import motion, random_expressions
+from avatar_jax.procedural.streams import Stream
 from data_pipelines.cameras import pose_labels
 from data_pipelines.fingerprint import head_fingerprint, same_head
 from data_pipelines.lights import random_gamma
@@ -36,9 +36,16 @@ from data_pipelines.workers import worker_pool
 DATA_VERSION = 1
 SPLITS = ('train', 'val', 'test')
 FIELDS = {  # name -> (shape after [N], dtype); r is the resolution
-    'index': ('', 'int64'), 'identity': ('192', 'float32'), 'expression': ('64', 'float32'),
-    'window': ('27,70', 'float32'), 'label': ('25', 'float32'), 'gamma': ('27', 'float32'), 'rgb': ('r,r,3', 'uint8'),
-    'mask': ('r,r', 'uint8'), 'depth': ('r,r', 'float16'), 'landmarks': ('68,2', 'float32'),
+    'index': ('', 'int64'),
+    'identity': ('192', 'float32'),
+    'expression': ('64', 'float32'),
+    'window': ('27,70', 'float32'),
+    'label': ('25', 'float32'),
+    'gamma': ('27', 'float32'),
+    'rgb': ('r,r,3', 'uint8'),
+    'mask': ('r,r', 'uint8'),
+    'depth': ('r,r', 'float16'),
+    'landmarks': ('68,2', 'float32'),
 }
 
 
@@ -51,23 +58,26 @@ class FastHeadsConfig:
     resolution: int = 128
     supersample: int = 2
     frames_per_identity: int = 1
-    speech_share: float = 0.5      # share of samples that are frames of speech clips
+    speech_share: float = 0.5  # share of samples that are frames of speech clips
     yaw_degrees: float = 45.0
     pitch_degrees: float = 20.0
-    light: float = 1.0             # strength of the random light, 0 for the default light
+    light: float = 1.0  # strength of the random light, 0 for the default light
     version: int = DATA_VERSION
 
     def __post_init__(self):
         if self.split not in SPLITS:
             raise UserError(f'--split {self.split}: unknown; use one of {", ".join(SPLITS)}')
         if self.resolution < 16 or self.frames_per_identity < 1 or not 0 <= self.speech_share <= 1:
-            raise UserError('--resolution must be at least 16, --frames-per-identity at least 1, '
-                            '--speech-share between 0 and 1')
+            raise UserError(
+                '--resolution must be at least 16, --frames-per-identity at least 1, --speech-share between 0 and 1'
+            )
 
 
 def sample_parameters(config: FastHeadsConfig, index: int) -> dict[str, np.ndarray]:
-    """Everything of sample ``index`` but its picture: identity [192], expression [64], window [27,70], label [25], gamma [27]."""
-    from avatar_jax.faces.procedural import sample_identity
+    """Everything of sample ``index`` but its picture: identity [192], expression [64], window [27,70], label [25],
+    gamma [27].
+    """
+    from avatar_jax.procedural import sample_identity
 
     person = index // config.frames_per_identity
     owner = (config.seed, 'fast_heads', config.split, person)
@@ -85,22 +95,35 @@ def sample_parameters(config: FastHeadsConfig, index: int) -> dict[str, np.ndarr
     else:
         expression = random_expressions.random_expressions(rng, 1)
         angle, translation = random_expressions.random_poses(
-            rng, 1, np.deg2rad(config.yaw_degrees), np.deg2rad(config.pitch_degrees))
+            rng, 1, np.deg2rad(config.yaw_degrees), np.deg2rad(config.pitch_degrees)
+        )
         window = motion.settle(random_expressions.windows_around(rng, expression, angle, translation)[0])
     middle = window[RADIUS]
     return {
-        'index': np.int64(index), 'identity': identity, 'expression': middle[:64], 'window': window,
-        'label': pose_labels(middle[64:67], middle[67:70]), 'gamma': gamma,
+        'index': np.int64(index),
+        'identity': identity,
+        'expression': middle[:64],
+        'window': window,
+        'label': pose_labels(middle[64:67], middle[67:70]),
+        'gamma': gamma,
     }
 
 
 def sample(config: FastHeadsConfig, index: int) -> dict[str, np.ndarray]:
-    """Sample ``index`` with its picture: also rgb [r,r,3] uint8, mask [r,r] uint8, depth [r,r] float16, landmarks [68,2]."""
-    from avatar_jax.faces.procedural import render_head
+    """Sample ``index`` with its picture: also rgb [r,r,3] uint8, mask [r,r] uint8, depth [r,r] float16, landmarks
+    [68,2].
+    """
+    from avatar_jax.procedural import render_head
 
     out = sample_parameters(config, index)
-    head = render_head(out['identity'], out['expression'], out['label'], out['gamma'], resolution=config.resolution,
-                       supersample=config.supersample)
+    head = render_head(
+        out['identity'],
+        out['expression'],
+        out['label'],
+        out['gamma'],
+        resolution=config.resolution,
+        supersample=config.supersample,
+    )
     out['rgb'] = np.round(np.clip(head.rgb, 0, 1) * 255).astype(np.uint8)
     out['mask'] = np.round(np.clip(head.mask, 0, 1) * 255).astype(np.uint8)
     out['depth'] = np.asarray(head.depth, np.float16)
@@ -129,8 +152,15 @@ def write_shard(config: FastHeadsConfig, folder: Path, first: int, count: int) -
     return path
 
 
-def generate(config: FastHeadsConfig, folder: Path, start: int, count: int, shard: int = 256, workers: int = 1,
-             progress: bool = True) -> list[Path]:
+def generate(
+    config: FastHeadsConfig,
+    folder: Path,
+    start: int,
+    count: int,
+    shard: int = 256,
+    workers: int = 1,
+    progress: bool = True,
+) -> list[Path]:
     """Make the samples ``start .. start + count - 1`` that are not there yet; returns the shard files in order.
 
     Raises:
@@ -187,8 +217,10 @@ def _claim(config: FastHeadsConfig, folder: Path) -> None:
         raise UserError(f'{folder}: holds pictures of another version of the head model; choose another --out')
     if stored != config:
         different = [k for k, v in asdict(config).items() if asdict(stored)[k] != v]
-        raise UserError(f'{folder}: holds samples of another configuration (different: {", ".join(different)}); '
-                        'choose another --out or the same options')
+        raise UserError(
+            f'{folder}: holds samples of another configuration (different: {", ".join(different)}); '
+            'choose another --out or the same options'
+        )
 
 
 def read_config(folder: Path) -> FastHeadsConfig:

@@ -17,14 +17,19 @@ _LARGEST_DIFFERENCE = 1  # grey levels of a cell's mean
 @functools.lru_cache(maxsize=1)
 def head_fingerprint() -> tuple[int, ...]:
     """Mean colours (0..255) of an 8 x 8 grid over pictures of two fixed people, rounded."""
-    from avatar_jax.faces.procedural import render_head, sample_identity
-    from avatar_jax.faces.procedural.motion import blend
+    from avatar_jax.procedural import render_head, sample_identity
+    from avatar_jax.procedural.motion import blend
     from data_pipelines.cameras import pose_labels
 
     cells = []
     for seed, weights, yaw in ((1, {'viseme_aa': 0.8, 'gaze_x': 0.5}, 0.3), (2, {'smile': 0.9, 'blink': 0.6}, -0.4)):
-        head = render_head(sample_identity(seed, 'test'), blend(weights).astype(np.float32),
-                           pose_labels([0.1, yaw, 0.0], [0.0, 0.0, 0.0]), resolution=_SIDE, supersample=2)
+        head = render_head(
+            sample_identity(seed, 'test'),
+            blend(weights).astype(np.float32),
+            pose_labels([0.1, yaw, 0.0], [0.0, 0.0, 0.0]),
+            resolution=_SIDE,
+            supersample=2,
+        )
         step = _SIDE // _CELLS
         cells.append(head.rgb.reshape(_CELLS, step, _CELLS, step, 3).mean((1, 3)).ravel())
     return tuple(int(x) for x in np.round(np.concatenate(cells) * 255))

@@ -3,8 +3,8 @@
     source = GPAvatarFrames('datasets/vfhq', 'train')
     item = source[0]        # image, shape, expression, pose, transform, ...
 
-A frame is named ``PREFIX_VIDEO_NUMBER``; frames of one video belong together. The pickle is read without running anything in
-it and kept beside it in a quick form (``dataset.records.npz``) where the folder can be written to.
+A frame is named ``PREFIX_VIDEO_NUMBER``; frames of one video belong together. The pickle is read without running
+anything in it and kept beside it in a quick form (``dataset.records.npz``) where the folder can be written to.
 """
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ from avatar_jax.types import Motion
 from data_pipelines.lmdb_files import LmdbFile
 
 SPLITS = ('train', 'val', 'test')
-FIELDS = {'bbox': (4,), 'kps': (5, 2), 'mica_shape': (100,), 'emoca_expression': (50,), 'emoca_pose': (6,),
-          'transform_matrix': (3, 4)}  # fmt: skip
+FIELDS = {
+    'bbox': (4,),
+    'kps': (5, 2),
+    'mica_shape': (100,),
+    'emoca_expression': (50,),
+    'emoca_pose': (6,),
+    'transform_matrix': (3, 4),
+}
 CAMERA = {'flame_scale': 5.0, 'focal_length': 12.0, 'principal_point': [0.0, 0.0]}
 FPS = 25.0
 _MANY = 200  # times as many values as a file of weights: some thirty for each of a quarter of a million frames
@@ -79,23 +85,40 @@ class GPAvatarFrames:
         name = self.records.names[i]
         video, number = _parts(name)
         a = self.records.arrays
-        return {'image': self.file.picture(name), 'frame': name, 'video': video, 'number': number, 'bbox': a['bbox'][i],
-                'kps': a['kps'][i], 'shape': a['mica_shape'][i], 'expression': a['emoca_expression'][i],
-                'pose': a['emoca_pose'][i], 'transform': a['transform_matrix'][i]}  # fmt: skip
+        return {
+            'image': self.file.picture(name),
+            'frame': name,
+            'video': video,
+            'number': number,
+            'bbox': a['bbox'][i],
+            'kps': a['kps'][i],
+            'shape': a['mica_shape'][i],
+            'expression': a['emoca_expression'][i],
+            'pose': a['emoca_pose'][i],
+            'transform': a['transform_matrix'][i],
+        }
 
     def sources(self, video: str, views: int = 1) -> list[int]:
-        """Items that serve as inputs when a video is evaluated with 1 to 4 views: first; and last; middle; at 30 and 60 %."""
+        """Items that serve as inputs when a video is evaluated with 1 to 4 views: first; and last; middle; at 30 and
+        60 %.
+        """
         items = self.videos[video]
         last = len(items) - 1
-        places = {1: [0], 2: [0, last], 3: [0, len(items) // 2, last],
-                  4: [0, int(0.3 * len(items)), int(0.6 * len(items)), last]}  # fmt: skip
+        places = {
+            1: [0],
+            2: [0, last],
+            3: [0, len(items) // 2, last],
+            4: [0, int(0.3 * len(items)), int(0.6 * len(items)), last],
+        }
         if views not in places:
             raise UserError(f'views={views}: evaluation takes 1 to 4')
         return [items[min(k, last)] for k in places[views]]
 
     def targets(self, video: str) -> list[int]:
         """Items that are generated: all, in 'test' without frames numbered 0."""
-        return [k for k in self.videos[video] if self.split != 'test' or _parts(self.records.names[self.index[k]])[1] != 0]
+        return [
+            k for k in self.videos[video] if self.split != 'test' or _parts(self.records.names[self.index[k]])[1] != 0
+        ]
 
     def motion(self, video: str, fps: float = FPS) -> Motion:
         """The movement of a video in FLAME's basis. Translations are zero: crops are centred on the face.
@@ -115,7 +138,9 @@ class GPAvatarFrames:
 
 
 class Records:
-    """The table of all frames: ``names`` [N], ``arrays`` (the ``FIELDS``, [N,...] float32), ``splits`` -> row numbers."""
+    """The table of all frames: ``names`` [N], ``arrays`` (the ``FIELDS``, [N,...] float32), ``splits`` -> row
+    numbers.
+    """
 
     def __init__(self, names: list[str], arrays: dict[str, np.ndarray], splits: dict[str, list[int]]):
         self.names, self.arrays, self.splits = names, arrays, splits
@@ -135,15 +160,20 @@ def load_records(path: str | Path) -> Records:
             return Records([str(n) for n in z['names']], {k: z[k] for k in FIELDS}, splits)
     records = _read_pickle(path)
     data = io.BytesIO()
-    np.savez(data, sha256=digest, names=np.array(records.names), **records.arrays,
-             **{f'split/{s}': np.array(v, int) for s, v in records.splits.items()})  # fmt: skip
+    np.savez(
+        data,
+        sha256=digest,
+        names=np.array(records.names),
+        **records.arrays,
+        **{f'split/{s}': np.array(v, int) for s, v in records.splits.items()},
+    )
     with contextlib.suppress(OSError, UserError):  # a read-only folder: it is read anew next time
         atomic.write_bytes(quick, data.getvalue())
     return records
 
 
 def _read_pickle(path: Path) -> Records:
-    from avatar_jax.convert.read import read
+    from avatar_jax.io.foreign import read
     from avatar_jax.progress import activity
 
     with activity(f'reading {path.name} (once)'):
@@ -200,7 +230,12 @@ def _camera(path: Path) -> dict[str, Any]:
         return dict(CAMERA)
     try:
         values = json.loads(path.read_text(encoding='utf-8'))
-        return {'flame_scale': float(values['flame_scale']), 'focal_length': float(values['focal_length']),
-                'principal_point': [float(x) for x in values['principal_point']]}  # fmt: skip
+        return {
+            'flame_scale': float(values['flame_scale']),
+            'focal_length': float(values['focal_length']),
+            'principal_point': [float(x) for x in values['principal_point']],
+        }
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f'{path}: not of the form {{"flame_scale": ..., "focal_length": ..., "principal_point": [0, 0]}}') from e
+        raise UserError(
+            f'{path}: not of the form {{"flame_scale": ..., "focal_length": ..., "principal_point": [0, 0]}}'
+        ) from e

@@ -162,8 +162,10 @@ def open_images(data: Any, resolution: int, progress: bool = True) -> Any:
     if not len(source):
         raise UserError(f'data: {data.folder or data.source} has no pictures in {data.split!r}')
     if source.resolution != resolution:
-        raise UserError(f'data: {data.folder} holds pictures of {source.resolution} pixels, the generator makes '
-                        f'{resolution}; resize them or set generator.img_resolution')  # fmt: skip
+        raise UserError(
+            f'data: {data.folder} holds pictures of {source.resolution} pixels, the generator makes '
+            f'{resolution}; resize them or set generator.img_resolution'
+        )
     if data.in_memory and not isinstance(source, ArrayImages):
         source = ArrayImages.of(source, progress)
     return source if data.mirror == 'off' else Mirrored(source, data.mirror == 'images+labels')

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from avatar_jax.faces.procedural.render import default_gamma
-from avatar_jax.faces.procedural.streams import Stream
+from avatar_jax.procedural.render import default_gamma
+from avatar_jax.procedural.streams import Stream
 
 
 def random_gamma(rng: Stream, strength: float = 1.0) -> np.ndarray:

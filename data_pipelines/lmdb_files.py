@@ -43,8 +43,15 @@ class LmdbFile:
             try:
                 if key not in _ENVIRONMENTS:
                     # Without a lock file the data may lie on a read-only disk; nobody writes to it.
-                    _ENVIRONMENTS[key] = lmdb.open(str(self.folder), subdir=self.folder.is_dir(), readonly=True, lock=False,
-                                                   readahead=False, meminit=False, max_readers=64)  # fmt: skip
+                    _ENVIRONMENTS[key] = lmdb.open(
+                        str(self.folder),
+                        subdir=self.folder.is_dir(),
+                        readonly=True,
+                        lock=False,
+                        readahead=False,
+                        meminit=False,
+                        max_readers=64,
+                    )
                 self._transaction = _ENVIRONMENTS[key].begin(buffers=False)
             except lmdb.Error as e:
                 raise UserError(f'{self.folder}: is not a readable LMDB environment ({e}); get the file again') from e
@@ -89,7 +96,9 @@ class LmdbFile:
         width = 4 * int(np.prod(columns, dtype=np.int64))
         if not data or len(data) % width or (rows is not None and len(data) != rows * width):
             expected = f'{rows} x {width // 4}' if rows is not None else f'a multiple of {width // 4}'
-            raise UserError(f'{self.folder}: {key} has {len(data) / 4:g} numbers, expected {expected}; the data are damaged')
+            raise UserError(
+                f'{self.folder}: {key} has {len(data) / 4:g} numbers, expected {expected}; the data are damaged'
+            )
         array = np.frombuffer(data, np.float32).reshape(-1, *columns)
         if not np.isfinite(array).all():
             raise UserError(f'{self.folder}: {key} has values that are not finite; the data are damaged')

@@ -3,10 +3,11 @@
     source = OTAvatarFrames('datasets/hdtf_lmdb_inv', 'train')
     with pair_batches(source, PairConfig(batch_size=4)) as batches: ...
 
-The folder has ``train_list.txt``, ``test_list.txt`` and an LMDB environment in a sub-folder named by the resolution. Keys are
-``length``, and for each clip ``CLIP-length``, ``CLIP-0000012`` (frames), ``CLIP-coeff_3dmm`` [N,260], ``CLIP-condition``
-[N,7] (the tracker's camera), ``CLIP-keypoint`` [N,68,2] and ``CLIP-id``. Labels are those of OTAvatar: averaged over
-neighbouring frames, with its own constants (``faces.camera_labels.labels_from_conditions``). Coefficients are BFM's.
+The folder has ``train_list.txt``, ``test_list.txt`` and an LMDB environment in a sub-folder named by the resolution.
+Keys are ``length``, and for each clip ``CLIP-length``, ``CLIP-0000012`` (frames), ``CLIP-coeff_3dmm`` [N,260],
+``CLIP-condition`` [N,7] (the tracker's camera), ``CLIP-keypoint`` [N,68,2] and ``CLIP-id``. Labels are those of
+OTAvatar: averaged over neighbouring frames, with its own constants (``faces.camera_labels.labels_from_conditions``).
+    Coefficients are BFM's.
 """
 
 from __future__ import annotations
@@ -56,10 +57,15 @@ class OTAvatarFrames:
         self.landmarks = np.concatenate([n['landmarks'] for n in numbers])
         self.coefficients = records[:, :257]
         self.table = ClipTable(
-            name=np.array(self.clips), person=np.array([order[p] for p in people]), first=np.cumsum(counts) - counts,
-            num_frames=counts, num_cameras=np.ones(len(counts), int),
-            motion=np.concatenate([records[:, SLICES[k]] for k in ('exp', 'angle', 'trans')], axis=1), fps=FPS, basis=BFM,
-        )  # fmt: skip
+            name=np.array(self.clips),
+            person=np.array([order[p] for p in people]),
+            first=np.cumsum(counts) - counts,
+            num_frames=counts,
+            num_cameras=np.ones(len(counts), int),
+            motion=np.concatenate([records[:, SLICES[k]] for k in ('exp', 'angle', 'trans')], axis=1),
+            fps=FPS,
+            basis=BFM,
+        )
 
     def _numbers(self, clip: str) -> dict[str, np.ndarray]:
         length = _count(self.file, f'{clip}-length')
@@ -67,8 +73,10 @@ class OTAvatarFrames:
         # Wider rows are tolerated: the first six columns and the last one are read.
         columns = len(condition) // 4 // length
         if columns < CONDITION or len(condition) != 4 * columns * length:
-            raise UserError(f'{self.file.folder}: {clip}-condition has {len(condition) // 4} numbers for {length} frames, '
-                            f'expected {length} x {CONDITION}; the data are damaged')  # fmt: skip
+            raise UserError(
+                f'{self.file.folder}: {clip}-condition has {len(condition) // 4} numbers for {length} frames, '
+                f'expected {length} x {CONDITION}; the data are damaged'
+            )
         return {
             'records': self.file.floats(f'{clip}-coeff_3dmm', (NUM_RECORD,), length),
             'labels': labels_from_conditions(self.file.floats(f'{clip}-condition', (columns,), length)),
@@ -85,8 +93,13 @@ class OTAvatarFrames:
         image = self.file.picture(f'{self.clips[clip]}-{record - int(self.table.first[clip]):07d}')
         identity = np.zeros(192, np.float32)
         identity[:80], identity[80:160] = (self.coefficients[record, SLICES[k]] for k in ('id', 'tex'))
-        return {'image': image, 'mask': np.full(image.shape[:2], 255, np.uint8), 'label': self.labels[record],
-                'landmarks': self.landmarks[record], 'identity': identity}  # fmt: skip
+        return {
+            'image': image,
+            'mask': np.full(image.shape[:2], 255, np.uint8),
+            'label': self.labels[record],
+            'landmarks': self.landmarks[record],
+            'identity': identity,
+        }
 
     def motion(self, clip: str) -> Motion:
         """The movement of a clip by name. Raises ``UserError`` when there is none."""
@@ -100,7 +113,9 @@ class OTAvatarFrames:
 def _environment(folder: Path, resolution: int | None) -> Path:
     if not folder.is_dir():
         raise UserError(f'{folder}: no such folder; give the one with train_list.txt')
-    found = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / 'data.mdb').is_file()), reverse=True)
+    found = sorted(
+        (int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / 'data.mdb').is_file()), reverse=True
+    )
     if not found:
         raise UserError(f'{folder}: has no LMDB environment in a folder such as 512/; check that it was unpacked')
     if resolution is not None and resolution not in found:

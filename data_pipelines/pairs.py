@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.procedural.streams import Stream
+from avatar_jax.procedural.streams import Stream
 from data_pipelines.stream import Batches, Order
 
 SAMPLINGS = ('expression', 'uniform')
@@ -94,8 +94,9 @@ class Pairs:
         }
 
 
-def pair_batches(source, config: PairConfig, start_step: int = 0, process_index: int = 0,
-                 process_count: int = 1) -> Batches:
+def pair_batches(
+    source, config: PairConfig, start_step: int = 0, process_index: int = 0, process_count: int = 1
+) -> Batches:
     """Endless batches of pairs, beginning at ``start_step``.
 
     Args:
@@ -111,7 +112,17 @@ def pair_batches(source, config: PairConfig, start_step: int = 0, process_index:
     """
     pairs = Pairs(source, config)
     if len(pairs.people) < process_count:
-        raise UserError(f'data set: {len(pairs.people)} people are too few for {process_count} processes; '
-                        'use fewer processes or more data')
-    return Batches(pairs, config.batch_size, start_step, process_index, process_count, config.num_workers,
-                   config.num_threads, config.prefetch)
+        raise UserError(
+            f'data set: {len(pairs.people)} people are too few for {process_count} processes; '
+            'use fewer processes or more data'
+        )
+    return Batches(
+        pairs,
+        config.batch_size,
+        start_step,
+        process_index,
+        process_count,
+        config.num_workers,
+        config.num_threads,
+        config.prefetch,
+    )

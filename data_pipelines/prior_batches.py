@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from avatar_jax.faces.importance import importance, part_boxes
-from avatar_jax.faces.procedural.style import CUTS, decode_style
 from avatar_jax.faces.windows import RADIUS
+from avatar_jax.procedural.style import CUTS, decode_style
 from data_pipelines.fast_heads import load_shards
 from data_pipelines.lights import random_gamma
 
@@ -54,8 +54,20 @@ def _meaning(identity: np.ndarray) -> np.ndarray:
     s = decode_style(identity[160:])
     cut = [float(s.cut == name) for name, _ in CUTS]
     collar = [float(s.collar == k) for k in range(4)]
-    plain = (s.recede, s.fringe, s.volume, s.brow_strength, s.lip_tint, s.beard, s.moustache, s.stubble, s.stripes,
-             s.freckles, s.lashes, s.shadow)  # fmt: skip
+    plain = (
+        s.recede,
+        s.fringe,
+        s.volume,
+        s.brow_strength,
+        s.lip_tint,
+        s.beard,
+        s.moustache,
+        s.stubble,
+        s.stripes,
+        s.freckles,
+        s.lashes,
+        s.shadow,
+    )
     return np.concatenate([cut, collar, s.hair_colour, s.iris, s.brow_colour, s.cloth, s.cloth2, plain])
 
 
@@ -101,8 +113,9 @@ class PriorData:
     def order(self, seed: int, step: int, batch: int) -> np.ndarray:
         """Which samples step `step` uses: every epoch is another permutation."""
         start = step * batch
-        return np.array([_permutation(seed, i // self._size, self._size)[i % self._size]
-                         for i in range(start, start + batch)])
+        return np.array(
+            [_permutation(seed, i // self._size, self._size)[i % self._size] for i in range(start, start + batch)]
+        )
 
     def common(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """Latent [N, 200], window [N, 27, 70] and label [N, 25].
@@ -111,7 +124,7 @@ class PriorData:
         """
         window = self.data['window'][index]
         still = (self.data['index'][index] % 4 == 0)[:, None, None]
-        window = np.where(still, window[:, RADIUS:RADIUS + 1], window)
+        window = np.where(still, window[:, RADIUS : RADIUS + 1], window)
         return {'traits': self.traits[index], 'window': window, 'label': self.data['label'][index]}
 
     def frames(self, index: np.ndarray) -> dict[str, np.ndarray]:
@@ -144,10 +157,13 @@ class PriorData:
         """A batch of `count` rays per picture for `prior.rays_loss`."""
         take, (origins, directions) = self._pick(index, count, rng)
         return self.common(index) | {
-            'origins': origins, 'directions': directions, 'rgb': take('rgb') / 127.5 - 1,
-            'mask': take('mask')[..., 0] / 255, 'depth': take('depth')[..., 0],
+            'origins': origins,
+            'directions': directions,
+            'rgb': take('rgb') / 127.5 - 1,
+            'mask': take('mask')[..., 0] / 255,
+            'depth': take('depth')[..., 0],
             'weight': np.ones((len(index), count), np.float32),
-        }  # fmt: skip
+        }
 
     def points(self, index: np.ndarray, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """A batch for `prior.points_loss`: two points on each of ``count`` rays per picture.
@@ -174,9 +190,11 @@ class PriorData:
         points = np.tile(origins, (1, 2, 1)) + depths * np.tile(directions, (1, 2, 1))
         solid = np.concatenate([np.where(seen, crossed * mask, 0), np.where(seen & inside, mask, 0)], 1)
         return self.common(index) | {
-            'points': points.astype(np.float32), 'solid': solid.astype(np.float32), 'rgb': take('rgb') / 127.5 - 1,
+            'points': points.astype(np.float32),
+            'solid': solid.astype(np.float32),
+            'rgb': take('rgb') / 127.5 - 1,
             'weight': (mask > 0.99).astype(np.float32),
-        }  # fmt: skip
+        }
 
 
 def _rays(labels: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

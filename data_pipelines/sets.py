@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.procedural.streams import Stream
+from avatar_jax.procedural.streams import Stream
 from data_pipelines.stream import Batches, Order
 
 
@@ -76,7 +76,9 @@ class Sets:
         }
 
 
-def set_batches(source, config: SetConfig, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Batches:
+def set_batches(
+    source, config: SetConfig, start_step: int = 0, process_index: int = 0, process_count: int = 1
+) -> Batches:
     """Endless batches of sets, beginning at ``start_step``.
 
     Args:
@@ -87,5 +89,13 @@ def set_batches(source, config: SetConfig, start_step: int = 0, process_index: i
       [B,F,25], ``windows`` [B,F,27,70], ``masks`` [B,F,H,W] uint8 (255 = head), ``landmarks``
       [B,F,68,2] pixels, ``identity`` [B,192], ``person`` [B]; from some sources ``depths`` [B,F,H,W] along the ray.
     """
-    return Batches(Sets(source, config), config.batch_size, start_step, process_index, process_count, 0,
-                   config.num_threads, config.prefetch)  # fmt: skip
+    return Batches(
+        Sets(source, config),
+        config.batch_size,
+        start_step,
+        process_index,
+        process_count,
+        0,
+        config.num_threads,
+        config.prefetch,
+    )

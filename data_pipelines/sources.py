@@ -72,8 +72,13 @@ class BuiltFrames:
     def __getitem__(self, record: int) -> dict[str, np.ndarray]:
         row = self._open()[record]
         mask = _decode(row['mask'])
-        return {'image': _decode(row['image']), 'mask': mask, 'label': row['label'], 'landmarks': row['landmarks'],
-                'identity': row['identity']}
+        return {
+            'image': _decode(row['image']),
+            'mask': mask,
+            'label': row['label'],
+            'landmarks': row['landmarks'],
+            'identity': row['identity'],
+        }
 
 
 def _decode(data: bytes) -> np.ndarray:
@@ -96,13 +101,21 @@ class RenderedFrames:
         self.table = table_of_clips(self.clips)
 
     @classmethod
-    def of_people(cls, people: int, seed: int = 0, split: str = 'train', clips_per_person: int = 1,
-                  resolution: int = 128, options: ClipOptions | None = None) -> RenderedFrames:
+    def of_people(
+        cls,
+        people: int,
+        seed: int = 0,
+        split: str = 'train',
+        clips_per_person: int = 1,
+        resolution: int = 128,
+        options: ClipOptions | None = None,
+    ) -> RenderedFrames:
         """Frames of the first ``people`` people of a split in the world of ``seed``."""
         if people < 1 or clips_per_person < 1:
             raise UserError('on-the-fly heads: people and clips_per_person must be at least 1')
-        return cls([make_clip(seed, split, p, n, options) for p in range(people) for n in range(clips_per_person)],
-                   resolution)
+        return cls(
+            [make_clip(seed, split, p, n, options) for p in range(people) for n in range(clips_per_person)], resolution
+        )
 
     def __len__(self) -> int:
         return self.table.num_records
@@ -126,8 +139,8 @@ class RenderedFrames:
 class HeadShards:
     """The frames of ``data_pipelines.fast_heads``, whose people have some independent poses and expressions; in memory.
 
-    They also have ``depth`` [H,W] float16: along the ray in units of the labels' world, 0 where nothing is. Every person
-    counts as one clip. Its frames do not follow one another: each has the motion window that it was made with.
+    They also have ``depth`` [H,W] float16: along the ray in units of the labels' world, 0 where nothing is. Every
+    person counts as one clip. Its frames do not follow one another: each has the motion window that it was made with.
 
     Args:
       folder: of the shards. people: the first ones only; None: all.
@@ -148,9 +161,15 @@ class HeadShards:
         self._arrays = {k: v[: count * each] for k, v in found.items()}
         person = np.arange(count)
         self.table = WindowTable(
-            name=np.array([f'{config.split}-{p:06d}' for p in person]), person=person, first=person * each,
-            num_frames=np.full(count, each), num_cameras=np.ones(count, int), motion=self._arrays['window'][:, RADIUS],
-            fps=25.0, windows=self._arrays['window'])  # fmt: skip
+            name=np.array([f'{config.split}-{p:06d}' for p in person]),
+            person=person,
+            first=person * each,
+            num_frames=np.full(count, each),
+            num_cameras=np.ones(count, int),
+            motion=self._arrays['window'][:, RADIUS],
+            fps=25.0,
+            windows=self._arrays['window'],
+        )
 
     def __len__(self) -> int:
         return self.table.num_records

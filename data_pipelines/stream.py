@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.procedural.streams import Stream
+from avatar_jax.procedural.streams import Stream
 
 
 class Order:
@@ -59,20 +59,32 @@ class Batches:
       load: position -> dict of numpy arrays; must pickle when ``num_workers`` > 0.
       batch_size: elements per step over all processes.
       start_step: number of the first batch; 0 for a new run.
-      process_index, process_count: this process gets the ``process_index``-th of ``process_count`` equal blocks of a step.
+      process_index, process_count: this process gets the ``process_index``-th of ``process_count`` equal blocks of a
+          step.
       num_workers: worker processes; 0 reads in threads. Does not change the batches.
       num_threads, prefetch: reading threads, and elements read ahead. Do not change the batches.
     Raises:
       UserError: the batch does not divide among the processes.
     """
 
-    def __init__(self, load: Callable[[int], dict], batch_size: int, start_step: int = 0, process_index: int = 0,
-                 process_count: int = 1, num_workers: int = 0, num_threads: int = 2, prefetch: int = 8):
+    def __init__(
+        self,
+        load: Callable[[int], dict],
+        batch_size: int,
+        start_step: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_workers: int = 0,
+        num_threads: int = 2,
+        prefetch: int = 8,
+    ):
         if batch_size < 1 or num_workers < 0 or num_threads < 0 or prefetch < 0:
             raise UserError('batch_size must be at least 1; num_workers, num_threads and prefetch not negative')
         if batch_size % process_count:
-            raise UserError(f'batch_size={batch_size} does not divide among {process_count} processes; '
-                            f'choose a multiple of {process_count}')
+            raise UserError(
+                f'batch_size={batch_size} does not divide among {process_count} processes; '
+                f'choose a multiple of {process_count}'
+            )
         if not 0 <= process_index < process_count or start_step < 0:
             raise ValueError(f'process {process_index} of {process_count}, step {start_step}')
         import grain
@@ -81,7 +93,8 @@ class Batches:
         share = _Share(load, batch_size, local, process_index * local)
         batches = grain.MapDataset.range(0, 2**62).map(share).batch(local)[start_step:]
         stream = batches.to_iter_dataset(
-            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(1, prefetch // local)))
+            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(1, prefetch // local))
+        )
         self._shared = num_workers > 0
         if self._shared:
             _parse_flags()

@@ -49,9 +49,13 @@ class ClipTable:
         if len(self.name) == 0:
             raise UserError('clip table: the split has no clips; build the data set with at least one person')
         if not (np.array_equal(starts, self.first) and counts.sum() == len(self.motion) and counts.min() > 0):
-            raise UserError('clip table: the clips do not cover the records one after another; build the data set again')
+            raise UserError(
+                'clip table: the clips do not cover the records one after another; build the data set again'
+            )
         if self.motion.shape[1] != MOTION_DIM or not np.isfinite(self.motion).all():
-            raise UserError(f'clip table: motion must be finite numbers of width {MOTION_DIM}; build the data set again')
+            raise UserError(
+                f'clip table: motion must be finite numbers of width {MOTION_DIM}; build the data set again'
+            )
 
     @property
     def num_records(self) -> int:
@@ -130,8 +134,10 @@ def table_of_clips(clips: list) -> ClipTable:
         raise UserError('clip table: no clips given')
     counts = np.array([c.num_frames * c.num_cameras for c in clips])
     return ClipTable(
-        name=np.array([c.name for c in clips]), person=np.array([c.person for c in clips]),
-        first=np.cumsum(counts) - counts, num_frames=np.array([c.num_frames for c in clips]),
+        name=np.array([c.name for c in clips]),
+        person=np.array([c.person for c in clips]),
+        first=np.cumsum(counts) - counts,
+        num_frames=np.array([c.num_frames for c in clips]),
         num_cameras=np.array([c.num_cameras for c in clips]),
         motion=np.concatenate([c.motion_rows(k) for c in clips for k in range(c.num_cameras)]),
         fps=clips[0].options.fps,

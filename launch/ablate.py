@@ -3,8 +3,9 @@
     avatar-jax ablate --table gpavatar3 --size tiny --out DIR          # GPAvatar's Table 3
 
 Every variant is trained once per seed on procedural heads (folders DIR/<variant>-<seed>, which resume) and evaluated on
-people of the test split with one to four portraits. ``--size full`` has the sizes of configs/gpavatar_heads.py, ``tiny``
-those of its variant ``small``: pictures of 32 pixels. The pictures that all trainings share are drawn into DIR/pictures.
+people of the test split with one to four portraits. ``--size full`` has the sizes of configs/gpavatar_heads.py,
+``tiny`` those of its variant ``small``: pictures of 32 pixels. The pictures that all trainings share are drawn into
+    DIR/pictures.
 """
 
 from __future__ import annotations
@@ -34,10 +35,16 @@ GPAVATAR3 = {
 }
 # What the paper concludes: the better row of each pair.
 CLAIMS = (
-    ('one portrait', 'without field'), ('one portrait', 'local sampling'), ('one portrait', 'fewer points'),
-    ('one portrait', 'four neighbours'), ('two portraits', 'one portrait'), ('four portraits', 'two portraits'),
-    ('two portraits', 'mean of two'), ('three portraits', 'mean of three'), ('four portraits', 'mean of four'),
-)  # fmt: skip
+    ('one portrait', 'without field'),
+    ('one portrait', 'local sampling'),
+    ('one portrait', 'fewer points'),
+    ('one portrait', 'four neighbours'),
+    ('two portraits', 'one portrait'),
+    ('four portraits', 'two portraits'),
+    ('two portraits', 'mean of two'),
+    ('three portraits', 'mean of three'),
+    ('four portraits', 'mean of four'),
+)
 TABLES = ('gpavatar3',)
 SIZES = ('tiny', 'full')
 MOST = 4  # portraits
@@ -138,8 +145,10 @@ def evaluate(model: Any, people: int, most: int = MOST) -> dict[str, dict[str, f
     found: dict[str, dict[str, list[float]]] = {str(n): {'psnr': [], 'aed': []} for n in range(1, most + 1)}
     for k in range(people):
         item = sets(k)
-        portraits = [Portrait(image=item['images'][i], camera=Camera.from_label(item['labels'][i]), source=f'frame {i}')
-                     for i in range(1, 1 + most)]  # fmt: skip
+        portraits = [
+            Portrait(image=item['images'][i], camera=Camera.from_label(item['labels'][i]), source=f'frame {i}')
+            for i in range(1, 1 + most)
+        ]
         truth = item['images'][:1]
         for n in range(1, most + 1):
             avatar = model.build(portraits[:n]).replace(source='')
@@ -147,7 +156,9 @@ def evaluate(model: Any, people: int, most: int = MOST) -> dict[str, dict[str, f
             scores = found[str(n)]
             scores['psnr'].append(float(psnr(to_unit(picture), to_unit(truth))[0]))
             if estimate is not None:
-                codes = [np.asarray(estimate.call(resize(jnp.asarray(x), NETWORK_SIDE), None)) for x in (picture, truth)]
+                codes = [
+                    np.asarray(estimate.call(resize(jnp.asarray(x), NETWORK_SIDE), None)) for x in (picture, truth)
+                ]
                 scores['aed'].append(float(np.mean(expression_distance(*codes))))
     return {n: {k: float(np.mean(v)) if v else float('nan') for k, v in s.items()} for n, s in found.items()}
 
@@ -165,11 +176,23 @@ def make_report(scores: Mapping[str, Sequence[Mapping[str, float]]], settings: M
     for better, worse in CLAIMS:
         if better in rows and worse in rows:
             a, b = rows[better], rows[worse]
-            claims.append({'better': better, 'worse': worse, 'psnr': a['psnr'] > b['psnr'], 'aed': a['aed'] < b['aed'],
-                           'psnr_clear': a['psnr'] - b['psnr'] > max(a['psnr_std'], b['psnr_std'])})  # fmt: skip
+            claims.append(
+                {
+                    'better': better,
+                    'worse': worse,
+                    'psnr': a['psnr'] > b['psnr'],
+                    'aed': a['aed'] < b['aed'],
+                    'psnr_clear': a['psnr'] - b['psnr'] > max(a['psnr_std'], b['psnr_std']),
+                }
+            )
     kept = {k: v for k, v in settings.items() if isinstance(v, str | int | list | type(None))}
-    return {'table': 'GPAvatar, Table 3', 'settings': kept, 'rows': rows, 'claims': claims,
-            'note': 'expression distance (AED) by a stand-in network that knows procedural heads'}  # fmt: skip
+    return {
+        'table': 'GPAvatar, Table 3',
+        'settings': kept,
+        'rows': rows,
+        'claims': claims,
+        'note': 'expression distance (AED) by a stand-in network that knows procedural heads',
+    }
 
 
 def render(report: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Makes a video of an avatar from someone's motion.
 
-The driver is a motion file (docs/motion_file.md), coefficients of another program (.mat, .npz), a video, a picture, a clip
-of a data set (``FOLDER:SPLIT:CLIP``), made-up speech (``speech:SEED`` or ``speech:SEED:FRAMES``), or numbers
+The driver is a motion file (docs/motion_file.md), coefficients of another program (.mat, .npz), a video, a picture, a
+clip of a data set (``FOLDER:SPLIT:CLIP``), made-up speech (``speech:SEED`` or ``speech:SEED:FRAMES``), or numbers
 (``--slider jaw_open=0.6 yaw=20``). The video has the driver's frame rate and, where the driver is a video, its sound.
 """
 
@@ -24,29 +24,62 @@ STILL_FRAMES = 25
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
     parser.add_argument('--avatar', required=True, metavar='DIR', help='folder that avatar-jax invert wrote')
-    parser.add_argument('--motion', metavar='FILE|CLIP', help='who drives it: a motion file, coefficients, a video, a '
-                        'picture, FOLDER:SPLIT:CLIP of a data set, or speech:SEED[:FRAMES]')
-    parser.add_argument('--slider', nargs='+', default=(), metavar='NAME=VALUE', help='set components by name or index, '
-                        'yaw, pitch, roll (degrees) and move_x, move_y, move_z; alone, or in place of the driver\'s own')
-    parser.add_argument('--relative', nargs='?', choices=('none', 'expression', 'pose', 'all'), default='none', const='all',
-                        help="take the driver's change from its neutral frame instead of its absolute numbers")
+    parser.add_argument(
+        '--motion',
+        metavar='FILE|CLIP',
+        help='who drives it: a motion file, coefficients, a video, a '
+        'picture, FOLDER:SPLIT:CLIP of a data set, or speech:SEED[:FRAMES]',
+    )
+    parser.add_argument(
+        '--slider',
+        nargs='+',
+        default=(),
+        metavar='NAME=VALUE',
+        help='set components by name or index, '
+        "yaw, pitch, roll (degrees) and move_x, move_y, move_z; alone, or in place of the driver's own",
+    )
+    parser.add_argument(
+        '--relative',
+        nargs='?',
+        choices=('none', 'expression', 'pose', 'all'),
+        default='none',
+        const='all',
+        help="take the driver's change from its neutral frame instead of its absolute numbers",
+    )
     parser.add_argument('--neutral', type=int, metavar='N', help='the neutral frame (default: found automatically)')
-    parser.add_argument('--only', nargs='+', default=(), choices=('mouth', 'eyes', 'brows', 'expression', 'pose'),
-                        help='take only these from the driver; the rest stays as in the portrait')
+    parser.add_argument(
+        '--only',
+        nargs='+',
+        default=(),
+        choices=('mouth', 'eyes', 'brows', 'expression', 'pose'),
+        help='take only these from the driver; the rest stays as in the portrait',
+    )
     parser.add_argument('--amplify', type=float, default=1.0, metavar='F', help='strength of the expression')
     parser.add_argument('--amplify-pose', type=float, default=1.0, metavar='F', help="strength of the head's movement")
-    parser.add_argument('--face', default='size', metavar='size|N|FILE', help='which face of a driving video or picture: the '
-                        'largest, the N-th largest, or the one most like a picture')
+    parser.add_argument(
+        '--face',
+        default='size',
+        metavar='size|N|FILE',
+        help='which face of a driving video or picture: the largest, the N-th largest, or the one most like a picture',
+    )
     parser.add_argument('--fps', type=float, metavar='N', help='frame rate of coefficient files that do not say it')
-    parser.add_argument('--sound', metavar='FILE', help="sound track (default: that of a driving video; 'none' for none)")
-    parser.add_argument('--camera', choices=('track', 'orbit', 'fixed'), default='track',
-                        help="track: as the driver's head turns; orbit: around the head; fixed: the portrait's camera")
+    parser.add_argument(
+        '--sound', metavar='FILE', help="sound track (default: that of a driving video; 'none' for none)"
+    )
+    parser.add_argument(
+        '--camera',
+        choices=('track', 'orbit', 'fixed'),
+        default='track',
+        help="track: as the driver's head turns; orbit: around the head; fixed: the portrait's camera",
+    )
     parser.add_argument('--out', default='avatar.mp4', metavar='FILE.mp4', help='the video')
     parser.add_argument('--png', metavar='DIR', help='also write every frame as a PNG into this folder')
     parser.add_argument('--raw', action='store_true', help='show the volume rendering beside the final picture')
     parser.add_argument('--method', metavar='NAME', help="the avatar's method (it knows it itself)")
     parser.add_argument('--weights', metavar='FILE|NAME', help='weights of the avatar (default: the shipped ones)')
-    parser.add_argument('--frames', type=int, metavar='N', help='only the first N frames; of numbers or a picture, how many (25)')
+    parser.add_argument(
+        '--frames', type=int, metavar='N', help='only the first N frames; of numbers or a picture, how many (25)'
+    )
     parser.add_argument('--per-call', type=int, default=8, metavar='N', help='frames handed to the device at once')
     parser.add_argument('--side-by-side', type=int, default=1, metavar='N', help='of these, so many computed together')
 
@@ -70,8 +103,16 @@ def run(args: argparse.Namespace) -> int:
     check_drivable(model.config, avatar, motion, model.sha256)
     labels = camera_labels(args.camera, model.config, avatar, motion)
     with Progress(motion.num_frames, 'animating (compiles first)', unit='frame') as bar:
-        pictures = render_motion(model.variables, model.config, avatar, motion, labels, per_call=args.per_call,
-                                 chunk=args.side_by_side, on_frames=bar.update)  # fmt: skip
+        pictures = render_motion(
+            model.variables,
+            model.config,
+            avatar,
+            motion,
+            labels,
+            per_call=args.per_call,
+            chunk=args.side_by_side,
+            on_frames=bar.update,
+        )
         count = write_outputs(args, pictures, motion.fps, provenance_of(args, model, avatar, motion), sound)
     for note in () if sound is None else sound.notes:
         print(f'avatar-jax: {sound.path}: {note}', file=sys.stderr)
@@ -115,7 +156,9 @@ def driving_motion(args: argparse.Namespace, basis: str, avatar: Any) -> tuple[A
 
 def held(motion: Any, frames: int) -> Any:
     """The first frame of a motion, ``frames`` times."""
-    parts = {k: np.repeat(np.asarray(getattr(motion, k))[:1], frames, 0) for k in ('expression', 'angle', 'translation')}
+    parts = {
+        k: np.repeat(np.asarray(getattr(motion, k))[:1], frames, 0) for k in ('expression', 'angle', 'translation')
+    }
     return motion.replace(**parts)
 
 
@@ -147,7 +190,7 @@ def read_driver(args: argparse.Namespace) -> Any:
 
 def made_up_speech(spec: str) -> Any:
     """The motion of ``speech:SEED[:FRAMES]``."""
-    from avatar_jax.faces.procedural.motion import speech_motion
+    from avatar_jax.procedural.motion import speech_motion
 
     try:
         seed, *rest = (int(x) for x in spec.split(':')[1:])
@@ -172,8 +215,10 @@ def data_set_motion(spec: str) -> Any:
     elif clip.isdigit() and int(clip) < len(names):
         index = int(clip)
     else:
-        raise UserError(f'--motion {spec}: {split} has no clip {clip!r}; give a number below {len(names)} or a name such '
-                        f'as {names[0]}')  # fmt: skip
+        raise UserError(
+            f'--motion {spec}: {split} has no clip {clip!r}; give a number below {len(names)} or a name such '
+            f'as {names[0]}'
+        )
     start, length = table.record(index, 0, 0), int(table.num_frames[index])
     rows = table.motion[start : start + length]
     fps = float(table.fps if table.clip_fps is None else table.clip_fps[index])

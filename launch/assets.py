@@ -1,6 +1,7 @@
 """Shows the optional files: what each is for, its licence, where it is obtained, and whether it is here.
 
-Looks into ./assets and the folders of $AVATAR_ASSETS. Nothing is downloaded. `avatar-jax convert FILE --to assets` imports one.
+Looks into ./assets and the folders of $AVATAR_ASSETS. Nothing is downloaded. `avatar-jax convert FILE --to assets`
+imports one.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from avatar_jax import asset_list
 from avatar_jax.errors import UserError
+from avatar_jax.io import assets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,16 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table."""
-    known = {asset.name for asset in asset_list.ASSETS}
+    known = {asset.name for asset in assets.ASSETS}
     for name in args.names:
         if name not in known:
             raise UserError(f'{name}: unknown; there are {", ".join(sorted(known))}')
-    places = asset_list.folders() if args.folder is None else [Path(f) for f in args.folder]
+    places = assets.folders() if args.folder is None else [Path(f) for f in args.folder]
     for place in places:
         if not place.is_dir():
             raise UserError(f'{place}: no such folder; give another one for --folder')
-    found = [p for p in asset_list.find(places, args.check) if not args.names or p.asset.name in args.names]
-    print('\n'.join(asset_list.table(found, args.all or bool(args.names))))
+    found = [p for p in assets.find(places, args.check) if not args.names or p.asset.name in args.names]
+    print('\n'.join(assets.table(found, args.all or bool(args.names))))
     listed = ', '.join(map(str, places)) or 'no folder (there is no ./assets, and $AVATAR_ASSETS is not set)'
     print(f'\nlooked in: {listed}')
     if not args.names and not args.all:

@@ -1,7 +1,7 @@
 """``avatar-jax bench``: time and memory of the generator's stages, of an inversion step and of a training iteration.
 
-With ``--train``, of a whole training step on 1..n devices (``launch.benchmark_train``). ``--method gpavatar`` has stages of
-its own (``launch/benchmark_gpavatar.py``). Those of the generator, the default:
+With ``--train``, of a whole training step on 1..n devices (``launch.benchmark_train``). ``--method gpavatar`` has
+stages of its own (``launch/benchmark_gpavatar.py``). Those of the generator, the default:
 
 | stage | what is timed |
 |---|---|
@@ -113,7 +113,8 @@ def summary(measured: dict[str, Any]) -> str:
     mib = (measured['temp_bytes'] or 0) / 2**20
     return (
         f'{measured["stage"]:16s} batch {measured["batch"]:<3d} min {measured["min_s"]:8.3f} s   median '
-        f'{measured["median_s"]:8.3f} s   cores {measured["processor_min_s"]:8.3f} s   compile {measured["compile_s"]:6.1f} s   temporaries {mib:7.0f} MiB'
+        f'{measured["median_s"]:8.3f} s   cores {measured["processor_min_s"]:8.3f} s   compile '
+        f'{measured["compile_s"]:6.1f} s   temporaries {mib:7.0f} MiB'
     )
 
 
@@ -254,8 +255,11 @@ def _machine() -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``avatar-jax bench``."""
     parser.add_argument('--method', choices=('otavatar', 'gpavatar'), default='otavatar', help='whose stages')
-    parser.add_argument('--preset', metavar='NAME', help=f'one of {", ".join(PRESETS)} (default: heads128); gpavatar: full, '
-                        'heads (default), tiny')
+    parser.add_argument(
+        '--preset',
+        metavar='NAME',
+        help=f'one of {", ".join(PRESETS)} (default: heads128); gpavatar: full, heads (default), tiny',
+    )
     parser.add_argument('--stages', nargs='+', metavar='STAGE', help=f'among {", ".join(STAGES)} (default: all)')
     parser.add_argument('--batch-sizes', nargs='+', type=int, default=[1], metavar='N', help='images per call')
     parser.add_argument('--repeats', type=int, default=5, metavar='N', help='timed calls per stage (default: 5)')
@@ -263,11 +267,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--ray-chunk', type=int, metavar='N', help='rays in memory at once (default: the preset)')
     parser.add_argument('--out', metavar='FILE.json', help='write all numbers there')
     train = parser.add_argument_group('training steps')
-    train.add_argument('--train', action='store_true', help='measure the training step of --config instead of the stages')
-    train.add_argument('--config', metavar='FILE[:VARIANT]', default='configs/otavatar_heads.py:tiny',
-                       help='the run (default: %(default)s)')  # fmt: skip
-    train.add_argument('--devices', nargs='+', type=int, default=[1], metavar='N', help='numbers of devices (default: 1)')
-    train.add_argument('--rows', type=int, default=0, metavar='N', help="samples of each device (default: the run's batch)")
+    train.add_argument(
+        '--train', action='store_true', help='measure the training step of --config instead of the stages'
+    )
+    train.add_argument(
+        '--config',
+        metavar='FILE[:VARIANT]',
+        default='configs/otavatar_heads.py:tiny',
+        help='the run (default: %(default)s)',
+    )
+    train.add_argument(
+        '--devices', nargs='+', type=int, default=[1], metavar='N', help='numbers of devices (default: 1)'
+    )
+    train.add_argument(
+        '--rows', type=int, default=0, metavar='N', help="samples of each device (default: the run's batch)"
+    )
     train.add_argument('--parallel', choices=('pmap', 'shard_map', 'sharded'), default='pmap', help='how it is spread')
     train.add_argument('--count-only', action='store_true', help='count arithmetic and collectives, compile nothing')
     parser.set_defaults(overrides=())
@@ -281,8 +295,16 @@ def run(args: argparse.Namespace) -> None:
         from launch.programs import load_run
 
         processes.join(processes.from_arguments(args))
-        run_train_benchmark(load_run(args.config, args.overrides), args.devices, args.rows, args.repeats, args.parallel,
-                            args.out, print, args.count_only)  # fmt: skip
+        run_train_benchmark(
+            load_run(args.config, args.overrides),
+            args.devices,
+            args.rows,
+            args.repeats,
+            args.parallel,
+            args.out,
+            print,
+            args.count_only,
+        )
         return
     if args.overrides:
         raise UserError(f'{args.overrides[0]}: goes with --train')
@@ -290,8 +312,16 @@ def run(args: argparse.Namespace) -> None:
         from launch import benchmark_gpavatar as other
 
         config = other.preset(args.preset or 'heads', args.dtype, args.ray_chunk)
-        run_benchmark(config, args.stages or other.STAGES, args.batch_sizes, args.repeats, args.out, print, other.Stages,
-                      other.STAGES)  # fmt: skip
+        run_benchmark(
+            config,
+            args.stages or other.STAGES,
+            args.batch_sizes,
+            args.repeats,
+            args.out,
+            print,
+            other.Stages,
+            other.STAGES,
+        )
         print(other.PAPER)
         return
     config = preset(args.preset or 'heads128')

@@ -57,7 +57,9 @@ class Stages:
         self.expression = 0.1 * jax.random.normal(keys[0], (batch, 64))
         self.planes = jax.random.normal(keys[1], config.plane_shape)
         self.images = jax.random.uniform(keys[2], (batch, config.image_size, config.image_size, 3))
-        self.features = jax.random.normal(keys[3], (batch, config.raw_size, config.raw_size, config.method.head.out_channels))
+        self.features = jax.random.normal(
+            keys[3], (batch, config.raw_size, config.raw_size, config.method.head.out_channels)
+        )
         self.shape = jnp.zeros(mesh.NUM_SHAPE[config.basis])
 
     def stage(self, name: str) -> tuple[Callable, tuple, tuple[int, ...]]:
@@ -99,14 +101,24 @@ class Stages:
             return evaluate, (self.variables, where, points, known), ()
         simple = {
             'encoder': (lambda v, x: model.encode(v['params'], c, x), (self.images,)),
-            'fusion': (lambda v, p: model.fuse(v['params'], v['constants']['attn_module']['scale'], c, jnp.stack([p, p[::-1]])[None]),
-                       (self.planes,)),
+            'fusion': (
+                lambda v, p: model.fuse(
+                    v['params'], v['constants']['attn_module']['scale'], c, jnp.stack([p, p[::-1]])[None]
+                ),
+                (self.planes,),
+            ),
             'points': (lambda v, e: mesh.head_points(c, v['mesh'], self.shape, e), (self.expression,)),
-            'neighbours': (lambda v, p, labels: field.neighbours_of(places(labels), p, method.field), (points, self.labels)),
+            'neighbours': (
+                lambda v, p, labels: field.neighbours_of(places(labels), p, method.field),
+                (points, self.labels),
+            ),
             'rendering': (rendering, (self.planes, points, self.labels)),
             'superresolution': (lambda v, x: model.superresolve(v['params'], c, x), (self.features,)),
-            'frame': (lambda v, i, e, labels: model.frame(v, c, i, e, labels).image, (identity, self.expression, self.labels)),
-        }  # fmt: skip
+            'frame': (
+                lambda v, i, e, labels: model.frame(v, c, i, e, labels).image,
+                (identity, self.expression, self.labels),
+            ),
+        }
         function, arguments = simple[name]
         return function, (self.variables, *arguments), ()
 
@@ -122,13 +134,17 @@ class Stages:
         views, drivers, size = c.method.train.sources, c.method.train.drivers, c.img_resolution
         lead = (count, drivers + views)
         batch = {
-            'images': jnp.zeros((*lead, size, size, 3)), 'labels': jnp.broadcast_to(self.labels[:, None], (*lead, 25)),
-            'windows': jnp.zeros((*lead, 27, 70)), 'masks': jnp.ones((count, drivers, size, size)),
+            'images': jnp.zeros((*lead, size, size, 3)),
+            'labels': jnp.broadcast_to(self.labels[:, None], (*lead, 25)),
+            'windows': jnp.zeros((*lead, 27, 70)),
+            'masks': jnp.ones((count, drivers, size, size)),
             'boxes': jnp.tile(jnp.array([0.2, 0.2, 0.8, 0.8]), (count, drivers, 1)),
             'views': jnp.asarray(model.views_of(c, np.broadcast_to(self.labels[:, None], (count, views, 25)))),
             'shapes': jnp.zeros((count, len(self.shape))),
-        }  # fmt: skip
+        }
         frozen = {'mesh': self.variables['mesh'], 'alexnet': None}
         # The state is overwritten: it needs arrays of its own.
-        state = train.init_state(c, jax.tree.map(jnp.copy, {k: self.variables[k] for k in ('params', 'noise', 'constants')}))
+        state = train.init_state(
+            c, jax.tree.map(jnp.copy, {k: self.variables[k] for k in ('params', 'noise', 'constants')})
+        )
         return (lambda s, b, f: train.train_step(c, 0, s, b, f)), (state, batch, frozen), (0,)

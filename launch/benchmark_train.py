@@ -2,15 +2,16 @@
 
     avatar-jax bench --train --config configs/otavatar_heads.py:tiny --devices 1 2 4 --out scale.json
 
-Every device gets ``--rows`` samples (weak scaling), made-up ones: reading data is not measured. Efficiency is images per
-second and device over that of the first count. On a CPU the devices are forced ones that share its cores, so images per
-second cannot grow; what such a run shows is the cost of being spread. With several processes, ``--devices`` is the number of
-all devices of all of them. ``--count-only`` compiles nothing and counts
+Every device gets ``--rows`` samples (weak scaling), made-up ones: reading data is not measured. Efficiency is images
+per second and device over that of the first count. On a CPU the devices are forced ones that share its cores, so images
+per second cannot grow; what such a run shows is the cost of being spread. With several processes, ``--devices`` is the
+number of all devices of all of them. ``--count-only`` compiles nothing and counts
 arithmetic, traffic and collectives, at any size.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -23,9 +24,16 @@ from avatar_jax.errors import UserError
 from avatar_jax.processes import is_first
 
 
-def run_train_benchmark(config: Any, counts: Sequence[int] = (1,), rows: int = 0, repeats: int = 3, kind: str = 'pmap',
-                        out_json: str | os.PathLike | None = None, report: Callable[[str], None] | None = None,
-                        count_only: bool = False) -> dict[str, Any]:  # fmt: skip
+def run_train_benchmark(
+    config: Any,
+    counts: Sequence[int] = (1,),
+    rows: int = 0,
+    repeats: int = 3,
+    kind: str = 'pmap',
+    out_json: str | os.PathLike | None = None,
+    report: Callable[[str], None] | None = None,
+    count_only: bool = False,
+) -> dict[str, Any]:
     """Measures (or counts) the training step of a run's configuration.
 
     Args:
@@ -78,12 +86,16 @@ def run_train_benchmark(config: Any, counts: Sequence[int] = (1,), rows: int = 0
 
 def summary(name: str, m: dict[str, Any]) -> str:
     """One line of text for one measurement."""
-    text = (f'{name} on {m["devices"]} device(s), {m["rows"]} rows each: {m["gflop"]:.4g} GFLOP, '
-            f'sums {m["collective_bytes"] / 2**20:.4g} MiB in {m["collectives"]:.0f} calls, '
-            f'state {m["state_bytes"] / 2**20:.4g} MiB')  # fmt: skip
+    text = (
+        f'{name} on {m["devices"]} device(s), {m["rows"]} rows each: {m["gflop"]:.4g} GFLOP, '
+        f'sums {m["collective_bytes"] / 2**20:.4g} MiB in {m["collectives"]:.0f} calls, '
+        f'state {m["state_bytes"] / 2**20:.4g} MiB'
+    )
     if 'step_s' in m:
-        text += (f'; {m["step_s"]:.3f} s/step, {m["images_per_s"]:.2f} images/s, efficiency {m["efficiency"]:.2f}, compile '
-                 f'{m["compile_s"]:.1f} s, temporaries {m["temp_bytes"] / 2**20:.0f} MiB')  # fmt: skip
+        text += (
+            f'; {m["step_s"]:.3f} s/step, {m["images_per_s"]:.2f} images/s, efficiency {m["efficiency"]:.2f}, compile '
+            f'{m["compile_s"]:.1f} s, temporaries {m["temp_bytes"] / 2**20:.0f} MiB'
+        )
     return text
 
 
@@ -92,10 +104,8 @@ def _devices(wanted: int) -> list:
     import jax
 
     if not jax.distributed.is_initialized():
-        try:
+        with contextlib.suppress(RuntimeError):  # the backend runs already: what is there is there
             jax.config.update('jax_num_cpu_devices', wanted)
-        except RuntimeError:
-            pass  # the backend runs already: what is there is there
     return jax.devices()
 
 
@@ -113,9 +123,17 @@ def _counted(program: Any, count: int, rows: int) -> dict[str, Any]:
 
 
 def _record(program: Any, count: int, rows: int, costs: Any, state_bytes: int, constant_bytes: int) -> dict[str, Any]:
-    return {'devices': count, 'rows': rows, 'images': rows * count * program.images_per_row, 'gflop': costs.flops / 1e9,
-            'traffic_bytes': costs.bytes, 'collective_bytes': costs.collective_bytes, 'collectives': costs.collectives,
-            'state_bytes': state_bytes, 'constant_bytes': constant_bytes}  # fmt: skip
+    return {
+        'devices': count,
+        'rows': rows,
+        'images': rows * count * program.images_per_row,
+        'gflop': costs.flops / 1e9,
+        'traffic_bytes': costs.bytes,
+        'collective_bytes': costs.collective_bytes,
+        'collectives': costs.collectives,
+        'state_bytes': state_bytes,
+        'constant_bytes': constant_bytes,
+    }
 
 
 def _measured(program: Any, count: int, rows: int, repeats: int, kind: str) -> dict[str, Any]:
@@ -148,7 +166,14 @@ def _measured(program: Any, count: int, rows: int, repeats: int, kind: str) -> d
     record = _record(program, count, rows, costs, tree_bytes(host), tree_bytes(constants))
     device = this_device()
     stats = jax.devices()[0].memory_stats() or {}
-    return {**record, 'compile_s': compile_s, 'argument_bytes': arguments, 'temp_bytes': temporary,
-            'device_peak_bytes': stats.get('peak_bytes_in_use'), 'step_s': step_s, 'times_s': times,
-            'images_per_s': record['images'] / step_s,
-            'predicted_s': compute_time(costs, device, program.bf16)[0] if device else None}  # fmt: skip
+    return {
+        **record,
+        'compile_s': compile_s,
+        'argument_bytes': arguments,
+        'temp_bytes': temporary,
+        'device_peak_bytes': stats.get('peak_bytes_in_use'),
+        'step_s': step_s,
+        'times_s': times,
+        'images_per_s': record['images'] / step_s,
+        'predicted_s': compute_time(costs, device, program.bf16)[0] if device else None,
+    }

@@ -22,9 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('source', metavar='FILE', help='file to import (or the folder of ICT-FaceKit), or see above')
     parser.add_argument('--to', metavar='DIR', help='folder for the results')
     parser.add_argument('--as', dest='kind', metavar='KIND', help='what the file is, where its content does not decide')
-    parser.add_argument('--prefix', metavar='TEXT', help='start of the names of the tensors, if there are several networks')
-    parser.add_argument('--allow', metavar='PATTERN', action='append', default=[],
-                        help='leave out unexpected entries whose names match (shell pattern); may be repeated')  # fmt: skip
+    parser.add_argument(
+        '--prefix', metavar='TEXT', help='start of the names of the tensors, if there are several networks'
+    )
+    parser.add_argument(
+        '--allow',
+        metavar='PATTERN',
+        action='append',
+        default=[],
+        help='leave out unexpected entries whose names match (shell pattern); may be repeated',
+    )
     parser.add_argument('--verify', metavar='GOLDEN.npz', help='compare with recorded outputs of the original program')
     parser.add_argument('--export', metavar='FORMAT', help="'safetensors': original names and layouts")
     parser.add_argument('--all', action='store_true', help='list every entry, not only the first ones')
@@ -36,7 +43,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('--verify and --export: give one of them')
     importing = args.verify is None and args.export is None
     if not importing:
-        for option, value in (('--as', args.kind), ('--prefix', args.prefix), ('--allow', args.allow), ('--all', args.all)):
+        for option, value in (
+            ('--as', args.kind),
+            ('--prefix', args.prefix),
+            ('--allow', args.allow),
+            ('--all', args.all),
+        ):
             if value:
                 raise UserError(f'{option}: works only when a file is imported; leave it out')
     if args.verify is not None:
@@ -53,8 +65,14 @@ def run(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     from avatar_jax.convert.convert import convert
 
-    done = convert(args.source, args.to, kind=args.kind, prefix=args.prefix, allow=args.allow,
-                   on_step=lambda text: print(text, file=sys.stderr))  # fmt: skip
+    done = convert(
+        args.source,
+        args.to,
+        kind=args.kind,
+        prefix=args.prefix,
+        allow=args.allow,
+        on_step=lambda text: print(text, file=sys.stderr),
+    )
     print('\n'.join(done.report.lines(args.all)))
     for path, method in done.files.items():
         print(f'{path}: {method}')

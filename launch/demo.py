@@ -35,15 +35,18 @@ def run(args: argparse.Namespace) -> int:
     """Runs the demonstration; returns the exit status."""
     report = demo(args.out, seed=args.seed, frames=args.frames, steps=args.steps, weights=args.weights)
     inversion, driven = report['inversion'], report['driven']
-    print(f'source view rebuilt at {inversion["psnr_in_mask"]:.1f} dB in the head mask; driven frames '
-          f'{driven["psnr_head"]:.1f} dB against the truth (mouth and eyes {driven["psnr_mouth_eyes"]:.1f} dB, '
-          f'{driven["psnr_mouth_eyes_still"]:.1f} dB for a face that keeps the source expression)')
+    print(
+        f'source view rebuilt at {inversion["psnr_in_mask"]:.1f} dB in the head mask; driven frames '
+        f'{driven["psnr_head"]:.1f} dB against the truth (mouth and eyes {driven["psnr_mouth_eyes"]:.1f} dB, '
+        f'{driven["psnr_mouth_eyes_still"]:.1f} dB for a face that keeps the source expression)'
+    )
     print(f'{args.out / "demo.mp4"}: driver | avatar | truth, {report["frames"]} frames')
     return 0
 
 
-def demo(out: str | Path, *, seed: int = 0, frames: int = 75, steps: int | None = None,
-         weights: str | None = None) -> dict[str, Any]:
+def demo(
+    out: str | Path, *, seed: int = 0, frames: int = 75, steps: int | None = None, weights: str | None = None
+) -> dict[str, Any]:
     """The demonstration as a function.
 
     Args:
@@ -64,9 +67,9 @@ def demo(out: str | Path, *, seed: int = 0, frames: int = 75, steps: int | None 
     from avatar_jax.eval import faces, image
     from avatar_jax.io import atomic
     from avatar_jax.io.provenance import Provenance
+    from avatar_jax.io.weights import shipped
     from avatar_jax.methods.otavatar import invert, model
     from avatar_jax.progress import Progress, activity
-    from avatar_jax.weights import shipped
 
     if frames < 2:
         raise UserError(f'--frames {frames}: give at least 2')
@@ -78,12 +81,17 @@ def demo(out: str | Path, *, seed: int = 0, frames: int = 75, steps: int | None 
     began = time.monotonic()
     variables, config, digest, _ = model.load_model(shipped(DEFAULT_WEIGHTS) if weights is None else weights)
     if config.basis != 'procedural':
-        raise UserError(f'{weights}: is driven by the basis {config.basis!r}; the demo needs a model of procedural heads')
+        raise UserError(
+            f'{weights}: is driven by the basis {config.basis!r}; the demo needs a model of procedural heads'
+        )
     if steps is not None:
         sr_steps = min(steps, config.method.inversion.sr_steps)
-        config = model.ModelConfig(config.generator, config.method.replace(
-            inversion__w_steps=steps, inversion__wplus_steps=steps, inversion__sr_steps=sr_steps),
-            config.basis, config.label_mode)
+        config = model.ModelConfig(
+            config.generator,
+            config.method.replace(inversion__w_steps=steps, inversion__wplus_steps=steps, inversion__sr_steps=sr_steps),
+            config.basis,
+            config.label_mode,
+        )
     size = config.generator.img_resolution
 
     with activity('meeting two people'):
@@ -112,7 +120,7 @@ def demo(out: str | Path, *, seed: int = 0, frames: int = 75, steps: int | None 
             index = np.minimum(np.arange(start, start + BATCH), frames - 1)  # one shape, one compilation
             for rows, kind in ((pictures, 'windows'), (still, 'still_windows')):
                 rgb = np.asarray(animate(scene[kind][index], scene['labels'][index]).rgb)
-                rows += list(rgb[:min(BATCH, frames - start)])
+                rows += list(rgb[: min(BATCH, frames - start)])
                 bar.update(min(BATCH, frames - start))
     pictures, still = np.stack(pictures), np.stack(still)
     timing['animation'] = time.monotonic() - began
@@ -155,8 +163,8 @@ def load_bank(config: Any) -> Any:
 def make_scene(seed: int, frames: int, size: int) -> dict[str, Any]:
     """Two unseen people: the first one's portrait, the second one's motion under a swinging camera, and the truth."""
     from avatar_jax.eval.cases import ProtocolConfig, keep_expression, source_frame
-    from avatar_jax.faces.procedural import EXPRESSION_NAMES, render_head
     from avatar_jax.faces.windows import RADIUS, windows
+    from avatar_jax.procedural import EXPRESSION_NAMES, render_head
     from avatar_jax.types import Camera, Portrait
     from data_pipelines.cameras import pose_labels, seen_from
     from data_pipelines.clips import evaluation_clips
@@ -167,10 +175,16 @@ def make_scene(seed: int, frames: int, size: int) -> dict[str, Any]:
     head = person.render(first, resolution=size)
     motion = person.motion()
     portrait = Portrait(
-        image=np.float32(2 * head.rgb - 1), camera=Camera.from_label(person.labels()[first]),
-        expression=motion.expression[first], angle=motion.angle[first], translation=motion.translation[first],
-        landmarks=head.landmarks, mask=head.mask, basis=motion.basis, source=f'procedural head {person.name}',
-    )  # fmt: skip
+        image=np.float32(2 * head.rgb - 1),
+        camera=Camera.from_label(person.labels()[first]),
+        expression=motion.expression[first],
+        angle=motion.angle[first],
+        translation=motion.translation[first],
+        landmarks=head.landmarks,
+        mask=head.mask,
+        basis=motion.basis,
+        source=f'procedural head {person.name}',
+    )
     swing = SWING * np.sin(2 * np.pi * np.arange(frames) / frames)
     poses = [seen_from(driver.angle[t], driver.translation[t], swing[t]) for t in range(frames)]
     angle, translation = (np.float32(np.stack(x)) for x in zip(*poses, strict=True))
@@ -178,8 +192,10 @@ def make_scene(seed: int, frames: int, size: int) -> dict[str, Any]:
     rows = np.concatenate([driver.expression[:frames], angle, translation], 1)
 
     def show(who):
-        return [render_head(who.identity, e, c, who.gamma, resolution=size, supersample=2)
-                for e, c in zip(driver.expression[:frames], labels, strict=True)]
+        return [
+            render_head(who.identity, e, c, who.gamma, resolution=size, supersample=2)
+            for e, c in zip(driver.expression[:frames], labels, strict=True)
+        ]
 
     true, acting = show(person), show(driver)
     driven = windows(rows)
@@ -204,8 +220,9 @@ def _enlarge(pictures: np.ndarray) -> np.ndarray:
 
     from avatar_jax.io.images import to_uint8
 
-    return np.stack([np.asarray(Image.fromarray(p).resize((PANEL, PANEL), Image.Resampling.BICUBIC))
-                     for p in to_uint8(pictures)])
+    return np.stack(
+        [np.asarray(Image.fromarray(p).resize((PANEL, PANEL), Image.Resampling.BICUBIC)) for p in to_uint8(pictures)]
+    )
 
 
 def write_video(path: Path, scene: dict, pictures: np.ndarray, provenance: Any) -> None:
@@ -213,8 +230,7 @@ def write_video(path: Path, scene: dict, pictures: np.ndarray, provenance: Any) 
     from avatar_jax.io.video import write_video as write
 
     rows = zip(scene['driver'], pictures, scene['truth'], strict=True)
-    write(path, (np.concatenate(list(_enlarge(np.stack(row))), 1) for row in rows), scene['fps'],
-          provenance=provenance)
+    write(path, (np.concatenate(list(_enlarge(np.stack(row))), 1) for row in rows), scene['fps'], provenance=provenance)
 
 
 def write_sheet(path: Path, scene: dict, found: Any, pictures: np.ndarray, provenance: Any) -> None:

@@ -29,23 +29,36 @@ def encode(args: argparse.Namespace, model: Any, out: Path) -> int:
     from launch.invert import own_motions, unique_names
 
     if args.steps is not None or args.pti or args.early_stop or args.space != 'w+':
-        raise UserError(f'--steps, --pti, --early-stop and --space: {model.method} encodes portraits and has no optimisation; '
-                        'leave them out')  # fmt: skip
+        raise UserError(
+            f'--steps, --pti, --early-stop and --space: {model.method} encodes portraits and has no optimisation; '
+            'leave them out'
+        )
     config, names = model.config, unique_names(args.image)
     motions = own_motions(args.motion, len(args.image), config.basis)
     batch = Batch()
 
     def ready(i: int) -> Any:
         landmarks = args.landmarks[i] if args.landmarks else None
-        prepared = prepare(args.image[i], size=config.img_resolution, aligned=args.aligned, background=args.background,
-                           face=args.face, landmarks=landmarks, label_mode=config.label_mode)  # fmt: skip
+        prepared = prepare(
+            args.image[i],
+            size=config.img_resolution,
+            aligned=args.aligned,
+            background=args.background,
+            face=args.face,
+            landmarks=landmarks,
+            label_mode=config.label_mode,
+        )
         for warning in prepared.warnings:
             print(f'avatar-jax: {prepared.path}: {warning}', file=sys.stderr)
         portrait = prepared.portrait()
         if motions[i] is not None:
             first = motions[i].frames(0, 1)
-            portrait = portrait.replace(expression=first.expression[0], angle=first.angle[0],
-                                        translation=first.translation[0], basis=config.basis)  # fmt: skip
+            portrait = portrait.replace(
+                expression=first.expression[0],
+                angle=first.angle[0],
+                translation=first.translation[0],
+                basis=config.basis,
+            )
         return prepared, portrait
 
     batch.run(range(len(args.image)), ready, name=lambda i: args.image[i])
@@ -61,22 +74,43 @@ def encode(args: argparse.Namespace, model: Any, out: Path) -> int:
         np.asarray(avatar.identity['planes'])
         seconds = time.monotonic() - began
     folder = out / names[0]
-    provenance = Provenance(synthetic=True, weights=model.sha256, seed=args.seed, command='invert',
-                            sources={p.path.name: p.sha256 for p in prepared})  # fmt: skip
-    quality = write_avatar(model, folder, avatar, portraits, provenance, {
-        'name': names[0], 'portraits': [p.report() for p in prepared], 'similarity_to_first': similarity,
-        'seconds_with_compilation': seconds})  # fmt: skip
-    write_json(out / 'report.json', {
-        'avatars': [{'name': names[0], 'psnr': quality, 'portraits': len(portraits)}],
-        'skipped': [{'image': name, 'reason': reason} for name, reason in batch.skipped],
-        'weights': {'source': model.source, 'sha256': model.sha256}, 'provenance': provenance.as_dict(),
-    })  # fmt: skip
+    provenance = Provenance(
+        synthetic=True,
+        weights=model.sha256,
+        seed=args.seed,
+        command='invert',
+        sources={p.path.name: p.sha256 for p in prepared},
+    )
+    quality = write_avatar(
+        model,
+        folder,
+        avatar,
+        portraits,
+        provenance,
+        {
+            'name': names[0],
+            'portraits': [p.report() for p in prepared],
+            'similarity_to_first': similarity,
+            'seconds_with_compilation': seconds,
+        },
+    )
+    write_json(
+        out / 'report.json',
+        {
+            'avatars': [{'name': names[0], 'psnr': quality, 'portraits': len(portraits)}],
+            'skipped': [{'image': name, 'reason': reason} for name, reason in batch.skipped],
+            'weights': {'source': model.source, 'sha256': model.sha256},
+            'provenance': provenance.as_dict(),
+        },
+    )
     print(f'{folder}: {quality:.1f} dB to the first portrait, from {number}')
     return batch.finish()
 
 
 def similarities(files: Sequence[str], resolution: int, portraits: Sequence[Any]) -> dict[str, Any] | None:
-    """Cosine similarity of each further portrait to the first, and the network it was measured with; None: no network."""
+    """Cosine similarity of each further portrait to the first, and the network it was measured with; None: no
+    network.
+    """
     import jax.numpy as jnp
 
     from avatar_jax.eval.estimators import from_bank
@@ -108,15 +142,18 @@ def warn_of_strangers(names: Sequence[str], similarity: dict[str, Any] | None) -
         limit = SAME_PERSON[similarity['kind']]
         for name, value in zip(names[1:], similarity['values'], strict=True):
             if value < limit:
-                lines.append(f'{name}: may show another person than {names[0]} (similarity {value:.2f}, below {limit:.2f}; '
-                             f'{similarity["network"]}); the avatar will be a mixture')  # fmt: skip
+                lines.append(
+                    f'{name}: may show another person than {names[0]} (similarity {value:.2f}, below {limit:.2f}; '
+                    f'{similarity["network"]}); the avatar will be a mixture'
+                )
     for line in lines:
         print(f'avatar-jax: {line}', file=sys.stderr)
     return lines
 
 
-def write_avatar(model: Any, folder: Path, avatar: Any, portraits: Sequence[Any], provenance: Any,
-                 report: dict[str, Any]) -> float:  # fmt: skip
+def write_avatar(
+    model: Any, folder: Path, avatar: Any, portraits: Sequence[Any], provenance: Any, report: dict[str, Any]
+) -> float:
     """Writes one avatar's folder, completely or not at all; returns the PSNR to the first portrait."""
     from avatar_jax.eval.image import psnr, to_unit
     from avatar_jax.faces.camera_labels import yaw_label
@@ -135,6 +172,13 @@ def write_avatar(model: Any, folder: Path, avatar: Any, portraits: Sequence[Any]
     with atomic_folder(folder) as temporary:
         save_avatar(temporary, avatar, provenance.as_dict())
         write_png(temporary / 'reconstruction.png', grid(np.concatenate([shown, views]), 4), provenance)
-        write_json(temporary / 'report.json', {**report, 'psnr': quality, 'provenance': provenance.as_dict(),
-                   'limit': 'the likeness is bounded by what the weights have seen in training'})  # fmt: skip
+        write_json(
+            temporary / 'report.json',
+            {
+                **report,
+                'psnr': quality,
+                'provenance': provenance.as_dict(),
+                'limit': 'the likeness is bounded by what the weights have seen in training',
+            },
+        )
     return quality

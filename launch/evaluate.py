@@ -40,7 +40,12 @@ if TYPE_CHECKING:
 DEFAULT_WEIGHTS = 'heads128'
 REPORT, TABLE, RUN = 'report.json', 'report.txt', 'run.json'
 SHEET_COLUMNS = 8
-FIELDS = {'image': (1 / 127.5, -1.0), 'mask': (1 / 255, 0.0), 'label': (1.0, 0.0), 'landmarks': (1.0, 0.0)}  # scale, shift
+FIELDS = {
+    'image': (1 / 127.5, -1.0),
+    'mask': (1 / 255, 0.0),
+    'label': (1.0, 0.0),
+    'landmarks': (1.0, 0.0),
+}  # scale, shift
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Method:
 
     Attributes:
       name: for the report.
-      build: (portrait or list of them, on_step) -> avatar; it calls ``on_step(done)`` with the number of its steps done so far.
+      build: (portrait or list of them, on_step) -> avatar; it calls ``on_step(done)`` with the number of its steps done
+          so far.
       animate: (avatar, windows [B, 27, 70], labels [B, 25]) -> Frames.
       weights: SHA-256 of its weights.
       networks: what its own losses look through, in words.
@@ -123,8 +129,10 @@ def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem
     table = source.table
     size = source[0]['image'].shape[0]
     if size != config.resolution:
-        raise UserError(f'the data set has pictures of {size} pixels, the avatars have {config.resolution}; '
-                        f'give a data set of {config.resolution} pixels')  # fmt: skip
+        raise UserError(
+            f'the data set has pictures of {size} pixels, the avatars have {config.resolution}; '
+            f'give a data set of {config.resolution} pixels'
+        )
 
     def make(clip: int) -> Case:
         length, start = int(table.num_frames[clip]), table.record(clip, 0, 0)
@@ -132,8 +140,16 @@ def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem
         motion = Motion(part[:, :64], part[:, 64:67], part[:, 67:70], float(table.fps), table.basis)
         row = lru_cache(maxsize=64)(lambda k: source[start + k])  # the four fields share what was read
         pictures, masks, labels, landmarks = (_Frames(row, length, k) for k in FIELDS)
-        return clip_case(str(table.name[clip]), motion, labels, pictures, masks, landmarks, frames=config.frames,
-                         portraits=config.portraits)  # fmt: skip
+        return clip_case(
+            str(table.name[clip]),
+            motion,
+            labels,
+            pictures,
+            masks,
+            landmarks,
+            frames=config.frames,
+            portraits=config.portraits,
+        )
 
     clips = [int(table.clips_of(person)[0]) for person in table.people[:count]]
     return [TestItem(str(table.name[clip]), lambda k=clip: make(k)) for clip in clips]
@@ -217,7 +233,7 @@ def _one(
     try:
         case = item.make()
         result = run_case(case, lambda portraits: method.build(portraits, on_step), method.animate, estimators, batch)
-    except Exception as error:  # noqa: BLE001 - one identity must not stop the others; its report names the error
+    except Exception as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else ''
         record = {
             'name': item.name,
@@ -270,7 +286,9 @@ def _line(record: Mapping[str, Any]) -> str:
     if record['status'] == 'failed':
         return f'{record["name"]}: failed: {record["error"]}'
     names = {'source.psnr_head': 'source', 'views.psnr_head': 'other sides', 'driven.psnr_head': 'driven'}
-    scores = [f'{text} {record["scores"][k]:.1f} dB' for k, text in names.items() if record['scores'].get(k) is not None]
+    scores = [
+        f'{text} {record["scores"][k]:.1f} dB' for k, text in names.items() if record['scores'].get(k) is not None
+    ]
     return f'{record["name"]}: {", ".join(scores)} ({record["seconds"]:.0f} s)'
 
 
@@ -303,10 +321,14 @@ def make_report(
 
 
 def contact_sheet(result: CaseResult) -> np.ndarray:
-    """One picture [H, W, 3] in [-1, 1]: source and unseen views, then driven frames; truth above avatar, baseline last."""
+    """One picture [H, W, 3] in [-1, 1]: source and unseen views, then driven frames; truth above avatar, baseline
+    last.
+    """
     p = result.pictures
-    views = [np.concatenate([p[name], p[name.replace('source', 'views')]]) if 'views' in p else p[name]
-             for name in ('source_truth', 'source')]  # fmt: skip
+    views = [
+        np.concatenate([p[name], p[name.replace('source', 'views')]]) if 'views' in p else p[name]
+        for name in ('source_truth', 'source')
+    ]
     count = len(p['driven'])
     chosen = np.linspace(0, count - 1, min(SHEET_COLUMNS, count)).round().astype(int)
     rows = views + [p[name][chosen] for name in ('driven_truth', 'driven', 'frozen')]
@@ -371,8 +393,8 @@ def otavatar_method(
     """
     import jax
 
+    from avatar_jax.io.weights import shipped
     from avatar_jax.methods.otavatar import invert, model
-    from avatar_jax.weights import shipped
     from launch.perception import default_bank
 
     path = shipped(DEFAULT_WEIGHTS) if weights is None else Path(weights)
@@ -436,15 +458,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, default=0, help='another seed gives other people (default: 0)')
     parser.add_argument('--method', metavar='NAME', help='otavatar (default) or gpavatar')
     parser.add_argument('--weights', type=Path, help='weight file (default: the shipped one)')
-    parser.add_argument('--dataset', type=Path, metavar='DIR', help='a built data set, or clips processed for OTAvatar (LMDB), '
-                        'instead of fresh procedural heads')  # fmt: skip
-    parser.add_argument('--split', default='test', help='split of --dataset, or of the procedural people (default: test)')
+    parser.add_argument(
+        '--dataset',
+        type=Path,
+        metavar='DIR',
+        help='a built data set, or clips processed for OTAvatar (LMDB), instead of fresh procedural heads',
+    )
+    parser.add_argument(
+        '--split', default='test', help='split of --dataset, or of the procedural people (default: test)'
+    )
     parser.add_argument('--frames', type=int, default=24, help='driven frames per person (default: 24)')
-    parser.add_argument('--portraits', type=int, default=1, metavar='N',
-                        help='pictures of each person that gpavatar sees (default: 1)')  # fmt: skip
+    parser.add_argument(
+        '--portraits', type=int, default=1, metavar='N', help='pictures of each person that gpavatar sees (default: 1)'
+    )
     parser.add_argument('--steps', type=int, help='steps of each inversion stage (default: as the weights say)')
-    parser.add_argument('--perception', action='append', default=[], metavar='NAME=FILE',
-                        help='weights of a frozen network (vgg19, arcface18, lpips_alex, ...); may be repeated')  # fmt: skip
+    parser.add_argument(
+        '--perception',
+        action='append',
+        default=[],
+        metavar='NAME=FILE',
+        help='weights of a frozen network (vgg19, arcface18, lpips_alex, ...); may be repeated',
+    )
     parser.add_argument('--no-sheets', action='store_true', help='write no contact sheets')
 
 
@@ -462,26 +496,33 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f'--portraits {args.portraits}: must be at least 1')
     if model.method == 'otavatar':
         if args.portraits > 1:
-            raise UserError(f'--portraits {args.portraits}: otavatar rebuilds a person from one picture; use --method gpavatar')
+            raise UserError(
+                f'--portraits {args.portraits}: otavatar rebuilds a person from one picture; use --method gpavatar'
+            )
         method, config = otavatar_method(args.weights, named_files(args.perception), args.steps)
     elif args.steps is not None:
         raise UserError(f'--steps {args.steps}: {model.method} encodes portraits and has no optimisation; leave it out')
     else:
         method, config = encoder_method(model, named_files(args.perception))
     if config.basis != 'procedural' and args.dataset is None:
-        raise UserError(f"{args.weights}: these weights read the basis '{config.basis}', fresh people are procedural; "
-                        'give a data set with --dataset')  # fmt: skip
+        raise UserError(
+            f"{args.weights}: these weights read the basis '{config.basis}', fresh people are procedural; "
+            'give a data set with --dataset'
+        )
     size = config.img_resolution
-    protocol = ProtocolConfig(resolution=size, frames=args.frames, clip_frames=max(120, args.frames),
-                              portraits=args.portraits)  # fmt: skip
+    protocol = ProtocolConfig(
+        resolution=size, frames=args.frames, clip_frames=max(120, args.frames), portraits=args.portraits
+    )
     if args.dataset is None:
         items = procedural_items(args.identities, args.seed, protocol, args.split)
         data = {'people': f'procedural, split {args.split}', 'reenactment': "another person's motion"}
     else:
         source = open_source(args.dataset, args.split)
         if source.table.basis != config.basis:
-            raise UserError(f"{args.dataset}: its expressions are in the basis '{source.table.basis}', these weights read "
-                            f"'{config.basis}'; give other weights or other data")  # fmt: skip
+            raise UserError(
+                f"{args.dataset}: its expressions are in the basis '{source.table.basis}', these weights read "
+                f"'{config.basis}'; give other weights or other data"
+            )
         items = clip_items(source, args.identities, protocol)
         data = {'people': f'{args.dataset.resolve()}, split {args.split}', 'reenactment': 'own motion'}
     report = evaluate(

@@ -2,10 +2,10 @@
 
     python -m launch.evaluate_face_net [--weights FILE] [--heads N] [--ict ict_facekit.npz] [--pictures DIR] [--clips N]
 
-ICT-FaceKit heads are another head model with its own landmarks; skin, lips and brows are painted in plain colours, there
-is no hair. ``--pictures`` is a folder of photographs with landmark files beside them. ``--clips`` renders speaking
-procedural heads and tracks them from the pictures alone: pose, expression and speed against the truth. Distances are in
-eye distances.
+ICT-FaceKit heads are another head model with its own landmarks; skin, lips and brows are painted in plain colours,
+there is no hair. ``--pictures`` is a folder of photographs with landmark files beside them. ``--clips`` renders
+speaking procedural heads and tracks them from the pictures alone: pose, expression and speed against the truth.
+Distances are in eye distances.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class IctHeads:
         vertices = np.asarray(self.model.neutral)
         marks = vertices[np.asarray(self.model.landmark_ids)]
         self.triangles = np.asarray(self.model.triangles)
-        self.kind = np.zeros(len(vertices), int)  # 0 skin, 1 lips, 2 brows, 3 mouth, 4 teeth, 5 white of the eye, 6 iris
+        self.kind = np.zeros(
+            len(vertices), int
+        )  # 0 skin, 1 lips, 2 brows, 3 mouth, 4 teeth, 5 white of the eye, 6 iris
         names = [str(n) for n in data['region_names']]
         for name, (a, b) in zip(names, data['region_vertex_range']):
             kind = 4 if 'teeth' in name else 3 if 'mouth' in name or 'gum' in name else 5 if 'eyeball' in name else 0
@@ -54,7 +56,9 @@ class IctHeads:
             a, b = data[f'iris_{side}_vertex_range']
             self.kind[a:b] = 6
         face = slice(*self.model.face_vertices)
-        self.kind[face] = np.where(_inside(vertices[face], marks[48:60]) & (vertices[face, 2] > marks[48:60, 2].min() - 0.1), 1, 0)
+        self.kind[face] = np.where(
+            _inside(vertices[face], marks[48:60]) & (vertices[face, 2] > marks[48:60, 2].min() - 0.1), 1, 0
+        )
         for brow in (marks[17:22], marks[22:27]):
             near = np.min([_to_segment(vertices[face], a, b) for a, b in itertools.pairwise(brow)], 0)
             self.kind[face] = np.where(near < 0.035, 2, self.kind[face])
@@ -74,11 +78,22 @@ class IctHeads:
         focal, distance = 3.0 * side, 10.0
         depth = distance - turned[:, 2]
         place = side / 2 + focal * turned[:, :2] * [1, -1] / depth[:, None]
-        palette = np.array([[0.85, 0.66, 0.55], [0.7, 0.35, 0.33], [0.25, 0.16, 0.1], [0.5, 0.2, 0.2], [0.92, 0.9, 0.86],
-                            [0.93, 0.92, 0.9], [0.25, 0.3, 0.35]]) * np.exp(rng.normal(0, 0.15, (7, 1)))  # fmt: skip
+        palette = np.array(
+            [
+                [0.85, 0.66, 0.55],
+                [0.7, 0.35, 0.33],
+                [0.25, 0.16, 0.1],
+                [0.5, 0.2, 0.2],
+                [0.92, 0.9, 0.86],
+                [0.93, 0.92, 0.9],
+                [0.25, 0.3, 0.35],
+            ]
+        ) * np.exp(rng.normal(0, 0.15, (7, 1)))
         palette[0] *= rng.uniform(0.4, 1.1)
         light = np.array([rng.normal(0, 0.5), rng.normal(0.3, 0.3), 1.0])
-        shading = 0.45 + 0.65 * np.maximum(area_weighted_normals(turned, self.triangles) @ (light / np.linalg.norm(light)), 0)
+        shading = 0.45 + 0.65 * np.maximum(
+            area_weighted_normals(turned, self.triangles) @ (light / np.linalg.norm(light)), 0
+        )
         screen = np.concatenate([2 * place, depth[:, None]], 1)
         drawn = rasterize(screen, self.triangles, 2 * side, 2 * side, cull=True)
         colours = drawn.interpolate((palette[self.kind] * shading[:, None]).astype(np.float32), self.triangles)
@@ -122,9 +137,15 @@ def read_pictures(reader: Any, pictures: list[tuple[np.ndarray, np.ndarray]], se
         found = reader.around(picture, reader.around(picture, first.points).points, VARIATIONS).points
         errors.append(np.linalg.norm(found - truth, axis=1) / size)
     errors = np.array(errors)
-    return {'pictures': len(errors), 'error': float(errors.mean()), 'error_median': float(np.median(errors.mean(1))),
-            'error_without_outline': float(errors[:, 17:].mean()), 'error_eyes': float(errors[:, 36:48].mean()),
-            'error_mouth': float(errors[:, 48:].mean()), 'detector_finds': detected / len(errors)}  # fmt: skip
+    return {
+        'pictures': len(errors),
+        'error': float(errors.mean()),
+        'error_median': float(np.median(errors.mean(1))),
+        'error_without_outline': float(errors[:, 17:].mean()),
+        'error_eyes': float(errors[:, 36:48].mean()),
+        'error_mouth': float(errors[:, 48:].mean()),
+        'detector_finds': detected / len(errors),
+    }
 
 
 def known_pictures(reader: Any, folder: Path) -> dict[str, Any]:
@@ -156,9 +177,9 @@ def known_pictures(reader: Any, folder: Path) -> dict[str, Any]:
 
 
 def render_clip(seed: int, split: str, frames: int, side: int, start: int = 0) -> SimpleNamespace:
-    """A speaking procedural head: ``frames`` (objects with ``time`` and ``pixels``), and the truth of each: ``landmarks``
-    [T,68,2] (first pixel centred at 0.5), ``expression``, ``angle``."""
-    from avatar_jax.faces.procedural import motion, render_head, sample_identity
+    """A speaking procedural head: ``frames`` (objects with ``time`` and ``pixels``), and the truth of each:
+    ``landmarks`` [T,68,2] (first pixel centred at 0.5), ``expression``, ``angle``."""
+    from avatar_jax.procedural import motion, render_head, sample_identity
     from data_pipelines.cameras import pose_labels
 
     arrays, identity = motion.speech_arrays(seed, start + frames), sample_identity(seed, split)
@@ -166,18 +187,26 @@ def render_clip(seed: int, split: str, frames: int, side: int, start: int = 0) -
     clip, landmarks = [], []
     for t in range(frames):
         label = pose_labels(arrays['angle'][start + t], arrays['translation'][start + t])
-        head = render_head(identity, arrays['expression'][start + t], label, resolution=side, supersample=2, background=grey)
-        clip.append(SimpleNamespace(index=t, time=t / 25, pixels=np.rint(255 * np.clip(head.rgb, 0, 1)).astype(np.uint8)))
+        head = render_head(
+            identity, arrays['expression'][start + t], label, resolution=side, supersample=2, background=grey
+        )
+        clip.append(
+            SimpleNamespace(index=t, time=t / 25, pixels=np.rint(255 * np.clip(head.rgb, 0, 1)).astype(np.uint8))
+        )
         landmarks.append(head.landmarks)
-    return SimpleNamespace(frames=clip, landmarks=np.array(landmarks), expression=arrays['expression'][start:],
-                           angle=arrays['angle'][start:])  # fmt: skip
+    return SimpleNamespace(
+        frames=clip,
+        landmarks=np.array(landmarks),
+        expression=arrays['expression'][start:],
+        angle=arrays['angle'][start:],
+    )
 
 
 def expression_figures(found: np.ndarray, truth: np.ndarray, basis: Any) -> dict[str, float]:
     """Correlations of expressions [T,64] with the truth, each number's mean over the clip removed.
 
-    'numbers': all numbers of all frames, so that each counts by how much it moves; 'channels': of each number that moves
-    (standard deviation over 0.03), averaged; 'landmarks': of where they move the 68 points.
+    'numbers': all numbers of all frames, so that each counts by how much it moves; 'channels': of each number that
+    moves (standard deviation over 0.03), averaged; 'landmarks': of where they move the 68 points.
     """
     from avatar_jax.eval.statistics import pearson
 
@@ -194,8 +223,10 @@ def expression_figures(found: np.ndarray, truth: np.ndarray, basis: Any) -> dict
 
 
 def track_clips(reader: Any, count: int, frames: int = 100, side: int = 256) -> dict[str, float]:
-    """Rotation, expression and speed on rendered speech: from the pictures alone, and ('exact_...') from true landmarks."""
-    from avatar_jax.faces.procedural import ProceduralHead
+    """Rotation, expression and speed on rendered speech: from the pictures alone, and ('exact_...') from true
+    landmarks.
+    """
+    from avatar_jax.procedural import ProceduralHead
     from avatar_jax.track.basis import landmark_basis
     from avatar_jax.track.choose import Chooser
     from avatar_jax.track.clip import TrackConfig, track_clip
@@ -215,17 +246,21 @@ def track_clips(reader: Any, count: int, frames: int = 100, side: int = 256) -> 
         true = clip.landmarks - 0.5
         eyes = np.linalg.norm(true[:, 36:42].mean(1) - true[:, 42:48].mean(1), axis=-1).mean()
         off = track.angle - clip.angle
-        rows.append({
-            'rotation_degrees': float(np.rad2deg(np.abs(off)).mean()),
-            'rotation_degrees_without_offset': float(np.rad2deg(np.abs(off - off.mean(0)).mean())),
-            **expression_figures(track.expression, clip.expression, basis),
-            'exact_rotation_degrees': float(np.rad2deg(np.abs(exact.angle - clip.angle).mean())),
-            **{f'exact_{k}': v for k, v in expression_figures(exact.expression, clip.expression, basis).items()},
-            'landmarks_of_eye_distance': float(np.linalg.norm(track.landmarks - true, axis=-1).mean() / eyes),
-            'seconds_landmarks': seen - began, 'seconds_fit': ended - seen,
-            'cpu_seconds_landmarks': seen_cpu - cpu, 'cpu_seconds_fit': ended_cpu - seen_cpu,
-            'clip_seconds': frames / 25,
-        })  # fmt: skip
+        rows.append(
+            {
+                'rotation_degrees': float(np.rad2deg(np.abs(off)).mean()),
+                'rotation_degrees_without_offset': float(np.rad2deg(np.abs(off - off.mean(0)).mean())),
+                **expression_figures(track.expression, clip.expression, basis),
+                'exact_rotation_degrees': float(np.rad2deg(np.abs(exact.angle - clip.angle).mean())),
+                **{f'exact_{k}': v for k, v in expression_figures(exact.expression, clip.expression, basis).items()},
+                'landmarks_of_eye_distance': float(np.linalg.norm(track.landmarks - true, axis=-1).mean() / eyes),
+                'seconds_landmarks': seen - began,
+                'seconds_fit': ended - seen,
+                'cpu_seconds_landmarks': seen_cpu - cpu,
+                'cpu_seconds_fit': ended_cpu - seen_cpu,
+                'clip_seconds': frames / 25,
+            }
+        )
         print(rows[-1], flush=True)
     # The first clip compiles.
     timed = rows[1:] or rows

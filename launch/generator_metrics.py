@@ -65,11 +65,20 @@ def measure(weights: str, out: Path, args: Any) -> dict[str, Any]:
         raise UserError(f'--data: {real_count} pictures are too few for a distribution; at least 4 are needed')
     bank, network, features = feature_network(args.inception, config.img_resolution)
     common = {'network': network, 'data': source.fingerprint()}
-    real = collect(out / 'real', common, real_count, generators.real_features(source, bank, features, args.batch),
-                   label='real pictures')  # fmt: skip
-    fake = collect(out / 'fake', {**common, 'weights': digest, 'seed': args.seed}, args.count,
-                   generators.fake_features(variables, config, labels, bank, features, args.seed, args.batch),
-                   label='generated pictures')  # fmt: skip
+    real = collect(
+        out / 'real',
+        common,
+        real_count,
+        generators.real_features(source, bank, features, args.batch),
+        label='real pictures',
+    )
+    fake = collect(
+        out / 'fake',
+        {**common, 'weights': digest, 'seed': args.seed},
+        args.count,
+        generators.fake_features(variables, config, labels, bank, features, args.seed, args.batch),
+        label='generated pictures',
+    )
     found = generators.distribution_scores(real, fake, args.seed)
     if args.inception is None:
         found = {{'fid': 'frechet_stand_in', 'kid': 'kernel_stand_in'}.get(k, k): v for k, v in found.items()}
@@ -99,8 +108,9 @@ def feature_network(inception: Path | None, resolution: int) -> tuple[Any, str, 
     return bank, name, lambda bank, images: bank.apply('head_identity', images * 2 - 1)
 
 
-def head_scores(variables: Mapping[str, Any], config: Any, labels: np.ndarray, people: int,
-                seed: int) -> dict[str, Any]:  # fmt: skip
+def head_scores(
+    variables: Mapping[str, Any], config: Any, labels: np.ndarray, people: int, seed: int
+) -> dict[str, Any]:
     """Identity, pose and depth, as far as the networks and the generator's latent allow."""
     import jax
 
@@ -120,8 +130,10 @@ def head_scores(variables: Mapping[str, Any], config: Any, labels: np.ndarray, p
     truth = true_heads(z, labels[row], config.neural_rendering_resolution) if has_head_latent(config) else None
     out = render(dict(variables), z, labels[row])
     angles = jax.jit(lambda b, x: b.apply('head_coefficients', x).angle)
-    scores['pose'] = {'network': 'stand-in: head_coefficients',
-                      'degrees': float(generators.pose_error(angles(bank, out['image']), labels[row]).mean())}  # fmt: skip
+    scores['pose'] = {
+        'network': 'stand-in: head_coefficients',
+        'degrees': float(generators.pose_error(angles(bank, out['image']), labels[row]).mean()),
+    }
     if truth is None:
         scores['depth'] = 'unavailable: the generator does not take the latent of procedural heads'
     else:
@@ -138,7 +150,7 @@ def has_head_latent(config: Any) -> bool:
 
 def true_heads(z: np.ndarray, labels: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
     """Depth [N, R, R] and mask of the neutral heads of latents [N, 200], seen from cameras [N, 25]."""
-    from avatar_jax.faces.procedural import render_head
+    from avatar_jax.procedural import render_head
 
     depth, mask = [], []
     for latent, label in zip(z, labels, strict=True):

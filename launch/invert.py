@@ -22,22 +22,41 @@ SIDE_VIEWS = np.deg2rad([-30.0, 30.0])
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    parser.add_argument('--image', nargs='+', required=True, metavar='FILE', help='portraits, or folders of avatar-jax track')
+    parser.add_argument(
+        '--image', nargs='+', required=True, metavar='FILE', help='portraits, or folders of avatar-jax track'
+    )
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the avatars')
-    parser.add_argument('--method', metavar='NAME', help='otavatar (one avatar for each portrait, the default) or gpavatar '
-                        '(one avatar of all portraits, which show one person)')
+    parser.add_argument(
+        '--method',
+        metavar='NAME',
+        help='otavatar (one avatar for each portrait, the default) or gpavatar '
+        '(one avatar of all portraits, which show one person)',
+    )
     parser.add_argument('--weights', metavar='FILE|NAME', help='weight file, or a shipped one')
     parser.add_argument('--steps', type=int, metavar='N', help='steps of each stage, W and W+ (default: as configured)')
     parser.add_argument('--space', choices=('w', 'w+'), default='w+', help="'w' leaves out the W+ stage")
     parser.add_argument('--early-stop', action='store_true', help='end for each person when the loss no longer falls')
-    parser.add_argument('--pti', type=int, default=0, metavar='N',
-                        help='then tune a copy of the generator to the person for N steps (bigger avatar files)')
-    parser.add_argument('--motion', nargs='+', metavar='FILE',
-                        help="motion files with the portraits' own coefficients (first frame), one per image or one for "
-                        'all; default: a neutral face in the pose that was found')
+    parser.add_argument(
+        '--pti',
+        type=int,
+        default=0,
+        metavar='N',
+        help='then tune a copy of the generator to the person for N steps (bigger avatar files)',
+    )
+    parser.add_argument(
+        '--motion',
+        nargs='+',
+        metavar='FILE',
+        help="motion files with the portraits' own coefficients (first frame), one per image or one for "
+        'all; default: a neutral face in the pose that was found',
+    )
     parser.add_argument('--aligned', action='store_true', help='the pictures are aligned crops already')
-    parser.add_argument('--landmarks', nargs='+', metavar='FILE', help='5 or 68 points, one file per image '
-                        '(default: a file beside the picture, else the detector)')
+    parser.add_argument(
+        '--landmarks',
+        nargs='+',
+        metavar='FILE',
+        help='5 or 68 points, one file per image (default: a file beside the picture, else the detector)',
+    )
     parser.add_argument('--face', type=int, metavar='N', help='which face to take when there are several, 1 is largest')
     parser.add_argument('--background', choices=('white', 'keep'), default='white', help='behind the head')
     parser.add_argument('--perception', nargs='+', default=(), metavar='NAME=FILE', help='networks for the losses')
@@ -78,10 +97,19 @@ def run(args: argparse.Namespace) -> int:
     def ready(i: int) -> tuple[int, Any, Any]:
         landmarks, own = args.landmarks[i] if args.landmarks else None, None
         if is_track(args.image[i]):
-            prepared, own = from_track(args.image[i], size=size, background=args.background, label_mode=config.label_mode)
+            prepared, own = from_track(
+                args.image[i], size=size, background=args.background, label_mode=config.label_mode
+            )
         else:
-            prepared = prepare(args.image[i], size=size, aligned=args.aligned, background=args.background, face=args.face,
-                               landmarks=landmarks, label_mode=config.label_mode)  # fmt: skip
+            prepared = prepare(
+                args.image[i],
+                size=size,
+                aligned=args.aligned,
+                background=args.background,
+                face=args.face,
+                landmarks=landmarks,
+                label_mode=config.label_mode,
+            )
         for warning in prepared.warnings:
             print(f'avatar-jax: {prepared.path}: {warning}', file=sys.stderr)
         portrait = prepared.portrait()
@@ -89,8 +117,12 @@ def run(args: argparse.Namespace) -> int:
             own = None
         if motions[i] is not None or own is not None:
             first = motions[i].frames(0, 1) if motions[i] is not None else own
-            portrait = portrait.replace(expression=first.expression[0], angle=first.angle[0],
-                                        translation=first.translation[0], basis=config.basis)  # fmt: skip
+            portrait = portrait.replace(
+                expression=first.expression[0],
+                angle=first.angle[0],
+                translation=first.translation[0],
+                basis=config.basis,
+            )
         return i, prepared, portrait
 
     batch.run(range(len(args.image)), ready, name=lambda i: args.image[i])
@@ -155,8 +187,9 @@ def perception_bank(options: tuple[str, ...] | list[str], config: Any, stand_ins
     return PerceptionBank.load(files, base)
 
 
-def invert_group(model: Any, config: Any, bank: Any, group: list, names: list[str], out: Path,
-                 args: argparse.Namespace) -> list[dict[str, Any]]:  # fmt: skip
+def invert_group(
+    model: Any, config: Any, bank: Any, group: list, names: list[str], out: Path, args: argparse.Namespace
+) -> list[dict[str, Any]]:
     """Inverts some people side by side and writes their folders."""
     import jax
 
@@ -173,24 +206,37 @@ def invert_group(model: Any, config: Any, bank: Any, group: list, names: list[st
             bar.update(done - shown, loss=loss)
             shown = done
 
-        found = invert.invert_people(model.variables, config, [p for _, _, p in group], bank, key,
-                                     weights=model.sha256, on_step=on_step)  # fmt: skip
+        found = invert.invert_people(
+            model.variables, config, [p for _, _, p in group], bank, key, weights=model.sha256, on_step=on_step
+        )
     reports = []
     for (i, prepared, portrait), inverted in zip(group, found, strict=True):
         tuned = None
         if args.pti:
             with activity(f'tuning the generator to {prepared.path.name}'):
                 before = float(inverted.psnr)
-                inverted, curve = invert.finetune_generator(model.variables, config, portrait, inverted, bank, key,
-                                                            steps=args.pti)  # fmt: skip
+                inverted, curve = invert.finetune_generator(
+                    model.variables, config, portrait, inverted, bank, key, steps=args.pti
+                )
                 tuned = {'steps': args.pti, 'psnr_before': before, 'loss': np.asarray(curve).tolist()}
-        reports.append(write_person(model, config, bank, out / names[i], names[i], prepared, portrait, inverted, tuned,
-                                    args))  # fmt: skip
+        reports.append(
+            write_person(model, config, bank, out / names[i], names[i], prepared, portrait, inverted, tuned, args)
+        )
     return reports
 
 
-def write_person(model: Any, config: Any, bank: Any, folder: Path, name: str, prepared: Any, portrait: Any,
-                 inverted: Any, tuned: dict | None, args: argparse.Namespace) -> dict[str, Any]:  # fmt: skip
+def write_person(
+    model: Any,
+    config: Any,
+    bank: Any,
+    folder: Path,
+    name: str,
+    prepared: Any,
+    portrait: Any,
+    inverted: Any,
+    tuned: dict | None,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
     """Writes one avatar's folder, completely or not at all; returns its report."""
     from avatar_jax.faces.camera_labels import yaw_label
     from avatar_jax.io.atomic import atomic_folder, write_json
@@ -200,8 +246,13 @@ def write_person(model: Any, config: Any, bank: Any, folder: Path, name: str, pr
     from avatar_jax.methods.otavatar.model import source_windows
     from avatar_jax.methods.registry import save_avatar
 
-    provenance = Provenance(synthetic=True, weights=model.sha256, seed=args.seed, command='invert',
-                            sources={prepared.path.name: prepared.sha256})  # fmt: skip
+    provenance = Provenance(
+        synthetic=True,
+        weights=model.sha256,
+        seed=args.seed,
+        command='invert',
+        sources={prepared.path.name: prepared.sha256},
+    )
     label = np.asarray(portrait.camera.label, np.float32)
     labels = np.stack([np.asarray(yaw_label(label, angle), np.float32) for angle in SIDE_VIEWS])
     window = np.broadcast_to(np.asarray(source_windows(portrait)), (len(labels), 27, 70))
@@ -209,13 +260,17 @@ def write_person(model: Any, config: Any, bank: Any, folder: Path, name: str, pr
     pictures = np.concatenate([np.asarray(portrait.image)[None], np.asarray(inverted.image)[None], sides])
     kind = prepared.quality.grade if prepared.quality is not None else 'as given'
     report = {
-        'name': name, 'psnr': float(inverted.psnr), 'alignment': kind, 'portrait': prepared.report(),
+        'name': name,
+        'psnr': float(inverted.psnr),
+        'alignment': kind,
+        'portrait': prepared.report(),
         'source_expression': 'neutral (not measured)' if portrait.expression is None else 'from the motion file',
-        'inversion': invert.report(inverted), 'generator_tuning': tuned,
+        'inversion': invert.report(inverted),
+        'generator_tuning': tuned,
         'networks': bank.report(config.method.loss.perceptual_network, config.method.loss.identity_network),
         'limit': 'the likeness is bounded by the prior: what the weights have not seen they cannot show',
         'provenance': provenance.as_dict(),
-    }  # fmt: skip
+    }
     with atomic_folder(folder) as temporary:
         save_avatar(temporary, inverted.avatar, provenance.as_dict())
         write_png(temporary / 'reconstruction.png', grid(pictures, 4), provenance)
@@ -223,18 +278,28 @@ def write_person(model: Any, config: Any, bank: Any, folder: Path, name: str, pr
     return report
 
 
-def write_summary(out: Path, model: Any, bank: Any, config: Any, reports: list[dict], skipped: list[tuple[str, str]],
-                  args: argparse.Namespace) -> None:  # fmt: skip
+def write_summary(
+    out: Path,
+    model: Any,
+    bank: Any,
+    config: Any,
+    reports: list[dict],
+    skipped: list[tuple[str, str]],
+    args: argparse.Namespace,
+) -> None:
     """report.json of the whole command."""
     from avatar_jax.configure import to_plain
     from avatar_jax.io.atomic import write_json
     from avatar_jax.io.provenance import Provenance
 
-    write_json(out / 'report.json', {
-        'avatars': [{k: r[k] for k in ('name', 'psnr', 'alignment')} for r in reports],
-        'skipped': [{'image': name, 'reason': reason} for name, reason in skipped],
-        'weights': {'source': model.source, 'sha256': model.sha256},
-        'inversion': to_plain(config.method.inversion),
-        'networks': bank.report(config.method.loss.perceptual_network, config.method.loss.identity_network),
-        'provenance': Provenance(True, model.sha256, args.seed, 'invert').as_dict(),
-    })  # fmt: skip
+    write_json(
+        out / 'report.json',
+        {
+            'avatars': [{k: r[k] for k in ('name', 'psnr', 'alignment')} for r in reports],
+            'skipped': [{'image': name, 'reason': reason} for name, reason in skipped],
+            'weights': {'source': model.source, 'sha256': model.sha256},
+            'inversion': to_plain(config.method.inversion),
+            'networks': bank.report(config.method.loss.perceptual_network, config.method.loss.identity_network),
+            'provenance': Provenance(True, model.sha256, args.seed, 'invert').as_dict(),
+        },
+    )

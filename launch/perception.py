@@ -14,7 +14,7 @@ def default_bank(resolution: int) -> PerceptionBank:
       resolution: side of the model's pictures. Above 256 pixels a model is not one of procedural heads of this
         project's sizes, and a stand-in would judge pictures of a kind that it never saw: the bank is empty then.
     """
-    from avatar_jax.weights import shipped, shipped_names
+    from avatar_jax.io.weights import shipped, shipped_names
 
     if resolution > 256 or STAND_INS not in shipped_names():
         return PerceptionBank()

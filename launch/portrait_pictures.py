@@ -2,10 +2,10 @@
 
     python -m launch.portrait_pictures --out DIR [--weights FILE|NAME] [--people N] [--seed N]
 
-``eyes.jpg``: one portrait with closed and one with open eyes. A row for each person: the two portraits; the avatar of the
-closed, of the open and of both, all driven to open eyes from a third side; the truth. ``portraits.jpg``: the avatar of one,
-two and four portraits, seen from a side that none of them shows. The people are of the split 'test'. Printed are the mean PSNRs
-of the avatars in both pictures against the truth.
+``eyes.jpg``: one portrait with closed and one with open eyes. A row for each person: the two portraits; the avatar of
+the closed, of the open and of both, all driven to open eyes from a third side; the truth. ``portraits.jpg``: the avatar
+of one, two and four portraits, seen from a side that none of them shows. The people are of the split 'test'. Printed
+are the mean PSNRs of the avatars in both pictures against the truth.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Sitter:
 
     def picture(self, yaw: float, **expression: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(picture, label [25], expression [64]) from ``yaw`` degrees."""
-        from avatar_jax.faces.procedural import render_head
-        from avatar_jax.faces.procedural.gallery import camera_label
-        from avatar_jax.faces.procedural.gallery import expression as numbers
+        from avatar_jax.procedural import render_head
+        from avatar_jax.procedural.gallery import camera_label
+        from avatar_jax.procedural.gallery import expression as numbers
 
         label, code = camera_label(yaw), numbers(**expression)
         head = render_head(self.identity, code, label, self.gamma, resolution=self.resolution, supersample=2)
@@ -67,8 +67,12 @@ def eyes_row(model: Any, sitter: Sitter) -> list[np.ndarray]:
 
 def portraits_row(model: Any, sitter: Sitter) -> list[np.ndarray]:
     """The row of one person in ``portraits.jpg``."""
-    portraits = [sitter.portrait(-25), sitter.portrait(5, smile=0.6), sitter.portrait(-8, jaw_open=0.3),
-                 sitter.portrait(18, brow_inner_up=0.7)]  # fmt: skip
+    portraits = [
+        sitter.portrait(-25),
+        sitter.portrait(5, smile=0.6),
+        sitter.portrait(-8, jaw_open=0.3),
+        sitter.portrait(18, brow_inner_up=0.7),
+    ]
     truth, label, code = sitter.picture(32, jaw_open=LOOK)
     return [*(p.image for p in portraits), *(rendered(model, portraits[:n], label, code) for n in (1, 2, 4)), truth]
 
@@ -86,12 +90,18 @@ def make(out: Path, weights: str, people: int, seed: int) -> dict[Path, dict[str
     if model.method == 'otavatar':
         raise UserError(f'{weights}: otavatar makes an avatar from one portrait; give weights of gpavatar')
     folder, found = atomic.output_folder(out), {}
-    for name, row, kinds in (('eyes.jpg', eyes_row, ('closed', 'open', 'both')),
-                             ('portraits.jpg', portraits_row, ('one', 'two', 'four'))):  # fmt: skip
+    for name, row, kinds in (
+        ('eyes.jpg', eyes_row, ('closed', 'open', 'both')),
+        ('portraits.jpg', portraits_row, ('one', 'two', 'four')),
+    ):
         rows = [row(model, Sitter(k, seed, model.config.img_resolution)) for k in range(people)]
         pictures = to_unit(np.stack([np.stack(r) for r in rows]))  # [people, columns, r, r, 3]
-        found[folder / name] = {kind: float(np.mean(psnr(pictures[:, k - 4], pictures[:, -1]))) for k, kind in enumerate(kinds)}
-        Image.fromarray(grid(np.stack([image for r in rows for image in r]), len(rows[0]))).save(folder / name, quality=92)
+        found[folder / name] = {
+            kind: float(np.mean(psnr(pictures[:, k - 4], pictures[:, -1]))) for k, kind in enumerate(kinds)
+        }
+        Image.fromarray(grid(np.stack([image for r in rows for image in r]), len(rows[0]))).save(
+            folder / name, quality=92
+        )
     return found
 
 

@@ -1,7 +1,7 @@
 """Training programs as data, for measuring and counting: the step, its state, a batch, from a run's configuration.
 
-``program_of`` knows the methods that can be trained; ``launch.benchmark_train`` and ``launch.scaling`` use what it gives
-and know no method.
+``program_of`` knows the methods that can be trained; ``launch.benchmark_train`` and ``launch.scaling`` use what it
+gives and know no method.
 """
 
 from __future__ import annotations
@@ -98,9 +98,17 @@ def _otavatar(config: Any) -> Program:
         }
 
     return Program(
-        'OTAvatar', ((1.0, 'iteration', step),), make_state, abstract_state,
-        lambda: perception_bank(config.perception, model, config.stand_ins), abstract_constants, make_batch,
-        method.train.frames_per_clip, method.train.batch_size, model.generator.dtype == 'bfloat16')  # fmt: skip
+        'OTAvatar',
+        ((1.0, 'iteration', step),),
+        make_state,
+        abstract_state,
+        lambda: perception_bank(config.perception, model, config.stand_ins),
+        abstract_constants,
+        make_batch,
+        method.train.frames_per_clip,
+        method.train.batch_size,
+        model.generator.dtype == 'bfloat16',
+    )
 
 
 def _eg3d(config: Any) -> Program:
@@ -120,7 +128,9 @@ def _eg3d(config: Any) -> Program:
         return '+'.join(['main', *(name for name in ('g_reg', 'd_reg') if getattr(flag, name))])
 
     def make_step(flag):
-        return lambda state, batch, labels, axis_name: training.train_step(config, flag, state, batch, labels, axis_name)
+        return lambda state, batch, labels, axis_name: training.train_step(
+            config, flag, state, batch, labels, axis_name
+        )
 
     def make_state():
         return training.init_state(config, *training.fresh_variables(config))
@@ -131,10 +141,18 @@ def _eg3d(config: Any) -> Program:
         return {'image': images, 'label': _labels(generator, rows)}
 
     return Program(
-        'EG3D', tuple((share, named(f), make_step(f)) for f, share in shares.items()), make_state,
-        lambda: jax.eval_shape(make_state), lambda: _labels(generator, 64),
-        lambda: jax.ShapeDtypeStruct((64, 25), np.float32), make_batch, 1, t.batch, generator.dtype == 'bfloat16',
-        unit=t.accumulate * (config.discriminator.mbstd_group_size or 1))  # fmt: skip
+        'EG3D',
+        tuple((share, named(f), make_step(f)) for f, share in shares.items()),
+        make_state,
+        lambda: jax.eval_shape(make_state),
+        lambda: _labels(generator, 64),
+        lambda: jax.ShapeDtypeStruct((64, 25), np.float32),
+        make_batch,
+        1,
+        t.batch,
+        generator.dtype == 'bfloat16',
+        unit=t.accumulate * (config.discriminator.mbstd_group_size or 1),
+    )
 
 
 def _labels(generator: Any, count: int) -> Any:

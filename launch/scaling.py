@@ -2,9 +2,9 @@
 
     python -m launch.scaling --config configs/otavatar_hdtf.py --devices 1 8 64 512 --kinds H100 "TPU v5p"
 
-Arithmetic, memory traffic and collectives are counted from the step of the configuration (nothing is compiled); peaks and
-links are those of ``avatar_jax.train.costs.DEVICES``. Two ways to use more devices: ``--rows`` samples for each (weak), or
-the configuration's batch divided among them (strong), as far as it can be divided.
+Arithmetic, memory traffic and collectives are counted from the step of the configuration (nothing is compiled); peaks
+and links are those of ``avatar_jax.train.costs.DEVICES``. Two ways to use more devices: ``--rows`` samples for each
+(weak), or the configuration's batch divided among them (strong), as far as it can be divided.
 """
 
 from __future__ import annotations
@@ -38,9 +38,15 @@ def tables(config: Any, counts: Sequence[int], kinds: Sequence[str], rows: int) 
         known[share] = fewer + (more + fewer * -1.0) * (share / program.unit - 1)
         return known[share] if several else replace(known[share], collective_bytes=0.0, collectives=0.0)
 
-    lines = [f'**{program.name}**, {program.batch} rows of {program.images_per_row} image(s) a step in the recipe', '',
-             '| rows of one device | TFLOP | traffic, GB | summed, MB | calls | state, MB |', '|---|---|---|---|---|---|']  # fmt: skip
-    splits = [('weak', n, rows) for n in counts] + [('strong', n, program.batch // n) for n in counts if program.batch % n == 0]
+    lines = [
+        f'**{program.name}**, {program.batch} rows of {program.images_per_row} image(s) a step in the recipe',
+        '',
+        '| rows of one device | TFLOP | traffic, GB | summed, MB | calls | state, MB |',
+        '|---|---|---|---|---|---|',
+    ]
+    splits = [('weak', n, rows) for n in counts] + [
+        ('strong', n, program.batch // n) for n in counts if program.batch % n == 0
+    ]
     body = []
     for way, n, share in splits:
         costs = costs_of(share, n > 1)
@@ -52,12 +58,23 @@ def tables(config: Any, counts: Sequence[int], kinds: Sequence[str], rows: int) 
         body.append('| ' + ' | '.join(cells) + ' |')
     state = _state_bytes(program) / 1e6
     for share, c in sorted(known.items()):
-        lines.append(f'| {share} | {c.flops / 1e12:.4g} | {c.bytes / 1e9:.4g} | {c.collective_bytes / 1e6:.3g} | '
-                     f'{c.collectives:.0f} | {state:.4g} |')  # fmt: skip
+        lines.append(
+            f'| {share} | {c.flops / 1e12:.4g} | {c.bytes / 1e9:.4g} | {c.collective_bytes / 1e6:.3g} | '
+            f'{c.collectives:.0f} | {state:.4g} |'
+        )
     if missing := [n for n in counts if program.batch % n]:
-        lines += ['', f'The recipe\'s batch of {program.batch} does not divide among {", ".join(map(str, missing))} devices: there the batch is the first bottleneck.']
+        lines += [
+            '',
+            f"The recipe's batch of {program.batch} does not divide among {', '.join(map(str, missing))} devices: "
+            'there the batch is the first bottleneck.',
+        ]
     head = [f'{d.name}: step (collectives), images, bottleneck' for d in devices]
-    lines += ['', '| scaling | devices | rows each | batch | ' + ' | '.join(head) + ' |', '|---' * (4 + len(devices)) + '|', *body]
+    lines += [
+        '',
+        '| scaling | devices | rows each | batch | ' + ' | '.join(head) + ' |',
+        '|---' * (4 + len(devices)) + '|',
+        *body,
+    ]
     return '\n'.join(lines)
 
 
@@ -88,8 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns the exit status."""
     from launch.programs import load_run
 
-    parser = argparse.ArgumentParser(prog='python -m launch.scaling', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog='python -m launch.scaling', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--config', required=True)
     parser.add_argument('--devices', nargs='+', type=int, default=[1, 8, 64, 512])
     parser.add_argument('--kinds', nargs='+', default=['H100', 'TPU v5p'])

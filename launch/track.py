@@ -1,9 +1,9 @@
 """Tracks faces: photographs, videos and folders become aligned crops, camera labels, coefficients and motion files.
 
-For each input a folder appears in --out: crops/ and masks/ (512 pixels, EG3D's alignment), track.npz (landmarks, labels,
-coefficients, poses, quality of every frame), motion.npz (drives an avatar: avatar-jax animate), overlay.mp4 or .png, and
-report.json. avatar-jax invert takes such a folder as a portrait; dataset.json in --out makes the whole a data set of
-pictures with camera labels. An input that cannot be used is reported and skipped; the others are done.
+For each input a folder appears in --out: crops/ and masks/ (512 pixels, EG3D's alignment), track.npz (landmarks,
+labels, coefficients, poses, quality of every frame), motion.npz (drives an avatar: avatar-jax animate), overlay.mp4 or
+.png, and report.json. avatar-jax invert takes such a folder as a portrait; dataset.json in --out makes the whole a data
+set of pictures with camera labels. An input that cannot be used is reported and skipped; the others are done.
 """
 
 from __future__ import annotations
@@ -21,28 +21,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('input', nargs='+', metavar='INPUT', help='pictures, videos, folders')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results')
     parser.add_argument('--size', type=int, default=512, metavar='N', help='side of the crops in pixels')
-    parser.add_argument('--landmarks', nargs='+', metavar='FILE', help='5, 68, 98 or 478 points, one file per input '
-                        '(default: a file beside the input, else the network)')
+    parser.add_argument(
+        '--landmarks',
+        nargs='+',
+        metavar='FILE',
+        help='5, 68, 98 or 478 points, one file per input (default: a file beside the input, else the network)',
+    )
     parser.add_argument('--mediapipe', metavar='FILE', help='landmarks by MediaPipe with your face_landmarker.task')
-    parser.add_argument('--model', default='procedural', metavar='FILE|procedural',
-                        help='head model whose coefficients are fitted: procedural, or a BFM, FLAME or ICT-FaceKit file')
-    parser.add_argument('--face', default='size', metavar='size|N|FILE',
-                        help='which face: the largest, the N-th largest, or the one most like a picture')
-    parser.add_argument('--crop', choices=('auto', 'frame', 'clip'), default='auto',
-                        help='clip: one square for a whole shot; frame: follow the face; auto: clip while the head stays')
+    parser.add_argument(
+        '--model',
+        default='procedural',
+        metavar='FILE|procedural',
+        help='head model whose coefficients are fitted: procedural, or a BFM, FLAME or ICT-FaceKit file',
+    )
+    parser.add_argument(
+        '--face',
+        default='size',
+        metavar='size|N|FILE',
+        help='which face: the largest, the N-th largest, or the one most like a picture',
+    )
+    parser.add_argument(
+        '--crop',
+        choices=('auto', 'frame', 'clip'),
+        default='auto',
+        help='clip: one square for a whole shot; frame: follow the face; auto: clip while the head stays',
+    )
     parser.add_argument('--smooth', type=float, default=1.0, metavar='S', help='strength against jitter, 0 off')
-    parser.add_argument('--focal', type=float, metavar='F', help='focal length in longer sides of the picture (default: '
-                        'found)')  # fmt: skip
-    parser.add_argument('--label-mode', choices=('orig', 'cor', 'simplify', 'raw'), default='orig',
-                        help='normalisation of the camera labels')
-    parser.add_argument('--pixels', action='store_true', help='refine pose and expression on the pixels, and find light and '
-                        'albedo (photographs and short clips: slow)')  # fmt: skip
-    parser.add_argument('--translation', action='store_true', help="labels also follow where the head goes in the uncropped "
-                        "video (NOFA's head translation)")  # fmt: skip
+    parser.add_argument(
+        '--focal', type=float, metavar='F', help='focal length in longer sides of the picture (default: found)'
+    )
+    parser.add_argument(
+        '--label-mode',
+        choices=('orig', 'cor', 'simplify', 'raw'),
+        default='orig',
+        help='normalisation of the camera labels',
+    )
+    parser.add_argument(
+        '--pixels',
+        action='store_true',
+        help='refine pose and expression on the pixels, and find light and albedo (photographs and short clips: slow)',
+    )
+    parser.add_argument(
+        '--translation',
+        action='store_true',
+        help="labels also follow where the head goes in the uncropped video (NOFA's head translation)",
+    )
     parser.add_argument('--sequence', action='store_true', help='folders hold the frames of one clip')
     parser.add_argument('--fps', type=float, default=25.0, metavar='R', help='frame rate of --sequence')
-    parser.add_argument('--crops', choices=('auto', 'png', 'jpg', 'none'), default='auto',
-                        help='format of the crops (auto: png for pictures, jpg for videos)')
+    parser.add_argument(
+        '--crops',
+        choices=('auto', 'png', 'jpg', 'none'),
+        default='auto',
+        help='format of the crops (auto: png for pictures, jpg for videos)',
+    )
     parser.add_argument('--background', choices=('keep', 'white'), default='keep', help='behind the head in the crops')
     parser.add_argument('--no-overlay', action='store_true', help='write no overlay')
     parser.add_argument('--no-masks', action='store_true', help='write no head masks')
@@ -79,10 +110,15 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(text if str(source.path) in text else f'{source.path}: {text}') from error
 
     batch.run(sources, work, name=lambda s: str(s.path))
-    write_json(out / 'report.json', {
-        'inputs': [{k: r[k] for k in ('name', 'file', 'kind', 'frames', 'faces_found', 'quality')} for r in batch.results],
-        'skipped': [{'input': name, 'reason': reason} for name, reason in batch.skipped],
-    })  # fmt: skip
+    write_json(
+        out / 'report.json',
+        {
+            'inputs': [
+                {k: r[k] for k in ('name', 'file', 'kind', 'frames', 'faces_found', 'quality')} for r in batch.results
+            ],
+            'skipped': [{'input': name, 'reason': reason} for name, reason in batch.skipped],
+        },
+    )
     if batch.results and args.crops != 'none':
         write_json(out / 'dataset.json', {'labels': dataset_labels(out, [r['name'] for r in batch.results])})
     for r in batch.results:
@@ -93,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
 def summary(out: Path, report: dict[str, Any]) -> str:
     """One line about a tracked input."""
     quality = report['quality']
-    text = f'{out / report["name"]}: {report["faces_found"]} of {report["frames"]} frames, quality {quality["score"]:.2f} ({quality["grade"]})'
+    frames = f'{report["faces_found"]} of {report["frames"]} frames'
+    text = f'{out / report["name"]}: {frames}, quality {quality["score"]:.2f} ({quality["grade"]})'
     if report['frames'] > 2:
         jitter = report['jitter_percent_of_eye_distance']
         text += f', jitter {jitter["measured"]:.2f} -> {jitter["after_filter"]:.2f} % of the eye distance'
@@ -120,7 +157,9 @@ class Tools:
         self.config = TrackConfig(fit, args.smooth, args.crop, args.label_mode, args.size)
 
 
-def track_source(source: Any, folder: Path, tools: Tools, args: argparse.Namespace, landmarks: str | None) -> dict[str, Any]:
+def track_source(
+    source: Any, folder: Path, tools: Tools, args: argparse.Namespace, landmarks: str | None
+) -> dict[str, Any]:
     """Tracks one input into ``folder``; returns its report."""
     from avatar_jax.io.landmarks import find_landmarks, read_landmark_frames
     from avatar_jax.progress import Progress
@@ -153,9 +192,17 @@ def track_source(source: Any, folder: Path, tools: Tools, args: argparse.Namespa
     config = output.OutputConfig(crops, not args.no_overlay, args.background, not args.no_masks)
     settings = {k: v for k, v in vars(args).items() if k not in ('input', 'out')}
     with Progress(track.num_frames, f'{source.path.name}: writing', unit='frame') as bar:
-        report = output.write(folder, source, reader, track, tools.model, tools.network, config,
-                              {**settings, 'seconds': {'landmarks': seen - began, 'fit': fitted - seen}}, bar.update)  # fmt: skip
-    return report
+        return output.write(
+            folder,
+            source,
+            reader,
+            track,
+            tools.model,
+            tools.network,
+            config,
+            {**settings, 'seconds': {'landmarks': seen - began, 'fit': fitted - seen}},
+            bar.update,
+        )
 
 
 def dataset_labels(out: Path, names: list[str]) -> list[list[Any]]:

@@ -46,8 +46,10 @@ def run(args: argparse.Namespace) -> int:
         try:
             start(config, args.out, resume=args.resume)
         except NonFiniteError as error:
-            raise UserError(f'{args.out}: stopped at {error}; lower the learning rates, clip gradients, or set '
-                            "output.nonfinite='skip'") from error  # fmt: skip
+            raise UserError(
+                f'{args.out}: stopped at {error}; lower the learning rates, clip gradients, or set '
+                "output.nonfinite='skip'"
+            ) from error
     return 0
 
 
@@ -108,12 +110,14 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
 
     # One compiled iteration for all devices.
     def step(state, batch, bank, axis_name):
-        body = partial(training.train_step, model, config.seed, bank=bank, axis_name=axis_name,
-                       accumulate=config.scale.accumulate)  # fmt: skip
+        body = partial(
+            training.train_step, model, config.seed, bank=bank, axis_name=axis_name, accumulate=config.scale.accumulate
+        )
         return (skip_nonfinite(body) if config.output.nonfinite == 'skip' else body)(state, batch)
 
-    spread = parallelise(step, kind=config.parallel, devices=devices, constants=bank,
-                         model_shards=config.scale.model_shards)  # fmt: skip
+    spread = parallelise(
+        step, kind=config.parallel, devices=devices, constants=bank, model_shards=config.scale.model_shards
+    )
 
     def sample(state, done):
         del done
@@ -128,17 +132,34 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
         return f'train: {share} people per step on {spread.num_devices} device(s); {known.text()}'
 
     state = fit(
-        spread.put_state(state), lambda state, batch: spread.step(state, spread.put_batch(batch)), batches, folder=out,
-        loop=config.loop(), config=bound, resume=resume, may_differ=[f'run.{p}' for p in training.RunConfig.MAY_DIFFER],
-        label='train', headline='inner/loss', sample_fn=sample if config.output.sample_people else None,
-        place_state=spread.put_state, images_per_step=share * method.train.frames_per_clip,
-        phases=training.PHASES, announce=None if quiet else announce, quiet=quiet)  # fmt: skip
+        spread.put_state(state),
+        lambda state, batch: spread.step(state, spread.put_batch(batch)),
+        batches,
+        folder=out,
+        loop=config.loop(),
+        config=bound,
+        resume=resume,
+        may_differ=[f'run.{p}' for p in training.RunConfig.MAY_DIFFER],
+        label='train',
+        headline='inner/loss',
+        sample_fn=sample if config.output.sample_people else None,
+        place_state=spread.put_state,
+        images_per_step=share * method.train.frames_per_clip,
+        phases=training.PHASES,
+        announce=None if quiet else announce,
+        quiet=quiet,
+    )
     state = to_host(state) if processes.several() else state
     if not processes.is_first():
         return state
-    provenance = {'command': 'train', 'seed': config.seed, 'iterations': int(state.step), 'data': to_plain(config.data),
-                  'networks': bank.report(method.loss.perceptual_network, method.loss.identity_network),
-                  'init': digest}  # fmt: skip
+    provenance = {
+        'command': 'train',
+        'seed': config.seed,
+        'iterations': int(state.step),
+        'data': to_plain(config.data),
+        'networks': bank.report(method.loss.perceptual_network, method.loss.identity_network),
+        'init': digest,
+    }
     save_model(Path(out) / 'weights.safetensors', jax.device_get(training.variables_of(state)), model, provenance)
     return state
 
@@ -157,19 +178,25 @@ def devices_and_batch(config: Any) -> tuple[list, int]:
     if config.parallel == 'single':
         devices = devices[:1]
     if method.train.frames_per_clip != 2:
-        raise UserError(f'model.method.train.frames_per_clip: {method.train.frames_per_clip}; the data gives pairs, use 2')
+        raise UserError(
+            f'model.method.train.frames_per_clip: {method.train.frames_per_clip}; the data gives pairs, use 2'
+        )
     size = method.train.batch_size
     if size % len(devices):
-        raise UserError(f'model.method.train.batch_size: {size} is not divisible by {len(devices)} devices; '
-                        f'use a multiple of {len(devices)}')  # fmt: skip
+        raise UserError(
+            f'model.method.train.batch_size: {size} is not divisible by {len(devices)} devices; '
+            f'use a multiple of {len(devices)}'
+        )
     if not method.train.average_gradients and len(devices) > 1:
         if processes.several():
             raise UserError('model.method.train.average_gradients: False keeps one replica; use one process')
         return devices[:1], size // len(devices)
     parts = config.scale.accumulate * (1 if config.parallel == 'sharded' else len(devices))
     if size % parts:
-        raise UserError(f'scale.accumulate: {size} people on {len(devices)} devices do not divide into '
-                        f'{config.scale.accumulate} parts; choose a divisor of {size // len(devices)}')  # fmt: skip
+        raise UserError(
+            f'scale.accumulate: {size} people on {len(devices)} devices do not divide into '
+            f'{config.scale.accumulate} parts; choose a divisor of {size // len(devices)}'
+        )
     return devices, size
 
 
@@ -181,14 +208,16 @@ def check_resolutions(generator: Any, where: str) -> None:
             close = 2 ** max(3, round(math.log2(max(value, 1))))
             raise UserError(f'{where}.{name}: {value}; use a power of two from 8 on, e.g. {close}')
     if not 1 <= generator.neural_rendering_resolution <= generator.img_resolution:
-        raise UserError(f'{where}.neural_rendering_resolution: {generator.neural_rendering_resolution}; '
-                        f'use 1 to {generator.img_resolution}')  # fmt: skip
+        raise UserError(
+            f'{where}.neural_rendering_resolution: {generator.neural_rendering_resolution}; '
+            f'use 1 to {generator.img_resolution}'
+        )
 
 
 def check_same_networks(path: str, found: Any, wanted: Any) -> None:
     """Raises ``UserError`` unless weights fit the networks of a run (losses and schedules may differ)."""
     from avatar_jax.configure import to_plain
-    from avatar_jax.weights import check_config
+    from avatar_jax.io.weights import check_config
 
     def networks(config, part):
         plain = to_plain(config.generator if part == 'generator' else config.method.controller)
@@ -216,11 +245,18 @@ def open_source(config: Any) -> Any:
     else:
         split = {'validation': 'val'}.get(data.split, data.split)
         source = RenderedFrames.of_people(
-            data.people, data.seed, split, data.clips_per_person, data.resolution or config.model.img_resolution,
-            ClipOptions(num_frames=data.frames))  # fmt: skip
+            data.people,
+            data.seed,
+            split,
+            data.clips_per_person,
+            data.resolution or config.model.img_resolution,
+            ClipOptions(num_frames=data.frames),
+        )
     if source.table.basis != config.model.basis:
-        raise UserError(f"data.folder: its expressions are in the basis '{source.table.basis}', but model.basis is "
-                        f"'{config.model.basis}'; set model.basis, or use other data")  # fmt: skip
+        raise UserError(
+            f"data.folder: its expressions are in the basis '{source.table.basis}', but model.basis is "
+            f"'{config.model.basis}'; set model.basis, or use other data"
+        )
     keep = data.in_memory and data.source != 'heads'  # those are in memory already
     return MemoryFrames(source, progress=processes.is_first()) if keep else source
 
@@ -254,8 +290,15 @@ def stream_batches(config: Any, source: Any, batch_size: int, start: int) -> Ite
     from data_pipelines.pairs import PairConfig, pair_batches
 
     data = config.data
-    settings = PairConfig(batch_size, config.seed, config.model.method.train.frame_sampling, data.cameras,
-                          data.num_workers, data.num_threads, data.prefetch)  # fmt: skip
+    settings = PairConfig(
+        batch_size,
+        config.seed,
+        config.model.method.train.frame_sampling,
+        data.cameras,
+        data.num_workers,
+        data.num_threads,
+        data.prefetch,
+    )
     with pair_batches(source, settings, start, *share_of_data(batch_size)) as batches:
         for batch in batches:
             yield {k: batch[k] for k in BATCH_KEYS}

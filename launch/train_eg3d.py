@@ -48,8 +48,10 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
     labels = np.asarray(source.all_labels(), np.float32)
     fingerprint = source.fingerprint()
     if config.generator.rendering.reg_type in WITHOUT_EFFECT and not quiet:
-        print(f'generator.rendering.reg_type: {config.generator.rendering.reg_type!r} regularises nothing, as in the '
-              "original; use 'l1', 'monotonic-detach' or 'monotonic-fixed'")  # fmt: skip
+        print(
+            f'generator.rendering.reg_type: {config.generator.rendering.reg_type!r} regularises nothing, as in the '
+            "original; use 'l1', 'monotonic-detach' or 'monotonic-fixed'"
+        )
 
     # One program per kind of iteration, made when it first comes up.
     programs: dict[training.Flags, Any] = {}
@@ -61,7 +63,9 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
                 body = partial(training.train_step, config, flags, labels=labels, axis_name=axis_name)
                 return (skip_nonfinite(body) if config.output.nonfinite == 'skip' else body)(state, batch)
 
-            programs[flags] = parallelise(step, kind=config.parallel, constants=labels, model_shards=config.model_shards)
+            programs[flags] = parallelise(
+                step, kind=config.parallel, constants=labels, model_shards=config.model_shards
+            )
         return programs[flags]
 
     first = program(training.flags_at(config, 0))
@@ -99,11 +103,22 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
         return sample_sheet(config, variables, labels, real, resolution_after(done))
 
     state = fit(
-        first.put_state(state), run_step, batches, folder=out, loop=config.loop(), config=bound, resume=resume,
-        may_differ=[f'run.{p}' for p in RunConfig.MAY_DIFFER], headline='d_main/loss',
-        sample_fn=sample if config.output.sample_rows else None, place_state=first.put_state,
-        images_per_step=config.train.batch, phases=training.PHASES, announce=None if quiet else announce,
-        quiet=quiet)  # fmt: skip
+        first.put_state(state),
+        run_step,
+        batches,
+        folder=out,
+        loop=config.loop(),
+        config=bound,
+        resume=resume,
+        may_differ=[f'run.{p}' for p in RunConfig.MAY_DIFFER],
+        headline='d_main/loss',
+        sample_fn=sample if config.output.sample_rows else None,
+        place_state=first.put_state,
+        images_per_step=config.train.batch,
+        phases=training.PHASES,
+        announce=None if quiet else announce,
+        quiet=quiet,
+    )
     if processes.several():
         state = to_host(state)
     if not processes.is_first():
@@ -111,10 +126,22 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
 
     done = int(state.step)
     generator = training.with_resolution(config, resolution_after(done)).generator
-    provenance = {'command': 'train', 'seed': config.seed, 'iterations': done, 'images': done * config.train.batch,
-                  'data': to_plain(config.data) | {'fingerprint': fingerprint}, 'init': start.digest}  # fmt: skip
-    files.save_networks(out, jax.device_get(training.generator_variables(state)), generator,
-                        jax.device_get(state.groups['discriminator'].params), config.discriminator, provenance)  # fmt: skip
+    provenance = {
+        'command': 'train',
+        'seed': config.seed,
+        'iterations': done,
+        'images': done * config.train.batch,
+        'data': to_plain(config.data) | {'fingerprint': fingerprint},
+        'init': start.digest,
+    }
+    files.save_networks(
+        out,
+        jax.device_get(training.generator_variables(state)),
+        generator,
+        jax.device_get(state.groups['discriminator'].params),
+        config.discriminator,
+        provenance,
+    )
     return state
 
 
@@ -125,7 +152,16 @@ def stream_batches(config: Any, source: Any, start: int) -> Iterator[tuple[int, 
     from data_pipelines.eg3d_images import image_batches
 
     data = config.data
-    with image_batches(source, config.train.batch, config.seed, start, jax.process_index(), jax.process_count(),
-                       data.num_workers, data.num_threads, data.prefetch, as_bytes=True) as batches:  # fmt: skip
-        for number, batch in enumerate(batches, start=start):
-            yield number, batch
+    with image_batches(
+        source,
+        config.train.batch,
+        config.seed,
+        start,
+        jax.process_index(),
+        jax.process_count(),
+        data.num_workers,
+        data.num_threads,
+        data.prefetch,
+        as_bytes=True,
+    ) as batches:
+        yield from enumerate(batches, start=start)

@@ -2,9 +2,9 @@
 
     python -m launch.train_expression_net --out DIR [--data DIR] [--clips N] [--rendered N] [--steps N] [--resume]
 
-Speech and independent expressions of procedural people are projected to landmarks through random lenses, with errors from
-none to those of a network, and fitted as ``avatar-jax track`` fits them; `--rendered` clips are rendered and read by the
-landmark network instead (slow). Fitted clips are kept in `--data`. Writes ``expression_net.safetensors`` and
+Speech and independent expressions of procedural people are projected to landmarks through random lenses, with errors
+from none to those of a network, and fitted as ``avatar-jax track`` fits them; `--rendered` clips are rendered and read
+by the landmark network instead (slow). Fitted clips are kept in `--data`. Writes ``expression_net.safetensors`` and
 ``report.json`` with figures on the tenths of the clips that are held out.
 """
 
@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data', type=Path, help='folder for the fitted clips (default: OUT/data)')
     parser.add_argument('--clips', type=int, default=420, help='clips of simulated landmarks')
     parser.add_argument('--rendered', type=int, default=20, help='rendered clips that the landmark network reads')
-    parser.add_argument('--motions', type=int, default=2000, help='motions that are turned into fits by the fits\' own errors')
+    parser.add_argument(
+        '--motions', type=int, default=2000, help="motions that are turned into fits by the fits' own errors"
+    )
     parser.add_argument('--steps', type=int, default=9000)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--resume', action='store_true', help='continue the run in OUT')
@@ -38,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def independent(seed: int, frames: int, every: float = 8.0) -> np.ndarray:
     """[T,64]: independent expressions, one every so many frames, with smooth changes between them."""
-    from avatar_jax.faces.procedural import motion
-    from avatar_jax.faces.procedural.random_expressions import random_expressions
-    from avatar_jax.faces.procedural.streams import Stream
+    from avatar_jax.procedural import motion
+    from avatar_jax.procedural.random_expressions import random_expressions
+    from avatar_jax.procedural.streams import Stream
 
     at = np.arange(frames) / every
     first = at.astype(int)
@@ -52,7 +54,7 @@ def independent(seed: int, frames: int, every: float = 8.0) -> np.ndarray:
 def simulated(index: int, basis: Any) -> dict[str, Any]:
     """One clip of simulated landmarks, fitted: arrays of ``FittedClip``."""
     from avatar_jax.faces.landmark_layouts import FILE_SIGMA
-    from avatar_jax.faces.procedural import motion, sample_identity
+    from avatar_jax.procedural import motion, sample_identity
     from avatar_jax.track.camera import from_translation
     from avatar_jax.track.clip import TrackConfig, project_clip, track_clip
     from avatar_jax.track.fit import FitConfig
@@ -76,14 +78,29 @@ def simulated(index: int, basis: Any) -> dict[str, Any]:
     seen = project_clip(points, pose, focal * side, np.full(2, side / 2))
     extent = 0.5 * float(np.ptp(seen, axis=1).max(-1).mean())
     slow = _slow_noise(rng, frames)
-    seen = seen + noise * rng.normal(size=seen.shape) + network * extent * (
-        0.6 * rng.normal(size=(1, 68, 2)) + 0.5 * slow + 0.4 * rng.normal(size=seen.shape))  # fmt: skip
+    seen = (
+        seen
+        + noise * rng.normal(size=seen.shape)
+        + network * extent * (0.6 * rng.normal(size=(1, 68, 2)) + 0.5 * slow + 0.4 * rng.normal(size=seen.shape))
+    )
     smooth = float(rng.choice([0.0, 1.0, 1.0, 1.0, 2.0]))
     observed = Observed(
-        np.arange(frames) / 25, np.ones(frames, bool), seen, np.full((frames, 68), extent * max(FILE_SIGMA, network)),
-        np.full((frames, 64), np.nan), np.full((frames, 3), np.nan), np.ones(frames), np.zeros(frames, np.int32), (side, side),
-        'simulated', [], [1.0])  # fmt: skip
-    track = track_clip(observed, basis, TrackConfig(FitConfig(smooth=smooth), smooth, label_mode='raw', read_numbers=False))
+        np.arange(frames) / 25,
+        np.ones(frames, bool),
+        seen,
+        np.full((frames, 68), extent * max(FILE_SIGMA, network)),
+        np.full((frames, 64), np.nan),
+        np.full((frames, 3), np.nan),
+        np.ones(frames),
+        np.zeros(frames, np.int32),
+        (side, side),
+        'simulated',
+        [],
+        [1.0],
+    )
+    track = track_clip(
+        observed, basis, TrackConfig(FitConfig(smooth=smooth), smooth, label_mode='raw', read_numbers=False)
+    )
     kind = f'{"network" if network else "exact"} {"smooth" if smooth else "rough"}'
     return {'fitted': track.expression, 'truth': truth, 'angle': track.angle, 'kind': kind}
 
@@ -113,15 +130,17 @@ def rendered(index: int, basis: Any, frames: int = 60) -> dict[str, Any]:
 
 def fitted_clips(folder: Path, clips: int, rendered_clips: int) -> list[Any]:
     """All fitted clips; those that are in ``folder`` already are read."""
-    from avatar_jax.faces.procedural import ProceduralHead
+    from avatar_jax.bundled.expression_net import FittedClip
     from avatar_jax.io.atomic import atomic_path
+    from avatar_jax.procedural import ProceduralHead
     from avatar_jax.progress import Progress
     from avatar_jax.track.basis import landmark_basis
-    from avatar_jax.train.expression_net import FittedClip
 
     basis, found = landmark_basis(ProceduralHead()), []
     folder.mkdir(parents=True, exist_ok=True)
-    work = [('simulated', simulated, i) for i in range(clips)] + [('rendered', rendered, i) for i in range(rendered_clips)]
+    work = [('simulated', simulated, i) for i in range(clips)] + [
+        ('rendered', rendered, i) for i in range(rendered_clips)
+    ]
     with Progress(len(work), 'fitted clips', unit='clip') as bar:
         for name, make, index in work:
             path = folder / f'{name}_{index:05d}.npz'
@@ -136,12 +155,14 @@ def fitted_clips(folder: Path, clips: int, rendered_clips: int) -> list[Any]:
 
 def motions(count: int) -> dict[str, list[Any]]:
     """``count`` spoken motions and a sixth as many of independent expressions."""
-    from avatar_jax.faces.procedural import motion
-    from avatar_jax.train.expression_net import LENGTH
+    from avatar_jax.bundled.expression_net import LENGTH
+    from avatar_jax.procedural import motion
 
     spoken = [(a['expression'], a['angle']) for a in (motion.speech_arrays(_MOTIONS + k, LENGTH) for k in range(count))]
     rng = np.random.default_rng(13)
-    unspoken = [(independent(_MOTIONS + k, LENGTH, rng.uniform(6, 14)), spoken[k][1]) for k in range(max(1, count // 6))]
+    unspoken = [
+        (independent(_MOTIONS + k, LENGTH, rng.uniform(6, 14)), spoken[k][1]) for k in range(max(1, count // 6))
+    ]
     return {'spoken': spoken, 'unspoken': unspoken}
 
 
@@ -149,11 +170,11 @@ def train(config, moving: dict, clips: list, out: Path, *, resume: bool = False,
     """Trains, tests, writes ``expression_net.safetensors`` and ``report.json`` into ``out``; returns the report."""
     import jax
 
+    from avatar_jax.bundled import expression_net
     from avatar_jax.io.atomic import write_json
+    from avatar_jax.io.weights import save_weights
     from avatar_jax.models.perception.expression_net import EXPRESSION_NET_METHOD
-    from avatar_jax.train import expression_net
     from avatar_jax.train.loop import LoopConfig, fit
-    from avatar_jax.weights import save_weights
 
     began = time.monotonic()
     held_out = [c for i, c in enumerate(clips) if i % 10 in (3, 4, 6)]
@@ -193,12 +214,18 @@ def train(config, moving: dict, clips: list, out: Path, *, resume: bool = False,
 
 def run(args: argparse.Namespace) -> int:
     """Command: returns the exit status."""
-    from avatar_jax.train.expression_net import ExpressionTrainConfig
+    from avatar_jax.bundled.expression_net import ExpressionTrainConfig
 
     if args.clips < 20 or args.motions < 1 or args.rendered < 0:
         raise UserError('--clips must be at least 20, --motions at least 1, --rendered not negative')
     clips = fitted_clips(args.data or args.out / 'data', args.clips, args.rendered)
-    report = train(ExpressionTrainConfig(steps=args.steps, seed=args.seed), motions(args.motions), clips, args.out, resume=args.resume)
+    report = train(
+        ExpressionTrainConfig(steps=args.steps, seed=args.seed),
+        motions(args.motions),
+        clips,
+        args.out,
+        resume=args.resume,
+    )
     for kind, values in report['held_out'].items():
         print(f'{kind}: {values}')
     print(args.out / 'expression_net.safetensors')

@@ -35,11 +35,11 @@ def train(config, data: dict, held_out: dict, out: Path, *, resume: bool = False
     """Trains, tests, writes ``face_net.safetensors`` and ``report.json`` into ``out``; returns the report."""
     import jax
 
+    from avatar_jax.bundled import face_net
     from avatar_jax.io.atomic import write_json
+    from avatar_jax.io.weights import save_weights
     from avatar_jax.models.perception.face_net import FACE_NET_METHOD
-    from avatar_jax.train import face_net
     from avatar_jax.train.loop import LoopConfig, fit
-    from avatar_jax.weights import save_weights
 
     began = time.monotonic()
     state = fit(
@@ -60,13 +60,16 @@ def train(config, data: dict, held_out: dict, out: Path, *, resume: bool = False
     figures, calibration = face_net.evaluate(variables, config.net, held_out)
     report = {
         'held_out': figures,
-        'trained_on': {'heads': len(data['rgb']), 'resolution': int(data['rgb'].shape[1]),
-                       'source': 'procedural heads, face_crops, augmented'},
+        'trained_on': {
+            'heads': len(data['rgb']),
+            'resolution': int(data['rgb'].shape[1]),
+            'source': 'procedural heads, face_crops, augmented',
+        },
         'steps': config.steps,
         'batch': config.batch,
         'seed': config.seed,
         'seconds_of_this_run': round(time.monotonic() - began, 1),
-    }  # fmt: skip
+    }
     report['sha256'] = save_weights(
         out / 'face_net.safetensors',
         {**variables, 'calibration': calibration},
@@ -81,7 +84,7 @@ def train(config, data: dict, held_out: dict, out: Path, *, resume: bool = False
 
 def run(args: argparse.Namespace) -> int:
     """Command: returns the exit status."""
-    from avatar_jax.train.face_net import FaceTrainConfig
+    from avatar_jax.bundled.face_net import FaceTrainConfig
     from data_pipelines.face_crops import FaceCropsConfig, generate, load_shards
 
     if args.count < 2 or args.held_out < 4:

@@ -26,6 +26,7 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
     import jax
 
     from avatar_jax.configure import to_plain
+    from avatar_jax.io.weights import check_config
     from avatar_jax.methods.gpavatar import train as training
     from avatar_jax.methods.gpavatar.losses import network_of
     from avatar_jax.methods.gpavatar.mesh import load_mesh
@@ -34,15 +35,16 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
     from avatar_jax.parallel import device_order, parallelise, to_host
     from avatar_jax.train.costs import estimate
     from avatar_jax.train.loop import fit, skip_nonfinite
-    from avatar_jax.weights import check_config
     from launch.train import open_source
 
     model = config.model
     devices = device_order(jax.devices())[: 1 if config.parallel == 'single' else None]
     size = model.method.train.batch_size
     if size % len(devices):
-        raise UserError(f'model.method.train.batch_size: {size} is not divisible by {len(devices)} devices; use a multiple '
-                        f'of {len(devices)}')  # fmt: skip
+        raise UserError(
+            f'model.method.train.batch_size: {size} is not divisible by {len(devices)} devices; use a multiple '
+            f'of {len(devices)}'
+        )
     variables, digest, known = None, '', {}
     if config.init:
         known, found, digest, _ = load_model(model_path(config.init))
@@ -81,15 +83,33 @@ def train(config: Any, out: str | Path, *, resume: bool = False, quiet: bool = F
         return f'train: {size} sets of frames per step on {spread.num_devices} device(s); {known.text()}'
 
     state = fit(
-        spread.put_state(state), lambda state, batch: spread.step(state, spread.put_batch(batch)), batches, folder=out,
-        loop=config.loop(), config=bound, resume=resume, may_differ=[f'run.{p}' for p in training.RunConfig.MAY_DIFFER],
-        label='train', headline='psnr', sample_fn=sample if config.output.sample_people else None,
-        place_state=spread.put_state, images_per_step=size, announce=None if quiet else announce, quiet=quiet)  # fmt: skip
+        spread.put_state(state),
+        lambda state, batch: spread.step(state, spread.put_batch(batch)),
+        batches,
+        folder=out,
+        loop=config.loop(),
+        config=bound,
+        resume=resume,
+        may_differ=[f'run.{p}' for p in training.RunConfig.MAY_DIFFER],
+        label='train',
+        headline='psnr',
+        sample_fn=sample if config.output.sample_people else None,
+        place_state=spread.put_state,
+        images_per_step=size,
+        announce=None if quiet else announce,
+        quiet=quiet,
+    )
     state = to_host(state) if processes.several() else state
     if not processes.is_first():
         return state
-    provenance = {'command': 'train', 'seed': config.seed, 'iterations': int(state.step), 'data': to_plain(config.data),
-                  'networks': {'perceptual': network}, 'init': digest}  # fmt: skip
+    provenance = {
+        'command': 'train',
+        'seed': config.seed,
+        'iterations': int(state.step),
+        'data': to_plain(config.data),
+        'networks': {'perceptual': network},
+        'init': digest,
+    }
     kept = {k: v for k, v in known.items() if k in ('perception', 'unused')}
     final = jax.device_get(training.variables_of(state)) | kept
     save_model(Path(out) / 'weights.safetensors', final, model, provenance, config.storage)

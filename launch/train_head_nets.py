@@ -62,11 +62,11 @@ def train(config, data: dict, held_out: dict, out: Path, *, resume: bool = False
     """Trains, tests, writes ``head_nets.safetensors`` and ``report.json`` into ``out``; returns the report."""
     import jax
 
+    from avatar_jax.bundled import head_nets
     from avatar_jax.io.atomic import write_json
+    from avatar_jax.io.weights import save_weights
     from avatar_jax.losses.perception import HEAD_NETS_METHOD
-    from avatar_jax.train import head_nets
     from avatar_jax.train.loop import LoopConfig, fit
-    from avatar_jax.weights import save_weights
 
     began = time.monotonic()
     state = head_nets.init_state(config, data)
@@ -111,7 +111,7 @@ def train(config, data: dict, held_out: dict, out: Path, *, resume: bool = False
 
 def run(args: argparse.Namespace) -> int:
     """Command: returns the exit status."""
-    from avatar_jax.train.head_nets import HeadTrainConfig
+    from avatar_jax.bundled.head_nets import HeadTrainConfig
 
     for name, least in (('people', 2), ('pictures', 2), ('held_out', 4), ('resolution', 32)):
         if getattr(args, name) < least:
@@ -126,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
     print(
         f'held-out people: verification {identity["accuracy"]:.1%} (same {identity["cosine_same"]:.2f}, different '
         f'{identity["cosine_different"]:.2f}); expression error {coefficients["expression_mae"]:.3f} (the mean: '
-        f'{coefficients["expression_mae_of_the_mean"]:.3f}), landmarks {coefficients["landmarks_pixels"]:.2f} px, mouth '
+        f'{coefficients["expression_mae_of_the_mean"]:.3f}), landmarks {coefficients["landmarks_pixels"]:.2f} px, '
+        'mouth '
         f'opening correlation {coefficients["mouth_opening_correlation"]:.3f}, eyes '
         f'{coefficients["eye_openness_correlation"]:.3f}, angle {coefficients["angle_degrees"]:.2f} degrees'
     )

@@ -2,7 +2,7 @@
 
     python -m launch.train_prior --data DIR --val DIR --out DIR [--steps N] [--frame-steps N] [--seed N]
 
-The run resumes from its last checkpoint. See `avatar_jax.train.prior` for what is learned and why.
+The run resumes from its last checkpoint. See `avatar_jax.bundled.prior` for what is learned and why.
 """
 
 from __future__ import annotations
@@ -18,17 +18,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.bundled import prior
 from avatar_jax.errors import UserError
-from avatar_jax.train import prior
 from avatar_jax.train.checkpoints import Checkpoints, config_dict
 from avatar_jax.train.logging import JsonlLog, Progress, check_finite, nonfinite_terms, to_host
 
 # A resumed run may go on with another schedule; everything else must stay.
-SCHEDULE = ('steps', 'ray_steps', 'frame_steps', 'batch', 'ray_batch', 'frame_batch', 'points', 'rays', 'lr', 'codes_lr',
-            'controller_lr', 'noise_lr', 'frame_lr', 'ema')  # fmt: skip
+SCHEDULE = (
+    'steps',
+    'ray_steps',
+    'frame_steps',
+    'batch',
+    'ray_batch',
+    'frame_batch',
+    'points',
+    'rays',
+    'lr',
+    'codes_lr',
+    'controller_lr',
+    'noise_lr',
+    'frame_lr',
+    'ema',
+)
 
 
-def train(config: prior.PriorConfig, data, val, out: Path, *, log_every: int = 50, save_every: int = 600) -> prior.PriorState:
+def train(
+    config: prior.PriorConfig, data, val, out: Path, *, log_every: int = 50, save_every: int = 600
+) -> prior.PriorState:
     """Runs the steps that are left; returns the final state."""
     out.mkdir(parents=True, exist_ok=True)
     state, constants = prior.init_state(config)
@@ -125,7 +141,9 @@ def export(config: prior.PriorConfig, state: prior.PriorState, constants, out: P
     trees = state.trees(average=True)
     params = dict(trees['generator'])
     backbone = dict(params['backbone'])
-    backbone['mapping'], missed = prior.fit_mapping(config, backbone['mapping'], _random_heads(config), trees['codes']['weight'])
+    backbone['mapping'], missed = prior.fit_mapping(
+        config, backbone['mapping'], _random_heads(config), trees['codes']['weight']
+    )
     params['backbone'] = backbone
     collections = {'params': params, 'noise': trees['noise'], **constants}
     collections['ema_stats'] = {'backbone': {'mapping': {'w_avg': np.zeros(config.generator.w_dim, np.float32)}}}
@@ -161,8 +179,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f'--{name}', type=Path, required=True)
     defaults = prior.PriorConfig()
     for name in ('seed', *SCHEDULE):
-        parser.add_argument('--' + name.replace('_', '-'), type=type(getattr(defaults, name)),
-                            default=getattr(defaults, name))
+        parser.add_argument(
+            '--' + name.replace('_', '-'), type=type(getattr(defaults, name)), default=getattr(defaults, name)
+        )
     options = vars(parser.parse_args(argv))
     folders = [options.pop(k) for k in ('data', 'val', 'out')]
     try:
@@ -174,8 +193,12 @@ def main(argv: list[str] | None = None) -> int:
         state = train(config, data, val, folders[2])
         _, constants = prior.init_state(config)
         facts = {
-            'command': 'python -m launch.train_prior', 'config': config_dict(config), 'data': 'fast_heads, split train',
-            'samples': len(data), 'seed': config.seed, 'validation': validate(config, state, constants, val),
+            'command': 'python -m launch.train_prior',
+            'config': config_dict(config),
+            'data': 'fast_heads, split train',
+            'samples': len(data),
+            'seed': config.seed,
+            'validation': validate(config, state, constants, val),
             'seconds_of_this_run': round(time.monotonic() - began),
         }
         print(export(config, state, constants, folders[2], facts))

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
+from avatar_jax.io.weights import shipped
 from avatar_jax.methods.otavatar import invert, model
 from avatar_jax.types import Camera, Portrait
-from avatar_jax.weights import shipped
 from data_pipelines.clips import evaluation_clips
 
 STEPS = int(os.environ.get('AVATAR_NOTEBOOK_STEPS', 60))  # per inversion stage
@@ -60,7 +60,8 @@ variables, config, digest, _ = model.load_model(shipped('heads128'))
 config = model.ModelConfig(
     config.generator,
     config.method.replace(inversion__w_steps=STEPS, inversion__wplus_steps=STEPS, inversion__sr_steps=min(10, STEPS)),
-    config.basis, config.label_mode,
+    config.basis,
+    config.label_mode,
 )
 for name in model.NETWORKS:
     print(f'{name}: {model.count_parameters(variables["params"][name]):,} parameters')
@@ -94,9 +95,15 @@ show(from_z(jax.random.normal(jax.random.key(0), (6, config.generator.z_dim))), 
 motion = person.motion()
 head = person.render(0, resolution=config.generator.img_resolution)
 portrait = Portrait(
-    image=np.float32(2 * head.rgb - 1), camera=Camera.from_label(person.labels()[0]),
-    expression=motion.expression[0], angle=motion.angle[0], translation=motion.translation[0],
-    landmarks=head.landmarks, mask=head.mask, basis=motion.basis, source=person.name,
+    image=np.float32(2 * head.rgb - 1),
+    camera=Camera.from_label(person.labels()[0]),
+    expression=motion.expression[0],
+    angle=motion.angle[0],
+    translation=motion.translation[0],
+    landmarks=head.landmarks,
+    mask=head.mask,
+    basis=motion.basis,
+    source=person.name,
 )
 
 # %% [markdown]

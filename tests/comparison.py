@@ -45,10 +45,19 @@ def close(actual, expected, *, rtol: float = 0.0, atol: float = 0.0, scale: floa
 
 
 def close_but_for(
-    actual, expected, *, share: float, rtol: float = 0.0, atol: float = 0.0, scale: float = 0.0, most: float = 0.0,
+    actual,
+    expected,
+    *,
+    share: float,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    scale: float = 0.0,
+    most: float = 0.0,
     what: str = '',
-) -> None:  # fmt: skip
-    """Like ``close``, but at most ``share`` of the entries may miss the bound, each by at most ``most*max|expected|``."""
+) -> None:
+    """Like ``close``, but at most ``share`` of the entries may miss the bound, each by at most
+    ``most*max|expected|``.
+    """
     actual, expected = _pair(actual, expected, what)
     if not expected.size:
         return
@@ -68,7 +77,9 @@ def close_l2(actual, expected, limit: float, what: str = '') -> None:
 
 
 def moved(tree: Any, seed: int) -> Any:
-    """The tree with every float32 number multiplied by ``1 + u*eps``, u uniform in [-1, 1]; other leaves as they are."""
+    """The tree with every float32 number multiplied by ``1 + u*eps``, u uniform in [-1, 1]; other leaves as they
+    are.
+    """
     rng = np.random.default_rng([31, seed])
 
     def move(x):
@@ -100,4 +111,6 @@ def within_spread(results: list[np.ndarray], expected, *, factor: float = 8.0, w
     spread = max(np.linalg.norm(_pair(other, results[0], what)[0] - actual) for other in results[1:])
     limit = factor * spread + EPS * np.linalg.norm(reference)
     error = np.linalg.norm(actual - reference)
-    assert error <= limit, f'{what}: L2 error {error:.3e}, {error / max(limit, 1e-30):.1f} times the allowed {limit:.3e}'
+    assert error <= limit, (
+        f'{what}: L2 error {error:.3e}, {error / max(limit, 1e-30):.1f} times the allowed {limit:.3e}'
+    )

@@ -21,8 +21,9 @@ _QUICK = '--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1
 def _xla_takes(flags: str) -> bool:
     """Whether the installed XLA starts with flags: it ends the process at one that it does not know."""
     environment = os.environ | {'XLA_FLAGS': flags}
-    return not subprocess.run([sys.executable, '-c', 'import jax; jax.devices()'], env=environment, capture_output=True,
-                              check=False).returncode  # fmt: skip
+    return not subprocess.run(
+        [sys.executable, '-c', 'import jax; jax.devices()'], env=environment, capture_output=True, check=False
+    ).returncode
 
 
 # Before the first import of jax anywhere.

@@ -1,7 +1,7 @@
 """One process of a small training run, for the tests of several processes: ``python -m tests.scale_worker OPTIONS``.
 
-The run is made like the real ones: a step with a named axis, batches that are a function of (seed, step), ``fit``. Every
-sample draws its own noise, so a sample that a run leaves out, repeats or places elsewhere shows in the weights.
+The run is made like the real ones: a step with a named axis, batches that are a function of (seed, step), ``fit``.
+Every sample draws its own noise, so a sample that a run leaves out, repeats or places elsewhere shows in the weights.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def step(state, batch, constants, axis_name):
 
     value, grads = jax.value_and_grad(loss)(state.groups['net'].params)
     value, grads = mean_over_devices((value, grads), axis_name)
-    group, stats = state.groups['net'].apply_gradients(grads, make_optimizer(OptimizerConfig('sgd', 0.0005, momentum=0.9)))
+    group, stats = state.groups['net'].apply_gradients(
+        grads, make_optimizer(OptimizerConfig('sgd', 0.0005, momentum=0.9))
+    )
     return state.with_groups(net=group.update_ema(0.9)).replace(step=state.step + 1), {'loss': value, **stats}
 
 
@@ -52,8 +54,13 @@ def fresh_state():
     from avatar_jax.train.state import Group, TrainState
 
     rng = np.random.default_rng(0)
-    params = {'a': rng.normal(size=(WIDTH, 1024)).astype(np.float32), 'b': 0.01 * rng.normal(size=(1024, 2)).astype(np.float32)}
-    return TrainState.create({'net': Group.create(params, make_optimizer(OptimizerConfig('sgd', 0.0005, momentum=0.9)), ema=True)})
+    params = {
+        'a': rng.normal(size=(WIDTH, 1024)).astype(np.float32),
+        'b': 0.01 * rng.normal(size=(1024, 2)).astype(np.float32),
+    }
+    return TrainState.create(
+        {'net': Group.create(params, make_optimizer(OptimizerConfig('sgd', 0.0005, momentum=0.9)), ema=True)}
+    )
 
 
 def main() -> int:
@@ -108,11 +115,22 @@ def run(args: argparse.Namespace) -> None:
         return np.zeros((2, 2, 3), np.uint8)
 
     loop = LoopConfig(args.steps, log_every=1, sample_every=4, checkpoint_every=3, tensorboard=False)
-    state = fit(spread.put_state(fresh_state()), lambda s, b: spread.step(s, spread.put_batch(b)), batches,
-                folder=args.out, loop=loop, config={'batch': BATCH}, resume=args.resume, place_state=spread.put_state,
-                sample_fn=sample, announce=announce)  # fmt: skip
+    state = fit(
+        spread.put_state(fresh_state()),
+        lambda s, b: spread.step(s, spread.put_batch(b)),
+        batches,
+        folder=args.out,
+        loop=loop,
+        config={'batch': BATCH},
+        resume=args.resume,
+        place_state=spread.put_state,
+        sample_fn=sample,
+        announce=announce,
+    )
     if args.kind == 'sharded':  # parameters, average and velocity lie in halves
-        for leaf in jax.tree.leaves(state.groups['net'].replace(params={'a': state.groups['net'].params['a']}, ema=None)):
+        for leaf in jax.tree.leaves(
+            state.groups['net'].replace(params={'a': state.groups['net'].params['a']}, ema=None)
+        ):
             if leaf.size >= 4096:
                 assert leaf.addressable_shards[0].data.nbytes * 2 == leaf.nbytes, leaf.sharding
     state = to_host(state)
@@ -121,8 +139,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-            'PYTHONPATH': str(ROOT)}  # fmt: skip
+    return {
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'PYTHONPATH': str(ROOT),
+    }
 
 
 if __name__ == '__main__':

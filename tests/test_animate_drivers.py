@@ -11,7 +11,6 @@ from avatar_jax.driving import drivers, measure
 from avatar_jax.driving.bases import BFM, PROCEDURAL
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose
-from avatar_jax.faces.procedural.motion import speech_motion
 from avatar_jax.io.atomic import write_json
 from avatar_jax.io.inputs import file_sha256
 from avatar_jax.io.motion import save_motion
@@ -19,6 +18,7 @@ from avatar_jax.io.sound import has_sound
 from avatar_jax.io.video import VideoFrame, VideoReader, write_video
 from avatar_jax.methods.otavatar import model
 from avatar_jax.methods.registry import save_avatar
+from avatar_jax.procedural.motion import speech_motion
 from avatar_jax.types import Avatar
 from data_pipelines.clips import evaluation_clips
 from tests.test_io_sound import film
@@ -40,8 +40,20 @@ def animate(place, monkeypatch):
     monkeypatch.chdir(place)
 
     def run(*arguments, out='v.mp4'):
-        return main(['animate', '--avatar', 'face', '--weights', 'tiny.safetensors', '--out', out, '--per-call', '3',
-                     *map(str, arguments)])  # fmt: skip
+        return main(
+            [
+                'animate',
+                '--avatar',
+                'face',
+                '--weights',
+                'tiny.safetensors',
+                '--out',
+                out,
+                '--per-call',
+                '3',
+                *map(str, arguments),
+            ]
+        )
 
     return run
 
@@ -56,9 +68,17 @@ class KnownTracker:
         motion = speech_motion(5, len(self.seen))
         coefficients = np.zeros((len(self.seen), 257), np.float32)
         coefficients[:, 80:144], coefficients[:, 224:227] = motion.expression, motion.angle
-        return measure.Measured(coefficients, np.zeros((len(self.seen), 25), np.float32),
-                                np.zeros((len(self.seen), 68, 2), np.float32), np.ones(len(self.seen), bool),
-                                float(frames.fps), self.basis, self.parts, 0.0, ('tracked',))  # fmt: skip
+        return measure.Measured(
+            coefficients,
+            np.zeros((len(self.seen), 25), np.float32),
+            np.zeros((len(self.seen), 68, 2), np.float32),
+            np.ones(len(self.seen), bool),
+            float(frames.fps),
+            self.basis,
+            self.parts,
+            0.0,
+            ('tracked',),
+        )
 
 
 @pytest.fixture
@@ -83,8 +103,12 @@ def test_numbers(animate, place, capsys):
 
 def test_coefficients_and_motion_options(animate, place, capsys, monkeypatch):
     save_motion(place / 'm.npz', speech_motion(2, 3))
-    assert animate('--motion', 'm.npz', '--relative', '--only', 'mouth', 'pose', '--amplify', '1.5',
-                   '--slider', 'blink_r=1') == 0  # fmt: skip
+    assert (
+        animate(
+            '--motion', 'm.npz', '--relative', '--only', 'mouth', 'pose', '--amplify', '1.5', '--slider', 'blink_r=1'
+        )
+        == 0
+    )
     assert 'taken as the neutral one' in capsys.readouterr().err
     np.savez(place / 'deep3d.npz', coeff=np.zeros((3, 257), np.float32))
     monkeypatch.setenv('AVATAR_ASSETS', str(place))
@@ -127,7 +151,11 @@ def test_tracked_folder(tmp_path, animate, place):
         drivers.open_driver(tmp_path)
     assert drivers.open_driver(folder).media is None
     np.savez(folder / 'track.npz', time=np.arange(10) / 10)
-    report = {'file': str(source), 'sha256': file_sha256(source), 'motion_files': [{'file': 'motion.npz', 'frames': [4, 6]}]}
+    report = {
+        'file': str(source),
+        'sha256': file_sha256(source),
+        'motion_files': [{'file': 'motion.npz', 'frames': [4, 6]}],
+    }
     write_json(folder / 'report.json', report)
     driver = drivers.open_driver(folder)
     assert driver.media == source and driver.start == 0.4 and driver.motion.num_frames == 3
@@ -138,8 +166,9 @@ def test_tracked_folder(tmp_path, animate, place):
 
 def test_uneven_time_stamps_are_evened_out():
     times = np.array([2.0, 2.04, 2.08, 2.28, 2.32])  # a gap in the middle
-    found = measure.Measured(np.zeros((5, 257), np.float32), None, None, np.ones(5, bool), 25.0, PROCEDURAL, ('pose',),
-                             times=times)  # fmt: skip
+    found = measure.Measured(
+        np.zeros((5, 257), np.float32), None, None, np.ones(5, bool), 25.0, PROCEDURAL, ('pose',), times=times
+    )
     found.coefficients[:, 225] = times - 2
     motion = found.motion()
     assert motion.num_frames == 9
@@ -154,9 +183,12 @@ def test_files_that_cannot_drive(animate, place, capsys):
     (place / 'text.mp4').write_text('hello')
     (place / 'text.jpg').write_text('hello')
     for name, said in (
-        ('sound.m4a', 'no picture track'), ('empty room.mp4', 'no face found in any'),
-        ('text.mp4', 'not a video'), ('text.jpg', 'not a picture'), ('nothing.mp4', 'no such file'),
-    ):  # fmt: skip
+        ('sound.m4a', 'no picture track'),
+        ('empty room.mp4', 'no face found in any'),
+        ('text.mp4', 'not a video'),
+        ('text.jpg', 'not a picture'),
+        ('nothing.mp4', 'no such file'),
+    ):
         with pytest.raises(UserError, match=said) as caught:
             drivers.open_driver(place / name)
         assert name in str(caught.value) and '\n' not in str(caught.value)
@@ -165,7 +197,7 @@ def test_files_that_cannot_drive(animate, place, capsys):
     assert message.startswith('avatar-jax: error: text.mp4: is not a video') and not (place / 'no.mp4').exists()
 
 
-# --- the seam -----------------------------------------------------------------------------------------------------------
+# --- the seam ---------------------------------------------------------------------------------------------------------
 
 
 class Faces:

@@ -164,7 +164,8 @@ def test_every_subcommand_has_its_module(name):
 @pytest.fixture
 def config_file(tmp_path):
     path = tmp_path / 'experiment.py'
-    path.write_text(textwrap.dedent("""
+    path.write_text(
+        textwrap.dedent("""
         from ml_collections import ConfigDict
         def get_config(variant=''):
             if variant not in ('', 'tiny'):
@@ -173,12 +174,15 @@ def config_file(tmp_path):
             if variant == 'tiny':
                 config.model.width = 4
             return config
-    """))
+    """)
+    )
     return path
 
 
 def test_config_variant_and_overrides(config_file):
-    config = load_config(f'{config_file}:tiny', ['--config.steps=5', '--config.model.names', "('b', 'c')", '--config.rate=1'])
+    config = load_config(
+        f'{config_file}:tiny', ['--config.steps=5', '--config.model.names', "('b', 'c')", '--config.rate=1']
+    )
     assert (config.steps, config.model.width, config.model.names, config.rate) == (5, 4, ('b', 'c'), 1.0)
     assert load_config(str(config_file)).model.width == 64
     with pytest.raises((AttributeError, KeyError)):
@@ -204,7 +208,12 @@ def test_config_files_that_do_not_work(tmp_path):
     (tmp_path / 'syntax.py').write_text('def get_config(:\n')
     (tmp_path / 'dict.py').write_text('def get_config():\n    return {}\n')
     (tmp_path / 'none.py').write_text('x = 1\n')
-    for name, message in [('syntax', 'SyntaxError'), ('dict', 'returned dict'), ('none', 'AttributeError'), ('gone', 'no such file')]:
+    for name, message in [
+        ('syntax', 'SyntaxError'),
+        ('dict', 'returned dict'),
+        ('none', 'AttributeError'),
+        ('gone', 'no such file'),
+    ]:
         with pytest.raises(UserError, match=message):
             load_config(str(tmp_path / f'{name}.py'))
 

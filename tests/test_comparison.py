@@ -30,8 +30,11 @@ def test_close_holds_every_entry():
 def test_nan_and_infinity_must_be_at_the_same_places(value):
     special = REFERENCE.copy()
     special[0, 0] = value
-    for compare in (lambda a, b: close(a, b, atol=1.0), lambda a, b: close_l2(a, b, 1.0),
-                    lambda a, b: within_spread([a, a], b)):  # fmt: skip
+    for compare in (
+        lambda a, b: close(a, b, atol=1.0),
+        lambda a, b: close_l2(a, b, 1.0),
+        lambda a, b: within_spread([a, a], b),
+    ):
         compare(special, special)
         other_sign = [] if np.isnan(value) else [(special, -special)]
         for pair in [(special, REFERENCE), (REFERENCE, special), *other_sign]:
@@ -57,8 +60,8 @@ def test_moved_changes_numbers_by_at_most_one_unit_and_nothing_else():
     assert (moved(tree, 0)['a'] == other['a']).all() and (moved(tree, 1)['a'] != other['a']).any()
 
 
-# A network with kinks, a maximum and an absolute value, whose reference is computed in float64: each planted error below
-# is one that a port can have.
+# A network with kinks, a maximum and an absolute value, whose reference is computed in float64: each planted error
+# below is one that a port can have.
 
 
 def kinked(x, params, xp, conv):
@@ -75,8 +78,14 @@ def dense(x, weight):
 
 def layers(count=6, width=96):
     rng = np.random.default_rng(1)
-    return [(rng.normal(size=(width, width)).astype(np.float32) * np.float32(1.4 / width**0.5),
-             rng.normal(size=width).astype(np.float32) * np.float32(0.1), np.float32(0.25)) for _ in range(count)]  # fmt: skip
+    return [
+        (
+            rng.normal(size=(width, width)).astype(np.float32) * np.float32(1.4 / width**0.5),
+            rng.normal(size=width).astype(np.float32) * np.float32(0.1),
+            np.float32(0.25),
+        )
+        for _ in range(count)
+    ]
 
 
 def reference_gradient(x, params):

@@ -88,7 +88,9 @@ def test_gradients_in_parts_are_those_of_the_whole():
         return value, {'value': value}
 
     whole = value_and_grad_in_parts(loss, w, own, (x, keys))
-    for a, b in zip(jax.tree.leaves(value_and_grad_in_parts(loss, w, own, (x, keys), 3)), jax.tree.leaves(whole), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(value_and_grad_in_parts(loss, w, own, (x, keys), 3)), jax.tree.leaves(whole), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match='6 samples do not divide into 4 parts'):
         value_and_grad_in_parts(loss, w, own, (x, keys), 4)
@@ -153,9 +155,17 @@ def test_training_benchmark_measures_and_counts(monkeypatch, tmp_path):
         return {k: np.stack([scale_worker.load(i)[k] for i in range(rows)]) for k in ('x', 'y')}
 
     program = programs.Program(
-        'toy', ((0.75, 'often', scale_worker.step), (0.25, 'rare', scale_worker.step)), scale_worker.fresh_state,
-        lambda: jax.eval_shape(scale_worker.fresh_state), lambda: np.float32(0),
-        lambda: jax.ShapeDtypeStruct((), jnp.float32), batch, 2, 8, False)  # fmt: skip
+        'toy',
+        ((0.75, 'often', scale_worker.step), (0.25, 'rare', scale_worker.step)),
+        scale_worker.fresh_state,
+        lambda: jax.eval_shape(scale_worker.fresh_state),
+        lambda: np.float32(0),
+        lambda: jax.ShapeDtypeStruct((), jnp.float32),
+        batch,
+        2,
+        8,
+        False,
+    )
     monkeypatch.setattr(programs, 'program_of', lambda config: program)
     lines = []
     found = run_train_benchmark(None, [1], 4, 2, 'pmap', tmp_path / 'a' / 'b.json', lines.append)
@@ -164,9 +174,13 @@ def test_training_benchmark_measures_and_counts(monkeypatch, tmp_path):
     assert len(one['times_s']['rare']) == 2 and one['predicted_s'] > 0 and 'toy on 1 device(s), 4 rows each' in lines[0]
     assert json.loads((tmp_path / 'a' / 'b.json').read_text())['results'][0]['devices'] == 1
     counted = run_train_benchmark(None, [1, 64], 4, count_only=True)['results']
-    assert counted[0]['gflop'] == pytest.approx(one['gflop'], rel=0.1) and counted[1]['collectives'] >= 1 and 'step_s' not in counted[1]
+    assert (
+        counted[0]['gflop'] == pytest.approx(one['gflop'], rel=0.1)
+        and counted[1]['collectives'] >= 1
+        and 'step_s' not in counted[1]
+    )
     with pytest.raises(UserError, match='--devices 4096: there are only'):
         run_train_benchmark(None, [4096])
     text = scaling.tables(None, [1, 8, 64], ['H100', 'TPU v5p'], 4)
-    assert '| weak | 64 | 4 | 256 |' in text and "batch of 8 does not divide among 64 devices" in text
+    assert '| weak | 64 | 4 | 256 |' in text and 'batch of 8 does not divide among 64 devices' in text
     assert '| strong | 8 | 1 | 8 |' in text

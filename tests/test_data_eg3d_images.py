@@ -10,7 +10,7 @@ from PIL import Image
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import canonical_label, mirror_label
-from avatar_jax.faces.procedural import render_head, sample_identity
+from avatar_jax.procedural import render_head, sample_identity
 from data_pipelines.cameras import pose_labels
 from data_pipelines.eg3d_images import Eg3dImages, check_labels, image_batches, main, write_eg3d
 
@@ -118,8 +118,20 @@ def faulty(name):
     return label
 
 
-@pytest.mark.parametrize('fault', ['nan', 'transposed', 'left-handed', 'orthonormal', 'distance', 'OpenCV, not OpenGL',
-                                   'pixels', 'last row is not 0 0 1', 'not positive'])
+@pytest.mark.parametrize(
+    'fault',
+    [
+        'nan',
+        'transposed',
+        'left-handed',
+        'orthonormal',
+        'distance',
+        'OpenCV, not OpenGL',
+        'pixels',
+        'last row is not 0 0 1',
+        'not positive',
+    ],
+)
 def test_label_faults_are_named(fault, tmp_path):
     labels = LABELS.copy()
     labels[4] = faulty(fault)

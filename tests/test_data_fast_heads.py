@@ -7,8 +7,8 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import pose_from_label
-from avatar_jax.faces.procedural import default_gamma, render_head
-from avatar_jax.faces.procedural.streams import Stream
+from avatar_jax.procedural import default_gamma, render_head
+from avatar_jax.procedural.streams import Stream
 from data_pipelines.fast_heads import (
     FIELDS,
     FastHeadsConfig,
@@ -68,8 +68,9 @@ def test_mixture_covers_poses_and_light():
     assert np.stack([r['gamma'] for r in rows]).std(0).max() > 0.02
     still = sample_parameters(FastHeadsConfig(light=0.0), 1)['gamma']
     np.testing.assert_allclose(still, default_gamma(), atol=2e-5)
-    np.testing.assert_allclose(random_gamma(Stream(1), 0.5),
-                               (random_gamma(Stream(1)) + random_gamma(Stream(1), 0.0)) / 2, atol=1e-7)
+    np.testing.assert_allclose(
+        random_gamma(Stream(1), 0.5), (random_gamma(Stream(1)) + random_gamma(Stream(1), 0.0)) / 2, atol=1e-7
+    )
 
 
 def test_frames_per_identity_share_person_and_light():

@@ -8,8 +8,8 @@ import pytest
 from avatar_jax.errors import UserError
 from avatar_jax.faces.coefficients import unpack
 from avatar_jax.faces.pose import rotation_matrix, to_camera, transform
-from avatar_jax.faces.procedural import to_world
 from avatar_jax.faces.windows import motion_windows
+from avatar_jax.procedural import to_world
 from data_pipelines.cameras import orbit_poses, pose_labels, rig_yaws, seen_from
 from data_pipelines.clips import ClipOptions, evaluation_clips, make_clip
 from data_pipelines.heads.__main__ import build, main
@@ -210,9 +210,18 @@ def same(a, b):
 
 def test_batch_contents(rendered):
     batch = take(rendered, PairConfig(batch_size=3, seed=1), 1)[0]
-    shapes = {'images': (3, 2, 16, 16, 3), 'masks': (3, 2, 16, 16, 1), 'windows': (3, 2, 27, 70), 'labels': (3, 2, 25),
-              'landmarks': (3, 2, 68, 2), 'identity': (3, 192), 'person': (3,), 'clip': (3,), 'frames': (3, 2),
-              'cameras': (3, 2)}
+    shapes = {
+        'images': (3, 2, 16, 16, 3),
+        'masks': (3, 2, 16, 16, 1),
+        'windows': (3, 2, 27, 70),
+        'labels': (3, 2, 25),
+        'landmarks': (3, 2, 68, 2),
+        'identity': (3, 192),
+        'person': (3,),
+        'clip': (3,),
+        'frames': (3, 2),
+        'cameras': (3, 2),
+    }
     assert {k: v.shape for k, v in batch.items()} == shapes
     assert batch['images'].dtype == np.float32 and batch['images'].min() < -0.2 and batch['images'].max() <= 1
     assert batch['masks'].max() == 1
@@ -277,8 +286,9 @@ def test_sampling_options(rendered):
         for clip, _, frames in chosen:
             for f in frames:
                 counts[clip, f] += 1
-        expected = np.stack([table.frame_weights(k) if sampling == 'expression' else np.full(4, 0.25)
-                             for k in range(len(table.name))])
+        expected = np.stack(
+            [table.frame_weights(k) if sampling == 'expression' else np.full(4, 0.25) for k in range(len(table.name))]
+        )
         share = counts / counts.sum(1, keepdims=True)
         assert np.abs(share - expected).max() < 0.1
     multi = [c for k, c, _ in draws(cameras='any') if table.num_cameras[k] == 3]

@@ -23,8 +23,12 @@ def pictures(count=4, size=16):
 def test_sources_agree_on_labels_without_decoding(tmp_path):
     rows = pictures()
     path = write_eg3d(tmp_path / 'set.zip', rows)
-    for source in (Eg3dImages(path), Eg3dImages(path, mirror='images+labels'), ArrayImages.of(Eg3dImages(path)),
-                   Mirrored(ArrayImages(np.stack([r[0] for r in rows]), labels_of(4)))):  # fmt: skip
+    for source in (
+        Eg3dImages(path),
+        Eg3dImages(path, mirror='images+labels'),
+        ArrayImages.of(Eg3dImages(path)),
+        Mirrored(ArrayImages(np.stack([r[0] for r in rows]), labels_of(4))),
+    ):
         labels = source.all_labels()
         assert labels.shape == (len(source), 25)
         for i in range(len(source)):
@@ -84,8 +88,16 @@ def test_a_users_folder_becomes_a_data_set(tmp_path, capsys):
         change(table['labels'][2][1])
         (folder / 'dataset.json').write_text(json.dumps(table))
         status = main(['--path', str(folder), '--data-dir', str(tmp_path / 'other')])
-        (folder / 'dataset.json').write_text(json.dumps({'labels': [[n, [float(x) for x in label]] for n, (_, label) in zip(
-            [e[0] for e in table['labels']], rows, strict=True)]}))  # fmt: skip
+        (folder / 'dataset.json').write_text(
+            json.dumps(
+                {
+                    'labels': [
+                        [n, [float(x) for x in label]]
+                        for n, (_, label) in zip([e[0] for e in table['labels']], rows, strict=True)
+                    ]
+                }
+            )
+        )
         error = capsys.readouterr().err
         assert status == 2 and len(error.strip().splitlines()) == 1
         return error

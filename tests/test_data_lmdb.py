@@ -58,14 +58,16 @@ def test_otavatar_clips(tmp_path):
     assert table.name.tolist() == ['RD_Radio1#000', 'RD_Radio1#001'] and len(table.people) == 1
     assert table.num_frames.tolist() == [4, 3] and table.basis == BFM and len(source) == 7
     records = np.frombuffer(entries['RD_Radio1#001-coeff_3dmm'], np.float32).reshape(3, 260)
-    np.testing.assert_array_equal(table.motion[4:], np.concatenate([records[:, 80:144], records[:, 224:227],
-                                                                    records[:, 254:257]], 1))  # fmt: skip
+    np.testing.assert_array_equal(
+        table.motion[4:], np.concatenate([records[:, 80:144], records[:, 224:227], records[:, 254:257]], 1)
+    )
     item = source[5]
     assert item['image'].mean() == pytest.approx(13, abs=2) and item['image'].shape == (16, 16, 3)
     condition = np.frombuffer(entries['RD_Radio1#001-condition'], np.float32).reshape(3, 7)
     np.testing.assert_array_equal(item['label'], labels_from_conditions(condition)[1])
-    np.testing.assert_array_equal(item['landmarks'], np.frombuffer(entries['RD_Radio1#001-keypoint'], np.float32)
-                                  .reshape(3, 68, 2)[1])  # fmt: skip
+    np.testing.assert_array_equal(
+        item['landmarks'], np.frombuffer(entries['RD_Radio1#001-keypoint'], np.float32).reshape(3, 68, 2)[1]
+    )
     np.testing.assert_array_equal(item['identity'][:80], records[1, :80])
     motion = source.motion('RD_Radio1#001')
     np.testing.assert_array_equal(motion.expression, records[:, 80:144])
@@ -83,10 +85,16 @@ def test_otavatar_clips(tmp_path):
     ('change', 'message'),
     [
         (lambda e: e.pop('RD_Radio1#001-keypoint'), "no entry 'RD_Radio1#001-keypoint'"),
-        (lambda e: e.update({'RD_Radio1#000-coeff_3dmm': bytes(4 * 260)}), 'coeff_3dmm has 260 numbers, expected 4 x 260'),
+        (
+            lambda e: e.update({'RD_Radio1#000-coeff_3dmm': bytes(4 * 260)}),
+            'coeff_3dmm has 260 numbers, expected 4 x 260',
+        ),
         (lambda e: e.update({'RD_Radio1#000-condition': bytes(4 * 13)}), 'condition has 13 numbers for 4 frames'),
         (lambda e: e.update({'RD_Radio1#000-length': b'many'}), 'not a number of frames'),
-        (lambda e: e.update({'RD_Radio1#000-keypoint': np.full((4, 68, 2), np.nan, np.float32).tobytes()}), 'not finite'),
+        (
+            lambda e: e.update({'RD_Radio1#000-keypoint': np.full((4, 68, 2), np.nan, np.float32).tobytes()}),
+            'not finite',
+        ),
     ],
 )
 def test_damaged_otavatar_data(tmp_path, change, message):
@@ -121,16 +129,20 @@ def test_otavatar_folders_and_pictures(tmp_path):
         OTAvatarFrames(tmp_path / 'bad')
 
 
-# --- GPAvatar ----------------------------------------------------------------------------------------------------------
+# --- GPAvatar ---------------------------------------------------------------------------------------------------------
 
 
 def record(rng, yaw=0.0):
     # Row-vector world-to-camera rotation with PyTorch3D's axes: frontal is diag(-1, 1, -1).
     rotation = rotation_matrix(np.array([0.0, yaw, 0.0])) @ np.diag([-1.0, 1.0, -1.0])
-    return {'bbox': rng.uniform(0, 1, 4), 'kps': rng.uniform(0, 1, (5, 2)),
-            'mica_shape': rng.normal(size=100).astype(np.float32), 'emoca_expression': rng.normal(size=50).astype(np.float32),
-            'emoca_pose': np.float32([0, 0, 0, 0.2, 0, 0]),
-            'transform_matrix': np.concatenate([rotation, [[0], [0], [12]]], 1).astype(np.float32)}  # fmt: skip
+    return {
+        'bbox': rng.uniform(0, 1, 4),
+        'kps': rng.uniform(0, 1, (5, 2)),
+        'mica_shape': rng.normal(size=100).astype(np.float32),
+        'emoca_expression': rng.normal(size=50).astype(np.float32),
+        'emoca_pose': np.float32([0, 0, 0, 0.2, 0, 0]),
+        'transform_matrix': np.concatenate([rotation, [[0], [0], [12]]], 1).astype(np.float32),
+    }
 
 
 def gpavatar(root, change=None):
@@ -140,11 +152,16 @@ def gpavatar(root, change=None):
     content = {'records': records, 'meta_info': {'train': names[:5][::-1], 'val': [], 'test': names[5:]}}
     if change:
         change(content)
-    with lmdb.open(str(root / 'img_lmdb'), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
+    with (
+        lmdb.open(str(root / 'img_lmdb'), map_size=1 << 22) as environment,
+        environment.begin(write=True) as transaction,
+    ):
         for k, n in enumerate(names):
             transaction.put(n.encode(), jpeg(10 + 10 * k))
     (root / 'dataset.pkl').write_bytes(pickle.dumps(content))
-    (root / 'camera.json').write_text(json.dumps({'flame_scale': 5.0, 'focal_length': 12.0, 'principal_point': [0.0, 0.0]}))
+    (root / 'camera.json').write_text(
+        json.dumps({'flame_scale': 5.0, 'focal_length': 12.0, 'principal_point': [0.0, 0.0]})
+    )
     return records
 
 
@@ -156,7 +173,11 @@ def test_gpavatar_frames(tmp_path):
     assert [source[i]['number'] for i in range(5)] == [0, 2, 10, 11, 30], 'in the order of the frames'
     item = source[2]
     assert item['frame'] == 'img_000007_10' and item['image'].mean() == pytest.approx(30, abs=2)
-    for ours, theirs in (('shape', 'mica_shape'), ('expression', 'emoca_expression'), ('transform', 'transform_matrix')):
+    for ours, theirs in (
+        ('shape', 'mica_shape'),
+        ('expression', 'emoca_expression'),
+        ('transform', 'transform_matrix'),
+    ):
         np.testing.assert_array_equal(item[ours], records['img_000007_10'][theirs])
     motion = source.motion('000007')
     assert motion.basis == FLAME and motion.num_frames == 5

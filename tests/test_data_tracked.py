@@ -33,7 +33,9 @@ class GreyTracker:
         for k, frame in enumerate(frames):
             level.append(frame.pixels.mean() / 255)
             if on_picture is not None:
-                on_picture(k, np.full((size, size, 3), round(255 * level[-1]), np.uint8), np.full((size, size), 200, np.uint8))
+                on_picture(
+                    k, np.full((size, size, 3), round(255 * level[-1]), np.uint8), np.full((size, size), 200, np.uint8)
+                )
         self.clips.append(str(frames.path))
         level = np.array(level)
         found = level > 0.04
@@ -44,8 +46,17 @@ class GreyTracker:
         labels = label_from_pose(coefficients[:, 224:227], coefficients[:, 254:257], 'raw')
         shots = (level > 0.9).astype(int) if level.max() > 0.9 else None  # a cut to somebody bright
         landmarks = np.tile(np.linspace(0, size - 1, 68)[:, None], (len(level), 1, 2)).reshape(-1, 68, 2)
-        return Measured(coefficients, labels.astype(np.float32), landmarks.astype(np.float32), found, float(frames.fps),
-                        self.basis, self.parts, notes=('grey',), segment=shots)  # fmt: skip
+        return Measured(
+            coefficients,
+            labels.astype(np.float32),
+            landmarks.astype(np.float32),
+            found,
+            float(frames.fps),
+            self.basis,
+            self.parts,
+            notes=('grey',),
+            segment=shots,
+        )
 
 
 def video(path, levels=(60, 70, 80), fps=25, side=40):
@@ -64,7 +75,9 @@ def make_hdtf(root):
 
 
 def make_vfhq(root):
-    for k, name in enumerate(('Clip+G0DGRma_p48+P0+C0+F10-20', 'Clip+G0DGRma_p48+P0+C1+F30-40', 'Clip+-x_y+z+P1+C0+F1-4')):
+    for k, name in enumerate(
+        ('Clip+G0DGRma_p48+P0+C0+F10-20', 'Clip+G0DGRma_p48+P0+C1+F30-40', 'Clip+-x_y+z+P1+C0+F1-4')
+    ):
         pictures(root / 'train' / name, range(50 + k, 150 + k))
     pictures(root / 'test' / 'Clip+abc+P0+C0+F5-9', range(50, 120))
 
@@ -82,8 +95,12 @@ def make_voxceleb1(root):
 
 
 def make_voxceleb2(root):
-    for path in ('dev/mp4/id00012/21Uxsk56VDQ/00001.mp4', 'dev/mp4/id00012/21Uxsk56VDQ/00002.mp4',
-                 'dev/mp4/id00015/abc/00001.mp4', 'test/mp4/id00017/01dfn2spqyE/00001.mp4'):  # fmt: skip
+    for path in (
+        'dev/mp4/id00012/21Uxsk56VDQ/00001.mp4',
+        'dev/mp4/id00012/21Uxsk56VDQ/00002.mp4',
+        'dev/mp4/id00015/abc/00001.mp4',
+        'test/mp4/id00017/01dfn2spqyE/00001.mp4',
+    ):
         video(root / path)
 
 
@@ -95,8 +112,10 @@ def make_talkinghead(root):
 
 def make_ffhq(root):
     clip = evaluation_clips(3, seed=1, num_frames=1)
-    write_eg3d(root, ((np.rint(255 * np.clip(c.render(0, resolution=32).rgb, 0, 1)).astype(np.uint8), c.labels()[0])
-                      for c in clip))  # fmt: skip
+    write_eg3d(
+        root,
+        ((np.rint(255 * np.clip(c.render(0, resolution=32).rgb, 0, 1)).astype(np.uint8), c.labels()[0]) for c in clip),
+    )
 
 
 def make_multiface(root):
@@ -202,7 +221,7 @@ def test_special_features_of_some_layouts(tmp_path):
         np.testing.assert_allclose(label_from_pose(pose[:3], pose[3:], 'raw')[:16], spec.label[:16], atol=1e-4)
 
 
-# --- splits ------------------------------------------------------------------------------------------------------------
+# --- splits -----------------------------------------------------------------------------------------------------------
 
 
 def test_lists_decide_the_split(tmp_path):
@@ -232,7 +251,9 @@ def test_people_put_aside_do_not_depend_on_the_others():
     assert held_out(people[:5], 20, 'hdtf') < set(people[:5]) and len(held_out(people[:5], 20, 'x')) == 1
     assert held_out(people[:2], 1, 'x') == set(), 'two people are too few to put one aside'
     many = [ClipSpec(f'{p}_{k}', p, '', ()) for p in people for k in range(2)]
-    assert len({c.person for c in layouts.with_lists(layouts.Path('/none'), many, 20, 'hdtf') if c.split == 'test'}) == 20
+    assert (
+        len({c.person for c in layouts.with_lists(layouts.Path('/none'), many, 20, 'hdtf') if c.split == 'test'}) == 20
+    )
 
 
 def test_one_person_is_split_in_time(tmp_path):
@@ -246,7 +267,7 @@ def test_one_person_is_split_in_time(tmp_path):
         choose_frames(4, ClipSpec('a', 'a', 'test', (), part=(10 / 11, 1.0)))
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 def test_directories_that_are_not_the_data_set(tmp_path):
@@ -285,12 +306,20 @@ def test_clips_that_cannot_be_used_are_skipped_and_listed(tmp_path, monkeypatch,
     out, err = capsys.readouterr()
     folder = out.strip().splitlines()[-1]
     listed = err.split('clips were skipped:')[-1]
-    for name, reason in (('damaged', 'not a video'), ('dark', 'no face found'), ('leaves', 'only 1 of 4 frames'),
-                         ('one frame', 'only 1 frame')):  # fmt: skip
+    for name, reason in (
+        ('damaged', 'not a video'),
+        ('dark', 'no face found'),
+        ('leaves', 'only 1 of 4 frames'),
+        ('one frame', 'only 1 frame'),
+    ):
         assert any(line.strip().startswith(f'{name}:') and reason in line for line in listed.splitlines()), name
     assert '4 clips were skipped' in err and 'Traceback' not in err
     assert {r['clip'] for r in json.loads((layouts.Path(folder) / 'skipped.json').read_text())} == {
-        'damaged', 'dark', 'leaves', 'one frame'}  # fmt: skip
+        'damaged',
+        'dark',
+        'leaves',
+        'one frame',
+    }
     lengths = {}
     for path in layouts.Path(folder).glob('clips-*.npz'):
         table = BuiltFrames(folder, path.stem.removeprefix('clips-')).table
@@ -341,6 +370,10 @@ def test_nothing_usable_and_command_line(tmp_path, capsys):
     make_hdtf(tmp_path / 'h')
     assert main(['hdtf', '--videos', str(tmp_path / 'h'), '--check']) == 0
     assert 'train: 4 clips of 3 people' in capsys.readouterr().out
-    for arguments, said in ((['nothing'], 'give one of hdtf'), ([], 'give one of hdtf'), (['hdtf'], '--videos: where is HDTF')):
+    for arguments, said in (
+        (['nothing'], 'give one of hdtf'),
+        ([], 'give one of hdtf'),
+        (['hdtf'], '--videos: where is HDTF'),
+    ):
         assert main(arguments) == 2
         assert said in capsys.readouterr().err

@@ -18,9 +18,9 @@ from avatar_jax.driving.plan import Plan, apply_plan
 from avatar_jax.driving.sliders import parse_sliders
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose
-from avatar_jax.faces.procedural import EXPRESSION_NAMES
-from avatar_jax.faces.procedural.motion import speech_motion
 from avatar_jax.io.motion import save_motion
+from avatar_jax.procedural import EXPRESSION_NAMES
+from avatar_jax.procedural.motion import speech_motion
 from avatar_jax.types import Avatar, Camera, Motion
 
 NAME = {n: i for i, n in enumerate(EXPRESSION_NAMES)}
@@ -125,7 +125,9 @@ def test_rotation_powers():
     half = rotation_power(turn, 0.5)
     np.testing.assert_allclose(half @ half, turn, atol=1e-12)
     np.testing.assert_allclose(rotation_power(turn, 0.0), np.broadcast_to(np.eye(3), turn.shape), atol=1e-12)
-    np.testing.assert_allclose(angles_of(rotation_power(column_rotation(np.array([0, 0.3, 0])), 1.5)), [0, 0.45, 0], atol=1e-9)
+    np.testing.assert_allclose(
+        angles_of(rotation_power(column_rotation(np.array([0, 0.3, 0])), 1.5)), [0, 0.45, 0], atol=1e-9
+    )
 
 
 def test_amplification():
@@ -193,7 +195,8 @@ def test_plans():
         Plan(only=('ears',))
 
 
-# --- coefficients of other programs ------------------------------------------------------------------------------------
+# --- coefficients of other programs
+# ------------------------------------------------------------------------------------
 
 
 def test_coefficient_files(tmp_path):
@@ -202,8 +205,14 @@ def test_coefficient_files(tmp_path):
     rng = np.random.default_rng(4)
     rows = rng.normal(0, 0.3, (6, 260)).astype(np.float32)
     savemat(tmp_path / 'clip.mat', {'coeff': rows[:, :257], 'transform_params': np.zeros((6, 5))})
-    parts = {'id': rows[:, :80], 'exp': rows[:, 80:144], 'tex': rows[:, 144:224], 'angle': rows[:, 224:227],
-             'gamma': rows[:, 227:254], 'trans': rows[:, 254:257]}  # fmt: skip
+    parts = {
+        'id': rows[:, :80],
+        'exp': rows[:, 80:144],
+        'tex': rows[:, 144:224],
+        'angle': rows[:, 224:227],
+        'gamma': rows[:, 227:254],
+        'trans': rows[:, 254:257],
+    }
     savemat(tmp_path / 'einzelne Teile.mat', {**parts, 'lm68': np.zeros((6, 68, 2))})
     np.savez(tmp_path / 'clip.npz', coeff_3dmm=rows, fps=30)
     np.save(tmp_path / 'clip.npy', rows)

@@ -12,8 +12,8 @@ from avatar_jax.driving.edit import only
 from avatar_jax.driving.fields import fields_of, load_head_model, shared_points, similarity, smooth_warp
 from avatar_jax.driving.retarget import own_fields, region_map, region_weights, retarget
 from avatar_jax.errors import UserError
-from avatar_jax.faces.procedural import EXPRESSION_NAMES, ProceduralHead
-from avatar_jax.faces.procedural.motion import speech_motion
+from avatar_jax.procedural import EXPRESSION_NAMES, ProceduralHead
+from avatar_jax.procedural.motion import speech_motion
 from avatar_jax.types import Motion
 
 NAME = {n: i for i, n in enumerate(EXPRESSION_NAMES)}
@@ -64,16 +64,22 @@ def shown(expression, basis=bases.PROCEDURAL):
     return np.asarray(expression, np.float64) @ own_fields(basis, models).moves.reshape(64, -1)
 
 
-# --- the table ---------------------------------------------------------------------------------------------------------
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
 def test_table_crosses_sides_and_names_every_blendshape():
-    there = tables.translate(rows(blink_l=1, jaw_left=0.5, smile_r=0.3, mouth_right=0.2), bases.PROCEDURAL, bases.ICT)[0]
+    there = tables.translate(rows(blink_l=1, jaw_left=0.5, smile_r=0.3, mouth_right=0.2), bases.PROCEDURAL, bases.ICT)[
+        0
+    ]
     found = {n: round(float(there[i]), 5) for n, i in ICT.items() if there[i]}
     assert found == {'eyeBlink_R': 1, 'jawRight': 0.5, 'mouthSmile_L': 0.3, 'mouthLeft': 0.2}
     gaze = tables.translate(rows(gaze_x=0.5, gaze_y=-0.25), bases.PROCEDURAL, bases.ICT)[0]
     assert {n: float(gaze[i]) for n, i in ICT.items() if gaze[i]} == {
-        'eyeLookOut_L': 0.5, 'eyeLookIn_R': 0.5, 'eyeLookDown_L': 0.25, 'eyeLookDown_R': 0.25}  # fmt: skip
+        'eyeLookOut_L': 0.5,
+        'eyeLookIn_R': 0.5,
+        'eyeLookDown_L': 0.25,
+        'eyeLookDown_R': 0.25,
+    }
     named = {b for _, b in tables.pairs()}
     others = {n for n in ICT if n.startswith(('eyeLook', 'browInnerUp', 'cheekPuff'))}
     assert named | others == set(ICT) and not named & others
@@ -84,7 +90,9 @@ def test_table_there_and_back():
     motion = speech_motion(3, 60)
     back = retarget(retarget(motion, bases.ICT), bases.PROCEDURAL)
     # Speech shapes come back as the components that they are made of: what counts is what the face does.
-    error = np.square(shown(back.expression) - shown(motion.expression)).sum() / np.square(shown(motion.expression)).sum()
+    error = (
+        np.square(shown(back.expression) - shown(motion.expression)).sum() / np.square(shown(motion.expression)).sum()
+    )
     assert np.sqrt(error) < 0.03
     plain = [NAME[a] for a, _ in tables.pairs() if not a.startswith(('brow_down', 'smile'))]
     random = np.zeros((5, 64), np.float32)
@@ -96,7 +104,7 @@ def test_table_there_and_back():
         tables.translate(random, bases.BFM, bases.ICT)
 
 
-# --- least squares -------------------------------------------------------------------------------------------------------
+# --- least squares ----------------------------------------------------------------------------------------------------
 
 
 def test_similarity_and_warp_are_exact_where_they_should_be():
@@ -139,8 +147,17 @@ def test_another_mesh_frame_and_mixture_is_undone():
 
 def test_regions_of_a_mixed_basis():
     """What a region map leaves of an expression moves the region alike and hardly anything else."""
-    motion = retarget(Motion(rows(jaw_open=0.8, blink_l=1.0, blink_r=1.0), np.zeros((1, 3), np.float32),
-                             np.zeros((1, 3), np.float32), 25.0, bases.PROCEDURAL), bases.BFM, models=models)  # fmt: skip
+    motion = retarget(
+        Motion(
+            rows(jaw_open=0.8, blink_l=1.0, blink_r=1.0),
+            np.zeros((1, 3), np.float32),
+            np.zeros((1, 3), np.float32),
+            25.0,
+            bases.PROCEDURAL,
+        ),
+        bases.BFM,
+        models=models,
+    )
     weights = region_weights()
     np.testing.assert_allclose(sum(weights.values()), 1)
     maps = {r: region_map(bases.BFM, r, models) for r in ('mouth', 'eyes')}
@@ -183,8 +200,13 @@ class JawHead:
 
 def test_jaw_and_gaze_of_flame():
     head = {bases.PROCEDURAL: ProceduralHead(), bases.FLAME: JawHead()}
-    motion = Motion(np.concatenate([rows(jaw_open=0.6, gaze_x=0.5), rows(jaw_open=0.0, gaze_y=1.0), rows(smile_l=0.7)]),
-                    np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float32), 25.0, bases.PROCEDURAL)  # fmt: skip
+    motion = Motion(
+        np.concatenate([rows(jaw_open=0.6, gaze_x=0.5), rows(jaw_open=0.0, gaze_y=1.0), rows(smile_l=0.7)]),
+        np.zeros((3, 3), np.float32),
+        np.zeros((3, 3), np.float32),
+        25.0,
+        bases.PROCEDURAL,
+    )
     there = retarget(motion, bases.FLAME, models=head.__getitem__)
     assert there.expression[0, bases.FLAME_JAW][0] == pytest.approx(0.6 * 0.33, abs=0.04)
     assert there.expression[1, bases.FLAME_JAW][0] == pytest.approx(0, abs=0.04)
@@ -203,11 +225,13 @@ def test_jaw_and_gaze_of_flame():
     assert not eyes[bases.FLAME_JAW].any() and not mouth[bases.FLAME_EYES].any()
 
 
-# --- files -----------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('basis', 'file'), [(bases.BFM, 'BFM_model_front.mat'), (bases.FLAME, 'generic_model.pkl'),
-                                             (bases.ICT, 'generic_neutral_mesh.obj')])  # fmt: skip
+@pytest.mark.parametrize(
+    ('basis', 'file'),
+    [(bases.BFM, 'BFM_model_front.mat'), (bases.FLAME, 'generic_model.pkl'), (bases.ICT, 'generic_neutral_mesh.obj')],
+)
 def test_missing_head_models_are_named(tmp_path, monkeypatch, basis, file):
     monkeypatch.setenv('AVATAR_ASSETS', str(tmp_path))
     with pytest.raises(UserError, match=f'{basis}.*{file}.*AVATAR_ASSETS') as caught:
@@ -223,5 +247,7 @@ def test_unknown_bases_and_methods():
         retarget(motion, bases.BFM, method='table', models=models)
     assert retarget(motion, bases.PROCEDURAL) is motion
     ids, weights = shared_points()
-    assert weights[-68:].sum() == pytest.approx(1) and weights[:-68].sum() == pytest.approx(1) and len(ids) == len(weights)
+    assert (
+        weights[-68:].sum() == pytest.approx(1) and weights[:-68].sum() == pytest.approx(1) and len(ids) == len(weights)
+    )
     assert fields_of(ProceduralHead()).moves.shape == (64, len(ids), 3)

@@ -30,7 +30,7 @@ def case(clips):
 @pytest.fixture(scope='module')
 def renderer(clips):
     """A method that cheats: it knows who the person is and draws them, with the driver's or the source expression."""
-    from avatar_jax.faces.procedural import render_head
+    from avatar_jax.procedural import render_head
 
     person = clips[0]
 
@@ -81,7 +81,10 @@ def test_case_is_what_it_says(case, clips):
     again = cases.procedural_case(clips[0], clips[1], CONFIG)
     np.testing.assert_array_equal(again.driven.truth, case.driven.truth)
     # The strongest blink of the driver is among the driven frames, and the source has open eyes.
-    assert case.driven.windows[:, RADIUS, cases_channel('blink_l')].max() == clips[1].expression[:, cases_channel('blink_l')].max()
+    assert (
+        case.driven.windows[:, RADIUS, cases_channel('blink_l')].max()
+        == clips[1].expression[:, cases_channel('blink_l')].max()
+    )
     assert portrait.expression[cases_channel('blink_l')] < 0.2
     # Unseen views: cameras about 30 degrees to the left and right of the source camera.
     position = case.source.labels[0][[3, 7, 11]] - [0, 0.006, 0.161]
@@ -120,7 +123,7 @@ def test_several_portraits(case, clips):
 
 
 def cases_channel(name):
-    from avatar_jax.faces.procedural import EXPRESSION_NAMES
+    from avatar_jax.procedural import EXPRESSION_NAMES
 
     return EXPRESSION_NAMES.index(name)
 
@@ -217,13 +220,23 @@ def test_table_shows_scores_networks_gaps_and_failures(case, renderer):
     result = protocols.run_case(case, *renderer(keep=True), oracle())
     scores = {k: (v if np.isfinite(v) else None) for k, v in result.scores.items()}
     report = {
-        'title': 'Evaluation', 'about': {'seed': 3}, 'networks': oracle().report(),
+        'title': 'Evaluation',
+        'about': {'seed': 3},
+        'networks': oracle().report(),
         'mean': {k: v._asdict() for k, v in tables.summarise([scores]).items()},
-        'identities': [{'name': case.name, 'scores': scores}], 'unavailable': result.unavailable,
+        'identities': [{'name': case.name, 'scores': scores}],
+        'unavailable': result.unavailable,
         'failed': [{'name': 'test identity 9', 'error': 'broken on purpose'}],
-    }  # fmt: skip
+    }
     text = tables.render(report)
-    for part in ('Reconstruction', 'AED', 'test coefficients', 'lpips: not in this test', 'broken on purpose', case.name):
+    for part in (
+        'Reconstruction',
+        'AED',
+        'test coefficients',
+        'lpips: not in this test',
+        'broken on purpose',
+        case.name,
+    ):
         assert part in text, part
     assert max(map(len, text.splitlines())) < 140
 

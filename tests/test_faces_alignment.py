@@ -123,7 +123,9 @@ def test_in_the_wild_crop_keeps_the_inside_and_fades_outside():
     image[:] = np.linspace(0, 200, 300, dtype=np.uint8)[None, :, None]
     inner = alignment.in_the_wild_crop(image, points, 64, enlarge=0.6, transform_size=256)
     quad = alignment.ffhq_quad(points, 0.6)
-    expected = np.interp(quad[0, 0] + (np.arange(64) + 0.5) / 64 * (quad[3, 0] - quad[0, 0]), np.arange(300), image[0, :, 0])
+    expected = np.interp(
+        quad[0, 0] + (np.arange(64) + 0.5) / 64 * (quad[3, 0] - quad[0, 0]), np.arange(300), image[0, :, 0]
+    )
     np.testing.assert_allclose(inner[32, :, 0], expected, atol=2)
     outer = alignment.in_the_wild_crop(image, points, 64, enlarge=4.0, transform_size=256)
     assert outer.shape == (64, 64, 3) and outer.dtype == np.uint8

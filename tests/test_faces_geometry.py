@@ -32,14 +32,18 @@ def tiny_bfm(vertices=40, faces=60, seed=0):
 
     tri = np.stack([r.permutation(vertices)[:3] + 1 for _ in range(faces)]).astype(np.float32)
     return {
-        'meanshape': normal(1, 3 * vertices), 'idBase': normal(3 * vertices, 80), 'exBase': normal(3 * vertices, 64),
-        'meantex': 128 + 20 * normal(1, 3 * vertices), 'texBase': normal(3 * vertices, 80), 'tri': tri,
+        'meanshape': normal(1, 3 * vertices),
+        'idBase': normal(3 * vertices, 80),
+        'exBase': normal(3 * vertices, 64),
+        'meantex': 128 + 20 * normal(1, 3 * vertices),
+        'texBase': normal(3 * vertices, 80),
+        'tri': tri,
         'point_buf': r.integers(1, faces + 2, (vertices, 8)).astype(np.float32),
         'tri_mask2': r.integers(1, 11, (5, 3)).astype(np.float32),
         'frontmask2_idx': (r.permutation(vertices)[:10] + 1).astype(np.float32)[:, None],
         'skinmask': np.ones((1, vertices), np.float32),
         'keypoints': r.integers(1, vertices + 1, (1, 68)).astype(np.float32),
-    }  # fmt: skip
+    }
 
 
 def test_coefficients_round_trip_and_widths():
@@ -277,8 +281,8 @@ def test_regressor_size_and_zero_heads():
 
 
 def test_procedural_heads_share_interface_light_and_camera():
-    from avatar_jax.faces.procedural import ProceduralHead, render_head, sample_identity, split_identity
-    from avatar_jax.faces.procedural.render import project, sh_light
+    from avatar_jax.procedural import ProceduralHead, render_head, sample_identity, split_identity
+    from avatar_jax.procedural.render import project, sh_light
 
     r = rng(8)
     head = ProceduralHead()

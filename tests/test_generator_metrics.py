@@ -12,9 +12,9 @@ from avatar_jax.errors import UserError
 from avatar_jax.eval import generators
 from avatar_jax.eval.distributions import precision_recall
 from avatar_jax.eval.feature_sets import bytes_of, collect, spread
+from avatar_jax.io.weights import save_weights
 from avatar_jax.methods.eg3d import files
 from avatar_jax.models.triplane import init_generator
-from avatar_jax.weights import save_weights
 from tests.test_train_eg3d import labels_of, tiny_run
 
 
@@ -103,8 +103,21 @@ def test_the_command_scores_a_weight_file(tmp_path, capsys):
     variables = jax.tree.map(np.asarray, init_generator(config, jax.random.key(0)))
     path = tmp_path / files.WEIGHTS
     save_weights(path, variables, method='eg3d', config=to_plain(config), provenance={})
-    command = ['metrics', '--weights', str(path), '--out', str(tmp_path / 'scores'), '--count', '6', '--real-count', '5',
-               '--batch', '3', '--people', '2']  # fmt: skip
+    command = [
+        'metrics',
+        '--weights',
+        str(path),
+        '--out',
+        str(tmp_path / 'scores'),
+        '--count',
+        '6',
+        '--real-count',
+        '5',
+        '--batch',
+        '3',
+        '--people',
+        '2',
+    ]
     assert main(command) == 0
     scores = json.loads((tmp_path / 'scores' / 'scores.json').read_text())
     assert scores['generated'] == 6 and scores['real'] == 5 and scores['network'].startswith('stand-in')

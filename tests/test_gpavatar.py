@@ -256,12 +256,17 @@ def test_points_of_the_procedural_head_lie_in_the_cube():
 
 def small_flame(vertices=70):
     rng = np.random.default_rng(0)
-    return FLAME.from_arrays({
-        'v_template': rng.normal(size=(vertices, 3)), 'shapedirs': rng.normal(size=(vertices, 3, 400)) * 0.01,
-        'posedirs': np.zeros((vertices, 3, 36)), 'J_regressor': np.full((5, vertices), 1 / vertices),
-        'weights': np.full((vertices, 5), 0.2), 'kintree_table': np.array([[-1, 0, 1, 1, 1], range(5)]),
-        'f': np.arange(vertices // 3 * 3).reshape(-1, 3),
-    })  # fmt: skip
+    return FLAME.from_arrays(
+        {
+            'v_template': rng.normal(size=(vertices, 3)),
+            'shapedirs': rng.normal(size=(vertices, 3, 400)) * 0.01,
+            'posedirs': np.zeros((vertices, 3, 36)),
+            'J_regressor': np.full((5, vertices), 1 / vertices),
+            'weights': np.full((vertices, 5), 0.2),
+            'kintree_table': np.array([[-1, 0, 1, 1, 1], range(5)]),
+            'f': np.arange(vertices // 3 * 3).reshape(-1, 3),
+        }
+    )
 
 
 @pytest.mark.slow
@@ -276,7 +281,9 @@ def test_flame_moves_the_points(monkeypatch, tmp_path):
         mesh.load_mesh(config, small_flame(40))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('AVATAR_ASSETS', raising=False)
-    with pytest.raises(UserError, match=r'generic_model.pkl is missing; obtain it from the FLAME project.*FLAME licence'):
+    with pytest.raises(
+        UserError, match=r'generic_model.pkl is missing; obtain it from the FLAME project.*FLAME licence'
+    ):
         mesh.load_mesh(config)
 
 

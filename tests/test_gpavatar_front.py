@@ -32,7 +32,9 @@ def camera(yaw):
 def picture_of(surface_z, yaw):
     """[1,S,S,3] what a camera sees of the plane z = surface_z, painted with its own coordinates (x, y, 0)."""
     transforms, focal = camera(yaw)
-    places = jnp.stack(jnp.meshgrid((jnp.arange(SIZE) + 0.5) / SIZE, (jnp.arange(SIZE) + 0.5) / SIZE), -1).reshape(1, -1, 2)
+    places = jnp.stack(jnp.meshgrid((jnp.arange(SIZE) + 0.5) / SIZE, (jnp.arange(SIZE) + 0.5) / SIZE), -1).reshape(
+        1, -1, 2
+    )
     origins, directions = cameras.rays_through(jnp.asarray(transforms), focal, places, 10**6)
     length = (surface_z - origins[..., 2]) / directions[..., 2]
     met = origins + directions * length[..., None]
@@ -55,7 +57,9 @@ def test_front_of_a_tilted_square():
     vertices = np.concatenate([corners, depth], 1)
     np.testing.assert_array_equal(front.front_surface(np.concatenate([vertices, small]), both, SIZE), found)
     small[:, 2] = 0.9
-    assert front.front_surface(np.concatenate([vertices, small]), both, SIZE)[SIZE // 2, SIZE // 2] == pytest.approx(0.9)
+    assert front.front_surface(np.concatenate([vertices, small]), both, SIZE)[SIZE // 2, SIZE // 2] == pytest.approx(
+        0.9
+    )
     # Beside a mesh the surface goes on.
     alone = front.front_surface(small, SQUARE, SIZE)
     np.testing.assert_allclose(alone, 0.9, atol=1e-6)
@@ -66,7 +70,9 @@ def test_front_of_a_tilted_square():
 @pytest.mark.slow
 @pytest.mark.parametrize('yaw', [0.0, 0.6, -0.6])
 def test_features_keep_their_places(yaw):
-    """The canonical picture shows at (x, y) what stands there, from wherever the portrait was taken; the plane z = 0 does not."""
+    """The canonical picture shows at (x, y) what stands there, from wherever the portrait was taken; the plane z = 0
+    does not.
+    """
     transforms, focal = camera(yaw)
     seen_cameras = jnp.asarray(front.cameras_of(transforms, focal))
     found = np.asarray(jax.jit(front.on_front)(picture_of(0.4, yaw), seen_cameras, jnp.full((SIZE, SIZE), 0.4)))[0]
@@ -82,7 +88,9 @@ def test_features_keep_their_places(yaw):
 
 
 def test_what_turns_away_is_taken_from_the_other_side():
-    ridge = jnp.asarray(0.5 - 1.2 * np.abs(centres()[0]), jnp.float32)  # a roof: from far to one side, the other is not seen
+    ridge = jnp.asarray(
+        0.5 - 1.2 * np.abs(centres()[0]), jnp.float32
+    )  # a roof: from far to one side, the other is not seen
     transforms, focal = camera(0.75)
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(1, SIZE, SIZE, 3)), jnp.float32)
     found = np.asarray(jax.jit(front.on_front)(images, jnp.asarray(front.cameras_of(transforms, focal)), ridge))[0]

@@ -71,21 +71,35 @@ def make_state(optimizers=OPTIMIZERS, seed=0):
     rng = np.random.default_rng(seed)
     controller = {'map': jnp.asarray(rng.normal(size=(K, D)), jnp.float32)}
     generator = {'map': jnp.asarray(rng.normal(size=(D, P)), jnp.float32)}
-    return TrainState.create({
-        'controller': Group.create(controller, optimizers.controller, ema=True),
-        'generator': Group.create(generator, optimizers.generator, ema=True)})  # fmt: skip
+    return TrainState.create(
+        {
+            'controller': Group.create(controller, optimizers.controller, ema=True),
+            'generator': Group.create(generator, optimizers.generator, ema=True),
+        }
+    )
 
 
 def make_batch(size, seed=1):
     rng = np.random.default_rng(seed)
-    return {'image': rng.normal(size=(size, F, P)).astype(np.float32),
-            'motion': rng.normal(size=(size, F, K)).astype(np.float32)}  # fmt: skip
+    return {
+        'image': rng.normal(size=(size, F, P)).astype(np.float32),
+        'motion': rng.normal(size=(size, F, K)).astype(np.float32),
+    }
 
 
 def iterate(state, batch, config, axis_name=None, optimizers=OPTIMIZERS, seed=7, accumulate=1):
-    return decoupling_iteration(state, batch, step_key(seed, state.step), objective=make_objective(), config=config,
-                                optimizers=optimizers, w_avg=W_AVG, num_frames=F, axis_name=axis_name,
-                                accumulate=accumulate)  # fmt: skip
+    return decoupling_iteration(
+        state,
+        batch,
+        step_key(seed, state.step),
+        objective=make_objective(),
+        config=config,
+        optimizers=optimizers,
+        w_avg=W_AVG,
+        num_frames=F,
+        axis_name=axis_name,
+        accumulate=accumulate,
+    )
 
 
 def by_hand(state, batch, config, optimizers=OPTIMIZERS):
@@ -129,11 +143,14 @@ def by_hand(state, batch, config, optimizers=OPTIMIZERS):
             w = w + update
         if config.mode == 'joint' or is_controller:
             clipped, _ = clip_by_global_norm(grads[0], config.clip_controller)
-            update, c_state = optimizers.controller.update(clipped, c_state, c_params, lr_scale=config.controller_lr_scale)
+            update, c_state = optimizers.controller.update(
+                clipped, c_state, c_params, lr_scale=config.controller_lr_scale
+            )
             c_params = optax.apply_updates(c_params, update)
     if config.refine != 'off':
         groups = [(j,) for j in range(F)] if config.refine == 'per_frame' else [tuple(range(F))]
         for j, frames in enumerate(groups):
+
             def both(gen, params, j=j, frames=frames):
                 return loss_fn(gen, params, w, bias, n_steps + j, True, frames, gen)
 
@@ -146,26 +163,51 @@ def by_hand(state, batch, config, optimizers=OPTIMIZERS):
             clipped, _ = clip_by_global_norm(g_grad, config.clip_generator)
             update, g_state = optimizers.generator.update(clipped, g_state, g_params)
             g_params = optax.apply_updates(g_params, update)
-    ema = jax.tree.map(lambda a, v: config.ema_decay * a + (1 - config.ema_decay) * v, (c.ema, g.ema),
-                       (c_params, g_params))  # fmt: skip
-    return {'w': w, 'bias': bias, 'c': c_params, 'g': g_params, 'c_ema': ema[0],
-            'g_ema': ema[1] if config.ema_generator else g.ema, 'loss': jnp.stack(losses)}  # fmt: skip
+    ema = jax.tree.map(
+        lambda a, v: config.ema_decay * a + (1 - config.ema_decay) * v, (c.ema, g.ema), (c_params, g_params)
+    )
+    return {
+        'w': w,
+        'bias': bias,
+        'c': c_params,
+        'g': g_params,
+        'c_ema': ema[0],
+        'g_ema': ema[1] if config.ema_generator else g.ema,
+        'loss': jnp.stack(losses),
+    }
 
 
 RELEASE = DecouplingConfig(identity_steps=6, controller_steps=2, sr_steps=3)
-PAPER = DecouplingConfig(identity_steps=5, controller_steps=3, sr_steps=8, clip_code=None, clip_controller=None,
-                         clip_generator=None, reset_from_ema=True, inner_generator='raw', refine='together',
-                         refine_controller=False, optimise_intrinsics=False)  # fmt: skip
+PAPER = DecouplingConfig(
+    identity_steps=5,
+    controller_steps=3,
+    sr_steps=8,
+    clip_code=None,
+    clip_controller=None,
+    clip_generator=None,
+    reset_from_ema=True,
+    inner_generator='raw',
+    refine='together',
+    refine_controller=False,
+    optimise_intrinsics=False,
+)
 CASES = {
     'release': RELEASE,
     'paper': PAPER,
-    'alternating': DecouplingConfig(identity_steps=8, controller_steps=2, sr_steps=3, mode='alternatively',
-                                    alternate_every=5, controller_lr_scale=2.0),
+    'alternating': DecouplingConfig(
+        identity_steps=8,
+        controller_steps=2,
+        sr_steps=3,
+        mode='alternatively',
+        alternate_every=5,
+        controller_lr_scale=2.0,
+    ),
     'joint': DecouplingConfig(identity_steps=4, controller_steps=1, sr_steps=2, mode='joint', code_rows=3),
-    'per sample, W+, no refinement': DecouplingConfig(identity_steps=5, controller_steps=1, sr_steps=0, code_rows=2,
-                                                      clip_scope='sample', clip_code=0.05, refine='off'),
+    'per sample, W+, no refinement': DecouplingConfig(
+        identity_steps=5, controller_steps=1, sr_steps=0, code_rows=2, clip_scope='sample', clip_code=0.05, refine='off'
+    ),
     'controller only': DecouplingConfig(identity_steps=0, controller_steps=3, sr_steps=1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
@@ -178,9 +220,15 @@ def test_schedules_equal_a_plain_loop(name):
     expected = by_hand(state, batch, config)
     new, metrics, codes, _ = first(state, batch)
     losses = [metrics['inner/loss'], *([metrics['refine/loss']] if config.refine != 'off' else [])]
-    actual = {'w': codes.w, 'bias': codes.bias, 'c': new.groups['controller'].params,
-              'g': new.groups['generator'].params, 'c_ema': new.groups['controller'].ema,
-              'g_ema': new.groups['generator'].ema, 'loss': jnp.concatenate(losses)}  # fmt: skip
+    actual = {
+        'w': codes.w,
+        'bias': codes.bias,
+        'c': new.groups['controller'].params,
+        'g': new.groups['generator'].params,
+        'c_ema': new.groups['controller'].ema,
+        'g_ema': new.groups['generator'].ema,
+        'loss': jnp.concatenate(losses),
+    }
     for key, value in expected.items():
         for a, b in zip(jax.tree.leaves(actual[key]), jax.tree.leaves(value), strict=True):
             np.testing.assert_allclose(a, b, atol=3e-5, err_msg=f'{name}: {key}')
@@ -190,15 +238,24 @@ def test_schedules_equal_a_plain_loop(name):
 def test_segments_cover_the_schedule_and_fold_repetitions():
     for config in CASES.values():
         labels = step_labels(config)
-        unrolled = [label for repeats, runs in segments(labels) for _ in range(repeats) for label, count in runs
-                    for _ in range(count)]  # fmt: skip
+        unrolled = [
+            label
+            for repeats, runs in segments(labels)
+            for _ in range(repeats)
+            for label, count in runs
+            for _ in range(count)
+        ]
         assert unrolled == labels
     long = DecouplingConfig(mode='alternatively')
     assert segments(step_labels(long)) == [
-        (9, [(('identity', False), 9), (('controller', False), 1)]), (1, [(('identity', True), 9)]),
-        (1, [(('controller', True), 1)])]  # fmt: skip
+        (9, [(('identity', False), 9), (('controller', False), 1)]),
+        (1, [(('identity', True), 9)]),
+        (1, [(('controller', True), 1)]),
+    ]
     assert segments(step_labels(DecouplingConfig())) == [
-        (1, [(('identity', False), 90)]), (1, [(('controller', True), 10)])]  # fmt: skip
+        (1, [(('identity', False), 90)]),
+        (1, [(('controller', True), 10)]),
+    ]
 
 
 def test_super_resolution_terms_appear_only_in_its_steps():
@@ -221,8 +278,13 @@ def test_codes_of_a_batch_do_not_see_each_other():
 
 def test_refused_settings():
     assert all(sr for _, sr in step_labels(DecouplingConfig(sr_steps=1000)))
-    for bad in ({'mode': 'sometimes'}, {'sr_steps': -1}, {'identity_steps': -1}, {'alternate_every': 1,
-                'mode': 'alternatively'}, {'inner_generator': 'ema', 'ema_generator': False}):  # fmt: skip
+    for bad in (
+        {'mode': 'sometimes'},
+        {'sr_steps': -1},
+        {'identity_steps': -1},
+        {'alternate_every': 1, 'mode': 'alternatively'},
+        {'inner_generator': 'ema', 'ema_generator': False},
+    ):
         with pytest.raises(ValueError):
             DecouplingConfig(**bad)
     for bad in ({'space': 'z'}, {'steps': 5, 'sr_steps': 6}, {'optimise_code': False, 'optimise_intrinsics': False}):
@@ -269,8 +331,14 @@ def test_each_person_stops_on_its_own():
     scales = jnp.asarray([1.0, 1.0, 1.0])
 
     def one(target, scale):
-        return run_stage(partial(person_loss, target, scale), W_AVG[None], jnp.zeros(18), jax.random.key(0), stage,
-                         Transforms(SGD, SGD))  # fmt: skip
+        return run_stage(
+            partial(person_loss, target, scale),
+            W_AVG[None],
+            jnp.zeros(18),
+            jax.random.key(0),
+            stage,
+            Transforms(SGD, SGD),
+        )
 
     result = jax.jit(jax.vmap(one))(TARGETS, scales)
     steps = np.asarray(result.steps)
@@ -383,8 +451,10 @@ def device_run(kind, count, scope='batch', accumulate=1):
 def compare_devices():
     """Runs in a process with four devices."""
     assert len(jax.devices()) == 4
-    cases = {'batch': [('pmap', 1), ('pmap', 2), ('pmap', 4), ('shard_map', 4), ('sharded', 4), ('pmap', 2, 2)],
-             'sample': [('pmap', 2), ('single', 1, 4)]}  # fmt: skip
+    cases = {
+        'batch': [('pmap', 1), ('pmap', 2), ('pmap', 4), ('shard_map', 4), ('sharded', 4), ('pmap', 2, 2)],
+        'sample': [('pmap', 2), ('single', 1, 4)],
+    }
     for scope, runs in cases.items():
         reference = device_run('single', 1, scope)
         for kind, count, *parts in runs:
@@ -398,8 +468,9 @@ def test_one_two_and_four_devices_make_the_same_sgd_updates():
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'}
     code = 'from tests.test_inversion import compare_devices; compare_devices()'
-    done = subprocess.run([sys.executable, '-c', code], cwd=root, env=env, capture_output=True, text=True, timeout=900,
-                          check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=root, env=env, capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == 0 and 'devices agree' in done.stdout, done.stderr[-3000:]
 
 

@@ -51,8 +51,12 @@ def heard(path):
         wave = np.concatenate(parts)
         onset = np.flatnonzero(np.abs(wave) > 0.05 * np.abs(wave).max())[0]
         video = file.streams.video[0]
-        return stream.codec_context.name, first + onset / stream.rate, first + len(wave) / stream.rate, \
-            float(video.start_time * video.time_base)  # fmt: skip
+        return (
+            stream.codec_context.name,
+            first + onset / stream.rate,
+            first + len(wave) / stream.rate,
+            float(video.start_time * video.time_base),
+        )
 
 
 def frames(count):

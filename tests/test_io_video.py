@@ -61,9 +61,16 @@ def test_float_frames_odd_sizes_and_codec(tmp_path):
 
 @pytest.mark.parametrize(
     ('given', 'rate'),
-    [(25, Fraction(25)), (29.97, Fraction(30000, 1001)), ('30000/1001', Fraction(30000, 1001)), (23.976, Fraction(24000, 1001)),
-     (12.5, Fraction(25, 2)), ('60', Fraction(60)), (np.float64(30), Fraction(30))],
-)  # fmt: skip
+    [
+        (25, Fraction(25)),
+        (29.97, Fraction(30000, 1001)),
+        ('30000/1001', Fraction(30000, 1001)),
+        (23.976, Fraction(24000, 1001)),
+        (12.5, Fraction(25, 2)),
+        ('60', Fraction(60)),
+        (np.float64(30), Fraction(30)),
+    ],
+)
 def test_frame_rates(given, rate):
     assert frame_rate(given) == rate
 

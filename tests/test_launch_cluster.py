@@ -31,21 +31,43 @@ def test_local_starts_one_process_for_each_gpu(capsys):
 
 def test_slurm_script_asks_for_a_task_per_gpu_a_warning_and_a_requeue(capsys):
     text = dry(slurm, capsys, '--nodes', '2', '--gpus-per-node', '4', '--partition', 'gpu', '--setup', 'source env.sh')
-    for line in ('#SBATCH --nodes=2', '#SBATCH --ntasks-per-node=4', '#SBATCH --signal=TERM@120', '#SBATCH --partition=gpu'):
+    for line in (
+        '#SBATCH --nodes=2',
+        '#SBATCH --ntasks-per-node=4',
+        '#SBATCH --signal=TERM@120',
+        '#SBATCH --partition=gpu',
+    ):
         assert re.search(rf'^{re.escape(line)}( |$)', text, re.MULTILINE), line
     assert text.startswith('#!/bin/bash\n') and '\nsource env.sh\n' in text
-    assert "avatar-jax train --config configs/otavatar_heads.py --out '/shared/run 1' --resume --coordinator auto" in text
+    assert (
+        "avatar-jax train --config configs/otavatar_heads.py --out '/shared/run 1' --resume --coordinator auto" in text
+    )
     assert '"$status" -eq 75' in text and 'scontrol requeue' in text
 
 
 def test_tpu_pods_by_queued_resource_and_on_gke(capsys):
-    lines = dry(tpu, capsys, '--name', 'a', '--accelerator', 'v5p-64', '--zone', 'z', '--spot', '--setup', 'pip install x')
+    lines = dry(
+        tpu, capsys, '--name', 'a', '--accelerator', 'v5p-64', '--zone', 'z', '--spot', '--setup', 'pip install x'
+    )
     create, wait, setup, train = lines.splitlines()
     assert 'queued-resources create a --node-id=a --accelerator-type=v5p-64 --runtime-version=v2-alpha-tpuv5' in create
     assert create.endswith('--spot') and 'ACTIVE' in wait and '--worker=all' in setup and 'pip install x' in setup
-    assert '--resume --coordinator auto' in train and "/shared/run 1" in train
-    text = dry(tpu, capsys, '--gke', '--name', 'a', '--accelerator', 'tpu-v5p-slice', '--topology', '4x4x4', '--image', 'i',
-               '--hosts', '16')  # fmt: skip
+    assert '--resume --coordinator auto' in train and '/shared/run 1' in train
+    text = dry(
+        tpu,
+        capsys,
+        '--gke',
+        '--name',
+        'a',
+        '--accelerator',
+        'tpu-v5p-slice',
+        '--topology',
+        '4x4x4',
+        '--image',
+        'i',
+        '--hosts',
+        '16',
+    )
     manifest = json.loads(text[text.index('{') : text.rindex('}') + 1])
     job = manifest['spec']['replicatedJobs'][0]['template']['spec']
     pod = job['template']['spec']
@@ -53,16 +75,19 @@ def test_tpu_pods_by_queued_resource_and_on_gke(capsys):
     assert pod['nodeSelector']['cloud.google.com/gke-tpu-topology'] == '4x4x4'
 
 
-@pytest.mark.parametrize(('wrapper', 'arguments', 'message'), [
-    (local, ['--processes', '2'], 'give the command after --'),
-    (local, ['--processes', '0', *TRAIN], '--processes 0: must be at least 1'),
-    (local, ['--', 'invert', '--image', 'x'], 'invert: only train and bench'),
-    (slurm, [*TRAIN, '--process-id=1'], '--process-id: is set by the wrapper'),
-    (slurm, ['--', 'train', '--config', 'x'], 'give --out'),
-    (tpu, ['--name', 'a', '--accelerator', 'v5p-8', *TRAIN], '--zone: needed'),
-    (tpu, ['--name', 'a', '--accelerator', 'v9-8', '--zone', 'z', *TRAIN], 'unknown family'),
-    (tpu, ['--gke', '--name', 'a', '--accelerator', 't', *TRAIN], 'needs --topology and --image'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('wrapper', 'arguments', 'message'),
+    [
+        (local, ['--processes', '2'], 'give the command after --'),
+        (local, ['--processes', '0', *TRAIN], '--processes 0: must be at least 1'),
+        (local, ['--', 'invert', '--image', 'x'], 'invert: only train and bench'),
+        (slurm, [*TRAIN, '--process-id=1'], '--process-id: is set by the wrapper'),
+        (slurm, ['--', 'train', '--config', 'x'], 'give --out'),
+        (tpu, ['--name', 'a', '--accelerator', 'v5p-8', *TRAIN], '--zone: needed'),
+        (tpu, ['--name', 'a', '--accelerator', 'v9-8', '--zone', 'z', *TRAIN], 'unknown family'),
+        (tpu, ['--gke', '--name', 'a', '--accelerator', 't', *TRAIN], 'needs --topology and --image'),
+    ],
+)
 def test_refusals(wrapper, arguments, message, capsys):
     with pytest.raises(UserError, match=message):
         wrapper.run(arguments)

@@ -77,13 +77,17 @@ def test_roi_samples_inside_a_compiled_program_are_the_exact_number():
 def test_similarity_recovers_a_known_transform(rng):
     points = rng.normal(size=(3, 5, 2)) * 20
     angle, scale, shift = rng.uniform(-3, 3, 3), rng.uniform(0.3, 3, 3), rng.normal(size=(3, 2)) * 9
-    rotation = np.stack([np.stack([np.cos(angle), -np.sin(angle)], -1), np.stack([np.sin(angle), np.cos(angle)], -1)], 1)
+    rotation = np.stack(
+        [np.stack([np.cos(angle), -np.sin(angle)], -1), np.stack([np.sin(angle), np.cos(angle)], -1)], 1
+    )
     moved = scale[:, None, None] * np.einsum('bij,bnj->bni', rotation, points) + shift[:, None]
     matrix = np.asarray(similarity_transform(jnp.asarray(points), jnp.asarray(moved)))
     np.testing.assert_allclose(matrix[..., :2], scale[:, None, None] * rotation, atol=1e-4)
     np.testing.assert_allclose(matrix[..., 2], shift, atol=1e-3)
     both = invert_affine(jnp.asarray(matrix))
-    np.testing.assert_allclose(np.asarray(both[..., :2]) @ matrix[..., :2], np.broadcast_to(np.eye(2), (3, 2, 2)), atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(both[..., :2]) @ matrix[..., :2], np.broadcast_to(np.eye(2), (3, 2, 2)), atol=1e-5
+    )
 
 
 def test_warp_by_whole_pixels_shifts_the_image(rng):
@@ -120,9 +124,11 @@ def landmarks(rng, batch, size):
     """68 points in a plausible layout, in pixels."""
     points = np.zeros((batch, 68, 2))
     for part, centre, radius in (
-        (slice(36, 42), (0.36, 0.42), 0.05), (slice(42, 48), (0.64, 0.42), 0.05), (slice(48, 68), (0.5, 0.7), 0.1),
+        (slice(36, 42), (0.36, 0.42), 0.05),
+        (slice(42, 48), (0.64, 0.42), 0.05),
+        (slice(48, 68), (0.5, 0.7), 0.1),
         (slice(27, 36), (0.5, 0.5), 0.05),
-    ):  # fmt: skip
+    ):
         points[:, part] = np.array(centre) + radius * rng.uniform(-1, 1, (batch, part.stop - part.start, 2))
     return jnp.asarray(points * size, jnp.float32)
 

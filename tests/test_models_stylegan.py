@@ -87,7 +87,9 @@ def test_published_names_and_shapes():
     parts = {
         'backbone.synthesis.': abstract(SynthesisNetwork(256, 96), ws),
         'backbone.mapping.': abstract(MappingNetwork(512, 25, 512, 14, 2), jnp.zeros((1, 512)), jnp.zeros((1, 25))),
-        'superresolution.': abstract(SuperResolution('8XDC'), jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 64, 64, 32)), ws),
+        'superresolution.': abstract(
+            SuperResolution('8XDC'), jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 64, 64, 32)), ws
+        ),
         '': abstract(DualDiscriminator(), jnp.zeros((1, 512, 512, 3)), jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 25))),
     }
     for prefix, template in parts.items():
@@ -219,7 +221,9 @@ def test_mean_style_moves_only_when_asked():
     with pytest.raises(ValueError, match='mutable'):
         net.apply(variables, z, update_emas=True)
     moved = {**variables, **state}
-    np.testing.assert_allclose(apply(net, moved, z, truncation_psi=0.0)[3], jnp.tile(state['ema_stats']['w_avg'], (6, 1)))
+    np.testing.assert_allclose(
+        apply(net, moved, z, truncation_psi=0.0)[3], jnp.tile(state['ema_stats']['w_avg'], (6, 1))
+    )
     cut = apply(net, moved, z, truncation_psi=0.3, truncation_cutoff=2)
     np.testing.assert_allclose(cut[:, 2:], ws[:, 2:], rtol=1e-5)
     np.testing.assert_allclose(cut[:, :2], apply(net, moved, z, None, jnp.float32(0.3))[:, :2], rtol=1e-5)
@@ -242,7 +246,9 @@ def test_superresolution_sizes():
     for variant, spec in VARIANTS.items():
         net = SuperResolution(variant)
         rgb = jnp.zeros((1, 32, 32, 3))
-        y, variables = jax.eval_shape(net.init_with_output, KEYS, rgb, jnp.zeros((1, 32, 32, 32)), jnp.zeros((1, 9, 512)))
+        y, variables = jax.eval_shape(
+            net.init_with_output, KEYS, rgb, jnp.zeros((1, 32, 32, 32)), jnp.zeros((1, 9, 512))
+        )
         assert y.shape == (1, spec.img_resolution, spec.img_resolution, 3)
         assert variables['params']['block1']['conv1']['weight'].shape == (3, 3, spec.channels[1], spec.channels[1])
     with pytest.raises(ValueError, match='unknown'):
@@ -331,9 +337,7 @@ def test_raw_image_fades():
     np.testing.assert_allclose(y, apply(dual, {'params': v['params']}, image, raw, c), rtol=1e-5, atol=1e-6)
     gone = {**v, 'ema_stats': {'raw_fade': jnp.zeros(())}}
     y, state = apply(net, gone, image, raw, c, mutable=['ema_stats'])
-    np.testing.assert_allclose(
-        y, apply(dual, {'params': v['params']}, image, 0 * raw, c), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(y, apply(dual, {'params': v['params']}, image, 0 * raw, c), rtol=1e-5, atol=1e-6)
     assert float(state['ema_stats']['raw_fade']) == 0
 
 
@@ -353,8 +357,12 @@ def test_label_noise_and_half_precision():
 
 def test_frozen_layers():
     assert frozen_layers(16, 5) == [
-        ('b16', 'fromrgb'), ('b16', 'conv0'), ('b16', 'conv1'), ('b16', 'skip'), ('b8', 'conv0'),
-    ]  # fmt: skip
+        ('b16', 'fromrgb'),
+        ('b16', 'conv0'),
+        ('b16', 'conv1'),
+        ('b16', 'skip'),
+        ('b8', 'conv0'),
+    ]
     net = DualDiscriminator(**{**D_OPTIONS, 'img_resolution': 16})
     params = abstract(net, normal(2, 16, 16, 3), normal(2, 8, 8, 3), normal(2, 3))['params']
     labels = freeze_labels(params, 3)

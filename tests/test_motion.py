@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from avatar_jax.faces.procedural import EXPRESSION_NAMES, motion
-from avatar_jax.faces.procedural.random_expressions import random_expressions, random_poses, windows_around
-from avatar_jax.faces.procedural.streams import Stream
 from avatar_jax.faces.windows import RADIUS
+from avatar_jax.procedural import EXPRESSION_NAMES, motion
+from avatar_jax.procedural.random_expressions import random_expressions, random_poses, windows_around
+from avatar_jax.procedural.streams import Stream
 
 GAZE = ['gaze_x', 'gaze_y']
 
@@ -25,7 +25,11 @@ def test_stream_is_fixed_forever():
     # Written out once; a change here changes every data set.
     rng = Stream(7, 'word')
     assert rng.integers(0, 2**62) == 1212661691127304876
-    np.testing.assert_allclose([rng.random(), rng.normal(), rng.exponential(2.0)], [0.9996265400689044, 0.3336173354140149, 1.7345112725520266], rtol=1e-12)
+    np.testing.assert_allclose(
+        [rng.random(), rng.normal(), rng.exponential(2.0)],
+        [0.9996265400689044, 0.3336173354140149, 1.7345112725520266],
+        rtol=1e-12,
+    )
 
 
 def test_stream_statistics():
@@ -84,7 +88,7 @@ def test_every_blink_closes_at_every_frame_rate():
         clip = motion.speech_arrays(5, int(20 * fps), fps)['expression']
         lid = channel(clip, 'blink_l')[:, 0]
         above = np.flatnonzero(np.diff(np.concatenate([[0], lid > 0.5, [0]]).astype(int)))
-        peaks = [lid[a:b].max() for a, b in zip(above[::2], above[1::2], strict=True) if 0 < a and b < len(lid)]
+        peaks = [lid[a:b].max() for a, b in zip(above[::2], above[1::2], strict=True) if a > 0 and b < len(lid)]
         assert len(peaks) >= 4 and min(peaks) == 1.0
 
 

@@ -23,9 +23,14 @@ def test_source_runs(source):
     # As a script in a process of its own: what a kernel does, without a kernel's start-up and without its time-outs.
     environment = os.environ | {'AVATAR_NOTEBOOK_STEPS': '2', 'MPLBACKEND': 'agg'}
     done = subprocess.run(
-        [sys.executable, str(source)], env=environment, cwd=FOLDER.parent, capture_output=True, text=True,
-        timeout=900, check=False,
-    )  # fmt: skip
+        [sys.executable, str(source)],
+        env=environment,
+        cwd=FOLDER.parent,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'dB in the head mask' in done.stdout
 

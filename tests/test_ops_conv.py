@@ -100,7 +100,9 @@ def test_many_pixels_of_few_channels():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('kernel', 'pads'), [((3, 3), ((1, 1), (1, 1))), ((2, 4), ((0, 1), (3, 0))), ((1, 3), ((0, 0), (0, 2)))])
+@pytest.mark.parametrize(
+    ('kernel', 'pads'), [((3, 3), ((1, 1), (1, 1))), ((2, 4), ((0, 1), (3, 0))), ((1, 3), ((0, 0), (0, 2)))]
+)
 def test_kernel_gradients_of_large_images(kernel, pads):
     """From 1,024 pixels on they are one matrix product per image."""
     x, w = arrays((2, 33, 40, 3), (*kernel, 3, 2))
@@ -113,9 +115,7 @@ def test_kernel_gradients_of_large_images(kernel, pads):
 def test_same_padding_and_groups():
     x, w = arrays((1, 5, 6, 4), (3, 2, 2, 6))
     for stride in (1, 2):
-        y = lax.conv_general_dilated(
-            x, w, (stride, stride), 'SAME', dimension_numbers=DIMS, feature_group_count=2
-        )
+        y = lax.conv_general_dilated(x, w, (stride, stride), 'SAME', dimension_numbers=DIMS, feature_group_count=2)
         assert_same(conv2d(x, w, stride, groups=2), y)
     y = conv2d_transpose(x, w, groups=2)
     halves = [conv2d_transpose(x[..., 2 * i : 2 * i + 2], w[..., 3 * i : 3 * i + 3]) for i in range(2)]

@@ -90,7 +90,9 @@ def test_half_precision_is_rounded_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('up', 'down', 'k', 'flip'), [(2, 1, 3, False), (1, 2, 3, True), (2, 2, 3, True), (3, 1, 5, True)])
+@pytest.mark.parametrize(
+    ('up', 'down', 'k', 'flip'), [(2, 1, 3, False), (1, 2, 3, True), (2, 2, 3, True), (3, 1, 5, True)]
+)
 def test_conv2d_resample_is_resampling_and_convolution(up, down, k, flip):
     x = jnp.asarray(RNG.randn(1, 6, 6, 2), jnp.float32)
     w = jnp.asarray(RNG.randn(k, k, 2, 3), jnp.float32)

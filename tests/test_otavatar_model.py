@@ -17,33 +17,51 @@ from tests.tiny_model import portrait, random_variables
 
 CONFIG = model.ModelConfig.tiny('release')
 # One short stage with super-resolution throughout: one compiled loop.
-SHORT = dataclasses.replace(CONFIG, method=CONFIG.method.replace(
-    inversion__w_steps=3, inversion__wplus_steps=0, inversion__sr_steps=3, loss__local=0.0))  # fmt: skip
+SHORT = dataclasses.replace(
+    CONFIG,
+    method=CONFIG.method.replace(
+        inversion__w_steps=3, inversion__wplus_steps=0, inversion__sr_steps=3, loss__local=0.0
+    ),
+)
 VARIABLES = random_variables(CONFIG)
 
 
 def motion(frames, seed=0):
     rng = np.random.default_rng(seed)
-    return Motion(rng.uniform(0, 1, (frames, 64)).astype(np.float32), rng.normal(0, 0.1, (frames, 3)).astype(np.float32),
-                  rng.normal(0, 0.1, (frames, 3)).astype(np.float32), 25.0, 'procedural', 'made up')  # fmt: skip
+    return Motion(
+        rng.uniform(0, 1, (frames, 64)).astype(np.float32),
+        rng.normal(0, 0.1, (frames, 3)).astype(np.float32),
+        rng.normal(0, 0.1, (frames, 3)).astype(np.float32),
+        25.0,
+        'procedural',
+        'made up',
+    )
 
 
 def some_avatar(seed=0):
     rng = np.random.default_rng(seed)
     code = rng.normal(size=(CONFIG.generator.num_ws, CONFIG.generator.w_dim)).astype(np.float32)
-    return Avatar({'code': jnp.asarray(code), 'bias': jnp.asarray(rng.normal(0, 0.01, 18), jnp.float32)},
-                  camera=portrait(seed).camera, method='otavatar', config=CONFIG, basis='procedural', weights='abc',
-                  source=f'person {seed}')  # fmt: skip
+    return Avatar(
+        {'code': jnp.asarray(code), 'bias': jnp.asarray(rng.normal(0, 0.01, 18), jnp.float32)},
+        camera=portrait(seed).camera,
+        method='otavatar',
+        config=CONFIG,
+        basis='procedural',
+        weights='abc',
+        source=f'person {seed}',
+    )
 
 
 @pytest.mark.slow
 def test_many_people_side_by_side_equal_one_person_alone():
     key, calls = jax.random.key(3), []
     portraits = [portrait(0), portrait(1).replace(mask=None)]
-    found = invert.invert_people(VARIABLES, SHORT, portraits, key=key, weights='abc',
-                                 on_step=lambda done, loss: calls.append((done, loss)))  # fmt: skip
+    found = invert.invert_people(
+        VARIABLES, SHORT, portraits, key=key, weights='abc', on_step=lambda done, loss: calls.append((done, loss))
+    )
     alone = jax.jit(lambda v, p, k: invert.invert_portrait(v, SHORT, p, None, k))(
-        VARIABLES, portraits[1], jax.random.fold_in(key, 1))
+        VARIABLES, portraits[1], jax.random.fold_in(key, 1)
+    )
     for name in ('code', 'bias'):
         np.testing.assert_allclose(found[1].avatar.identity[name], alone.avatar.identity[name], atol=2e-5)
     np.testing.assert_allclose(found[1].stages[0].curve, alone.stages[0].curve, rtol=1e-4)
@@ -111,7 +129,12 @@ def test_avatar_files(tmp_path):
     for a, b in zip(jax.tree.leaves(avatar), jax.tree.leaves(back), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (back.method, back.config, back.basis, back.weights, back.source) == (
-        'otavatar', CONFIG, 'procedural', 'abc', 'person 1')  # fmt: skip
+        'otavatar',
+        CONFIG,
+        'procedural',
+        'abc',
+        'person 1',
+    )
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='holds no avatar'):
         registry.load_avatar(tmp_path / 'empty')
@@ -176,8 +199,25 @@ def test_commands_from_a_picture_to_a_video(tmp_path, capsys):
     broken.write_bytes(b'no picture')
     save_motion(tmp_path / 'm.npz', motion(3))
     out = tmp_path / 'people'
-    status = main(['invert', '--image', str(picture), str(broken), '--out', str(out), '--weights', str(weights),
-                   '--steps', '3', '--space', 'w', '--aligned', '--motion', str(tmp_path / 'm.npz')])  # fmt: skip
+    status = main(
+        [
+            'invert',
+            '--image',
+            str(picture),
+            str(broken),
+            '--out',
+            str(out),
+            '--weights',
+            str(weights),
+            '--steps',
+            '3',
+            '--space',
+            'w',
+            '--aligned',
+            '--motion',
+            str(tmp_path / 'm.npz'),
+        ]
+    )
     assert status == 2, 'one picture was skipped'
     assert 'broken.png' in capsys.readouterr().err
     summary = json.loads((out / 'report.json').read_text())
@@ -187,8 +227,26 @@ def test_commands_from_a_picture_to_a_video(tmp_path, capsys):
     assert Image.open(out / 'face' / 'reconstruction.png').width == 4 * 32 + 3 * 4
 
     video = tmp_path / 'v.mp4'
-    assert main(['animate', '--avatar', str(out / 'face'), '--motion', str(tmp_path / 'm.npz'), '--out', str(video),
-                 '--weights', str(weights), '--png', str(tmp_path / 'png'), '--camera', 'orbit']) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                'animate',
+                '--avatar',
+                str(out / 'face'),
+                '--motion',
+                str(tmp_path / 'm.npz'),
+                '--out',
+                str(video),
+                '--weights',
+                str(weights),
+                '--png',
+                str(tmp_path / 'png'),
+                '--camera',
+                'orbit',
+            ]
+        )
+        == 0
+    )
     assert len(list(VideoReader(video))) == 3
     assert sorted(p.name for p in (tmp_path / 'png').iterdir()) == ['000000.png', '000001.png', '000002.png']
     capsys.readouterr()

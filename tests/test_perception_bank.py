@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from avatar_jax.bundled import head_nets
+from avatar_jax.bundled.head_nets import HeadTrainConfig
 from avatar_jax.convert.layout import to_torch
 from avatar_jax.errors import UserError
+from avatar_jax.io.weights import save_weights
 from avatar_jax.losses.perception import PerceptionBank, abstract_variables
 from avatar_jax.methods.otavatar.losses import LossConfig, image_terms, prepare_targets
 from avatar_jax.models.perception.head_nets import HeadNetsConfig
 from avatar_jax.models.perception.layers import avg_pool_3x3, max_pool
 from avatar_jax.models.perception.lpips import CHECKSUM_LIN0, TAP_CHANNELS
-from avatar_jax.train import head_nets
-from avatar_jax.train.head_nets import HeadTrainConfig
-from avatar_jax.weights import save_weights
 from launch import train_head_nets
 
 NETS = HeadNetsConfig(32, (4, 8), 16, 32, (4, 8), 16)
@@ -72,7 +72,9 @@ def test_lpips_needs_trunk_and_the_right_channel_weights(tmp_path, alexnet_file)
         PerceptionBank.load({'lpips_vgg': alexnet_file})
 
 
-@pytest.mark.parametrize('content', ['text', 'empty', 'cut', 'wrong keys', 'wrong shape', 'unknown name', 'suffix', 'no file'])
+@pytest.mark.parametrize(
+    'content', ['text', 'empty', 'cut', 'wrong keys', 'wrong shape', 'unknown name', 'suffix', 'no file']
+)
 def test_bad_files_are_refused_in_one_line(tmp_path, alexnet_file, content):
     path, name = tmp_path / 'x.npz', 'alexnet'
     if content == 'text':
@@ -135,10 +137,13 @@ def toy_heads(people, pictures, seed):
         rgb[:, 16:, 8 * k : 8 * k + 8] = 255 * expression[:, k, None, None, None]
     landmarks = rng.uniform(10, 20, (n, 68, 2)).astype(np.float32)
     return {
-        'rgb': rgb.astype(np.uint8), 'person': person, 'expression': expression,
+        'rgb': rgb.astype(np.uint8),
+        'person': person,
+        'expression': expression,
         'angle': rng.normal(0, 0.2, (n, 3)).astype(np.float32),
-        'translation': rng.normal(0, 0.1, (n, 3)).astype(np.float32), 'landmarks': landmarks,
-    }  # fmt: skip
+        'translation': rng.normal(0, 0.1, (n, 3)).astype(np.float32),
+        'landmarks': landmarks,
+    }
 
 
 @pytest.fixture(scope='module')

@@ -10,13 +10,13 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.alignment import STANDARD_POINTS, eg3d_crop, five_points
 from avatar_jax.faces.camera_labels import canonical_label, label_from_pose
 from avatar_jax.faces.pose import project, rotation_matrix, to_camera, transform
-from avatar_jax.faces.procedural import render_head, sample_identity
 from avatar_jax.photo import prepare
 from avatar_jax.photo.background import separate
 from avatar_jax.photo.detect import apply, detect_faces, inverse, overlap, rotation
 from avatar_jax.photo.points import FivePoints, estimate
 from avatar_jax.photo.pose import crop_label, crop_pose, fit_pose
 from avatar_jax.photo.quality import assess
+from avatar_jax.procedural import render_head, sample_identity
 
 SIZE = 256
 
@@ -26,9 +26,12 @@ def head(seed=3, yaw=0.0, pitch=0.0):
     """A procedural head turned by ``yaw`` degrees: (uint8 picture on white, landmarks, mask, angle in radians)."""
     angle = np.deg2rad([pitch, yaw, 0.0])
     image = render_head(
-        sample_identity(seed, 'train'), np.zeros(64, np.float32),
-        label_from_pose(angle, np.zeros(3), 'raw').astype(np.float32), resolution=SIZE, supersample=1,
-    )  # fmt: skip
+        sample_identity(seed, 'train'),
+        np.zeros(64, np.float32),
+        label_from_pose(angle, np.zeros(3), 'raw').astype(np.float32),
+        resolution=SIZE,
+        supersample=1,
+    )
     return np.rint(255 * np.clip(image.rgb, 0, 1)).astype(np.uint8), image.landmarks, image.mask, angle
 
 
@@ -85,7 +88,11 @@ def test_crop_is_the_eg3d_crop(tmp_path):
     # The landmarks sit in the crop where the picture's are: the same point seen in both has the same colour around it.
     small = prepare(path, size=128, background='keep')
     np.testing.assert_allclose((small.points + 0.5) * 4 - 0.5, prepared.points, atol=1e-6)
-    np.testing.assert_allclose(prepared.points, (five_points(landmarks) - five_points(landmarks)[0]) * prepared_scale(aligned) + prepared.points[0], atol=1e-3)  # fmt: skip
+    np.testing.assert_allclose(
+        prepared.points,
+        (five_points(landmarks) - five_points(landmarks)[0]) * prepared_scale(aligned) + prepared.points[0],
+        atol=1e-3,
+    )
 
 
 def prepared_scale(aligned):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.procedural import (
+from avatar_jax.procedural import (
     EXPRESSION_NAMES,
     IDENTITY_DIM,
     STYLE_DIM,
@@ -20,15 +20,15 @@ from avatar_jax.faces.procedural import (
     sample_identity,
     split_identity,
 )
-from avatar_jax.faces.procedural import surface as face
-from avatar_jax.faces.procedural.expressions import VISEMES, expression_basis
-from avatar_jax.faces.procedural.gallery import camera_label, expression, identities, main, sweep
-from avatar_jax.faces.procedural.identity import shape_basis
-from avatar_jax.faces.procedural.mesh import EYE, MOUTH, SKIN, TEETH, head_mesh
-from avatar_jax.faces.procedural.model import head_vertices
-from avatar_jax.faces.procedural.regions import region_masks
-from avatar_jax.faces.procedural.render import project, sh_light, split_label, vertex_normals
-from avatar_jax.faces.procedural.style import CUTS, decode_style
+from avatar_jax.procedural import surface as face
+from avatar_jax.procedural.expressions import VISEMES, expression_basis
+from avatar_jax.procedural.gallery import camera_label, expression, identities, main, sweep
+from avatar_jax.procedural.identity import shape_basis
+from avatar_jax.procedural.mesh import EYE, MOUTH, SKIN, TEETH, head_mesh
+from avatar_jax.procedural.model import head_vertices
+from avatar_jax.procedural.regions import region_masks
+from avatar_jax.procedural.render import project, sh_light, split_label, vertex_normals
+from avatar_jax.procedural.style import CUTS, decode_style
 
 NEUTRAL = np.zeros(64, np.float32)
 MEAN = np.zeros(IDENTITY_DIM, np.float32)
@@ -145,7 +145,7 @@ def test_linear_model_in_numpy_and_jax():
 
 
 def test_importable_without_jax():
-    code = "import sys; sys.modules['jax'] = None; from avatar_jax.faces.procedural import render_head, sample_identity"
+    code = "import sys; sys.modules['jax'] = None; from avatar_jax.procedural import render_head, sample_identity"
     subprocess.run([sys.executable, '-c', code], check=True)
 
 

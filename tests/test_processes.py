@@ -29,10 +29,21 @@ def start(out, count=1, devices=1, ids=None, **options):
     flags = [x for k, v in options.items() for x in ([f'--{k}'] if v is True else [f'--{k.replace("_", "-")}', str(v)])]
     started = []
     for i in range(count) if ids is None else ids:
-        join = ['--coordinator', f'localhost:{port}', '--num-processes', str(count), '--process-id', str(i)] if count > 1 else []
-        started.append(subprocess.Popen(
-            [sys.executable, '-m', 'tests.scale_worker', '--out', str(out), *join, *flags], cwd=ROOT,
-            env=environment(devices), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))  # fmt: skip
+        join = (
+            ['--coordinator', f'localhost:{port}', '--num-processes', str(count), '--process-id', str(i)]
+            if count > 1
+            else []
+        )
+        started.append(
+            subprocess.Popen(
+                [sys.executable, '-m', 'tests.scale_worker', '--out', str(out), *join, *flags],
+                cwd=ROOT,
+                env=environment(devices),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
     return started
 
 
@@ -115,30 +126,79 @@ def test_processes_that_cannot_work_together_say_why(tmp_path):
     assert re.search(r'error: --coordinator localhost:\d+: no answer within 4 s; start process 0 there', said[1])
     # Different options; more processes than the batch has samples.
     port = free_port()
-    pair = [subprocess.Popen([sys.executable, '-m', 'tests.scale_worker', '--out', str(tmp_path / 'c'), '--coordinator',
-                              f'localhost:{port}', '--num-processes', '2', '--process-id', str(i), '--value', str(i)],
-                             cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            for i in range(2)]  # fmt: skip
+    pair = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                '-m',
+                'tests.scale_worker',
+                '--out',
+                str(tmp_path / 'c'),
+                '--coordinator',
+                f'localhost:{port}',
+                '--num-processes',
+                '2',
+                '--process-id',
+                str(i),
+                '--value',
+                str(i),
+            ],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
     said = finish(pair, 2)
     assert all('the configuration of process 1 differs from that of process 0' in s for s in said)
 
 
 @pytest.mark.parametrize('config', ['eg3d_heads', 'otavatar_heads'])
 def test_the_command_joins_before_anything_computes(config, tmp_path):
-    join = ['--coordinator', f'localhost:{free_port()}', '--num-processes', '2', '--process-id', '0', '--join-timeout', '2']
-    done = subprocess.run([sys.executable, '-m', 'avatar_jax.cli', 'train', '--config', f'configs/{config}.py:tiny', '--out',
-                           str(tmp_path), *join], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)  # fmt: skip
+    join = [
+        '--coordinator',
+        f'localhost:{free_port()}',
+        '--num-processes',
+        '2',
+        '--process-id',
+        '0',
+        '--join-timeout',
+        '2',
+    ]
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'avatar_jax.cli',
+            'train',
+            '--config',
+            f'configs/{config}.py:tiny',
+            '--out',
+            str(tmp_path),
+            *join,
+        ],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2 and 'not all 2 processes joined within 2 s' in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (ProcessOptions(num_processes=2), '--coordinator: missing'),
-    (ProcessOptions('node1'), 'not HOST:PORT'),
-    (ProcessOptions('node1:99999', 2, 0), 'not HOST:PORT'),
-    (ProcessOptions('node1:1234', 2), 'also needs --num-processes and --process-id'),
-    (ProcessOptions('node1:1234', 2, 2), '--process-id 2: must be less than --num-processes 2'),
-    (ProcessOptions(join_timeout=0), '--join-timeout 0: give a positive'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (ProcessOptions(num_processes=2), '--coordinator: missing'),
+        (ProcessOptions('node1'), 'not HOST:PORT'),
+        (ProcessOptions('node1:99999', 2, 0), 'not HOST:PORT'),
+        (ProcessOptions('node1:1234', 2), 'also needs --num-processes and --process-id'),
+        (ProcessOptions('node1:1234', 2, 2), '--process-id 2: must be less than --num-processes 2'),
+        (ProcessOptions(join_timeout=0), '--join-timeout 0: give a positive'),
+    ],
+)
 def test_options_that_cannot_work_are_refused_at_once(options, message):
     with pytest.raises(UserError, match=message):
         options.check()

@@ -18,6 +18,8 @@ def test_opaque_samples_stay_finite_under_jit():
     values = np.asarray(weights(densities))
     assert np.isfinite(values).all()
     np.testing.assert_allclose(values.sum(-1), 1, atol=1e-6)
-    np.testing.assert_allclose(values[:, 0], np.asarray(1 - jnp.exp(-(densities[:, 0] + densities[:, 1]) / 30)), rtol=0.1)
+    np.testing.assert_allclose(
+        values[:, 0], np.asarray(1 - jnp.exp(-(densities[:, 0] + densities[:, 1]) / 30)), rtol=0.1
+    )
     gradient = jax.jit(jax.grad(lambda d: (weights(d) * jnp.arange(15.0)).sum()))(densities)
     assert np.isfinite(np.asarray(gradient)).all()

@@ -12,7 +12,9 @@ from avatar_jax.render import cameras, marching, rays, sampling, shape
 from avatar_jax.render.config import RenderConfig
 from avatar_jax.render.renderer import render_rays, sort_order
 
-CONFIG = RenderConfig(depth_resolution=5, depth_resolution_importance=4, ray_start='auto', ray_end='auto', density_noise=0.3)
+CONFIG = RenderConfig(
+    depth_resolution=5, depth_resolution_importance=4, ray_start='auto', ray_end='auto', density_noise=0.3
+)
 
 
 def scene(resolution=4, batch=2):
@@ -82,7 +84,9 @@ def test_depth_samples_are_stratified():
     edges = config.ray_start + width * np.arange(8)
     np.testing.assert_allclose(sampling.stratified_depths(config, (2, 3))[1, 2], edges + width / 2, rtol=1e-6)
     jitter = jax.random.uniform(jax.random.key(0), (2, 3, 8))
-    np.testing.assert_allclose(sampling.stratified_depths(config, (2, 3), None, jitter), edges + width * jitter, rtol=1e-6)
+    np.testing.assert_allclose(
+        sampling.stratified_depths(config, (2, 3), None, jitter), edges + width * jitter, rtol=1e-6
+    )
     disparity = dataclasses.replace(config, disparity_space_sampling=True)
     inverse = 1 / sampling.stratified_depths(disparity, (), None, jnp.zeros(8))
     np.testing.assert_allclose(np.diff(inverse), np.diff(inverse)[0], rtol=1e-4)
@@ -96,8 +100,11 @@ def test_importance_samples_go_where_the_weight_is():
     assert (jnp.diff(fine) >= 0).all()  # evenly spaced quantiles come out sorted
     near = (jnp.abs(fine - 0.6) < 0.11).mean()
     assert near > 0.85
-    counts, _ = np.histogram(sampling.inverse_cdf(jnp.arange(4.0), jnp.array([1.0, 2.0, 1.0]), jnp.linspace(0, 0.999, 4001)),
-                             bins=3, range=(0, 3))  # fmt: skip
+    counts, _ = np.histogram(
+        sampling.inverse_cdf(jnp.arange(4.0), jnp.array([1.0, 2.0, 1.0]), jnp.linspace(0, 0.999, 4001)),
+        bins=3,
+        range=(0, 3),
+    )
     np.testing.assert_allclose(counts / 4001, [0.25, 0.5, 0.25], atol=2e-3)
     with pytest.raises(ValueError, match='at least 4'):
         sampling.importance_depths(depths[:, :3], weights[:, :2], 2)
@@ -195,10 +202,13 @@ def test_released_options_and_their_absence():
 
 @pytest.mark.parametrize('disparity', [False, True])
 def test_samples_are_sorted_whatever_the_compiler_works_out_twice(disparity):
-    """Without optimisations XLA rounds a depth differently in each place that uses it; ranks must stay a permutation."""
+    """Without optimisations XLA rounds a depth differently in each place that uses it; ranks must stay a
+    permutation.
+    """
     limits = {'ray_start': 2.25, 'ray_end': 3.3} if disparity else {}
-    config = dataclasses.replace(CONFIG, depth_resolution=12, depth_resolution_importance=12, **limits,
-                                 disparity_space_sampling=disparity)  # fmt: skip
+    config = dataclasses.replace(
+        CONFIG, depth_resolution=12, depth_resolution_importance=12, **limits, disparity_space_sampling=disparity
+    )
     planes, weight, decode, bundle = scene(16)
     draws = sampling.RenderDraws.from_key(jax.random.key(1), config, *bundle[0].shape[:2])
 

@@ -39,9 +39,14 @@ def codes(count=2):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'most', 'rows'),
-    [('ffhq512', 30_662_136, 14), ('afhq512', 30_662_136, 14), ('shapenet128', 29_587_512, 14), ('heads128', 3e6, 12),
-     ('tiny', 20_000, 6)],
-)  # fmt: skip
+    [
+        ('ffhq512', 30_662_136, 14),
+        ('afhq512', 30_662_136, 14),
+        ('shapenet128', 29_587_512, 14),
+        ('heads128', 3e6, 12),
+        ('tiny', 20_000, 6),
+    ],
+)
 def test_presets_build(name, most, rows):
     config = getattr(GeneratorConfig, name)()
     abstract = jax.eval_shape(lambda: init_generator(config, jax.random.key(0)))
@@ -50,8 +55,12 @@ def test_presets_build(name, most, rows):
     ws = jax.ShapeDtypeStruct((2, rows, config.w_dim), jnp.float32)
     out = jax.eval_shape(functools.partial(model.apply, method='synthesis'), abstract, ws, c)
     size, raw = config.img_resolution, config.neural_rendering_resolution
-    shapes = {'image': (2, size, size, 3), 'image_raw': (2, raw, raw, 3), 'image_depth': (2, raw, raw, 1),
-              'opacity': (2, raw, raw, 1)}  # fmt: skip
+    shapes = {
+        'image': (2, size, size, 3),
+        'image_raw': (2, raw, raw, 3),
+        'image_depth': (2, raw, raw, 1),
+        'opacity': (2, raw, raw, 1),
+    }
     assert {k: v.shape for k, v in out.items()} == shapes
 
 
@@ -72,8 +81,10 @@ def test_fast_initialisation_has_the_modules_distributions():
     config = TINY.replace(z_dim=64, w_dim=64, rendering={'decoder_lr_mul': 0.5}, decoder_hidden=64, plane_channels=32)
     ours = init_generator(config, jax.random.key(3))
     reference = init_generator(config, jax.random.key(4))
-    assert not jnp.allclose(ours['params']['backbone']['synthesis']['b4']['const'],
-                            reference['params']['backbone']['synthesis']['b4']['const'])  # fmt: skip
+    assert not jnp.allclose(
+        ours['params']['backbone']['synthesis']['b4']['const'],
+        reference['params']['backbone']['synthesis']['b4']['const'],
+    )
     pairs = [
         (mapping['params'], ours['params']['backbone']['mapping']),
         (decoder['params'], ours['params']['decoder']),
@@ -172,9 +183,15 @@ def test_density_is_that_of_the_renderer():
 
 @pytest.mark.parametrize(
     ('change', 'message'),
-    [({'dtype': 'float16'}, 'dtype'), ({'superresolution': '16X'}, 'superresolution'), ({'c_dim': 24}, 'c_dim'),
-     ({'resolution': 64}, 'resolution'), ({'rendering': {'white': True}}, 'white'), ({'decoder_out': 2}, 'decoder_out')],
-)  # fmt: skip
+    [
+        ({'dtype': 'float16'}, 'dtype'),
+        ({'superresolution': '16X'}, 'superresolution'),
+        ({'c_dim': 24}, 'c_dim'),
+        ({'resolution': 64}, 'resolution'),
+        ({'rendering': {'white': True}}, 'white'),
+        ({'decoder_out': 2}, 'decoder_out'),
+    ],
+)
 def test_impossible_options_are_named(change, message):
     with pytest.raises(UserError, match=message):
         TINY.replace(**change)
@@ -182,8 +199,15 @@ def test_impossible_options_are_named(change, message):
 
 def test_released_options():
     rendering = {'superresolution_module': 'training.superresolution.SuperresolutionHybrid2X', 'white_back': True}
-    kwargs = {'z_dim': 512, 'img_resolution': 128, 'sr_num_fp16_res': 4, 'num_fp16_res': 0, 'img_channels': 3,
-              'mapping_kwargs': {'num_layers': 2}, 'rendering_kwargs': rendering}  # fmt: skip
+    kwargs = {
+        'z_dim': 512,
+        'img_resolution': 128,
+        'sr_num_fp16_res': 4,
+        'num_fp16_res': 0,
+        'img_channels': 3,
+        'mapping_kwargs': {'num_layers': 2},
+        'rendering_kwargs': rendering,
+    }
     config = GeneratorConfig.from_release(kwargs)
     assert (config.superresolution, config.sr_conv_clamp, config.rendering.white_back) == ('2X', 256.0, True)
     assert GeneratorConfig.from_release({**kwargs, 'sr_num_fp16_res': 0}).sr_conv_clamp is None

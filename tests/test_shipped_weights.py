@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from avatar_jax.io.weights import shipped, shipped_names
 from avatar_jax.methods.otavatar import model
-from avatar_jax.weights import shipped, shipped_names
 from launch.perception import default_bank
 
 
@@ -71,7 +71,9 @@ def test_gpavatar_opens_eyes_that_one_of_two_portraits_shows():
 
 @pytest.mark.slow
 def test_gpavatar_moves_lids():
-    """What a blink changes in the avatar, as a share of what it changes in the true picture, apart from a pixel or two."""
+    """What a blink changes in the avatar, as a share of what it changes in the true picture, apart from a pixel or
+    two.
+    """
     from scipy.ndimage import gaussian_filter
 
     from avatar_jax.methods.registry import choose_model

@@ -12,9 +12,9 @@ from PIL import Image
 
 from avatar_jax import cli
 from avatar_jax.errors import UserError
-from avatar_jax.faces.procedural import motion, render_head, sample_identity
 from avatar_jax.io.motion import load_motion
 from avatar_jax.io.video import VideoReader, write_video
+from avatar_jax.procedural import motion, render_head, sample_identity
 from avatar_jax.track.folder import is_track, prepared, read_track
 from data_pipelines.cameras import pose_labels
 
@@ -29,7 +29,9 @@ def rendered(seed, count, background, start=0):
     frames, landmarks = [], []
     for t in range(start, start + count):
         label = pose_labels(arrays['angle'][t], arrays['translation'][t])
-        head = render_head(identity, arrays['expression'][t], label, resolution=SIZE, supersample=1, background=background)
+        head = render_head(
+            identity, arrays['expression'][t], label, resolution=SIZE, supersample=1, background=background
+        )
         frames.append(np.rint(255 * np.clip(head.rgb, 0, 1)).astype(np.uint8))
         landmarks.append(head.landmarks - 0.5)
     return np.stack(frames), np.stack(landmarks), arrays['angle'][start:]
@@ -64,7 +66,9 @@ def test_everything_is_written(known):
     names = sorted(p.name for p in folder.iterdir())
     assert names == ['crops', 'masks', 'motion.npz', 'overlay.mp4', 'report.json', 'track.npz']
     arrays = read_track(folder)
-    assert arrays['found'].all() and arrays['labels'].shape == (SHOWN, 25) and arrays['coefficients'].shape == (SHOWN, 260)
+    assert (
+        arrays['found'].all() and arrays['labels'].shape == (SHOWN, 25) and arrays['coefficients'].shape == (SHOWN, 260)
+    )
     assert np.abs(arrays['landmarks'] - landmarks).mean() < 1.0
     assert np.rad2deg(np.abs(arrays['angle'] - angles).mean()) < 2.0
     crops = sorted((folder / 'crops').glob('*.jpg'))
@@ -161,7 +165,9 @@ def png_of_900_megapixels():
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 
     header = struct.pack('>IIBBBBB', 30000, 30000, 8, 2, 0, 0, 0)
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
+    return (
+        b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
+    )
 
 
 @pytest.mark.slow
@@ -191,12 +197,20 @@ def test_bad_inputs_are_skipped_and_listed(person, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['dataset.json', 'good', 'report.json', 'один кадр']
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (('--size', '4'), '--size 4'), (('--smooth', '-1'), 'must not be negative'), (('--face', '0'), 'counted from 1'),
-    (('--face', 'nobody.jpg'), 'a picture of the person'), (('--model', 'none.mat'), 'no such head model'),
-    (('--mediapipe', 'none.task'), 'no such file'), (('--landmarks', 'a', 'b'), '2 files for 1 inputs'),
-    (('--fps', '0'), 'frame rate'), (('--mediapipe', 'a', '--landmarks', 'b'), 'give one of them'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (('--size', '4'), '--size 4'),
+        (('--smooth', '-1'), 'must not be negative'),
+        (('--face', '0'), 'counted from 1'),
+        (('--face', 'nobody.jpg'), 'a picture of the person'),
+        (('--model', 'none.mat'), 'no such head model'),
+        (('--mediapipe', 'none.task'), 'no such file'),
+        (('--landmarks', 'a', 'b'), '2 files for 1 inputs'),
+        (('--fps', '0'), 'frame rate'),
+        (('--mediapipe', 'a', '--landmarks', 'b'), 'give one of them'),
+    ],
+)
 def test_bad_options(options, message, tmp_path, capsys):
     (tmp_path / 'a.png').write_bytes(b'x')
     assert run(tmp_path / 'a.png', '--out', tmp_path / 'out', *options) == 2
@@ -210,8 +224,13 @@ def test_pixels_light_and_translation(person, tmp_path):
     frames, landmarks, angles = person
     Image.fromarray(frames[2]).save(tmp_path / 'a.png')
     np.savetxt(tmp_path / 'a.landmarks68.txt', landmarks[2])
-    assert run(tmp_path / 'a.png', '--out', tmp_path / 'out', '--size', 64, '--pixels', '--translation', '--no-masks') == 0
+    assert (
+        run(tmp_path / 'a.png', '--out', tmp_path / 'out', '--size', 64, '--pixels', '--translation', '--no-masks') == 0
+    )
     arrays = read_track(tmp_path / 'out' / 'a')
     assert np.rad2deg(np.abs(arrays['angle'][0] - angles[2]).max()) < 5
-    assert np.abs(arrays['coefficients'][0, 227:254]).max() > 0.01 and np.abs(arrays['coefficients'][0, 144:224]).max() > 0.01
+    assert (
+        np.abs(arrays['coefficients'][0, 227:254]).max() > 0.01
+        and np.abs(arrays['coefficients'][0, 144:224]).max() > 0.01
+    )
     assert 'refined on the pixels' in json.loads((tmp_path / 'out' / 'a' / 'report.json').read_text())['notes']

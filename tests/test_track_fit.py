@@ -12,7 +12,7 @@ from avatar_jax.faces.alignment import align, aligned_to_eg3d, five_points
 from avatar_jax.faces.base import MorphableModel
 from avatar_jax.faces.camera_labels import label_from_pose, pose_from_label
 from avatar_jax.faces.pose import head_to_world
-from avatar_jax.faces.procedural.render import project
+from avatar_jax.procedural.render import project
 from avatar_jax.track import fit
 from avatar_jax.track.basis import landmark_basis, load_head, procedural_expressions
 from avatar_jax.track.camera import from_translation, seen, to_translation
@@ -55,8 +55,9 @@ def test_tabulated_landmarks(head, basis):
     assert isinstance(head, MorphableModel) and basis.name == 'toy'
     rng = np.random.default_rng(0)
     identity, expression = rng.normal(size=5), rng.normal(size=6)
-    np.testing.assert_allclose(basis.points(jnp.asarray(identity), jnp.asarray(expression)),
-                               head.landmarks(identity, expression), atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        basis.points(jnp.asarray(identity), jnp.asarray(expression)), head.landmarks(identity, expression), atol=1e-5
+    )
     z = jnp.asarray(rng.normal(size=(3, 6)), jnp.float32)
     np.testing.assert_allclose(basis.whiten(basis.unwhiten(z)), z, atol=1e-4)
 
@@ -118,8 +119,14 @@ def test_camera_round_trip():
 @pytest.fixture(scope='module')
 def clip(head, basis):
     points, expression, angle, translation, identity = toy_clip(head)
-    return SimpleNamespace(points=points, expression=expression, angle=angle, translation=translation, identity=identity,
-                           track=tracked(basis, points, crop='frame'))  # fmt: skip
+    return SimpleNamespace(
+        points=points,
+        expression=expression,
+        angle=angle,
+        translation=translation,
+        identity=identity,
+        track=tracked(basis, points, crop='frame'),
+    )
 
 
 @pytest.mark.slow
@@ -190,7 +197,11 @@ def test_no_face_at_all(basis):
 
 
 def test_options_are_checked():
-    for options, message in (({'crop': 'round'}, 'choose one of'), ({'size': 8}, 'at least 16'), ({'steady': -1}, 'negative')):
+    for options, message in (
+        ({'crop': 'round'}, 'choose one of'),
+        ({'size': 8}, 'at least 16'),
+        ({'steady': -1}, 'negative'),
+    ):
         with pytest.raises(UserError, match=message):
             TrackConfig(**options)
 

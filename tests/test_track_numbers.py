@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from avatar_jax.faces.procedural import ProceduralHead, motion, sample_identity
+from avatar_jax.bundled import expression_net
 from avatar_jax.models.perception.expression_net import MARGIN, RATE
+from avatar_jax.procedural import ProceduralHead, motion, sample_identity
 from avatar_jax.track.basis import landmark_basis
 from avatar_jax.track.camera import from_translation
 from avatar_jax.track.clip import TrackConfig, project_clip, track_clip
 from avatar_jax.track.numbers import SIGMA, expected_numbers, read_numbers
 from avatar_jax.track.observe import FileLandmarks
-from avatar_jax.train import expression_net
 from launch.evaluate_face_net import expression_figures
 from launch.train_expression_net import motions, simulated, train
 
@@ -74,7 +74,9 @@ def test_windows_and_rates_do_not_show(basis):
     # The mean of the clip enters; with it alike, an answer depends on a few frames only.
     part = slice(30, 30 + 64 + 2 * MARGIN)
     shift = true['expression'].mean(0) - true['expression'][part].mean(0)
-    alike = np.concatenate([true['expression'][part], np.repeat((true['expression'][part].mean(0) + 2 * shift)[None], 76, 0)])
+    alike = np.concatenate(
+        [true['expression'][part], np.repeat((true['expression'][part].mean(0) + 2 * shift)[None], 76, 0)]
+    )
     angle = np.concatenate([true['angle'][part], np.zeros((76, 3))])
     alone, _ = expected_numbers(alike, angle, np.arange(152) / RATE, np.ones(152, bool))
     np.testing.assert_allclose(alone[MARGIN : 76 - MARGIN], whole[30 + MARGIN : 30 + 76 - MARGIN], atol=1e-4)
@@ -95,8 +97,10 @@ def test_fit_models_tell_response_and_errors():
     clips = []
     for _ in range(60):
         truth = rng.random((100, 64))
-        clips.append(expression_net.FittedClip(expression_net.as_fitted(rng, truth, model), truth, np.zeros((100, 3)), 'a'))
-    found, = expression_net.fit_models(clips)
+        clips.append(
+            expression_net.FittedClip(expression_net.as_fitted(rng, truth, model), truth, np.zeros((100, 3)), 'a')
+        )
+    (found,) = expression_net.fit_models(clips)
     assert np.abs(found.response[128:192] - response[128:192]).max() < 0.03
     assert abs(found.memory - 0.8) < 0.08 and found.weight == 1
     assert 0.7 < np.trace(found.steady.T @ found.steady) / (64 * 0.05**2) < 1.8

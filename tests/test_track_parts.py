@@ -22,7 +22,8 @@ from avatar_jax.track.source import find_sources
 from tests.comparison import close
 from tests.parity.golden import golden_files, load
 
-# ------------------------------------------------------------------------------------------------------------------ time
+# ------------------------------------------------------------------------------------------------------------------
+# time
 
 
 def test_filter_takes_jitter_and_keeps_motion():
@@ -68,7 +69,8 @@ def test_motion_gets_an_even_rate():
     np.testing.assert_array_equal(even(regular, np.arange(4) / 25, 25.0), regular)
 
 
-# ------------------------------------------------------------------------------------------------------------- landmarks
+# -------------------------------------------------------------------------------------------------------------
+# landmarks
 
 
 def test_layouts():
@@ -112,7 +114,9 @@ def test_landmark_files_of_clips(tmp_path):
         read_landmarks(tmp_path / 'a.npy')
 
 
-@pytest.mark.parametrize('content', ['{}', '[1, 2', '[[1, 2], [3]]', '{"landmarks": "a"}', '[[1, 2], [3, 4]]', 'null', '7'])
+@pytest.mark.parametrize(
+    'content', ['{}', '[1, 2', '[[1, 2], [3]]', '{"landmarks": "a"}', '[[1, 2], [3, 4]]', 'null', '7']
+)
 def test_bad_landmark_files(tmp_path, content):
     (tmp_path / 'a.json').write_text(content)
     with pytest.raises(UserError, match='a.json'):
@@ -137,10 +141,13 @@ def test_mediapipe_errors(tmp_path):
         MediaPipeReader(tmp_path / 'a.task')
 
 
-# ------------------------------------------------------------------------------------------------------ head translation
+# ------------------------------------------------------------------------------------------------------ head
+# translation
 
 
-@pytest.mark.parametrize('path', [p for p in golden_files('blocks') if p.stem.startswith('nofa_maths')], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    'path', [p for p in golden_files('blocks') if p.stem.startswith('nofa_maths')], ids=lambda p: p.stem
+)
 def test_head_translation_reference(path):
     golden = load(path)
     config = golden.config
@@ -149,7 +156,11 @@ def test_head_translation_reference(path):
         source, driving, pose = (xp.asarray(golden.inp[k]) for k in ('kp_src', 'kp_drv', 'c2w'))
         offset = translation.pixel_offset(driving, source, config['crop_side_px'])
         close(translation.pivot_depth(pose, pivot), golden.out['depth'], atol=1e-5)
-        close(translation.translate_pose(pose, offset, config['f_norm'], pivot=pivot), golden.out['c2w_corrected'], atol=1e-5)
+        close(
+            translation.translate_pose(pose, offset, config['f_norm'], pivot=pivot),
+            golden.out['c2w_corrected'],
+            atol=1e-5,
+        )
 
 
 @pytest.mark.parametrize('zoom', [None, 1.3])
@@ -169,7 +180,8 @@ def test_the_pivot_moves_by_the_offset(zoom):
     np.testing.assert_allclose(new_depth, depth / (zoom or 1), rtol=1e-5)
 
 
-# --------------------------------------------------------------------------------------------------------------- network
+# ---------------------------------------------------------------------------------------------------------------
+# network
 
 
 def test_crop_is_upright_and_centred():
@@ -201,7 +213,7 @@ def few_heads(tmp_path_factory):
 
 def test_examples_keep_their_landmarks(few_heads):
     """The crop, the mask and the landmarks of an example belong together: landmarks lie on the head."""
-    from avatar_jax.train.face_augment import MIRROR, example, example_or_empty, mirror_expression
+    from avatar_jax.bundled.face_augment import MIRROR, example, example_or_empty, mirror_expression
 
     assert few_heads['rgb'].shape == (6, 96, 96, 3)
     inside = []
@@ -222,9 +234,9 @@ def test_examples_keep_their_landmarks(few_heads):
 
 @pytest.mark.slow
 def test_training_learns_and_is_repeatable(few_heads, tmp_path):
+    from avatar_jax.bundled.face_net import FaceTrainConfig, batches
+    from avatar_jax.io.weights import load_weights
     from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNetConfig
-    from avatar_jax.train.face_net import FaceTrainConfig, batches
-    from avatar_jax.weights import load_weights
     from launch.train_face_net import train
 
     net = FaceNetConfig(side=64, widths=(8, 8, 8, 8), blocks=(0, 1, 0, 0), neck=(8, 8), hidden=16)
@@ -247,7 +259,8 @@ def test_votes_are_means_of_cells():
     np.testing.assert_allclose(found[0, 6], [0.5, 0.5], atol=1e-6)
 
 
-# --------------------------------------------------------------------------------------------------------------- sources
+# ---------------------------------------------------------------------------------------------------------------
+# sources
 
 
 def test_sources(tmp_path):
@@ -257,8 +270,13 @@ def test_sources(tmp_path):
         Image.new('RGB', (40, 40)).save(folder / name, format='PNG')
     (folder / 'a.mp4').write_bytes(b'x')
     found = find_sources([folder, folder / 'frame9.png', tmp_path / 'odd.name'])
-    assert [(s.name, s.kind) for s in found] == [('a', 'video'), ('frame10', 'photo'), ('frame9', 'photo'),
-                                                 ('frame9-2', 'photo'), ('odd', 'photo')]  # fmt: skip
+    assert [(s.name, s.kind) for s in found] == [
+        ('a', 'video'),
+        ('frame10', 'photo'),
+        ('frame9', 'photo'),
+        ('frame9-2', 'photo'),
+        ('odd', 'photo'),
+    ]
     clip = find_sources([folder], sequence=True, fps=10.0)[0]
     frames = list(clip.open())
     assert clip.kind == 'frames' and [f.time for f in frames] == [0.0, 0.1] and len(clip.sha256()) == 64
@@ -267,7 +285,8 @@ def test_sources(tmp_path):
         find_sources([tmp_path / 'empty'])
 
 
-# --------------------------------------------------------------------------------------------------------------- choosing
+# ---------------------------------------------------------------------------------------------------------------
+# choosing
 
 
 def test_choosing_a_face(tmp_path):
@@ -289,13 +308,18 @@ def test_choosing_a_face(tmp_path):
 
 def test_the_person_of_a_picture_is_chosen():
     """By likeness: of two heads side by side, the one whose other picture was given."""
-    from avatar_jax.faces.procedural import render_head, sample_identity
+    from avatar_jax.procedural import render_head, sample_identity
     from avatar_jax.track.choose import Chooser, embedding
     from data_pipelines.cameras import pose_labels
 
     def head(seed, yaw):
-        image = render_head(sample_identity(seed, 'test'), np.zeros(64, np.float32), pose_labels([0, yaw, 0], [0, 0, 0]),
-                            resolution=128, supersample=1)  # fmt: skip
+        image = render_head(
+            sample_identity(seed, 'test'),
+            np.zeros(64, np.float32),
+            pose_labels([0, yaw, 0], [0, 0, 0]),
+            resolution=128,
+            supersample=1,
+        )
         return np.rint(255 * np.clip(image.rgb, 0, 1)).astype(np.uint8), image.landmarks
 
     (first, marks), (second, others) = head(3, 0.1), head(8, 0.1)

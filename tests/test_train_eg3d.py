@@ -36,21 +36,30 @@ FLAGS = '--xla_backend_optimization_level=0'
 
 
 def tiny_run(batch=4, iterations=4, lazy=0, **train):
-    """All losses in every iteration, augmentation on: one small program. ``lazy`` 1: regularisation in its own steps."""
+    """All losses in every iteration, augmentation on: one small program. ``lazy`` 1: regularisation in its own
+    steps.
+    """
     generator = GeneratorConfig.tiny().replace(
-        img_resolution=16, plane_resolution=8, neural_rendering_resolution=8, channel_base=64, channel_max=8,
-        sr_channels=(4, 4), rendering={'depth_resolution': 4, 'depth_resolution_importance': 4, 'ray_start': 2.3})  # fmt: skip
+        img_resolution=16,
+        plane_resolution=8,
+        neural_rendering_resolution=8,
+        channel_base=64,
+        channel_max=8,
+        sr_channels=(4, 4),
+        rendering={'depth_resolution': 4, 'depth_resolution_importance': 4, 'ray_start': 2.3},
+    )
     transforms = AugmentConfig(xflip=1, scale=1, brightness=1)
     settings = {'g_reg_interval': lazy, 'd_reg_interval': lazy, 'kimg': batch * iterations / 1000} | train
     return RunConfig(
         generator=generator,
         discriminator=DiscriminatorConfig(channel_base=64, channel_max=8, mapping_layers=1, mbstd_group_size=2),
-        loss=LossConfig(blur_init_sigma=0.0), train=TrainConfig(batch=batch, **settings),
+        loss=LossConfig(blur_init_sigma=0.0),
+        train=TrainConfig(batch=batch, **settings),
         augment=AdaConfig(mode='ada', p=0.4, kimg=0.1, interval=2, transforms=transforms),
         data=DataConfig(count=4, in_memory=True, num_threads=0),
         output=OutputConfig(log_every=1, sample_every=0, sample_rows=0, checkpoint_every=1, keep=10, tensorboard=False),
         parallel='single',
-    )  # fmt: skip
+    )
 
 
 RUN = """
@@ -63,8 +72,13 @@ train(tiny_run(), {out!r}, resume={resume!r}, quiet=True)
 
 
 def start(code, **env):
-    return subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': FLAGS, **env})  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': FLAGS, **env},
+    )
 
 
 def finish(process):
@@ -112,8 +126,11 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
     assert config == tiny_run().generator
     for a, b in zip(jax.tree.leaves(from_run.ema), jax.tree.leaves(variables['params']), strict=True):
         np.testing.assert_array_equal(a, b)
-    from_file = files.starting_point(dataclasses.replace(
-        again, init=str(out / files.WEIGHTS), init_discriminator=str(out / files.DISCRIMINATOR_WEIGHTS)))
+    from_file = files.starting_point(
+        dataclasses.replace(
+            again, init=str(out / files.WEIGHTS), init_discriminator=str(out / files.DISCRIMINATOR_WEIGHTS)
+        )
+    )
     for a, b in zip(jax.tree.leaves(from_run.discriminator), jax.tree.leaves(from_file.discriminator), strict=True):
         np.testing.assert_array_equal(a, b)
     other = dataclasses.replace(again, generator=again.generator.replace(channel_max=4))
@@ -175,8 +192,11 @@ def test_the_update_does_not_depend_on_devices_and_micro_batches():
 def test_batches_that_do_not_divide_are_refused():
     config = tiny_run(8)
     training.check_batch(config, 4)
-    for devices, changes, message in ((3, {}, 'does not divide among 3 devices'), (8, {}, 'mbstd_group_size: 2'),
-                                      (4, {'accumulate': 4}, 'use a multiple of 16')):  # fmt: skip
+    for devices, changes, message in (
+        (3, {}, 'does not divide among 3 devices'),
+        (8, {}, 'mbstd_group_size: 2'),
+        (4, {'accumulate': 4}, 'use a multiple of 16'),
+    ):
         bad = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
         with pytest.raises(UserError, match=message):
             training.check_batch(bad, devices)
@@ -186,8 +206,11 @@ def test_batches_that_do_not_divide_are_refused():
 
 
 def test_phases_follow_the_iteration_number():
-    config = dataclasses.replace(tiny_run(), train=TrainConfig(batch=32), loss=LossConfig(
-        resolution_final=16, resolution_fade_kimg=1.0, blur_init_sigma=10.0, blur_fade_kimg=200.0))  # fmt: skip
+    config = dataclasses.replace(
+        tiny_run(),
+        train=TrainConfig(batch=32),
+        loss=LossConfig(resolution_final=16, resolution_fade_kimg=1.0, blur_init_sigma=10.0, blur_fade_kimg=200.0),
+    )
     flags = [training.flags_at(config, i) for i in range(33)]
     assert [i for i, f in enumerate(flags) if f.g_reg] == [0, 4, 8, 12, 16, 20, 24, 28, 32]
     assert [i for i, f in enumerate(flags) if f.d_reg] == [0, 16, 32]
@@ -250,7 +273,9 @@ def test_bad_starts_are_one_line(tmp_path):
     cases = {
         'no such file': dataclasses.replace(config, init=str(tmp_path / 'x.safetensors')),
         'no such checkpoint folder': dataclasses.replace(config, init=str(tmp_path)),
-        'no such folder, or not a zip': dataclasses.replace(config, data=DataConfig(source='eg3d', folder=str(tmp_path / 'no'))),
+        'no such folder, or not a zip': dataclasses.replace(
+            config, data=DataConfig(source='eg3d', folder=str(tmp_path / 'no'))
+        ),
         'mbstd_group_size': dataclasses.replace(config, discriminator=DiscriminatorConfig(mbstd_group_size=3)),
     }
     for message, bad in cases.items():

@@ -21,8 +21,14 @@ from avatar_jax.types import Camera, Portrait
 from launch.encode import warn_of_strangers
 from launch.train_gpavatar import train
 
-SETTINGS = {'loss__box': 0.0, 'training_noise': 'zero', 'noise': 'zero', 'train__ema': 0.9, 'train__batch_size': 1,
-            'train__milestones': (2,)}  # fmt: skip
+SETTINGS = {
+    'loss__box': 0.0,
+    'training_noise': 'zero',
+    'noise': 'zero',
+    'train__ema': 0.9,
+    'train__batch_size': 1,
+    'train__milestones': (2,),
+}
 FRONT = np.asarray(label_from_pose(np.zeros(3, np.float32), np.zeros(3, np.float32), 'raw'))
 
 
@@ -32,7 +38,7 @@ def tiny_run(iterations=3):
         data=ClipsConfig(people=2, frames=4, resolution=16, in_memory=True, num_threads=0),
         output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1, tensorboard=False),
         parallel='single',
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope='module')
@@ -98,7 +104,9 @@ def test_super_resolution_learns_apart():
         rested, metrics = training.update(config, state, ones, which)
         assert int(rested.step) == 2 and all(k.startswith('sr') == (which == 'sr') for k in metrics)
         for name, group in state.groups.items():
-            same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (group, rested.groups[name])), strict=True)]
+            same = [
+                np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (group, rested.groups[name])), strict=True)
+            ]
             assert all(same) == (name.startswith('sr') != (which == 'sr'))
 
 
@@ -123,18 +131,50 @@ def picture(path, seed):
 def test_commands(trained, tmp_path, capsys, monkeypatch):
     weights = str(trained[0] / 'weights.safetensors')
     images = [picture(tmp_path / f'{name}.png', k) for k, name in enumerate('ab')]
-    status = main(['invert', '--method', 'gpavatar', '--weights', weights, '--aligned', '--background', 'keep', '--image', *images,
-                   '--out', str(tmp_path / 'out')])  # fmt: skip
+    status = main(
+        [
+            'invert',
+            '--method',
+            'gpavatar',
+            '--weights',
+            weights,
+            '--aligned',
+            '--background',
+            'keep',
+            '--image',
+            *images,
+            '--out',
+            str(tmp_path / 'out'),
+        ]
+    )
     assert status == 0 and 'from 2 portraits' in capsys.readouterr().out
     assert (tmp_path / 'out' / 'a' / 'reconstruction.png').is_file() and (tmp_path / 'out' / 'report.json').is_file()
-    assert main(['animate', '--avatar', str(tmp_path / 'out' / 'a'), '--weights', weights, '--motion', 'speech:0:3',
-                 '--per-call', '3', '--out', str(tmp_path / 'a.mp4')]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                'animate',
+                '--avatar',
+                str(tmp_path / 'out' / 'a'),
+                '--weights',
+                weights,
+                '--motion',
+                'speech:0:3',
+                '--per-call',
+                '3',
+                '--out',
+                str(tmp_path / 'a.mp4'),
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / 'a.mp4').stat().st_size > 100
     capsys.readouterr()
     monkeypatch.delitem(registry.DEFAULT_WEIGHTS, 'gpavatar')
     assert main(['invert', '--method', 'gpavatar', '--image', images[0], '--out', str(tmp_path / 'x')]) == 2
     assert 'no weights for it are in the package' in capsys.readouterr().err
-    assert main(['invert', '--weights', weights, '--steps', '3', '--image', images[0], '--out', str(tmp_path / 'x')]) == 2
+    assert (
+        main(['invert', '--weights', weights, '--steps', '3', '--image', images[0], '--out', str(tmp_path / 'x')]) == 2
+    )
     assert 'has no optimisation' in capsys.readouterr().err
 
 
@@ -151,7 +191,9 @@ def test_pictures_of_portraits_are_compared_with_the_truth(trained, tmp_path, mo
     from launch import portrait_pictures as pictures
 
     grey = {1: -0.4, 2: 0.1, 4: 0.5}
-    monkeypatch.setattr(pictures, 'rendered', lambda model, portraits, label, code: np.full((16, 16, 3), grey[len(portraits)]))
+    monkeypatch.setattr(
+        pictures, 'rendered', lambda model, portraits, label, code: np.full((16, 16, 3), grey[len(portraits)])
+    )
     weights = ['--weights', str(trained[0] / 'weights.safetensors'), '--out', str(tmp_path)]
     assert pictures.main([*weights, '--people', '2', '--seed', '3']) == 0
     shown = capsys.readouterr().out

@@ -21,9 +21,21 @@ from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from data_pipelines.sets import SetConfig, Sets
 from launch.train_gpavatar import train
 
-SETTINGS = {'loss__box': 0.0, 'loss__opacity': 0.3, 'loss__depth': 0.5, 'fine_samples': 6, 'loss__squared': 4.0, 'training_noise': 'zero', 'noise': 'zero',
-            'train__drivers': 2, 'train__sources': 2, 'train__rays': 40, 'train__ray_iterations': 4, 'train__whole_every': 3,
-            'train__first': 'he'}  # fmt: skip
+SETTINGS = {
+    'loss__box': 0.0,
+    'loss__opacity': 0.3,
+    'loss__depth': 0.5,
+    'fine_samples': 6,
+    'loss__squared': 4.0,
+    'training_noise': 'zero',
+    'noise': 'zero',
+    'train__drivers': 2,
+    'train__sources': 2,
+    'train__rays': 40,
+    'train__ray_iterations': 4,
+    'train__whole_every': 3,
+    'train__first': 'he',
+}
 
 
 def run_config(folder, iterations=5):
@@ -32,7 +44,7 @@ def run_config(folder, iterations=5):
         data=ClipsConfig('heads', str(folder), people=3, frames=4, resolution=16, num_threads=0),
         output=PeopleOutput(log_every=1, sample_every=5, sample_people=2, checkpoint_every=1, tensorboard=False),
         parallel='single',
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope='module')
@@ -106,12 +118,16 @@ def test_what_depths_need(pictures, trained):
 
 def test_samples_near_the_surface():
     origins, directions = jnp.array([[[0.0, 0, 3], [0, 0, 3]]]), jnp.array([[[0.0, 0, -1], [0, 0, -1]]])
-    depths = training.near_surface(jax.random.split(jax.random.key(0), 1), (origins, directions), jnp.array([[2.5, 0.0]]))
+    depths = training.near_surface(
+        jax.random.split(jax.random.key(0), 1), (origins, directions), jnp.array([[2.5, 0.0]])
+    )
     assert depths.shape == (1, 2, 4)
     assert float(jnp.abs(depths[0, 0] - 2.5).max()) <= 3 * training.NEAR_STD
     assert float(depths[0, 1].min()) >= 2 and float(depths[0, 1].max()) <= 4  # anywhere in the cube
     config = ModelConfig.tiny(**SETTINGS).method.loss
-    term = training.depth_term(config, jnp.array([[[0.5, 0.5]]]), jnp.array([[[2.0, 3.0]]]), jnp.array([[2.5]]), jnp.ones((1, 1)))
+    term = training.depth_term(
+        config, jnp.array([[[0.5, 0.5]]]), jnp.array([[[2.0, 3.0]]]), jnp.array([[2.5]]), jnp.ones((1, 1))
+    )
     np.testing.assert_allclose(term['depth'], 0.5 * 0.5)
 
 
@@ -180,7 +196,9 @@ def test_a_step_of_rays_descends_its_own_loss(trained, pictures):
     item = sets(0)
     batch = training.with_host_arrays(config, {k: v[None] for k, v in item.items()}, rays=True)
     state = training.init_state(config, init(config, jax.random.key(0)))
-    step = jax.jit(lambda s, batch: training.train_step(config, 0, s, batch, {'mesh': load_mesh(config), 'alexnet': None}))
+    step = jax.jit(
+        lambda s, batch: training.train_step(config, 0, s, batch, {'mesh': load_mesh(config), 'alexnet': None})
+    )
     found = []
     for _ in range(100):
         state, metrics = step(state, batch)
@@ -206,10 +224,14 @@ def test_first_values_let_the_input_through():
 def test_super_resolution_starts_as_enlargement():
     config = dataclasses.replace(ModelConfig.tiny(), sr_skip=True)
     params = init(config, jax.random.key(0))['params']
-    features = jax.random.uniform(jax.random.key(1), (1, config.raw_size, config.raw_size, config.method.head.out_channels))
+    features = jax.random.uniform(
+        jax.random.key(1), (1, config.raw_size, config.raw_size, config.method.head.out_channels)
+    )
     found = jax.jit(lambda p, x: superresolve(p, config, x))(params, features)
     np.testing.assert_allclose(found, resize(features[..., :3], config.img_resolution), atol=1e-6)
-    planes = jax.eval_shape(lambda p, x: encode(p, config, x), params, jnp.zeros((1, config.image_size, config.image_size, 3)))
+    planes = jax.eval_shape(
+        lambda p, x: encode(p, config, x), params, jnp.zeros((1, config.image_size, config.image_size, 3))
+    )
     assert planes.shape == (1, *config.plane_shape)
 
 

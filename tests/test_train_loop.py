@@ -73,8 +73,10 @@ def test_resume_equals_the_uninterrupted_run(tmp_path):
     assert_equal(whole, resumed)
     assert int(resumed.step) == 12
     drop = ('steps_per_second',)
-    logs = [[{k: v for k, v in r.items() if k not in drop} for r in read_jsonl(tmp_path / n / 'metrics.jsonl')]
-            for n in 'ab']  # fmt: skip
+    logs = [
+        [{k: v for k, v in r.items() if k not in drop} for r in read_jsonl(tmp_path / n / 'metrics.jsonl')]
+        for n in 'ab'
+    ]
     by_step = [{r['step']: r for r in log} for log in logs]
     assert by_step[0][12] == by_step[1][12]
     assert [r['step'] for r in logs[0]] == [2, 4, 6, 8, 10, 12]
@@ -114,7 +116,9 @@ def test_non_finite_steps_can_be_skipped_and_are_counted(tmp_path):
         new, metrics = train_step(state, batch)
         bad = jnp.where(state.step == 4, jnp.nan, 1.0)
         return jax.tree.map(lambda x: x * bad.astype(x.dtype), new).replace(step=new.step), {
-            **metrics, 'loss': metrics['loss'] * bad}  # fmt: skip
+            **metrics,
+            'loss': metrics['loss'] * bad,
+        }
 
     loop = LoopConfig(8, log_every=8, checkpoint_every=0, sample_every=0, nonfinite='skip', tensorboard=False)
     state = run(tmp_path, 8, step=skip_nonfinite(broken), loop=loop)
@@ -126,8 +130,12 @@ def test_non_finite_steps_can_be_skipped_and_are_counted(tmp_path):
         return new, {**metrics, 'loss': metrics['loss'] * jnp.nan}
 
     with pytest.raises(NonFiniteError, match='in a row'):
-        run(tmp_path / 'b', 8, step=skip_nonfinite(hopeless),
-            loop=LoopConfig(8, nonfinite='skip', max_skipped=3, tensorboard=False))  # fmt: skip
+        run(
+            tmp_path / 'b',
+            8,
+            step=skip_nonfinite(hopeless),
+            loop=LoopConfig(8, nonfinite='skip', max_skipped=3, tensorboard=False),
+        )
 
 
 def test_data_that_ends_early_is_said(tmp_path):
@@ -175,7 +183,9 @@ def test_checkpoint_shapes_parts_and_keys(tmp_path):
     with Checkpoints(tmp_path / 'checkpoints', config=CONFIG, read_only=True) as checkpoints:
         with pytest.raises(UserError, match=r'shape \[4\], this run needs \[6\]'):
             checkpoints.restore(jax.eval_shape(lambda: fresh_state(6)))
-        part, step = checkpoints.restore_part({'groups': {'net': {'ema': {'w': jax.ShapeDtypeStruct((4,), 'float32')}}}})
+        part, step = checkpoints.restore_part(
+            {'groups': {'net': {'ema': {'w': jax.ShapeDtypeStruct((4,), 'float32')}}}}
+        )
         state, _ = checkpoints.restore(jax.eval_shape(fresh_state))
         np.testing.assert_array_equal(part['groups']['net']['ema']['w'], state.groups['net'].ema['w'])
         assert step == 3 and checkpoints.stored_config() == CONFIG

@@ -28,14 +28,22 @@ ROOT = Path(__file__).resolve().parents[1]
 def tiny_run(iterations=3, **method):
     """As few compiled parts as an iteration can have: raw identity steps, controller steps with super-resolution."""
     model = ModelConfig.tiny('release')
-    settings = {'train__iterations': iterations, 'decoupling__identity_steps': 2, 'decoupling__controller_steps': 1,
-                'decoupling__sr_steps': 1, 'decoupling__refine': 'together', 'loss__local': 0.0, **method}  # fmt: skip
+    settings = {
+        'train__iterations': iterations,
+        'decoupling__identity_steps': 2,
+        'decoupling__controller_steps': 1,
+        'decoupling__sr_steps': 1,
+        'decoupling__refine': 'together',
+        'loss__local': 0.0,
+        **method,
+    }
     return RunConfig(
         model=dataclasses.replace(model, method=model.method.replace(**settings)),
         data=DataConfig(people=2, frames=4, resolution=32, in_memory=True, num_threads=0),
         output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1, tensorboard=False),
-        parallel='single', stand_ins=False,
-    )  # fmt: skip
+        parallel='single',
+        stand_ins=False,
+    )
 
 
 KILLED = """
@@ -56,8 +64,13 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
 
     whole = train(tiny_run(), tmp_path / 'whole', quiet=True)
     out = tmp_path / 'killed'
-    process = subprocess.Popen([sys.executable, '-c', KILLED.format(root=str(ROOT), out=str(out))], cwd=ROOT,
-                               env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, '-c', KILLED.format(root=str(ROOT), out=str(out))],
+        cwd=ROOT,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 1200
     while not any(p.name.isdigit() for p in (out / 'checkpoints').glob('*')):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
@@ -71,9 +84,20 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
     # What is left behind: a log of every term, weights that load, a folder that another configuration may not use.
     log = read_jsonl(tmp_path / 'whole' / 'metrics.jsonl')
     assert [r['step'] for r in log] == [1, 2, 3]
-    for name in ('identity/raw/pixel', 'identity/raw/pyramid', 'identity/monotonic', 'identity/tv', 'controller/sr/pixel',
-                 'refine/sr/pyramid', 'controller/grad_norm', 'controller/param_norm', 'refine/generator_grad_norm',
-                 'refine/generator_update_norm', 'identity/code_grad_norm', 'inner/loss'):  # fmt: skip
+    for name in (
+        'identity/raw/pixel',
+        'identity/raw/pyramid',
+        'identity/monotonic',
+        'identity/tv',
+        'controller/sr/pixel',
+        'refine/sr/pyramid',
+        'controller/grad_norm',
+        'controller/param_norm',
+        'refine/generator_grad_norm',
+        'refine/generator_update_norm',
+        'identity/code_grad_norm',
+        'inner/loss',
+    ):
         assert np.isfinite(log[-1][name]), name
     assert not any(name.startswith('identity/sr') for name in log[-1])
     variables, config, _, provenance = load_model(out / 'weights.safetensors')
@@ -94,8 +118,9 @@ def test_a_state_trains_only_what_it_should():
         state = init_state(config, variables)
         trained = state.groups['generator'].params
         assert 'mapping' not in trained.get('backbone', {})
-        assert set(trained) == ({'superresolution'} if subset == 'superresolution' else {'backbone', 'decoder',
-                                'superresolution'})  # fmt: skip
+        assert set(trained) == (
+            {'superresolution'} if subset == 'superresolution' else {'backbone', 'decoder', 'superresolution'}
+        )
         assert (state.groups['generator'].ema is not None) == (preset == 'release')
         for averaged in (True, False):
             rebuilt = variables_of(state, averaged)
@@ -110,8 +135,9 @@ def test_a_state_trains_only_what_it_should():
 def sgd_model():
     config = tiny_run().model
     sgd = OptimizerConfig('sgd', 1e-3)
-    method = config.method.replace(optimizers__codes=sgd, optimizers__intrinsics=sgd, optimizers__controller=sgd,
-                                   optimizers__generator=sgd)  # fmt: skip
+    method = config.method.replace(
+        optimizers__codes=sgd, optimizers__intrinsics=sgd, optimizers__controller=sgd, optimizers__generator=sgd
+    )
     return dataclasses.replace(config, method=method)
 
 
@@ -146,17 +172,27 @@ def test_one_two_and_four_devices_make_the_same_update():
     flags = '--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0'
     env = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
     code = 'from tests.test_train_otavatar import compare_devices; compare_devices()'
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800,
-                          check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800, check=False
+    )
     assert done.returncode == 0 and 'devices agree' in done.stdout, done.stderr[-3000:]
 
 
 # ---------------------------------------------------------------------------------------------------- configurations
 
 
-@pytest.mark.parametrize('spec', ['otavatar_heads', 'otavatar_heads:tiny', 'otavatar_heads:tiny,release',
-                                  'otavatar_heads:release,joint', 'otavatar_hdtf', 'otavatar_hdtf:tiny',
-                                  'otavatar_hdtf:motion_in_w'])  # fmt: skip
+@pytest.mark.parametrize(
+    'spec',
+    [
+        'otavatar_heads',
+        'otavatar_heads:tiny',
+        'otavatar_heads:tiny,release',
+        'otavatar_heads:release,joint',
+        'otavatar_hdtf',
+        'otavatar_hdtf:tiny',
+        'otavatar_hdtf:motion_in_w',
+    ],
+)
 def test_config_files_become_run_configs(spec):
     from launch.config_args import load_config
 
@@ -185,8 +221,10 @@ def test_config_mistakes_are_named():
         ModelConfig.from_dict({'generator': {'w_dim': 8}})
     with pytest.raises(UserError, match='data.folder'):
         from_plain(RunConfig, {'data': {'source': 'built'}})
-    config = from_plain(RunConfig, {'model': {'generator': {'sr_channels': [8, 4], 'rendering': {'ray_start': 'auto',
-                                    'ray_end': 'auto'}}}})  # fmt: skip
+    config = from_plain(
+        RunConfig,
+        {'model': {'generator': {'sr_channels': [8, 4], 'rendering': {'ray_start': 'auto', 'ray_end': 'auto'}}}},
+    )
     assert config.model.generator.sr_channels == (8, 4) and config.model.generator.rendering.ray_start == 'auto'
 
 

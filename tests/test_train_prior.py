@@ -1,4 +1,6 @@
-"""The supervised warm start on a network of a few thousand parameters: batches, steps of all kinds, resuming, mapping."""
+"""The supervised warm start on a network of a few thousand parameters: batches, steps of all kinds, resuming,
+mapping.
+"""
 
 import json
 
@@ -7,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from avatar_jax.bundled import prior
 from avatar_jax.methods.otavatar.controller import ControllerConfig
 from avatar_jax.models.triplane import GeneratorConfig
-from avatar_jax.train import prior
 from data_pipelines.fast_heads import FastHeadsConfig, generate
 from data_pipelines.prior_batches import LATENT_DIM, TRAIT_DIM, PriorData, traits
 from launch import train_prior
@@ -20,8 +22,17 @@ def tiny() -> prior.PriorConfig:
     rendering = {'ray_start': 2.35, 'ray_end': 3.25, 'box_warp': 0.72, 'c_gen_conditioning_zero': True}
     generator = GeneratorConfig.tiny().replace(z_dim=LATENT_DIM, rendering=rendering)
     controller = ControllerConfig(num_ws=generator.num_ws, w_dim=generator.w_dim, directions=4, channels=16)
-    settings = {'steps': 62, 'ray_steps': 1, 'frame_steps': 1, 'batch': 2, 'ray_batch': 2, 'frame_batch': 2,
-                'points': 64, 'rays': 16, 'warmup': 1}  # fmt: skip
+    settings = {
+        'steps': 62,
+        'ray_steps': 1,
+        'frame_steps': 1,
+        'batch': 2,
+        'ray_batch': 2,
+        'frame_batch': 2,
+        'points': 64,
+        'rays': 16,
+        'warmup': 1,
+    }
     return prior.PriorConfig(generator=generator, controller=controller, **settings)
 
 
@@ -63,11 +74,20 @@ def test_every_kind_of_step_moves_what_it_should(heads):
     assert [prior.kind_of(config, s) for s in (0, 59, 60, 61)] == ['points', 'points', 'rays', 'frames']
     rng = np.random.default_rng(0)
     index = np.arange(2)
-    batches = {'points': heads.points(index, 64, rng), 'rays': heads.rays(index, 16, rng), 'frames': heads.frames(index)}
+    batches = {
+        'points': heads.points(index, 64, rng),
+        'rays': heads.rays(index, 16, rng),
+        'frames': heads.frames(index),
+    }
 
     def changed(state, old):
-        return {k for k in prior.GROUPS if any(map(np.any, jax.tree.leaves(
-            jax.tree.map(lambda a, b: np.asarray(a) != b, state.trees()[k], old[k]))))}  # fmt: skip
+        return {
+            k
+            for k in prior.GROUPS
+            if any(
+                map(np.any, jax.tree.leaves(jax.tree.map(lambda a, b: np.asarray(a) != b, state.trees()[k], old[k])))
+            )
+        }
 
     for step, kind in enumerate(('points', 'rays')):
         state, metrics = prior.train_step(config, kind, state, constants, batches[kind], jnp.int32(step))
@@ -78,8 +98,14 @@ def test_every_kind_of_step_moves_what_it_should(heads):
     state, metrics = prior.train_step(config, 'frames', state, constants, batches['frames'], jnp.int32(61))
     assert np.isfinite(metrics['psnr']) and changed(state, before) == {'generator'}
     after = state.trees()['generator']
-    moved = {k for k in after if any(np.any(np.asarray(a) != b) for a, b in zip(
-        jax.tree.leaves(after[k]), jax.tree.leaves(before['generator'][k]), strict=True))}  # fmt: skip
+    moved = {
+        k
+        for k in after
+        if any(
+            np.any(np.asarray(a) != b)
+            for a, b in zip(jax.tree.leaves(after[k]), jax.tree.leaves(before['generator'][k]), strict=True)
+        )
+    }
     assert moved == {'superresolution'}
 
 
@@ -115,6 +141,11 @@ def test_mapping_network_learns_the_codes_without_pictures():
     weight = state.trees()['codes']['weight'] * 8 * (jnp.arange(TRAIT_DIM) < 3)[:, None]
     latent = np.random.default_rng(0).standard_normal((512, LATENT_DIM)).astype(np.float32)
     meaning = traits(latent)
-    _, missed = prior.fit_mapping(config, state.trees()['generator']['backbone']['mapping'],
-                                  lambda step: (latent[:256], meaning[:256]), weight, steps=300)  # fmt: skip
+    _, missed = prior.fit_mapping(
+        config,
+        state.trees()['generator']['backbone']['mapping'],
+        lambda step: (latent[:256], meaning[:256]),
+        weight,
+        steps=300,
+    )
     assert missed < 0.3

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from avatar_jax import weights
 from avatar_jax.errors import UserError
+from avatar_jax.io import weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,9 @@ def tree():
     rng = np.random.default_rng(0)
     return {
         'params': {
-            'b8': {'conv0': {'weight': rng.normal(size=(3, 3, 8, 32)).astype(np.float32), 'bias': np.zeros(4, np.float32)}},
+            'b8': {
+                'conv0': {'weight': rng.normal(size=(3, 3, 8, 32)).astype(np.float32), 'bias': np.zeros(4, np.float32)}
+            },
             'net': {'0': {'weight': rng.normal(size=(5, 7)).astype(np.float32)}},
             'scalar': np.float32(0.25),
         },
@@ -40,7 +42,9 @@ def test_round_trip_is_exact(tmp_path):
     digest = save(tmp_path / 'new' / 'a.safetensors')
     back = weights.load_weights(tmp_path / 'new' / 'a.safetensors', method='eg3d', template=tree())
     jax.tree.map(np.testing.assert_array_equal, back.variables, tree())
-    assert jax.tree.map(lambda x: np.asarray(x).dtype, back.variables) == jax.tree.map(lambda x: np.asarray(x).dtype, tree())
+    assert jax.tree.map(lambda x: np.asarray(x).dtype, back.variables) == jax.tree.map(
+        lambda x: np.asarray(x).dtype, tree()
+    )
     assert back.sha256 == digest and len(digest) == 64
     assert back.config == {'width': 4, 'sizes': [1, 2]} and back.provenance == {'seed': 3, 'command': 'train'}
     weights.check_config('x', back.config, Config())
@@ -84,7 +88,9 @@ def test_half_precision_storage(tmp_path):
     assert full.stat().st_size - half.stat().st_size > 2 * 3 * 3 * 8 * 32 - 100
     back = weights.load_weights(half, template=variables).variables
     assert back['params']['b8']['conv0']['weight'].dtype == np.float32
-    np.testing.assert_allclose(back['params']['b8']['conv0']['weight'], variables['params']['b8']['conv0']['weight'], rtol=5e-4, atol=1e-7)  # fmt: skip
+    np.testing.assert_allclose(
+        back['params']['b8']['conv0']['weight'], variables['params']['b8']['conv0']['weight'], rtol=5e-4, atol=1e-7
+    )
     for exact in ('huge', 'scalar'):
         np.testing.assert_array_equal(back['params'][exact], variables['params'][exact])
     np.testing.assert_array_equal(back['params']['net']['0']['weight'], variables['params']['net']['0']['weight'])

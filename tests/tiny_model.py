@@ -34,9 +34,15 @@ def portrait(index: int, size: int = 32) -> Portrait:
     image = np.stack([np.sin(3 * x + index), np.cos(2 * y - index), 2 * x * y - 0.5], -1).astype(np.float32)
     landmarks = np.clip(rng.normal(size / 2, size / 6, (68, 2)), 2, size - 2).astype(np.float32)
     label = np.asarray(yaw_label(canonical_label(), 0.1 * index), np.float32)
-    return Portrait(image=image, camera=Camera.from_label(label), landmarks=landmarks,
-                    expression=rng.uniform(0, 1, 64).astype(np.float32), angle=np.zeros(3, np.float32),
-                    translation=np.zeros(3, np.float32), mask=np.ones((size, size), np.float32))  # fmt: skip
+    return Portrait(
+        image=image,
+        camera=Camera.from_label(label),
+        landmarks=landmarks,
+        expression=rng.uniform(0, 1, 64).astype(np.float32),
+        angle=np.zeros(3, np.float32),
+        translation=np.zeros(3, np.float32),
+        mask=np.ones((size, size), np.float32),
+    )
 
 
 def batch(people: int, frames: int = 2, size: int = 32, seed: int = 0) -> dict[str, np.ndarray]:
@@ -47,6 +53,9 @@ def batch(people: int, frames: int = 2, size: int = 32, seed: int = 0) -> dict[s
     def stack(get):
         return np.stack([np.stack([np.asarray(get(s)) for s in row]) for row in shots]).astype(np.float32)
 
-    return {'images': stack(lambda s: s.image), 'landmarks': stack(lambda s: s.landmarks),
-            'labels': stack(lambda s: s.camera.label),
-            'windows': rng.uniform(0, 0.3, (people, frames, 27, 70)).astype(np.float32)}  # fmt: skip
+    return {
+        'images': stack(lambda s: s.image),
+        'landmarks': stack(lambda s: s.landmarks),
+        'labels': stack(lambda s: s.camera.label),
+        'windows': rng.uniform(0, 0.3, (people, frames, 27, 70)).astype(np.float32),
+    }

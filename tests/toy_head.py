@@ -1,4 +1,6 @@
-"""A head model of five identity and six expression numbers, and clips of it: fitting is quick and the truth is known."""
+"""A head model of five identity and six expression numbers, and clips of it: fitting is quick and the truth is
+known.
+"""
 
 import numpy as np
 
@@ -13,7 +15,7 @@ class ToyHead:
     num_id, num_exp, num_tex = 5, 6, 0
 
     def __init__(self):
-        from avatar_jax.faces.procedural import ProceduralHead
+        from avatar_jax.procedural import ProceduralHead
 
         head = ProceduralHead()
         names = ('jaw_open', 'smile_l', 'smile_r', 'brow_inner_up', 'blink_l', 'blink_r')
@@ -36,7 +38,9 @@ class ToyHead:
 
 
 def toy_clip(head, frames=40, seed=0, focal=1200.0, size=(640, 480)):
-    """(landmarks [T,68,2] integers at pixel centres, expression [T,6], angle [T,3], translation [T,3], identity [5])."""
+    """(landmarks [T,68,2] integers at pixel centres, expression [T,6], angle [T,3], translation [T,3], identity
+    [5]).
+    """
     rng = np.random.default_rng(seed)
     t = np.arange(frames) / 25
     wave = np.sin(2 * np.pi * rng.uniform(0.4, 1.5, 9) * t[:, None] + rng.uniform(0, 6, 9))

@@ -18,21 +18,22 @@ import numpy as np
 import avatar_jax
 from avatar_jax.convert.kinds import Kind, ict_folder
 from avatar_jax.convert.kinds.base import Source
-from avatar_jax.convert.read import RawFile, read
 from avatar_jax.convert.recognise import kind_named, recognise
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.io import atomic
-from avatar_jax.weights import save_weights
+from avatar_jax.io.foreign import RawFile, read
+from avatar_jax.io.weights import save_weights
 
 # Containers of checkpoints that hold no weights of a network: start of the name -> why they are left out.
 _TRAINING = 'state of a training run, not a part of the network'
 _LEFT_OUT = {
-    **dict.fromkeys(('opt_*/*', 'sch_*/*', 'sched_*/*', 'optimizer*/*', 'optim*/*', 'scheduler*/*', 'lr_schedulers/*'),
-                    _TRAINING),
+    **dict.fromkeys(
+        ('opt_*/*', 'sch_*/*', 'sched_*/*', 'optimizer*/*', 'optim*/*', 'scheduler*/*', 'lr_schedulers/*'), _TRAINING
+    ),
     **dict.fromkeys(('callbacks/*', 'loops/*', 'hyper_parameters/*', 'hparams*/*', 'rng_states/*'), _TRAINING),
     'augment_pipe/*': 'augmentation of the training images',
-}  # fmt: skip
+}
 _HASHED_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 
 
@@ -103,9 +104,14 @@ def convert(
         plan = plans.pop(0)
         target = to / plan.file
         provenance = {
-            'command': 'avatar-jax convert', 'avatar_jax': avatar_jax.__version__, 'source': raw.path.name,
-            'source_sha256': raw.sha256, 'source_bytes': raw.size, 'source_format': raw.kind, 'kind': what.name,
-        }  # fmt: skip
+            'command': 'avatar-jax convert',
+            'avatar_jax': avatar_jax.__version__,
+            'source': raw.path.name,
+            'source_sha256': raw.sha256,
+            'source_bytes': raw.size,
+            'source_format': raw.kind,
+            'kind': what.name,
+        }
         say(f'writing {target}')
         save_weights(target, plan.variables(str(path)), method=plan.method, config=plan.config, provenance=provenance)
         files[target] = plan.method
@@ -113,10 +119,14 @@ def convert(
     atomic.write_json(
         report_path,
         {
-            'source': raw.path.name, 'sha256': raw.sha256, 'bytes': raw.size, 'format': raw.kind,
-            'files': {p.name: m for p, m in files.items()}, **report.to_dict(),
+            'source': raw.path.name,
+            'sha256': raw.sha256,
+            'bytes': raw.size,
+            'format': raw.kind,
+            'files': {p.name: m for p, m in files.items()},
+            **report.to_dict(),
         },
-    )  # fmt: skip
+    )
     return Imported(what.name, files, report, report_path)
 
 

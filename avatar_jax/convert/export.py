@@ -23,19 +23,28 @@ from avatar_jax.convert.layout import to_torch
 from avatar_jax.errors import UserError
 from avatar_jax.faces.flame import METHOD as FLAME_METHOD
 from avatar_jax.io import atomic
+from avatar_jax.io.weights import Weights, load_weights
 from avatar_jax.methods.otavatar.controller import ControllerConfig, to_release_keys
 from avatar_jax.methods.otavatar.model import ModelConfig, network
-from avatar_jax.weights import Weights, load_weights
 
 _CODES = {
-    np.dtype(np.float32): 'F32', np.dtype(np.int64): 'I64', np.dtype(np.int32): 'I32', np.dtype(np.uint8): 'U8',
+    np.dtype(np.float32): 'F32',
+    np.dtype(np.int64): 'I64',
+    np.dtype(np.int32): 'I32',
+    np.dtype(np.uint8): 'U8',
     np.dtype(np.bool_): 'BOOL',
-}  # fmt: skip
+}
 _KIND_OF_METHOD = {
-    faces.BFM_METHOD: 'bfm2009-front', faces.ICT_METHOD: 'ict', FLAME_METHOD: 'flame', OTAVATAR: OTAVATAR,
-    CONTROLLER_METHOD: CONTROLLER_METHOD, eg3d.METHOD: 'eg3d', eg3d.DISCRIMINATOR_METHOD: eg3d.DISCRIMINATOR_METHOD,
-    perception.RECON_METHOD: perception.RECON_METHOD, gpavatar.METHOD: gpavatar.METHOD,
-}  # fmt: skip
+    faces.BFM_METHOD: 'bfm2009-front',
+    faces.ICT_METHOD: 'ict',
+    FLAME_METHOD: 'flame',
+    OTAVATAR: OTAVATAR,
+    CONTROLLER_METHOD: CONTROLLER_METHOD,
+    eg3d.METHOD: 'eg3d',
+    eg3d.DISCRIMINATOR_METHOD: eg3d.DISCRIMINATOR_METHOD,
+    perception.RECON_METHOD: perception.RECON_METHOD,
+    gpavatar.METHOD: gpavatar.METHOD,
+}
 
 
 def export(path: str | os.PathLike, to: str | os.PathLike) -> Path:
@@ -70,7 +79,9 @@ def original(weights: Weights) -> dict[str, np.ndarray]:
         config = ModelConfig.from_dict(weights.config)
         generator = generator_keys(network(variables, 'generator'), config.generator.superresolution)
         controller = to_release_keys(network(variables, 'controller')['params'], config.method.controller)
-        return {f'net_G_ema.{k}': v for k, v in generator.items()} | {f'net_Warp_ema.{k}': v for k, v in controller.items()}
+        return {f'net_G_ema.{k}': v for k, v in generator.items()} | {
+            f'net_Warp_ema.{k}': v for k, v in controller.items()
+        }
     if method == CONTROLLER_METHOD:
         from avatar_jax.configure import from_plain
 
@@ -113,8 +124,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: M
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # keeps every tensor aligned
     for name in order:
         value = tensors[name]
-        table[name] = {'dtype': _CODES[value.dtype], 'shape': list(value.shape),
-                       'data_offsets': [position, position + value.nbytes]}  # fmt: skip
+        table[name] = {
+            'dtype': _CODES[value.dtype],
+            'shape': list(value.shape),
+            'data_offsets': [position, position + value.nbytes],
+        }
         position += value.nbytes
     header = json.dumps(table).encode()
     header += b' ' * (-len(header) % 8)

@@ -29,10 +29,10 @@ from avatar_jax.faces.flame import FLAME
 from avatar_jax.faces.flame import METHOD as FLAME_METHOD
 from avatar_jax.faces.ict import ICT
 from avatar_jax.faces.recon import ReconConfig
+from avatar_jax.io.weights import check_tree, load_weights
 from avatar_jax.methods.otavatar.controller import ControllerConfig, abstract_params
 from avatar_jax.models.discriminator import DualDiscriminator
 from avatar_jax.models.triplane import GeneratorConfig
-from avatar_jax.weights import check_tree, load_weights
 
 Path = str | os.PathLike
 

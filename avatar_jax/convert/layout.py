@@ -141,9 +141,13 @@ def _check(tree: Mapping[str, Any], template: Mapping[str, Any], optional: tuple
     problems = []
     for what, keys in (('missing', missing), ('unknown', unknown)):
         if keys:
-            problems.append(f'{len(keys)} {what} ({", ".join(k for _, k in keys[:4])}{", ..." if len(keys) > 4 else ""})')
+            problems.append(
+                f'{len(keys)} {what} ({", ".join(k for _, k in keys[:4])}{", ..." if len(keys) > 4 else ""})'
+            )
     if wrong:
         listed = ', '.join(f'{k[1]} {have[k]} instead of {want[k]}' for k in wrong[:4])
         problems.append(f'{len(wrong)} of wrong shape ({listed})')
     if problems:
-        raise UserError('weights: entries do not match the network: ' + '; '.join(problems) + '; check the configuration')
+        raise UserError(
+            'weights: entries do not match the network: ' + '; '.join(problems) + '; check the configuration'
+        )

@@ -16,9 +16,9 @@ from avatar_jax.convert.kinds.base import Kind, Source, export_hint
 from avatar_jax.convert.kinds.eg3d import DISCRIMINATOR_METHOD
 from avatar_jax.convert.kinds.otavatar import CONTROLLER_METHOD, ROLES
 from avatar_jax.convert.kinds.otavatar import METHOD as OTAVATAR
-from avatar_jax.convert.read import RawFile
 from avatar_jax.convert.report import some
 from avatar_jax.errors import UserError
+from avatar_jax.io.foreign import RawFile
 
 _EG3D_ROLES = ('G_ema', 'G', 'D')
 _PARTS = (*ROLES, *_EG3D_ROLES, 'net_recon')
@@ -37,7 +37,9 @@ def kind_named(name: str) -> tuple[Kind, str | None]:
         if name in kind.variants:
             return kind, name
     close = difflib.get_close_matches(name, names(), 1)
-    raise UserError(f'--as {name}: unknown; ' + (f'did you mean {close[0]}?' if close else f'use one of {", ".join(names())}'))
+    raise UserError(
+        f'--as {name}: unknown; ' + (f'did you mean {close[0]}?' if close else f'use one of {", ".join(names())}')
+    )
 
 
 def part_containers(raw: RawFile) -> None:
@@ -60,7 +62,11 @@ def _found(tensors: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
 def _roles(places: list[str], allowed: tuple[str, ...]) -> dict[str, str] | None:
     """Role -> place if every place is a different one of the roles."""
     roles = {_top(p): p for p in places}
-    return {r: roles[r] for r in allowed if r in roles} if len(roles) == len(places) and set(roles) <= set(allowed) else None
+    return (
+        {r: roles[r] for r in allowed if r in roles}
+        if len(roles) == len(places) and set(roles) <= set(allowed)
+        else None
+    )
 
 
 def recognise(raw: RawFile, name: str | None = None, prefix: str | None = None) -> tuple[Kind, Source]:
@@ -103,8 +109,10 @@ def _decide(raw: RawFile, found: dict[str, list[str]], kind: Kind | None, varian
         if whole and not rest:
             return KINDS[OTAVATAR], Source(raw, roles, variant, config)
         if kind is not None:
-            raise UserError(f'{raw.path}: holds generators and controllers, but not as net_G and net_Warp; '
-                            f'--as eg3d or --as {CONTROLLER_METHOD} with --prefix takes one of them')  # fmt: skip
+            raise UserError(
+                f'{raw.path}: holds generators and controllers, but not as net_G and net_Warp; '
+                f'--as eg3d or --as {CONTROLLER_METHOD} with --prefix takes one of them'
+            )
     found = {k: v for k, v in found.items() if k != OTAVATAR}
     generators, judges = found.get('eg3d', []), found.get(DISCRIMINATOR_METHOD, [])
     if generators and set(found) <= {'eg3d', DISCRIMINATOR_METHOD}:
@@ -120,5 +128,5 @@ def _decide(raw: RawFile, found: dict[str, list[str]], kind: Kind | None, varian
         listed = ', '.join(f'{k} at {p!r}' for k, p in everything[:8])
         which = '--prefix' if len(found) == 1 else '--as or --prefix'
         raise UserError(f'{raw.path}: holds {len(everything)} networks ({listed}); choose with {which}')
-    (name, place), = everything
+    ((name, place),) = everything
     return KINDS[name], Source(raw, {'': place}, variant, config)

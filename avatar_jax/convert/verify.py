@@ -24,7 +24,7 @@ import numpy as np
 from avatar_jax.convert.report import some
 from avatar_jax.errors import UserError
 from avatar_jax.io.inputs import input_file
-from avatar_jax.weights import Weights, load_weights
+from avatar_jax.io.weights import Weights, load_weights
 
 MAX_CONFIG = 16 << 20
 
@@ -78,7 +78,9 @@ class Comparison:
         """For people."""
         out = [f'{self.kind}: largest error of each output, relative to its largest value']
         for line in self.lines_out:
-            out.append(f'  {line.name:28} {line.error:9.2e}  limit {line.limit:.0e}  {"ok" if line.passed else "TOO LARGE"}')
+            out.append(
+                f'  {line.name:28} {line.error:9.2e}  limit {line.limit:.0e}  {"ok" if line.passed else "TOO LARGE"}'
+            )
         if self.params:
             worst = max(self.params, key=lambda line: line.error)
             bad = [line.name for line in self.params if not line.passed]
@@ -128,7 +130,9 @@ class Run:
             if method in self.files:
                 return load_weights(self.files[method])
         there = ', '.join(sorted(self.files)) or 'no weight files'
-        raise UserError(f"{self.folder}: has nothing of '{methods[0]}', which {self.golden.path.name} is about; it has {there}")
+        raise UserError(
+            f"{self.folder}: has nothing of '{methods[0]}', which {self.golden.path.name} is about; it has {there}"
+        )
 
     def path(self, *methods: str) -> Path:
         """The file of the first of the methods that is there. Raises like ``find``."""
@@ -155,7 +159,9 @@ class Run:
         if self.golden.gradients:
             self.result.notes.append(f'{self.golden.gradients} recorded gradients are not compared')
         if not self.golden.param:
-            self.result.notes.append('the record does not hold the weights: it proves the import only if it was made with them')
+            self.result.notes.append(
+                'the record does not hold the weights: it proves the import only if it was made with them'
+            )
         return self.result
 
 
@@ -189,7 +195,9 @@ def _imported(folder: Path) -> dict[str, Path]:
         except UserError:
             continue  # files of other programs may lie beside it
         if method in found:
-            raise UserError(f'{folder}: {found[method].name} and {path.name} both hold {method!r}; give the file instead')
+            raise UserError(
+                f'{folder}: {found[method].name} and {path.name} both hold {method!r}; give the file instead'
+            )
         found[method] = path
     return found
 
@@ -214,8 +222,10 @@ def kind_of(golden: Recorded) -> str:
     name = str(golden.config.get('kind', golden.path.stem))
     known = [k for k in COMPARISONS if name == k or name.startswith(k + '_')]
     if not known:
-        raise UserError(f'{golden.path}: {name!r} is of no kind that can be compared; its name must start with one of '
-                        f'{", ".join(sorted(COMPARISONS))}')  # fmt: skip
+        raise UserError(
+            f'{golden.path}: {name!r} is of no kind that can be compared; its name must start with one of '
+            f'{", ".join(sorted(COMPARISONS))}'
+        )
     return max(known, key=len)
 
 

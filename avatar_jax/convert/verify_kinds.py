@@ -118,11 +118,14 @@ def _triplane(run: Run) -> None:
     draws = RenderDraws(jnp.asarray(jitter).reshape(len(c), rays, samples))
     if fine:
         u = recorded(
-            'u_importance', lambda: np.random.RandomState(seed + 2).random_sample((len(c) * rays, fine)).astype(np.float32)
+            'u_importance',
+            lambda: np.random.RandomState(seed + 2).random_sample((len(c) * rays, fine)).astype(np.float32),
         )
         draws = draws.replace(importance=jnp.asarray(u).reshape(len(c), rays, fine))
     psi, cutoff = cfg.get('truncation_psi', 0.7 if seed else 1.0), cfg.get('truncation_cutoff', 14 if seed else None)
-    ws = model.apply(variables, jnp.asarray(z), jnp.asarray(golden.inp['c_conditioning']), psi, cutoff, method='mapping')
+    ws = model.apply(
+        variables, jnp.asarray(z), jnp.asarray(golden.inp['c_conditioning']), psi, cutoff, method='mapping'
+    )
     run.compare('ws', ws, VALUE)
     run.compare('ws_row0', ws[:, 0], VALUE)
     ws = jnp.asarray(golden.out['ws']) if 'ws' in golden.out else ws
@@ -132,7 +135,9 @@ def _triplane(run: Run) -> None:
     def render(variables, ws):
         planes = model.apply(variables, ws, noise_mode, method='planes')
         out = model.apply(variables, ws, c, draws=draws, planes=planes, method='synthesis')
-        sampled = None if points is None else model.apply(variables, planes, jnp.asarray(points), method='sample_density')
+        sampled = (
+            None if points is None else model.apply(variables, planes, jnp.asarray(points), method='sample_density')
+        )
         return planes, out, sampled
 
     planes, out, sampled = render(variables, ws)
@@ -383,12 +388,26 @@ def _bfm(run: Run) -> None:
     run.weights(original(weights))
     model = BFM.from_arrays(weights.variables['arrays'], recenter=cfg.get('recenter', True), source=str(weights.path))
     usual = FaceCamera()
-    camera = FaceCamera(cfg.get('focal', usual.focal), cfg.get('center', usual.center),
-                        cfg.get('camera_distance', usual.distance), tuple(cfg.get('init_lit', usual.initial_light)))  # fmt: skip
+    camera = FaceCamera(
+        cfg.get('focal', usual.focal),
+        cfg.get('center', usual.center),
+        cfg.get('camera_distance', usual.distance),
+        tuple(cfg.get('init_lit', usual.initial_light)),
+    )
     face = jax.jit(lambda m, c: m.reconstruct(c, camera))(model, jnp.asarray(golden.inp['coeffs']))
     run.compare('mean_shape_recentred', model.mean_shape, GEOMETRY)
-    for name in ('shape', 'rotation', 'transformed', 'vertex', 'texture', 'normal', 'normal_rotated', 'color', 'projected',
-                 'landmark'):  # fmt: skip
+    for name in (
+        'shape',
+        'rotation',
+        'transformed',
+        'vertex',
+        'texture',
+        'normal',
+        'normal_rotated',
+        'color',
+        'projected',
+        'landmark',
+    ):
         run.compare(name, getattr(face, name), GEOMETRY)
 
 

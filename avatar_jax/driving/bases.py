@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from avatar_jax.faces.procedural.expressions import EXPRESSION_NAMES
+from avatar_jax.procedural.expressions import EXPRESSION_NAMES
 
 PROCEDURAL, BFM, FLAME, ICT = 'procedural', 'bfm2009-deep3d', 'flame-2020', 'ict-facekit-53'
 BASES = (PROCEDURAL, BFM, FLAME, ICT)

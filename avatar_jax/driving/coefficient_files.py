@@ -1,9 +1,9 @@
 """Coefficients that other programs measured, as motions: ``.mat``, ``.npz`` or ``.npy`` in Deep3DFaceRecon's layout.
 
-Known are one array ``coeff`` (or ``coeff_3dmm``, ``coefficients``) [N, 257 or 260] with one row per frame, and the parts
-under their names (``exp`` [N, 64], ``angle`` [N, 3], ``trans`` [N, 3], ...), as that regressor writes them for each
-picture. Numbers belong to the basis ``bfm2009-deep3d`` unless the file has an entry ``basis``. Files are read without running
-anything in them.
+Known are one array ``coeff`` (or ``coeff_3dmm``, ``coefficients``) [N, 257 or 260] with one row per frame, and the
+parts under their names (``exp`` [N, 64], ``angle`` [N, 3], ``trans`` [N, 3], ...), as that regressor writes them for
+each picture. Numbers belong to the basis ``bfm2009-deep3d`` unless the file has an entry ``basis``. Files are read
+without running anything in them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _is_motion(path: Path) -> bool:
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    from avatar_jax.convert.read import read
+    from avatar_jax.io.foreign import read
 
     raw = read(path)
     if raw.kind not in ('mat', 'npz', 'npy'):
@@ -80,13 +80,17 @@ def _three(path: Path, entries: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarr
     if name is not None:
         rows = _array(path, name, entries[name])
         if rows.shape[1] not in (NUM_COEFFICIENTS, NUM_RECORD):
-            raise UserError(f'{path}: {name} has shape {rows.shape}, expected [N, {NUM_COEFFICIENTS}] or [N, {NUM_RECORD}]')
+            raise UserError(
+                f'{path}: {name} has shape {rows.shape}, expected [N, {NUM_COEFFICIENTS}] or [N, {NUM_RECORD}]'
+            )
         return tuple(np.ascontiguousarray(rows[:, SLICES[k]]) for k in _PARTS)
     missing = [k for k in _PARTS if k not in entries]
     if missing:
         found = ', '.join(sorted(map(str, entries))[:8]) or 'nothing'
-        raise UserError(f'{path}: has neither coeff [N,{NUM_COEFFICIENTS}] nor {", ".join(missing)} (found: {found}); '
-                        'see docs/motion_file.md')  # fmt: skip
+        raise UserError(
+            f'{path}: has neither coeff [N,{NUM_COEFFICIENTS}] nor {", ".join(missing)} (found: {found}); '
+            'see docs/motion_file.md'
+        )
     parts = [_array(path, k, entries[k]) for k in _PARTS]
     length = max(len(p) for p in parts)
     for key, part in zip(_PARTS, parts, strict=True):

@@ -37,13 +37,19 @@ class Driver:
     notes: tuple[str, ...] = ()
 
 
-def open_driver(path: str | os.PathLike, *, fps: float | None = None, frames: int | None = None, face: str = 'size',
-                tracker: Any = None) -> Driver:  # fmt: skip
+def open_driver(
+    path: str | os.PathLike,
+    *,
+    fps: float | None = None,
+    frames: int | None = None,
+    face: str = 'size',
+    tracker: Any = None,
+) -> Driver:
     """Reads or measures what drives an avatar.
 
     Args:
-        path: a motion file, coefficients (``.mat``, ``.npz``, ``.npy``), a folder that ``avatar-jax track`` wrote, a video
-            or a picture.
+        path: a motion file, coefficients (``.mat``, ``.npz``, ``.npy``), a folder that ``avatar-jax track`` wrote, a
+            video or a picture.
         fps: frame rate of coefficients that do not say it; None takes the file's.
         frames: measure only the first ones of a video.
         face: which of several faces in a video or picture (``face_tracker.FaceTracker``).
@@ -63,13 +69,15 @@ def open_driver(path: str | os.PathLike, *, fps: float | None = None, frames: in
     measured = tracker(clip, _CROP)
     motion = measured.motion(file_sha256(path))
     single = motion.num_frames == 1
-    return Driver(motion, None if single else path, measured.start, (*getattr(source, 'notes', ()), *measured.notes))  # fmt: skip
+    return Driver(motion, None if single else path, measured.start, (*getattr(source, 'notes', ()), *measured.notes))
 
 
 def _tracked_folder(folder: Path) -> Driver:
     """The longest shot of a tracked clip, with the sound of its video if that is still where it was."""
     if not (folder / 'motion.npz').is_file():
-        raise UserError(f'{folder}: is a folder without motion.npz; give a file, or a folder that avatar-jax track wrote')
+        raise UserError(
+            f'{folder}: is a folder without motion.npz; give a file, or a folder that avatar-jax track wrote'
+        )
     motion, media, start = load_motion(folder / 'motion.npz'), None, 0.0
     try:
         report = json.loads((folder / 'report.json').read_text(encoding='utf-8'))

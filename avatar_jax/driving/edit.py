@@ -1,8 +1,8 @@
 """What is taken from a driver: which parts, relative to what, how strongly. All functions take and give motions.
 
 The neutral frame of a clip is found from the numbers alone: the one nearest to the clip's own rest, where one-sided
-components (jaw, lids, smile) rest at their lower decile and two-sided ones at their median, so that a tracker's constant
-offset does not matter.
+components (jaw, lids, smile) rest at their lower decile and two-sided ones at their median, so that a tracker's
+constant offset does not matter.
 """
 
 from __future__ import annotations
@@ -64,9 +64,16 @@ def rotation_power(rotation: np.ndarray, factor: float) -> np.ndarray:
     return np.eye(3) + np.sin(turned) * cross + (1 - np.cos(turned)) * (cross @ cross)
 
 
-def relative_to(motion: Motion, neutral: int, *, expression: bool = True, pose: bool = True,
-                source_expression: np.ndarray | None = None, source_angle: np.ndarray | None = None,
-                source_translation: np.ndarray | None = None) -> Motion:  # fmt: skip
+def relative_to(
+    motion: Motion,
+    neutral: int,
+    *,
+    expression: bool = True,
+    pose: bool = True,
+    source_expression: np.ndarray | None = None,
+    source_angle: np.ndarray | None = None,
+    source_translation: np.ndarray | None = None,
+) -> Motion:
     """Moves a driver so that its neutral frame falls on the source: what counts is how it changes.
 
     Args:
@@ -125,9 +132,15 @@ def amplified(motion: Motion, expression: float = 1.0, pose: float = 1.0, neutra
     return motion.replace(**changes)
 
 
-def only(motion: Motion, regions: list[str] | tuple[str, ...], *, source_expression: np.ndarray | None = None,
-         source_angle: np.ndarray | None = None, source_translation: np.ndarray | None = None,
-         region_maps: dict[str, np.ndarray] | None = None) -> Motion:  # fmt: skip
+def only(
+    motion: Motion,
+    regions: list[str] | tuple[str, ...],
+    *,
+    source_expression: np.ndarray | None = None,
+    source_angle: np.ndarray | None = None,
+    source_translation: np.ndarray | None = None,
+    region_maps: dict[str, np.ndarray] | None = None,
+) -> Motion:
     """Keeps some regions of a motion; the others stay as in the source for the whole clip.
 
     Args:
@@ -157,8 +170,10 @@ def only(motion: Motion, regions: list[str] | tuple[str, ...], *, source_express
             elif region_maps and region in region_maps:
                 kept = kept + values @ region_maps[region]
             else:
-                raise UserError(f"--only {region}: the components of '{motion.basis}' each move the whole face; taking a "
-                                'region out needs its head model (avatar-jax assets)')  # fmt: skip
+                raise UserError(
+                    f"--only {region}: the components of '{motion.basis}' each move the whole face; taking a "
+                    'region out needs its head model (avatar-jax assets)'
+                )
     changes = {'expression': (kept + rest * (1 - used)).astype(np.float32)}
     if 'pose' not in regions:
         for name, value in (('angle', source_angle), ('translation', source_translation)):

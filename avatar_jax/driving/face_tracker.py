@@ -40,7 +40,7 @@ class FaceTracker:
 
     @functools.cached_property
     def _landmark_basis(self) -> Any:
-        from avatar_jax.faces.procedural import ProceduralHead
+        from avatar_jax.procedural import ProceduralHead
         from avatar_jax.track.basis import landmark_basis
 
         return landmark_basis(ProceduralHead() if self.model is None else self.model)
@@ -58,8 +58,9 @@ class FaceTracker:
         try:
             with Progress(frames.num_frames, f'{name}: landmarks', unit='frame') as bar:
                 observed = observe(frames, self.network, choose, careful=frames.num_frames == 1, on_frame=bar.update)
-            track = track_clip(observed, self._landmark_basis, TrackConfig(label_mode='raw', size=size),
-                               self.network.calibration)  # fmt: skip
+            track = track_clip(
+                observed, self._landmark_basis, TrackConfig(label_mode='raw', size=size), self.network.calibration
+            )
         except UserError as error:
             text = str(error)
             raise UserError(text if str(frames.path) in text else f'{frames.path}: {text}') from error
@@ -71,9 +72,19 @@ class FaceTracker:
         if not found.all():
             notes.append(f'no face in {int((~found).sum())} of {len(found)} frames: interpolated or held')
         return Measured(
-            track.coefficients()[:, :NUM_COEFFICIENTS], track.labels, crop_landmarks(track), found, float(frames.fps),
-            track.basis, self.parts, float(track.times[0]), tuple(notes), track.segment, track.matrices, track.times,
-        )  # fmt: skip
+            track.coefficients()[:, :NUM_COEFFICIENTS],
+            track.labels,
+            crop_landmarks(track),
+            found,
+            float(frames.fps),
+            track.basis,
+            self.parts,
+            float(track.times[0]),
+            tuple(notes),
+            track.segment,
+            track.matrices,
+            track.times,
+        )
 
     def _pictures(self, frames: Any, track: Any, on_picture: OnPicture, bar: Any) -> None:
         """Second pass: hands out crops and masks in order, a few at a time."""

@@ -1,8 +1,8 @@
 """How the components of different head models move the same points of a face.
 
-The points are vertices of the procedural head's skin (the front of the face) and the 68 landmarks. Another model is laid
-over it by a similarity of the landmarks and a smooth warp of what is left, and each point takes the nearest vertex; points
-that have none nearby are not used. Displacements are in decimetres, in the procedural head's frame.
+The points are vertices of the procedural head's skin (the front of the face) and the 68 landmarks. Another model is
+laid over it by a similarity of the landmarks and a smooth warp of what is left, and each point takes the nearest
+vertex; points that have none nearby are not used. Displacements are in decimetres, in the procedural head's frame.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def load_head_model(basis: str) -> Any:
     Raises:
         UserError: unknown basis, or the file is not there; says which file is needed and where to put it.
     """
-    from avatar_jax.asset_list import VARIABLE, find
+    from avatar_jax.io.assets import VARIABLE, find
 
     if basis == PROCEDURAL:
-        from avatar_jax.faces.procedural import ProceduralHead
+        from avatar_jax.procedural import ProceduralHead
 
         return ProceduralHead()
     if basis not in BASES:
@@ -56,9 +56,11 @@ def load_head_model(basis: str) -> Any:
     files = [*here.imported, *(f for f in here.originals if f.name in usable)]
     if not files:
         wanted = here.asset.files[0]
-        raise UserError(f"basis '{basis}': its head model is not here; import {wanted} with avatar-jax convert (or put "
-                        f'{usable[0] if usable else "the import"} as it is) into a folder named by {VARIABLE}, '
-                        'see avatar-jax assets')  # fmt: skip
+        raise UserError(
+            f"basis '{basis}': its head model is not here; import {wanted} with avatar-jax convert (or put "
+            f'{usable[0] if usable else "the import"} as it is) into a folder named by {VARIABLE}, '
+            'see avatar-jax assets'
+        )
     if kind == 'bfm':
         from avatar_jax.faces.bfm import BFM as Model
     elif kind == 'flame':
@@ -91,8 +93,8 @@ def shared_points() -> tuple[np.ndarray, np.ndarray]:
 
     Landmarks together weigh as much as all other points.
     """
-    from avatar_jax.faces.procedural import surface
-    from avatar_jax.faces.procedural.mesh import SKIN, head_mesh
+    from avatar_jax.procedural import surface
+    from avatar_jax.procedural.mesh import SKIN, head_mesh
 
     mesh = head_mesh()
     front = (mesh.part == SKIN) & (mesh.follow < 0) & (np.abs(mesh.azimuth) < 1.25)
@@ -111,7 +113,7 @@ def fields_of(model: Any) -> Fields:
     Raises:
         UserError: a FLAME model without landmarks.
     """
-    from avatar_jax.faces.procedural import ProceduralHead
+    from avatar_jax.procedural import ProceduralHead
 
     ids, _ = shared_points()
     if model.basis == PROCEDURAL:
@@ -155,7 +157,9 @@ def _moved(model: Any) -> tuple[np.ndarray, ...]:
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Scale, row-vector rotation [3,3] and shift [3] with ``target ~ scale * source @ rotation + shift`` (least squares)."""
+    """Scale, row-vector rotation [3,3] and shift [3] with ``target ~ scale * source @ rotation + shift`` (least
+    squares).
+    """
     a, b = source.mean(0), target.mean(0)
     u, s, vt = np.linalg.svd((source - a).T @ (target - b))
     flip = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])

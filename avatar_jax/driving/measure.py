@@ -1,8 +1,8 @@
 """The seam to tracking: from the frames of a video, a folder of pictures or one picture to coefficients and crops.
 
-A *frame source* can be iterated (several times), gives ``VideoFrame`` objects and has ``fps``, ``num_frames`` (or None) and
-``path``; ``io.video.VideoReader`` is one, ``PictureFrames`` another. A *tracker* is called with a frame source and gives a
-``Measured``. ``default_tracker`` is the one that commands use.
+A *frame source* can be iterated (several times), gives ``VideoFrame`` objects and has ``fps``, ``num_frames`` (or None)
+and ``path``; ``io.video.VideoReader`` is one, ``PictureFrames`` another. A *tracker* is called with a frame source and
+gives a ``Measured``. ``default_tracker`` is the one that commands use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,21 @@ from avatar_jax.faces.coefficients import SLICES
 from avatar_jax.io.video import VideoFrame, VideoReader
 from avatar_jax.types import Motion
 
-VIDEO_ENDINGS = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.ts', '.wmv', '.flv', '.3gp', '.gif')
+VIDEO_ENDINGS = (
+    '.mp4',
+    '.m4v',
+    '.mov',
+    '.mkv',
+    '.webm',
+    '.avi',
+    '.mpg',
+    '.mpeg',
+    '.ts',
+    '.wmv',
+    '.flv',
+    '.3gp',
+    '.gif',
+)
 PICTURE_ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
 
 _UNEVEN = 0.5  # of the time between frames: more is resampled
@@ -61,7 +75,9 @@ class Measured:
     times: np.ndarray | None = None
 
     def motion(self, source: str = '') -> Motion:
-        """The movement alone, of all frames, at an even rate: where time stamps are uneven, interpolated between them."""
+        """The movement alone, of all frames, at an even rate: where time stamps are uneven, interpolated between
+        them.
+        """
         c = np.asarray(self.coefficients, np.float32)
         rows = np.concatenate([c[:, SLICES[k]] for k in ('exp', 'angle', 'trans')], axis=1)
         if self.times is not None:
@@ -70,7 +86,9 @@ class Measured:
 
 
 def evenly(rows: np.ndarray, times: np.ndarray, fps: float) -> np.ndarray:
-    """[N, K] rows at increasing ``times`` brought to ``fps`` rows per second; as they are where they are even already."""
+    """[N, K] rows at increasing ``times`` brought to ``fps`` rows per second; as they are where they are even
+    already.
+    """
     if len(rows) < 2 or np.abs(times - times[0] - np.arange(len(times)) / fps).max() < _UNEVEN / fps:
         return rows
     wanted = times[0] + np.arange(1 + int(np.floor((times[-1] - times[0]) * fps + 1e-6))) / fps
@@ -157,7 +175,7 @@ def open_frames(path: str | os.PathLike) -> Any:
 
 def mean_face_landmarks(labels: np.ndarray, size: int) -> np.ndarray:
     """[N, 68, 2] pixels at which the mean face's landmarks appear to cameras ``labels`` [N, 25]."""
-    from avatar_jax.faces.procedural import ProceduralHead, to_world
+    from avatar_jax.procedural import ProceduralHead, to_world
 
     head = ProceduralHead()
     world = to_world(np.asarray(head.landmarks(np.zeros(80, np.float32), np.zeros(64, np.float32))))

@@ -45,8 +45,9 @@ class Plan:
                 raise UserError(f'--only {region}: choose from {", ".join(REGIONS)}')
 
 
-def apply_plan(motion: Motion, plan: Plan, basis: str, avatar: Avatar, *,
-               models: HeadModels = load_head_model) -> tuple[Motion, tuple[str, ...]]:  # fmt: skip
+def apply_plan(
+    motion: Motion, plan: Plan, basis: str, avatar: Avatar, *, models: HeadModels = load_head_model
+) -> tuple[Motion, tuple[str, ...]]:
     """The motion for an avatar that is driven by ``basis``, and what was done, one phrase each.
 
     Raises:
@@ -65,15 +66,24 @@ def apply_plan(motion: Motion, plan: Plan, basis: str, avatar: Avatar, *,
         neutral = neutral_frame(motion)
         notes.append(f'frame {neutral} taken as the neutral one')
     if plan.relative != 'none':
-        motion = relative_to(motion, neutral, expression=relative_expression, pose=relative_pose, source_angle=angle,
-                             source_translation=translation)  # fmt: skip
+        motion = relative_to(
+            motion,
+            neutral,
+            expression=relative_expression,
+            pose=relative_pose,
+            source_angle=angle,
+            source_translation=translation,
+        )
     if plan.amplify != 1 or plan.amplify_pose != 1:
         # A relative expression is at rest in the neutral frame already.
         motion = amplified(motion, plan.amplify, 1.0, None if relative_expression else neutral)
         motion = amplified(motion, 1.0, plan.amplify_pose, neutral)
     if plan.only:
-        maps = {r: region_map(basis, r, models) for r in plan.only
-                if r != 'pose' and 'expression' not in plan.only and region_channels(basis, r) is None}  # fmt: skip
+        maps = {
+            r: region_map(basis, r, models)
+            for r in plan.only
+            if r != 'pose' and 'expression' not in plan.only and region_channels(basis, r) is None
+        }
         motion = only(motion, plan.only, source_angle=angle, source_translation=translation, region_maps=maps)
     return motion, tuple(notes)
 

@@ -1,9 +1,9 @@
 """Expressions moved from one coefficient basis to another.
 
-Between the procedural basis and ICT-FaceKit a table of names is used (``tables``). Otherwise the numbers of the target are
-those whose displacements of shared points of the face (``fields``) are nearest to the source's, in the least-squares
-sense, within the nominal range of each component. Gaze, which moves no skin, is passed on by angle where both sides have
-it. Head angles and translations mean the same in all bases.
+Between the procedural basis and ICT-FaceKit a table of names is used (``tables``). Otherwise the numbers of the target
+are those whose displacements of shared points of the face (``fields``) are nearest to the source's, in the
+least-squares sense, within the nominal range of each component. Gaze, which moves no skin, is passed on by angle where
+both sides have it. Head angles and translations mean the same in all bases.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def retarget(motion: Motion, basis: str, *, method: str = 'auto', models: HeadMo
     if has_table and method != 'fit':
         expression = tables.translate(motion.expression, motion.basis, basis)
     else:
-        expression = fit_rows(np.asarray(motion.expression, np.float64), own_fields(motion.basis, models),
-                              own_fields(basis, models))  # fmt: skip
+        expression = fit_rows(
+            np.asarray(motion.expression, np.float64), own_fields(motion.basis, models), own_fields(basis, models)
+        )
     return motion.replace(expression=expression.astype(np.float32), basis=basis)
 
 
@@ -135,7 +136,7 @@ def gaze_rows(source: np.ndarray, basis: str, target_basis: str) -> tuple[np.nda
 
 def region_weights() -> dict[str, np.ndarray]:
     """Weight [P] in 0..1 of each shared point in the mouth, eye and brow region; they sum to one everywhere."""
-    from avatar_jax.faces.procedural import ProceduralHead
+    from avatar_jax.procedural import ProceduralHead
 
     ids, _ = shared_points()
     height = ProceduralHead().mean[ids, 1]
@@ -151,8 +152,8 @@ def own_fields(basis: str, models: HeadModels = load_head_model) -> Fields:
 
 
 def region_map(basis: str, region: str, models: HeadModels = load_head_model) -> np.ndarray:
-    """[64, 64] matrix: ``expression @ map`` is the expression that moves the region alike and leaves the rest at rest, as
-    far as the basis can. The jaw of FLAME belongs to the mouth and its eyes to the eyes as they are.
+    """[64, 64] matrix: ``expression @ map`` is the expression that moves the region alike and leaves the rest at rest,
+    as far as the basis can. The jaw of FLAME belongs to the mouth and its eyes to the eyes as they are.
 
     Raises:
         UserError: the head model is not here.

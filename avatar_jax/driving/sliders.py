@@ -32,8 +32,14 @@ class Sliders:
 
     def motion(self, frames: int, fps: float = 25.0) -> Motion:
         """A motion that holds the values for some frames; everything else is at rest."""
-        rest = Motion(np.zeros((frames, WIDTH), np.float32), np.zeros((frames, 3), np.float32),
-                      np.zeros((frames, 3), np.float32), fps, self.basis, 'sliders')  # fmt: skip
+        rest = Motion(
+            np.zeros((frames, WIDTH), np.float32),
+            np.zeros((frames, 3), np.float32),
+            np.zeros((frames, 3), np.float32),
+            fps,
+            self.basis,
+            'sliders',
+        )
         return self.applied(rest)
 
     def applied(self, motion: Motion) -> Motion:

@@ -1,9 +1,9 @@
 """Procedural components and ICT-FaceKit's blendshapes, name by name: both are made after the same facial actions.
 
 ICT-FaceKit says _L and Left for the person's left, which is the right side of the picture; the procedural basis says _l
-and left for the left side of the picture. So ``blink_l`` is ``eyeBlink_R`` and ``jaw_left`` is ``jawRight``. Speech shapes
-(``viseme_*``) go through the components that they are made of. ``tongue_out``, ``nostril_flare`` and ``neck_tense`` have no
-counterpart and are dropped.
+and left for the left side of the picture. So ``blink_l`` is ``eyeBlink_R`` and ``jaw_left`` is ``jawRight``. Speech
+shapes (``viseme_*``) go through the components that they are made of. ``tongue_out``, ``nostril_flare`` and
+``neck_tense`` have no counterpart and are dropped.
 """
 
 from __future__ import annotations
@@ -13,19 +13,38 @@ import functools
 import numpy as np
 
 from avatar_jax.driving.bases import ICT, ICT_NAMES, PROCEDURAL, WIDTH
-from avatar_jax.faces.procedural.expressions import EXPRESSION_NAMES, VISEMES
+from avatar_jax.procedural.expressions import EXPRESSION_NAMES, VISEMES
 
 # Procedural name -> ICT name; a trailing * stands for both sides, crossed.
 _SAME = {
-    'jaw_open': 'jawOpen', 'jaw_forward': 'jawForward', 'jaw_left': 'jawRight', 'jaw_right': 'jawLeft',
-    'mouth_close': 'mouthClose', 'mouth_funnel': 'mouthFunnel', 'mouth_pucker': 'mouthPucker',
-    'mouth_left': 'mouthRight', 'mouth_right': 'mouthLeft', 'roll_lower': 'mouthRollLower',
-    'roll_upper': 'mouthRollUpper', 'shrug_lower': 'mouthShrugLower', 'shrug_upper': 'mouthShrugUpper',
-    'smile*': 'mouthSmile', 'frown*': 'mouthFrown', 'dimple*': 'mouthDimple', 'stretch*': 'mouthStretch',
-    'press*': 'mouthPress', 'lower_down*': 'mouthLowerDown', 'upper_up*': 'mouthUpperUp', 'brow_down*': 'browDown',
-    'brow_outer_up*': 'browOuterUp', 'cheek_squint*': 'cheekSquint', 'sneer*': 'noseSneer', 'blink*': 'eyeBlink',
-    'squint*': 'eyeSquint', 'wide*': 'eyeWide',
-}  # fmt: skip
+    'jaw_open': 'jawOpen',
+    'jaw_forward': 'jawForward',
+    'jaw_left': 'jawRight',
+    'jaw_right': 'jawLeft',
+    'mouth_close': 'mouthClose',
+    'mouth_funnel': 'mouthFunnel',
+    'mouth_pucker': 'mouthPucker',
+    'mouth_left': 'mouthRight',
+    'mouth_right': 'mouthLeft',
+    'roll_lower': 'mouthRollLower',
+    'roll_upper': 'mouthRollUpper',
+    'shrug_lower': 'mouthShrugLower',
+    'shrug_upper': 'mouthShrugUpper',
+    'smile*': 'mouthSmile',
+    'frown*': 'mouthFrown',
+    'dimple*': 'mouthDimple',
+    'stretch*': 'mouthStretch',
+    'press*': 'mouthPress',
+    'lower_down*': 'mouthLowerDown',
+    'upper_up*': 'mouthUpperUp',
+    'brow_down*': 'browDown',
+    'brow_outer_up*': 'browOuterUp',
+    'cheek_squint*': 'cheekSquint',
+    'sneer*': 'noseSneer',
+    'blink*': 'eyeBlink',
+    'squint*': 'eyeSquint',
+    'wide*': 'eyeWide',
+}
 # Components of one model for which the other has one on each side.
 _BOTH = {'brow_inner_up': 'browInnerUp', 'cheek_puff': 'cheekPuff'}
 # Only from procedural to ICT: nearest shapes, with weights.

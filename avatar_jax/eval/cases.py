@@ -125,7 +125,9 @@ def keep_expression(windows_: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 
 def still_windows(rows: np.ndarray) -> np.ndarray:
-    """Motion windows [T, 27, 70] of single pictures: their numbers [T, 70] in every frame, as methods build from them."""
+    """Motion windows [T, 27, 70] of single pictures: their numbers [T, 70] in every frame, as methods build from
+    them.
+    """
     return np.repeat(rows[:, None], WINDOW, axis=1)
 
 
@@ -173,7 +175,7 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
       driver: clip of another person.
       config: see ``ProtocolConfig``.
     """
-    from avatar_jax.faces.procedural import EXPRESSION_NAMES, ProceduralHead, render_head
+    from avatar_jax.procedural import EXPRESSION_NAMES, ProceduralHead, render_head
 
     channel = {name: k for k, name in enumerate(EXPRESSION_NAMES)}
     blinks = [channel['blink_l'], channel['blink_r']]
@@ -182,7 +184,9 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
         """Views with their truth; ``expressions`` [T, 64] replaces the ones that are drawn."""
         shown = window_batch[:, RADIUS, :64] if expressions is None else expressions
         options = {'resolution': config.resolution, 'supersample': person.options.supersample}
-        heads = [render_head(person.identity, e, c, person.gamma, **options) for e, c in zip(shown, labels, strict=True)]
+        heads = [
+            render_head(person.identity, e, c, person.gamma, **options) for e, c in zip(shown, labels, strict=True)
+        ]
         truth, mask, marks = (np.stack([getattr(h, k) for h in heads]) for k in ('rgb', 'mask', 'landmarks'))
         return Views(window_batch, labels, (2 * truth - 1).astype(np.float32), mask, marks), heads
 
@@ -252,7 +256,8 @@ def clip_case(
       name: of the clip.
       motion: its T frames.
       labels: [T, 25].
-      images: [T, H, W, 3] in [-1, 1]; like the next two, anything with a length that gives the frames of an index array.
+      images: [T, H, W, 3] in [-1, 1]; like the next two, anything with a length that gives the frames of an index
+          array.
       masks: [T, H, W] or None.
       landmarks: [T, 68, 2] pixels (first pixel centre at 0.5), y down, or None.
       source: which frame is the portrait.

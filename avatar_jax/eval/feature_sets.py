@@ -52,8 +52,14 @@ def spread(function: Callable, devices: list | None = None) -> Callable[..., np.
     return run
 
 
-def collect(folder: str | os.PathLike, identity: Mapping[str, Any], total: int, compute: Callable[[int, int], np.ndarray],
-            part: int = 256, label: str = 'features') -> np.ndarray:  # fmt: skip
+def collect(
+    folder: str | os.PathLike,
+    identity: Mapping[str, Any],
+    total: int,
+    compute: Callable[[int, int], np.ndarray],
+    part: int = 256,
+    label: str = 'features',
+) -> np.ndarray:
     """All features [total, D], computing only the parts that are not there.
 
     Args:
@@ -75,8 +81,10 @@ def collect(folder: str | os.PathLike, identity: Mapping[str, Any], total: int, 
             stored = json.loads(record.read_text())
             different = [k for k in {**stored, **identity} if stored.get(k) != identity.get(k)]
             if different:
-                raise UserError(f'{folder}: holds features of another measurement (different: {", ".join(sorted(different))}); '
-                                'choose another --out')  # fmt: skip
+                raise UserError(
+                    f'{folder}: holds features of another measurement (different: {", ".join(sorted(different))}); '
+                    'choose another --out'
+                )
         else:
             write_json(record, identity)
     except (OSError, ValueError) as error:

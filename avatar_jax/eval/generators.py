@@ -32,9 +32,15 @@ def sample_codes(seed: int, first: int, count: int, z_dim: int, num_labels: int)
     return z, np.asarray([r.integers(0, num_labels) for r in rngs])
 
 
-def generate(variables: Mapping[str, PyTree], config: GeneratorConfig, z: jax.Array, c: jax.Array,
-             numbers: jax.Array | None = None) -> dict[str, jax.Array]:  # fmt: skip
-    """Pictures of codes [N, z_dim] from cameras [N, 25]; ``numbers`` [N] seed each sample's noise and jitter (None: none).
+def generate(
+    variables: Mapping[str, PyTree],
+    config: GeneratorConfig,
+    z: jax.Array,
+    c: jax.Array,
+    numbers: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    """Pictures of codes [N, z_dim] from cameras [N, 25]; ``numbers`` [N] seed each sample's noise and jitter (None:
+    none).
 
     Returns:
         image, image_raw, image_depth, opacity as ``TriPlaneGenerator.synthesis``.
@@ -52,8 +58,15 @@ def generate(variables: Mapping[str, PyTree], config: GeneratorConfig, z: jax.Ar
     return model.apply(variables, ws, c, draws=draws, planes=planes, method='synthesis')
 
 
-def fake_features(variables: Mapping[str, PyTree], config: GeneratorConfig, labels: np.ndarray, bank: Any,
-                  features: Callable[[Any, jax.Array], jax.Array], seed: int, batch: int) -> Callable[[int, int], np.ndarray]:  # fmt: skip
+def fake_features(
+    variables: Mapping[str, PyTree],
+    config: GeneratorConfig,
+    labels: np.ndarray,
+    bank: Any,
+    features: Callable[[Any, jax.Array], jax.Array],
+    seed: int,
+    batch: int,
+) -> Callable[[int, int], np.ndarray]:
     """(first, count) -> features of generated pictures, computed over all local devices.
 
     Args:
@@ -79,8 +92,9 @@ def fake_features(variables: Mapping[str, PyTree], config: GeneratorConfig, labe
     return compute
 
 
-def real_features(source: Any, bank: Any, features: Callable[[Any, jax.Array], jax.Array],
-                  batch: int) -> Callable[[int, int], np.ndarray]:  # fmt: skip
+def real_features(
+    source: Any, bank: Any, features: Callable[[Any, jax.Array], jax.Array], batch: int
+) -> Callable[[int, int], np.ndarray]:
     """(first, count) -> features of the pictures of a source (``data_pipelines.image_sources``)."""
     compiled = spread(lambda bank, images: features(bank, images.astype(jnp.float32) / 255))
 
@@ -104,12 +118,23 @@ def distribution_scores(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> di
     """FID, KID (times 1, mean over 100 subsets of up to 1000), precision and recall of two feature sets [N, D]."""
     precision, recall = precision_recall(real, fake)
     subsets = 100 if min(len(real), len(fake)) > 1000 else None
-    return {'fid': frechet_distance(real, fake), 'kid': kernel_distance(fake, real, subsets, seed=seed),
-            'precision': precision, 'recall': recall}  # fmt: skip
+    return {
+        'fid': frechet_distance(real, fake),
+        'kid': kernel_distance(fake, real, subsets, seed=seed),
+        'precision': precision,
+        'recall': recall,
+    }
 
 
-def identity_consistency(variables: Mapping[str, PyTree], config: GeneratorConfig, labels: np.ndarray, embed: Embed,
-                         people: int, seed: int = 0, degrees: tuple[float, ...] = (-30.0, 0.0, 30.0)) -> dict[str, float]:  # fmt: skip
+def identity_consistency(
+    variables: Mapping[str, PyTree],
+    config: GeneratorConfig,
+    labels: np.ndarray,
+    embed: Embed,
+    people: int,
+    seed: int = 0,
+    degrees: tuple[float, ...] = (-30.0, 0.0, 30.0),
+) -> dict[str, float]:
     """How much one code remains one person when the camera moves.
 
     Each person is seen from a camera of the data set turned by ``degrees`` around the head, with one style.
@@ -142,7 +167,9 @@ def _turned(variables, config, z, c, radians):
 
 
 def pose_error(angles: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Geodesic distance in degrees [N] between estimated head angles [N, 3] and those that cameras [N, 25] stand for."""
+    """Geodesic distance in degrees [N] between estimated head angles [N, 3] and those that cameras [N, 25] stand
+    for.
+    """
     from avatar_jax.faces.pose import rotation_matrix
 
     wanted, _ = pose_from_label(np.asarray(labels, np.float64))
@@ -174,5 +201,9 @@ def depth_scores(depth: np.ndarray, opacity: np.ndarray, true_depth: np.ndarray,
         errors.append(np.abs(difference - difference.mean()).mean())
         correlations.append(pearson(d[both], t[both]))
     mean = lambda x: float(np.mean(x)) if x else float('nan')
-    return {'depth_error': mean(errors), 'depth_offset': mean(offsets), 'depth_correlation': mean(correlations),
-            'overlap': mean(overlaps)}  # fmt: skip
+    return {
+        'depth_error': mean(errors),
+        'depth_offset': mean(offsets),
+        'depth_correlation': mean(correlations),
+        'overlap': mean(overlaps),
+    }

@@ -41,7 +41,9 @@ TERMS: dict[str, Term] = {
     'psnr_mouth_eyes_over_frozen': Term('mouth and eyes over the kept expression, dB', 'higher', 2),
     'psnr_mouth_over_frozen': Term('mouth over the kept expression, dB', 'higher', 2),
     'psnr_eyes_over_frozen': Term('eyes over the kept expression, dB', 'higher', 2),
-    'psnr_mouth_eyes_over_frozen_truth': Term('mouth and eyes over perfect pictures of the kept expression, dB', 'higher', 2),
+    'psnr_mouth_eyes_over_frozen_truth': Term(
+        'mouth and eyes over perfect pictures of the kept expression, dB', 'higher', 2
+    ),
     'psnr_mouth_over_frozen_truth': Term('mouth over perfect pictures of the kept expression, dB', 'higher', 2),
     'psnr_eyes_over_frozen_truth': Term('eyes over perfect pictures of the kept expression, dB', 'higher', 2),
     'mouth_correlation': Term('mouth opening, correlation with the true picture', 'higher'),

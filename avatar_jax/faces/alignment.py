@@ -198,7 +198,9 @@ def recognition_matrix(landmarks_up: np.ndarray | jax.Array, height: int) -> jax
 
 
 def template_matrix(points: np.ndarray | jax.Array) -> jax.Array:
-    """Similarity [..., 2, 3] from five points [..., 5, 2] (y down) to the recognition template; identity if singular."""
+    """Similarity [..., 2, 3] from five points [..., 5, 2] (y down) to the recognition template; identity if
+    singular.
+    """
     matrix = similarity_transform(jnp.asarray(points), jnp.asarray(RECOGNITION_TEMPLATE))
     ok = jnp.isfinite(matrix).all((-2, -1), keepdims=True)
     return jnp.where(ok, matrix, jnp.eye(2, 3, dtype=matrix.dtype))
@@ -324,6 +326,8 @@ def _resize_and_crop(image, size, corner, target, resample) -> np.ndarray:
         part = np.asarray(picture.resize((width, height), filters[resample]))[y0:y1, x0:x1]
     else:  # a tiny face in a large picture: resize only what the crop shows
         fx, fy = image.shape[1] / width, image.shape[0] / height
-        part = np.asarray(picture.resize((x1 - x0, y1 - y0), filters[resample], box=(x0 * fx, y0 * fy, x1 * fx, y1 * fy)))
+        part = np.asarray(
+            picture.resize((x1 - x0, y1 - y0), filters[resample], box=(x0 * fx, y0 * fy, x1 * fx, y1 * fy))
+        )
     result[y0 - top : y1 - top, x0 - left : x1 - left] = part
     return result

@@ -21,9 +21,18 @@ from avatar_jax.faces.coefficients import NUM_EXP, NUM_ID, NUM_TEX, Coefficients
 from avatar_jax.faces.lighting import INITIAL_LIGHT, shade
 
 KEYS = (
-    'meanshape', 'idBase', 'exBase', 'meantex', 'texBase', 'tri', 'point_buf', 'tri_mask2', 'frontmask2_idx',
-    'skinmask', 'keypoints',
-)  # fmt: skip
+    'meanshape',
+    'idBase',
+    'exBase',
+    'meantex',
+    'texBase',
+    'tri',
+    'point_buf',
+    'tri_mask2',
+    'frontmask2_idx',
+    'skinmask',
+    'keypoints',
+)
 
 
 class FaceCamera(NamedTuple):
@@ -90,7 +99,9 @@ class BFM:
         """
         missing = [k for k in KEYS if k not in data]
         if missing:
-            raise UserError(f'{source}: not a BFM front model, missing {", ".join(missing)}; run bfm_transfer to make one')
+            raise UserError(
+                f'{source}: not a BFM front model, missing {", ".join(missing)}; run bfm_transfer to make one'
+            )
         if front not in ('corrected', 'release'):
             raise ValueError(f"front='{front}': choose 'corrected' or 'release'")
         flat = np.asarray(data['meanshape'], np.float32).reshape(-1)
@@ -98,7 +109,9 @@ class BFM:
         expected = {'idBase': (size, NUM_ID), 'exBase': (size, NUM_EXP), 'texBase': (size, NUM_TEX)}
         for key, shape in expected.items():
             if np.shape(data[key]) != shape:
-                raise UserError(f'{source}: {key} has shape {np.shape(data[key])}, expected {shape}; the file is damaged')
+                raise UserError(
+                    f'{source}: {key} has shape {np.shape(data[key])}, expected {shape}; the file is damaged'
+                )
         mean = flat.reshape(-1, 3)
         if recenter:
             mean = mean - mean.mean(0, keepdims=True)
@@ -190,7 +203,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f'{path}: not a readable .npz file ({error})') from error
     if path.suffix == '.safetensors':
-        from avatar_jax.weights import load_weights
+        from avatar_jax.io.weights import load_weights
 
         weights = load_weights(path)
         if 'arrays' not in weights.variables:

@@ -1,7 +1,7 @@
 """Camera of a head from landmarks: FLAME's points are moved by Adam until they fall on the detected ones.
 
-The camera is GPAvatar's (``methods.gpavatar.cameras``): x_cam = x_world R + T, x to the left, y up. Shape, expression and
-jaw come from elsewhere and stay; only R (as six numbers) and T are fitted.
+The camera is GPAvatar's (``methods.gpavatar.cameras``): x_cam = x_world R + T, x to the left, y up. Shape, expression
+and jaw come from elsewhere and stay; only R (as six numbers) and T are fitted.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Detected(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Coefficients: ``shape`` [B,100], ``expression`` [B,50], ``pose`` [B,6] whose global part (first three) is zero."""
+    """Coefficients: ``shape`` [B,100], ``expression`` [B,50], ``pose`` [B,6] whose global part (first three) is
+    zero.
+    """
 
     shape: jax.Array
     expression: jax.Array
@@ -79,8 +81,9 @@ def landmarks_of(model: FLAME, head: Head, scale: float) -> tuple[jax.Array, jax
     return scale * model.landmarks2d(vertices, head.pose), scale * model.landmarks_mediapipe(vertices)
 
 
-def first_camera(model: FLAME, shape: jax.Array, expression: jax.Array, pose: jax.Array, dense: jax.Array,
-                 config: FitConfig) -> tuple[jax.Array, jax.Array, Head]:  # fmt: skip
+def first_camera(
+    model: FLAME, shape: jax.Array, expression: jax.Array, pose: jax.Array, dense: jax.Array, config: FitConfig
+) -> tuple[jax.Array, jax.Array, Head]:
     """Where the fit begins, from a regressed pose [B,6] with its global rotation.
 
     Returns:
@@ -115,7 +118,7 @@ def terms(model: FLAME, head: Head, transform: jax.Array, found: Detected, confi
         'mouth': config.mouth * error(dense[:, MOUTH], truth[:, MOUTH]),
         'lids': config.lids * error(opening(dense), opening(truth)),
         'expression': config.expression * jnp.sum(head.expression**2),
-    }  # fmt: skip
+    }
 
 
 def fit_camera(model: FLAME, head: Head, transform: jax.Array, found: Detected, config: FitConfig) -> jax.Array:
@@ -123,6 +126,7 @@ def fit_camera(model: FLAME, head: Head, transform: jax.Array, found: Detected, 
 
     The people of one call are fitted together, as the means of the terms are taken over them.
     """
+
     def camera(parts):
         return jnp.concatenate([from_six(parts['rotation']), parts['translation'][..., None]], -1)
 

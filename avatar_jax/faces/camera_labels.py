@@ -106,7 +106,9 @@ def raw_pose(angle: Array, trans: Array, scale: float = EG3D_SCALE, offset: tupl
     rotation = rotation_matrix(angle)
     shifted = trans - xp.asarray([0, 0, CAMERA_DISTANCE], dtype=trans.dtype)
     center = -(rotation @ shifted[..., None])[..., 0]
-    return pose_matrix(rotation * _OPENCV.astype(rotation.dtype), scale * center + xp.asarray(offset, dtype=center.dtype))
+    return pose_matrix(
+        rotation * _OPENCV.astype(rotation.dtype), scale * center + xp.asarray(offset, dtype=center.dtype)
+    )
 
 
 def normalise_pose(pose: Array, mode: str = 'orig', radius: float = RADIUS, center: tuple = COR_CENTER) -> Array:

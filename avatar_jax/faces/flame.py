@@ -1,8 +1,8 @@
 """FLAME: a head of linear shape and expression, pose-corrective shapes and five joints (neck, jaw and eyes).
 
 The model data may not be redistributed; ``avatar-jax convert generic_model.pkl`` imports the user's own file, and
-``FLAME.load`` reads the result. Vertices and landmarks are in the model's own frame: metres, y up, z towards the viewer.
-``vertices`` and ``landmarks``, which serve all head models alike, are in decimetres.
+``FLAME.load`` reads the result. Vertices and landmarks are in the model's own frame: metres, y up, z towards the
+viewer. ``vertices`` and ``landmarks``, which serve all head models alike, are in decimetres.
 
 Joints: global, neck, jaw, left eye, right eye. Poses are axis-angle vectors.
 """
@@ -64,7 +64,9 @@ def rodrigues(vector: jax.Array) -> jax.Array:
 
 
 def contour_row(rotation: jax.Array) -> jax.Array:
-    """Row of the contour table [...] for a head turned by ``rotation`` [..., 3, 3]: 0..39 and, to the other side, 40..78."""
+    """Row of the contour table [...] for a head turned by ``rotation`` [..., 3, 3]: 0..39 and, to the other side,
+    40..78.
+    """
     yaw = jnp.arctan2(-rotation[..., 2, 0], jnp.sqrt(rotation[..., 0, 0] ** 2 + rotation[..., 1, 0] ** 2))
     degrees = jnp.round(jnp.minimum(jnp.rad2deg(yaw), 39)).astype(jnp.int32)
     return jnp.where(degrees >= 0, degrees, jnp.where(degrees < -39, CONTOUR_ROWS - 1, 39 - degrees))
@@ -108,9 +110,12 @@ class FLAME:
             raise UserError(f'{source}: not a FLAME model, missing {", ".join(missing)}; give generic_model.pkl')
         v, j = len(data['v_template']), NUM_JOINTS
         shapes = {
-            'v_template': (v, 3), 'posedirs': (v, 3, 9 * (j - 1)), 'J_regressor': (j, v), 'weights': (v, j),
+            'v_template': (v, 3),
+            'posedirs': (v, 3, 9 * (j - 1)),
+            'J_regressor': (j, v),
+            'weights': (v, j),
             'kintree_table': (2, j),
-        }  # fmt: skip
+        }
         for key, shape in shapes.items():
             if np.shape(data[key]) != shape:
                 raise UserError(f'{source}: {key} has shape {np.shape(data[key])}, expected {shape}; not a FLAME head')
@@ -144,12 +149,19 @@ class FLAME:
             raise UserError(f'{source}: the contour table has {contour.faces.shape[0]} rows, expected {CONTOUR_ROWS}')
         ids = data.get('landmark_indices')
         return cls(
-            template=numbers('v_template'), shape_basis=numbers('shapedirs'), pose_basis=numbers('posedirs'),
-            joint_regressor=numbers('J_regressor'), skinning=numbers('weights'),
-            triangles=jnp.asarray(triangles, jnp.int32), static=embedding(*pairs[STATIC]), contour=contour,
-            full=embedding(*pairs[FULL]), mediapipe=embedding('lmk_face_idx', 'lmk_b_coords'),
-            mediapipe_ids=None if ids is None else jnp.asarray(np.asarray(ids), jnp.int32), parents=parents,
-        )  # fmt: skip
+            template=numbers('v_template'),
+            shape_basis=numbers('shapedirs'),
+            pose_basis=numbers('posedirs'),
+            joint_regressor=numbers('J_regressor'),
+            skinning=numbers('weights'),
+            triangles=jnp.asarray(triangles, jnp.int32),
+            static=embedding(*pairs[STATIC]),
+            contour=contour,
+            full=embedding(*pairs[FULL]),
+            mediapipe=embedding('lmk_face_idx', 'lmk_b_coords'),
+            mediapipe_ids=None if ids is None else jnp.asarray(np.asarray(ids), jnp.int32),
+            parents=parents,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> FLAME:

@@ -22,9 +22,18 @@ HEAD_OFFSET = (0.0, -0.0481, -0.7110)
 OPAQUE_REGIONS = 9  # regions 0..8; lacrimal fluid, blends, occlusions and lashes are translucent helpers
 NEUTRAL_ALBEDO = 0.7
 _KEYS = (
-    'vertices', 'faces', 'identity_deltas', 'expression_deltas', 'expression_names', 'extra_deltas', 'extra_names',
-    'landmarks68', 'region_names', 'region_vertex_range', 'region_face_range',
-)  # fmt: skip
+    'vertices',
+    'faces',
+    'identity_deltas',
+    'expression_deltas',
+    'expression_names',
+    'extra_deltas',
+    'extra_names',
+    'landmarks68',
+    'region_names',
+    'region_vertex_range',
+    'region_face_range',
+)
 
 
 @struct.dataclass
@@ -92,7 +101,9 @@ class ICT:
         Fewer identity numbers than the model has are taken as the first ones.
         """
         deltas = self.identity_deltas[: identity.shape[-1]]
-        points = self.neutral + jnp.tensordot(identity, deltas, 1) + jnp.tensordot(expression, self.expression_deltas, 1)
+        points = (
+            self.neutral + jnp.tensordot(identity, deltas, 1) + jnp.tensordot(expression, self.expression_deltas, 1)
+        )
         return points if extra is None else points + jnp.tensordot(extra, self.extra_deltas, 1)
 
     def albedo(self, texture: jax.Array) -> jax.Array:

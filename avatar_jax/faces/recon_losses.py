@@ -34,7 +34,9 @@ class ReconLossWeights:
 
 
 def photo_loss(rendered: jax.Array, real: jax.Array, mask: jax.Array, eps: float = PHOTO_EPS) -> jax.Array:
-    """Mean colour distance inside ``mask`` [B, H, W, 1] (skin attention times rendered region, no gradient); 0 if empty."""
+    """Mean colour distance inside ``mask`` [B, H, W, 1] (skin attention times rendered region, no gradient); 0 if
+    empty.
+    """
     distance = jnp.sqrt(eps + jnp.sum((rendered - real) ** 2, -1, keepdims=True))
     mask = jax.lax.stop_gradient(mask)
     return jnp.sum(distance * mask) / jnp.maximum(jnp.sum(mask), 1.0)

@@ -2,8 +2,9 @@
 
 A tracker's translation is relative to the aligned crop, so a head that moves through the picture seems to stand still.
 The offset of the landmarks' mean in the raw frames, divided by the side of the fixed crop window, is the offset that
-the picture of the head's pivot is to make; the camera is moved sideways by as much, its rotation stays. Corrections come
-after the camera has been brought to its usual distance (``camera_labels.normalise_pose``), which discards translations.
+the picture of the head's pivot is to make; the camera is moved sideways by as much, its rotation stays. Corrections
+come after the camera has been brought to its usual distance (``camera_labels.normalise_pose``), which discards
+translations.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def pivot_depth(pose: Array, pivot: tuple = PIVOT) -> Array:
     return (pose[..., :3, 2] * offset).sum(-1)
 
 
-def translate_pose(pose: Array, offset: Array, focal: Array | float = FOCAL, zoom: Array | None = None,
-                   pivot: tuple = PIVOT) -> Array:  # fmt: skip
+def translate_pose(
+    pose: Array, offset: Array, focal: Array | float = FOCAL, zoom: Array | None = None, pivot: tuple = PIVOT
+) -> Array:
     """Moves cameras so that the pivot's picture moves by ``offset``.
 
     Args:

@@ -75,7 +75,8 @@ class DecouplingConfig:
         refine: 'per_frame' (one update per frame), 'together' (one update on the sum over frames) or 'off'.
         refine_controller: refinement also updates the controller.
         ema_decay: decay of the averages, once per iteration. ema_generator: whether the generator has one.
-        lr_decay_every, lr_decay: every so many iterations the generator's rate is multiplied by ``lr_decay`` (0: never).
+        lr_decay_every, lr_decay: every so many iterations the generator's rate is multiplied by ``lr_decay`` (0:
+            never).
     """
 
     identity_steps: int = 90
@@ -101,9 +102,11 @@ class DecouplingConfig:
 
     def __post_init__(self):
         choices = {
-            'mode': ('successively', 'alternatively', 'joint'), 'clip_scope': ('batch', 'sample'),
-            'inner_generator': ('ema', 'raw'), 'refine': ('per_frame', 'together', 'off'),
-        }  # fmt: skip
+            'mode': ('successively', 'alternatively', 'joint'),
+            'clip_scope': ('batch', 'sample'),
+            'inner_generator': ('ema', 'raw'),
+            'refine': ('per_frame', 'together', 'off'),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name}={getattr(self, name)!r}: use one of {", ".join(map(repr, allowed))}')
@@ -198,8 +201,14 @@ def _clip_codes(grad: jax.Array, config: DecouplingConfig, axis_name: str | None
     return own * clip_factor(norm, config.clip_code), largest
 
 
-def _update_codes(codes: Codes, grads: tuple[jax.Array, jax.Array], config: DecouplingConfig, optimizers: Optimizers,
-                  clip: bool, axis_name: str | None) -> tuple[Codes, jax.Array]:  # fmt: skip
+def _update_codes(
+    codes: Codes,
+    grads: tuple[jax.Array, jax.Array],
+    config: DecouplingConfig,
+    optimizers: Optimizers,
+    clip: bool,
+    axis_name: str | None,
+) -> tuple[Codes, jax.Array]:
     """One step of codes and corrections from gradients of this device's mean loss."""
     shards = num_shards(axis_name)
     w_grad, bias_grad = (g / shards for g in grads)  # of the mean over all devices
@@ -217,10 +226,19 @@ _UNCLIPPED = DecouplingConfig(clip_code=None)
 
 
 def decoupling_iteration(
-    state: TrainState, batch: PyTree, key: jax.Array, *, objective: Objective, config: DecouplingConfig,
-    optimizers: Optimizers, w_avg: jax.Array, num_frames: int = 2, axis_name: str | None = None,
-    record: Callable[[Codes, PyTree], PyTree] | None = None, accumulate: int = 1,
-) -> tuple[TrainState, dict[str, jax.Array], Codes, PyTree]:  # fmt: skip
+    state: TrainState,
+    batch: PyTree,
+    key: jax.Array,
+    *,
+    objective: Objective,
+    config: DecouplingConfig,
+    optimizers: Optimizers,
+    w_avg: jax.Array,
+    num_frames: int = 2,
+    axis_name: str | None = None,
+    record: Callable[[Codes, PyTree], PyTree] | None = None,
+    accumulate: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array], Codes, PyTree]:
     """One iteration; see the module text.
 
     Args:
@@ -288,7 +306,8 @@ def decoupling_iteration(
             (loss, terms), (grads, _) = gradients(loss_fn, group.params, (), n, codes)
             grads = mean_over_devices(grads, axis_name)
             group, stats = group.apply_gradients(
-                grads, optimizers.controller, lr_scale=lr_scale, max_norm=config.clip_controller)
+                grads, optimizers.controller, lr_scale=lr_scale, max_norm=config.clip_controller
+            )
             return group, report(loss, {**terms, **stats}, codes, group.params)
 
         return step
@@ -302,8 +321,12 @@ def decoupling_iteration(
                 return loss_of(inner_params, generator.params, motion, *own, samples, sr, all_frames)
 
             (loss, terms), (grads, code_grads) = gradients(loss_fn, group.params, (codes.w, codes.bias), n)
-            group, stats = group.apply_gradients(mean_over_devices(grads, axis_name), optimizers.controller,
-                                                 lr_scale=lr_scale, max_norm=config.clip_controller)  # fmt: skip
+            group, stats = group.apply_gradients(
+                mean_over_devices(grads, axis_name),
+                optimizers.controller,
+                lr_scale=lr_scale,
+                max_norm=config.clip_controller,
+            )
             codes, norm = _update_codes(codes, code_grads, config, optimizers, False, axis_name)
             terms = {**terms, **stats, 'code_grad_norm': norm}
             return (codes, group), report(loss, terms, codes, group.params)
@@ -346,8 +369,9 @@ def decoupling_iteration(
         for (label, _), out in zip(runs, outs, strict=True):
             for name, value in out['terms'].items():
                 metrics.setdefault(f'{label[0]}/{name}', []).append(value.reshape(-1))
-        joined = jax.tree.map(lambda *x, lead=lead: jnp.concatenate(x, lead),
-                              *[(out['terms']['loss'], out['record']) for out in outs])  # fmt: skip
+        joined = jax.tree.map(
+            lambda *x, lead=lead: jnp.concatenate(x, lead), *[(out['terms']['loss'], out['record']) for out in outs]
+        )
         joined = jax.tree.map(lambda x, lead=lead: x.reshape(-1, *x.shape[1 + lead :]), joined)
         losses.append(joined[0])
         inner_records.append(joined[1])
@@ -357,8 +381,19 @@ def decoupling_iteration(
     curves['inner/loss'] = jnp.concatenate(losses)
 
     generator, controller, refined, refine_records = _refine(
-        state.step, controller, generator, codes, config=config, optimizers=optimizers, objective=objective,
-        loss_of=loss_of, gradients=gradients, num_frames=num_frames, axis_name=axis_name, record=record)  # fmt: skip
+        state.step,
+        controller,
+        generator,
+        codes,
+        config=config,
+        optimizers=optimizers,
+        objective=objective,
+        loss_of=loss_of,
+        gradients=gradients,
+        num_frames=num_frames,
+        axis_name=axis_name,
+        record=record,
+    )
     curves.update(refined)
     controller = controller.update_ema(config.ema_decay)
     if config.ema_generator:
@@ -370,8 +405,21 @@ def decoupling_iteration(
     return state, curves, codes, records
 
 
-def _refine(step, controller, generator, codes, *, config, optimizers, objective, loss_of, gradients, num_frames,
-            axis_name, record):  # fmt: skip
+def _refine(
+    step,
+    controller,
+    generator,
+    codes,
+    *,
+    config,
+    optimizers,
+    objective,
+    loss_of,
+    gradients,
+    num_frames,
+    axis_name,
+    record,
+):
     """Updates of the generator (and controller) with codes and corrections fixed; super-resolution always on."""
     if config.refine == 'off':
         return generator, controller, {}, None
@@ -394,10 +442,12 @@ def _refine(step, controller, generator, codes, *, config, optimizers, objective
         terms = mean_over_devices({'loss': loss, **terms}, axis_name)
         if config.refine_controller:
             controller, stats = controller.apply_gradients(
-                grads[1], optimizers.controller, max_norm=config.clip_controller)
+                grads[1], optimizers.controller, max_norm=config.clip_controller
+            )
             terms.update({f'controller_{k}': v for k, v in stats.items()})
         generator, stats = generator.apply_gradients(
-            grads[0], optimizers.generator, lr_scale=generator_scale, max_norm=config.clip_generator)
+            grads[0], optimizers.generator, lr_scale=generator_scale, max_norm=config.clip_generator
+        )
         terms.update({f'generator_{k}': v for k, v in stats.items()})
         collected.append(terms)
         if record is not None:

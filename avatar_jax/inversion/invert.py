@@ -129,9 +129,18 @@ def has_stopped(state: State, config: StageConfig) -> jax.Array:
     return state.since >= config.patience
 
 
-def advance(loss_fn: LossFn, state: State, key: jax.Array, first: jax.Array | int, count: int, sr: bool,
-            tied: jax.Array | bool, config: StageConfig, transforms: Transforms,
-            record: Record | None = None) -> tuple[State, tuple]:  # fmt: skip
+def advance(
+    loss_fn: LossFn,
+    state: State,
+    key: jax.Array,
+    first: jax.Array | int,
+    count: int,
+    sr: bool,
+    tied: jax.Array | bool,
+    config: StageConfig,
+    transforms: Transforms,
+    record: Record | None = None,
+) -> tuple[State, tuple]:
     """``count`` steps, the first of which has the number ``first`` (random draws follow from key and number).
 
     Args:
@@ -144,7 +153,8 @@ def advance(loss_fn: LossFn, state: State, key: jax.Array, first: jax.Array | in
 
     def update(state: State, n):
         (loss, terms), grads = jax.value_and_grad(loss_fn, argnums=wanted, has_aux=True)(
-            state.code, state.bias, jax.random.fold_in(key, n), sr)  # fmt: skip
+            state.code, state.bias, jax.random.fold_in(key, n), sr
+        )
         grads = dict(zip(wanted, grads, strict=True))
         new = state._replace(previous=state.code, steps=state.steps + 1)
         if 0 in grads:
@@ -159,8 +169,9 @@ def advance(loss_fn: LossFn, state: State, key: jax.Array, first: jax.Array | in
             new = new._replace(bias=state.bias + step, bias_state=bias_state)
         smooth = jnp.where(jnp.isinf(state.smooth), loss, 0.8 * state.smooth + 0.2 * loss)
         better = smooth < state.best * (1 - config.tolerance)
-        new = new._replace(smooth=smooth, best=jnp.where(better, smooth, state.best),
-                           since=jnp.where(better, 0, state.since + 1))  # fmt: skip
+        new = new._replace(
+            smooth=smooth, best=jnp.where(better, smooth, state.best), since=jnp.where(better, 0, state.since + 1)
+        )
         kept = None if record is None else record(new.code, new.bias)
         return new, (loss, dict(terms), kept)
 
@@ -200,8 +211,15 @@ def finish(state: State, outs: list[tuple], config: StageConfig) -> StageResult:
     return StageResult(code, state.bias, curve, terms, state.steps, has_stopped(state, config), records)
 
 
-def run_stage(loss_fn: LossFn, code: jax.Array, bias: jax.Array, key: jax.Array, config: StageConfig,
-              transforms: Transforms, record: Record | None = None) -> StageResult:  # fmt: skip
+def run_stage(
+    loss_fn: LossFn,
+    code: jax.Array,
+    bias: jax.Array,
+    key: jax.Array,
+    config: StageConfig,
+    transforms: Transforms,
+    record: Record | None = None,
+) -> StageResult:
     """One stage for one person; see the module text.
 
     Args:
@@ -211,8 +229,9 @@ def run_stage(loss_fn: LossFn, code: jax.Array, bias: jax.Array, key: jax.Array,
     """
     state, outs = start(code, bias, transforms), []
     for first, count, sr in phases(config):
-        state, out = advance(loss_fn, begin_phase(state), key, first, count, sr, config.space == 'w', config, transforms,
-                             record)  # fmt: skip
+        state, out = advance(
+            loss_fn, begin_phase(state), key, first, count, sr, config.space == 'w', config, transforms, record
+        )
         outs.append(out)
     return finish(state, outs, config)
 
@@ -224,8 +243,14 @@ def check_order(stages: tuple[StageConfig, ...]) -> None:
         raise ValueError("a 'w' stage cannot follow a 'w+' stage: its code has one row for all layers")
 
 
-def invert(loss_fn: LossFn, code: jax.Array, bias: jax.Array, key: jax.Array, stages: tuple[StageConfig, ...],
-           transforms: Transforms) -> tuple[jax.Array, jax.Array, list[StageResult]]:  # fmt: skip
+def invert(
+    loss_fn: LossFn,
+    code: jax.Array,
+    bias: jax.Array,
+    key: jax.Array,
+    stages: tuple[StageConfig, ...],
+    transforms: Transforms,
+) -> tuple[jax.Array, jax.Array, list[StageResult]]:
     """All stages for one person.
 
     Args:
@@ -246,7 +271,9 @@ def invert(loss_fn: LossFn, code: jax.Array, bias: jax.Array, key: jax.Array, st
 
 
 def interpolate(a: PyTree, b: PyTree, amount: jax.Array | float) -> PyTree:
-    """``(1 - amount) * a + amount * b`` for codes, corrections or any equal trees (identity interpolation, paper 6.2)."""
+    """``(1 - amount) * a + amount * b`` for codes, corrections or any equal trees (identity interpolation, paper
+    6.2).
+    """
     return jax.tree.map(lambda x, y: (1 - amount) * x + amount * y, a, b)
 
 
@@ -267,9 +294,13 @@ class FinetuneConfig:
             raise ValueError('steps must be at least 1')
 
 
-def finetune(loss_fn: Callable[[PyTree, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]], params: PyTree,
-             key: jax.Array, config: FinetuneConfig, tx: optax.GradientTransformationExtraArgs,
-             ) -> tuple[PyTree, jax.Array, dict[str, jax.Array], jax.Array]:  # fmt: skip
+def finetune(
+    loss_fn: Callable[[PyTree, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]],
+    params: PyTree,
+    key: jax.Array,
+    config: FinetuneConfig,
+    tx: optax.GradientTransformationExtraArgs,
+) -> tuple[PyTree, jax.Array, dict[str, jax.Array], jax.Array]:
     """Optimises ``params`` of ``loss_fn(params, key) -> (loss, terms)``.
 
     Returns:

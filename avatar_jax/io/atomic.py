@@ -40,7 +40,9 @@ _REASONS = {
 
 
 def write_error(path: str | os.PathLike, error: OSError) -> Exception:
-    """The error to raise for a failed write: a ``UserError`` when its reason is one a person can mend, else ``error``."""
+    """The error to raise for a failed write: a ``UserError`` when its reason is one a person can mend, else
+    ``error``.
+    """
     reason = _REASONS.get(error.errno)
     return error if reason is None else UserError(f'{os.fspath(path)}: could not be written: {reason}')
 

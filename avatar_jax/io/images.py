@@ -164,7 +164,7 @@ def _upright(image: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
 
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001 - damaged EXIF data must not cost the picture
+    except Exception:
         notes.append('EXIF data unreadable, orientation taken as upright')
         return image
     turn = {

@@ -1,13 +1,13 @@
 """Landmark files beside a picture or video: 5, 68, 98 or 478 points; text, ``.npy`` or JSON.
 
-``portrait.jpg`` is looked up as ``portrait.landmarks5.txt``, ``portrait.landmarks68.txt``, ``portrait.landmarks98.txt``,
-``portrait.landmarks478.txt``, ``portrait.landmarks.txt``, ``portrait.txt``, and the same with ``.npy`` and ``.json``.
-Points are (x, y) pixels of the upright picture, y downwards, one per row; 5 points are image-left eye, image-right eye,
-nose tip, image-left and image-right mouth corner; 68 are in iBUG, 98 in WFLW, 478 in MediaPipe order. A third number
-per point (depth) is left out.
+``portrait.jpg`` is looked up as ``portrait.landmarks5.txt``, ``portrait.landmarks68.txt``,
+``portrait.landmarks98.txt``, ``portrait.landmarks478.txt``, ``portrait.landmarks.txt``, ``portrait.txt``, and the same
+with ``.npy`` and ``.json``. Points are (x, y) pixels of the upright picture, y downwards, one per row; 5 points are
+image-left eye, image-right eye, nose tip, image-left and image-right mouth corner; 68 are in iBUG, 98 in WFLW, 478 in
+MediaPipe order. A third number per point (depth) is left out.
 
-A video's file holds all frames: ``.npy`` [T, N, 2], text with one frame per row, JSON with a list of frames; NaN or null
-stands for a frame without a face.
+A video's file holds all frames: ``.npy`` [T, N, 2], text with one frame per row, JSON with a list of frames; NaN or
+null stands for a frame without a face.
 """
 
 from __future__ import annotations

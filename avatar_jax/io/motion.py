@@ -114,7 +114,9 @@ def _entries(path: os.PathLike) -> dict[str, np.ndarray]:
         with file:
             return {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise UserError(f'{path}: is not a motion file, or is damaged; expected an .npz (docs/motion_file.md)') from error
+        raise UserError(
+            f'{path}: is not a motion file, or is damaged; expected an .npz (docs/motion_file.md)'
+        ) from error
 
 
 def _text(path: os.PathLike, entries: dict[str, np.ndarray], key: str) -> str:

@@ -16,7 +16,15 @@ from typing import Any
 from avatar_jax.errors import UserError
 from avatar_jax.io.inputs import input_file, open_media
 
-COPIED = ('aac', 'mp3', 'mp3float', 'ac3', 'eac3', 'opus', 'alac')  # others (PCM, Vorbis, ...) are not played from MP4 everywhere
+COPIED = (
+    'aac',
+    'mp3',
+    'mp3float',
+    'ac3',
+    'eac3',
+    'opus',
+    'alac',
+)  # others (PCM, Vorbis, ...) are not played from MP4 everywhere
 _ENCODED_RATES = (48000, 44100, 32000, 24000, 22050, 16000)
 
 

@@ -127,9 +127,7 @@ class VideoWriter:
         if pixels.shape[0] % 2 or pixels.shape[1] % 2:
             pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode='edge')
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format='rgb24')
-        picture = picture.reformat(
-            format='yuv420p', dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-        )
+        picture = picture.reformat(format='yuv420p', dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
         picture.pts, picture.time_base = self.num_frames, 1 / self.rate
         self._container.mux(self._stream.encode(picture))
         self.num_frames += 1
@@ -237,8 +235,10 @@ class VideoReader:
         try:
             container = open_media(self.path)
         except (av.error.FFmpegError, ValueError) as error:
-            raise UserError(f'{self.path}: is not a video that can be read, or is damaged ({_reason(error)}); get it again '
-                            'or convert it to MP4') from error  # fmt: skip
+            raise UserError(
+                f'{self.path}: is not a video that can be read, or is damaged ({_reason(error)}); get it again '
+                'or convert it to MP4'
+            ) from error
         with container:
             # Cover pictures of audio files count as video tracks for FFmpeg.
             tracks = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
@@ -256,8 +256,10 @@ class VideoReader:
                 yield frame
                 number += 1
         except (av.error.FFmpegError, ValueError) as error:
-            raise UserError(f'{self.path}: the video is damaged after frame {number} ({_reason(error)}); get it again, or '
-                            'cut it before that frame') from error  # fmt: skip
+            raise UserError(
+                f'{self.path}: the video is damaged after frame {number} ({_reason(error)}); get it again, or '
+                'cut it before that frame'
+            ) from error
 
     def _plan(self, frame: Any, stream: Any) -> tuple[str, ...]:
         """Decides size and rotation from the first frame."""

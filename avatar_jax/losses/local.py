@@ -23,8 +23,8 @@ REGIONS = {
 def region_boxes(landmarks: jax.Array, size: int) -> dict[str, jax.Array]:
     """Boxes [B,4] ``(x1, y1, x2, y2)`` of mouth, eyes and nose, not limited to the image.
 
-    The extremes of the landmarks [B,68,2] are cut to whole pixels (towards zero), then padded by ``int(p * size / 512)``
-    with p = 20 for the eyes and 10 otherwise.
+    The extremes of the landmarks [B,68,2] are cut to whole pixels (towards zero), then padded by ``int(p * size /
+    512)`` with p = 20 for the eyes and 10 otherwise.
     """
     boxes = {}
     for name, (points, padding, _) in REGIONS.items():

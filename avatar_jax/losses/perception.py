@@ -236,7 +236,9 @@ class PerceptionBank:
     def lpips(self, net: str, a: jax.Array, b: jax.Array) -> jax.Array:
         """LPIPS [N] of image pairs [N,H,W,3] in [-1, 1]; only with real weights, there is no stand-in."""
         if not self.has(f'lpips_{net}'):
-            raise UserError(f'LPIPS ({net}): needs the weights of {_LPIPS_TRUNK[net]} and of lpips_{net}; give their files')
+            raise UserError(
+                f'LPIPS ({net}): needs the weights of {_LPIPS_TRUNK[net]} and of lpips_{net}; give their files'
+            )
         variables = self.weights[_LPIPS_TRUNK[net]]
         features = [lpips_features(net, variables, x) for x in (a, b)]
         return lpips_layers(*features, self.lin[net]).sum(-1)
@@ -248,7 +250,7 @@ def _add(sources: tuple[tuple[str, str], ...], name: str, source: str) -> tuple[
 
 def _load_one(bank: PerceptionBank, name: str, path: Path) -> PerceptionBank:
     from avatar_jax.io.inputs import file_sha256, input_file
-    from avatar_jax.weights import SUFFIX, load_weights
+    from avatar_jax.io.weights import SUFFIX, load_weights
 
     if name not in NETWORKS and name != 'head_nets' and name not in {f'lpips_{n}' for n in NETS}:
         names = [*NETWORKS, 'head_nets', *(f'lpips_{n}' for n in NETS)]
@@ -276,7 +278,7 @@ HEAD_NETS_METHOD = 'head_nets'
 
 def _load_own(bank: PerceptionBank, name: str, weights) -> PerceptionBank:
     """A weight file of this project: the stand-ins (both in one file), or one converted network."""
-    from avatar_jax.weights import check_tree
+    from avatar_jax.io.weights import check_tree
 
     source = f'{weights.path.name}, sha256 {weights.sha256[:12]}'
     if name == 'head_nets' or (name in NETWORKS and NETWORKS[name].stand_in):

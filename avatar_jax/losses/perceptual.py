@@ -1,4 +1,5 @@
-"""VGG-19 perceptual and style (Gram) loss over several scales (OTAvatar sections 3.4 and its released form; PIRenderer).
+"""VGG-19 perceptual and style (Gram) loss over several scales (OTAvatar sections 3.4 and its released form;
+PIRenderer).
 
 The target's features do not change while an image is optimised: `perceptual_target` computes them once.
 """

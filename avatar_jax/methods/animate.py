@@ -36,8 +36,12 @@ def camera_labels(kind: str, config: Any, avatar: Avatar, motion: Motion) -> np.
         raise UserError(f'camera {kind!r}: use one of {", ".join(CAMERAS)}')
     frames = motion.num_frames
     if kind == 'track':
-        return np.asarray(label_from_pose(np.asarray(motion.angle, np.float32), np.asarray(motion.translation, np.float32),
-                                          config.label_mode), np.float32)  # fmt: skip
+        return np.asarray(
+            label_from_pose(
+                np.asarray(motion.angle, np.float32), np.asarray(motion.translation, np.float32), config.label_mode
+            ),
+            np.float32,
+        )
     if kind == 'orbit':
         return np.asarray(make_label(orbit_pose(np.arange(frames, dtype=np.float64)), intrinsics()), np.float32)
     if avatar.camera is not None:
@@ -51,21 +55,37 @@ def camera_labels(kind: str, config: Any, avatar: Avatar, motion: Motion) -> np.
 def check_drivable(config: Any, avatar: Avatar, motion: Motion, weights: str = '') -> None:
     """Raises ``UserError`` when motion, avatar and weights do not belong together."""
     if motion.basis != config.basis:
-        raise UserError(f"motion: its coefficients belong to the basis '{motion.basis}', the avatar is driven by "
-                        f"'{config.basis}'; give a motion tracked with '{config.basis}'")  # fmt: skip
+        raise UserError(
+            f"motion: its coefficients belong to the basis '{motion.basis}', the avatar is driven by "
+            f"'{config.basis}'; give a motion tracked with '{config.basis}'"
+        )
     if weights and avatar.weights and avatar.weights != weights:
-        raise UserError(f'avatar: was made with other weights ({avatar.weights[:12]}, these are {weights[:12]}); '
-                        'give those weights or make the avatar again')  # fmt: skip
+        raise UserError(
+            f'avatar: was made with other weights ({avatar.weights[:12]}, these are {weights[:12]}); '
+            'give those weights or make the avatar again'
+        )
 
 
 @partial(jax.jit, static_argnames=('name', 'config', 'chunk', 'sr'))
 def _render(variables, identity, windows, labels, basis, key, *, name, config, chunk, sr):
-    return method(name).animate(variables, config, Avatar(identity), windows, labels, basis=basis, chunk=chunk, key=key, sr=sr)
+    return method(name).animate(
+        variables, config, Avatar(identity), windows, labels, basis=basis, chunk=chunk, key=key, sr=sr
+    )
 
 
-def render_motion(variables: Mapping[str, Any], config: Any, avatar: Avatar, motion: Motion,
-                  labels: np.ndarray, *, per_call: int = 8, chunk: int = 1, sr: bool = True, key: jax.Array | None = None,
-                  on_frames: Callable[[int], None] | None = None) -> Iterator[Frames]:  # fmt: skip
+def render_motion(
+    variables: Mapping[str, Any],
+    config: Any,
+    avatar: Avatar,
+    motion: Motion,
+    labels: np.ndarray,
+    *,
+    per_call: int = 8,
+    chunk: int = 1,
+    sr: bool = True,
+    key: jax.Array | None = None,
+    on_frames: Callable[[int], None] | None = None,
+) -> Iterator[Frames]:
     """Renders all frames of a motion, ``per_call`` at a time: memory does not grow with the length.
 
     Args:
@@ -86,8 +106,18 @@ def render_motion(variables: Mapping[str, Any], config: Any, avatar: Avatar, mot
     for start in range(0, total, per_call):
         index = np.minimum(np.arange(start, start + per_call), total - 1)
         step_key = None if key is None else jax.random.fold_in(key, start)
-        frames = _render(variables, avatar.identity, jnp.asarray(windows(rows, index)), jnp.asarray(labels[index]), basis,
-                         step_key, name=avatar.method, config=config, chunk=chunk, sr=sr)  # fmt: skip
+        frames = _render(
+            variables,
+            avatar.identity,
+            jnp.asarray(windows(rows, index)),
+            jnp.asarray(labels[index]),
+            basis,
+            step_key,
+            name=avatar.method,
+            config=config,
+            chunk=chunk,
+            sr=sr,
+        )
         count = min(per_call, total - start)
         yield jax.tree.map(lambda x, count=count: np.asarray(x)[:count], frames)
         if on_frames is not None:

@@ -48,8 +48,9 @@ def method(name: str) -> ModuleType:
 
 @partial(jax.jit, static_argnames=('name', 'config', 'chunk', 'sr'))
 def _animate(variables, identity, windows, labels, basis, key, *, name, config, chunk, sr):
-    return method(name).animate(variables, config, Avatar(identity), windows, labels, basis=basis, chunk=chunk, key=key,
-                                sr=sr)  # fmt: skip
+    return method(name).animate(
+        variables, config, Avatar(identity), windows, labels, basis=basis, chunk=chunk, key=key, sr=sr
+    )
 
 
 @dataclass(frozen=True)
@@ -68,24 +69,44 @@ class Model:
     provenance: Mapping[str, Any] | None = None
     source: str = ''
 
-    def build(self, portrait: Portrait | Sequence[Portrait], *, bank: Any = None, key: jax.Array | None = None) -> Avatar:
+    def build(
+        self, portrait: Portrait | Sequence[Portrait], *, bank: Any = None, key: jax.Array | None = None
+    ) -> Avatar:
         """The avatar of one portrait, or of several where the method can (slow the first time: compiles).
 
         ``bank``: networks of the losses.
         """
         return method(self.method).build(self.variables, self.config, portrait, bank=bank, key=key, weights=self.sha256)
 
-    def animate(self, avatar: Avatar, windows: Any, labels: Any, *, chunk: int = 1, key: jax.Array | None = None,
-                sr: bool = True) -> Frames:  # fmt: skip
+    def animate(
+        self,
+        avatar: Avatar,
+        windows: Any,
+        labels: Any,
+        *,
+        chunk: int = 1,
+        key: jax.Array | None = None,
+        sr: bool = True,
+    ) -> Frames:
         """Frames of an avatar for motion windows [T,27,70] and camera labels [T,25]; compiled once per T."""
         check_weights(avatar, self)
-        return _animate(self.variables, avatar.identity, jnp.asarray(windows), jnp.asarray(labels), None, key,
-                        name=self.method, config=self.config, chunk=chunk, sr=sr)  # fmt: skip
+        return _animate(
+            self.variables,
+            avatar.identity,
+            jnp.asarray(windows),
+            jnp.asarray(labels),
+            None,
+            key,
+            name=self.method,
+            config=self.config,
+            chunk=chunk,
+            sr=sr,
+        )
 
 
 def model_path(name: str | os.PathLike) -> Path:
     """The weight file behind a path or the name of a shipped one."""
-    from avatar_jax.weights import shipped, shipped_names
+    from avatar_jax.io.weights import shipped, shipped_names
 
     if Path(name).exists() or os.sep in os.fspath(name) or os.fspath(name).endswith('.safetensors'):
         return Path(name)
@@ -100,7 +121,7 @@ def load_model(name: str | os.PathLike) -> Model:
     Raises:
         UserError: missing, damaged or foreign file; a method that is not known here.
     """
-    from avatar_jax.weights import load_weights
+    from avatar_jax.io.weights import load_weights
 
     path = model_path(name)
     owner = load_weights(path).method
@@ -119,13 +140,17 @@ def choose_model(method_name: str | None, weights: str | os.PathLike | None) -> 
     if weights is None:
         name = method_name or 'otavatar'
         if name not in DEFAULT_WEIGHTS:
-            raise UserError(f'--method {name}: no weights for it are in the package; train some (avatar-jax train --config '
-                            f'configs/{name}_heads.py) or import published ones (avatar-jax convert), and give --weights FILE')
+            raise UserError(
+                f'--method {name}: no weights for it are in the package; train some (avatar-jax train --config '
+                f'configs/{name}_heads.py) or import published ones (avatar-jax convert), and give --weights FILE'
+            )
         weights = DEFAULT_WEIGHTS[name]
     model = load_model(weights)
     if method_name is not None and model.method != method_name:
-        raise UserError(f"{weights}: holds weights of '{model.method}', but --method is {method_name}; give other weights or "
-                        'leave --method out')  # fmt: skip
+        raise UserError(
+            f"{weights}: holds weights of '{model.method}', but --method is {method_name}; give other weights or "
+            'leave --method out'
+        )
     return model
 
 
@@ -134,8 +159,10 @@ def check_weights(avatar: Avatar, model: Model) -> None:
     if avatar.method and avatar.method != model.method:
         raise UserError(f"avatar: belongs to the method '{avatar.method}', these weights to '{model.method}'")
     if avatar.weights and model.sha256 and avatar.weights != model.sha256:
-        raise UserError(f'avatar: was made with other weights ({avatar.weights[:12]}, these are {model.sha256[:12]}); '
-                        'give those weights or make the avatar again')  # fmt: skip
+        raise UserError(
+            f'avatar: was made with other weights ({avatar.weights[:12]}, these are {model.sha256[:12]}); '
+            'give those weights or make the avatar again'
+        )
 
 
 def save_avatar(folder: str | os.PathLike, avatar: Avatar, provenance: Mapping[str, Any]) -> Path:
@@ -145,14 +172,19 @@ def save_avatar(folder: str | os.PathLike, avatar: Avatar, provenance: Mapping[s
     weights it belongs to.
     """
     from avatar_jax.configure import to_plain
-    from avatar_jax.weights import save_weights
+    from avatar_jax.io.weights import save_weights
 
     path = Path(folder) / AVATAR_FILE
     variables = {'identity': jax.tree.map(np.asarray, avatar.identity)}
     if avatar.camera is not None:
         variables['camera'] = {'label': np.asarray(avatar.camera.label)}
-    config = {'method': avatar.method, 'basis': avatar.basis, 'weights': avatar.weights, 'source': avatar.source,
-              'config': to_plain(avatar.config)}  # fmt: skip
+    config = {
+        'method': avatar.method,
+        'basis': avatar.basis,
+        'weights': avatar.weights,
+        'source': avatar.source,
+        'config': to_plain(avatar.config),
+    }
     save_weights(path, variables, method='avatar', config=config, provenance=provenance)
     return path
 
@@ -163,7 +195,7 @@ def load_avatar(path: str | os.PathLike) -> Avatar:
     Raises:
         UserError: nothing there, damaged, or not an avatar.
     """
-    from avatar_jax.weights import load_weights
+    from avatar_jax.io.weights import load_weights
 
     path = Path(path)
     if path.is_dir():
@@ -178,6 +210,12 @@ def load_avatar(path: str | os.PathLike) -> Avatar:
     camera = None
     if 'camera' in weights.variables:
         camera = Camera.from_label(np.asarray(weights.variables['camera']['label']))
-    return Avatar(jax.tree.map(jnp.asarray, weights.variables['identity']), camera=camera,
-                  method=weights.config['method'], config=config, basis=weights.config['basis'],
-                  weights=weights.config['weights'], source=weights.config['source'])  # fmt: skip
+    return Avatar(
+        jax.tree.map(jnp.asarray, weights.variables['identity']),
+        camera=camera,
+        method=weights.config['method'],
+        config=config,
+        basis=weights.config['basis'],
+        weights=weights.config['weights'],
+        source=weights.config['source'],
+    )

@@ -261,7 +261,9 @@ class SynthesisBlock(nn.Module):
           features [N, resolution, resolution, features] in ``dtype``, image [N, resolution, resolution, img_channels].
         """
         if ws.ndim != 3 or ws.shape[1] != self.num_conv + 1:
-            raise ValueError(f'block of resolution {self.resolution} needs {self.num_conv + 1} style rows, ws {ws.shape}')
+            raise ValueError(
+                f'block of resolution {self.resolution} needs {self.num_conv + 1} style rows, ws {ws.shape}'
+            )
         rows = iter(jnp.moveaxis(ws, 1, 0))
 
         def layer(name: str, up: int) -> SynthesisLayer:

@@ -32,7 +32,6 @@ SLOPE = 0.2
 WIDEN, LOWER = 1.002, 0.001
 
 
-
 def _normal(deviation: float = 1.0):
     return lambda key, shape, dtype=jnp.float32: host_draws.normal(key, shape, deviation)
 
@@ -42,13 +41,13 @@ def _uniform(fan_in: int):
     return lambda key, shape, dtype=jnp.float32: host_draws.uniform(key, shape, fan_in**-0.5)
 
 
-
 @dataclass(frozen=True)
 class StyleUNetConfig:
     """Sizes of one StyleUNet.
 
     Attributes:
-        in_size: side of the input; twice ``out_size`` (one more block down), or at most ``out_size`` (resized up first).
+        in_size: side of the input; twice ``out_size`` (one more block down), or at most ``out_size`` (resized up
+            first).
         out_size: side of the output, a power of two of at least 8.
         in_dim, out_dim: channels of input and output.
         activation: end with the widened sigmoid.
@@ -179,7 +178,9 @@ class StyleConv(nn.Module):
 
     @nn.compact
     def __call__(self, x, style, noise):
-        y = ModulatedConv(self.inputs, self.features, self.style_dim, upsample=self.upsample, name='modulated_conv')(x, style)
+        y = ModulatedConv(self.inputs, self.features, self.style_dim, upsample=self.upsample, name='modulated_conv')(
+            x, style
+        )
         strength = self.param('weight', nn.initializers.zeros, (1,))
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
         y = y * SQRT2
@@ -286,7 +287,8 @@ def keep_variance(params: Mapping[str, Any]) -> dict[str, Any]:
     """First values with which the input's differences reach the output: He's scale in the U-Net, without biases.
 
     PyTorch's own first values shrink activations at every layer and add biases, so that at first the output hardly
-    depends on the input (by 2 % of its spread, with the sizes for procedural heads); short trainings cannot afford that.
+    depends on the input (by 2 % of its spread, with the sizes for procedural heads); short trainings cannot afford
+    that.
 
     Args:
         params: fresh parameters of ``init_params``.
@@ -309,11 +311,14 @@ def keep_variance(params: Mapping[str, Any]) -> dict[str, Any]:
 def silence(params: Mapping[str, Any]) -> dict[str, Any]:
     """The same parameters, but the decoder's output is 0 (with ``activation``: 0.5) for every input."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.zeros_like(x) if _is_to_rgb([k.key for k in path]) else x, params)  # fmt: skip
+        lambda path, x: jnp.zeros_like(x) if _is_to_rgb([k.key for k in path]) else x, params
+    )
 
 
 def _is_to_rgb(names: Sequence[str]) -> bool:
-    return names[0] == 'stylegan_decoder' and names[1].startswith('to_rgb') and names[2:] == ['modulated_conv', 'weight']
+    return (
+        names[0] == 'stylegan_decoder' and names[1].startswith('to_rgb') and names[2:] == ['modulated_conv', 'weight']
+    )
 
 
 def draw_noise(key: jax.Array, config: StyleUNetConfig, batch: int) -> list[jax.Array]:

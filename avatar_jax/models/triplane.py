@@ -46,7 +46,8 @@ class GeneratorConfig:
       neural_rendering_resolution: side of the volume-rendered image.
       dtype: 'float32' or 'bfloat16', the type of the convolutions' activations in backbone and super-resolution.
         Parameters, mapping, style affines, skip images, decoder, densities and compositing stay float32.
-      remat: compute the activations of backbone and super-resolution blocks again in the backward pass instead of keeping
+      remat: compute the activations of backbone and super-resolution blocks again in the backward pass instead of
+          keeping
         them: less memory, about a third more time. (`rendering.ray_chunk` does so for rays.)
       release_image_raw: report ``image_raw`` as the release does in float32, where '4X' at 128 and '2X' at 64 raw
         pixels overwrite it with the first super-resolution block's sum; False reports the rendered colours.
@@ -115,10 +116,17 @@ class GeneratorConfig:
     def shapenet128(cls) -> GeneratorConfig:
         """EG3D's ShapeNet (cars) model: 128 pixels, 64 rendered ones, no pose conditioning, white background."""
         rendering = RenderConfig(
-            depth_resolution=64, depth_resolution_importance=64, ray_start=0.1, ray_end=2.6, box_warp=1.6,
-            white_back=True, c_gen_conditioning_zero=True, gpc_reg_prob=None, avg_camera_radius=1.7,
+            depth_resolution=64,
+            depth_resolution_importance=64,
+            ray_start=0.1,
+            ray_end=2.6,
+            box_warp=1.6,
+            white_back=True,
+            c_gen_conditioning_zero=True,
+            gpc_reg_prob=None,
+            avg_camera_radius=1.7,
             avg_camera_pivot=(0.0, 0.0, 0.0),
-        )  # fmt: skip
+        )
         return cls(img_resolution=128, superresolution='2X', rendering=rendering)
 
     @classmethod
@@ -129,13 +137,24 @@ class GeneratorConfig:
         nothing about who they are.
         """
         rendering = RenderConfig(
-            depth_resolution=24, depth_resolution_importance=24, white_back=True, plane_axes='orthogonal',
-            c_gen_conditioning_zero=True, gpc_reg_prob=None,
-        )  # fmt: skip
+            depth_resolution=24,
+            depth_resolution_importance=24,
+            white_back=True,
+            plane_axes='orthogonal',
+            c_gen_conditioning_zero=True,
+            gpc_reg_prob=None,
+        )
         return cls(
-            z_dim=256, w_dim=256, img_resolution=128, plane_resolution=128, channel_base=4096, channel_max=176,
-            superresolution='2X', sr_channels=(64, 32), rendering=rendering,
-        )  # fmt: skip
+            z_dim=256,
+            w_dim=256,
+            img_resolution=128,
+            plane_resolution=128,
+            channel_base=4096,
+            channel_max=176,
+            superresolution='2X',
+            sr_channels=(64, 32),
+            rendering=rendering,
+        )
 
     @classmethod
     def tiny(cls) -> GeneratorConfig:
@@ -144,10 +163,20 @@ class GeneratorConfig:
             depth_resolution=6, depth_resolution_importance=6, white_back=True, plane_axes='orthogonal'
         )
         return cls(
-            z_dim=16, w_dim=16, img_resolution=32, plane_resolution=16, plane_channels=8, channel_base=256,
-            channel_max=16, decoder_hidden=16, decoder_out=8, superresolution='2X', sr_channels=(8, 8),
-            neural_rendering_resolution=16, rendering=rendering,
-        )  # fmt: skip
+            z_dim=16,
+            w_dim=16,
+            img_resolution=32,
+            plane_resolution=16,
+            plane_channels=8,
+            channel_base=256,
+            channel_max=16,
+            decoder_hidden=16,
+            decoder_out=8,
+            superresolution='2X',
+            sr_channels=(8, 8),
+            neural_rendering_resolution=16,
+            rendering=rendering,
+        )
 
     @classmethod
     def from_release(
@@ -215,9 +244,14 @@ class Backbone(nn.Module):
         c = self.config
         self.mapping = MappingNetwork(c.z_dim, c.c_dim, c.w_dim, c.num_ws, c.mapping_layers)
         self.synthesis = SynthesisNetwork(
-            c.plane_resolution, 3 * c.plane_channels, c.channel_base, c.channel_max, c.conv_clamp,
-            dtype=jnp.dtype(c.dtype), remat=c.remat,
-        )  # fmt: skip
+            c.plane_resolution,
+            3 * c.plane_channels,
+            c.channel_base,
+            c.channel_max,
+            c.conv_clamp,
+            dtype=jnp.dtype(c.dtype),
+            remat=c.remat,
+        )
 
 
 class TriPlaneGenerator(nn.Module):
@@ -232,9 +266,14 @@ class TriPlaneGenerator(nn.Module):
         c = self.config
         self.backbone = Backbone(c)
         self.superresolution = SuperResolution(
-            c.superresolution, c.img_resolution, c.sr_channels, conv_clamp=c.sr_conv_clamp,
-            sr_antialias=c.rendering.sr_antialias, dtype=jnp.dtype(c.dtype), remat=c.remat,
-        )  # fmt: skip
+            c.superresolution,
+            c.img_resolution,
+            c.sr_channels,
+            conv_clamp=c.sr_conv_clamp,
+            sr_antialias=c.rendering.sr_antialias,
+            dtype=jnp.dtype(c.dtype),
+            remat=c.remat,
+        )
         self.decoder = OSGDecoder(c.plane_channels, c.decoder_hidden, c.decoder_out, c.rendering.decoder_lr_mul)
 
     @property
@@ -365,7 +404,8 @@ def init_generator(config: GeneratorConfig, key: jax.Array) -> dict[str, Any]:
     """Fresh variables {'params', 'noise', 'ema_stats'} of a generator, without running it.
 
     The same distributions as ``TriPlaneGenerator(config).init``, drawn in one go: a random generator per tensor takes
-    XLA far longer to compile than the rest of a small model. Under ``jax.eval_shape`` the full-size model costs nothing.
+    XLA far longer to compile than the rest of a small model. Under ``jax.eval_shape`` the full-size model costs
+    nothing.
     """
     z, c = jnp.zeros((1, config.z_dim)), jnp.zeros((1, 25))
     abstract = jax.eval_shape(TriPlaneGenerator(config).init, key, z, c)

@@ -157,7 +157,9 @@ def _conv(x: jax.Array, w: jax.Array, spec: _Spec) -> jax.Array:
 
 
 def _varying_alike(*arrays: jax.Array) -> list[jax.Array]:
-    """Inside ``shard_map(check_vma=True)``: lets each array vary over the axes of all, as custom gradients presuppose."""
+    """Inside ``shard_map(check_vma=True)``: lets each array vary over the axes of all, as custom gradients
+    presuppose.
+    """
     axes = [_varying_axes(a) for a in arrays]
     missing = [tuple(sorted(frozenset().union(*axes) - own)) for own in axes]
     return [lax.pcast(a, m, to='varying') if m else a for a, m in zip(arrays, missing)]
@@ -287,10 +289,7 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, taps: Sequence[int], spec: _Spe
     dilated = spec.input_dilation != _ONE
     # Whose grid is the finer one is the image; on equal grids, the operand with fewer channels, since Eigen is slow
     # with kernels of few output channels. If g is the image, the taps come out in reverse order.
-    if spec.stride != _ONE or dilated:
-        swap = dilated
-    else:
-        swap = x.shape[3] > g.shape[3]
+    swap = dilated if spec.stride != _ONE or dilated else x.shape[3] > g.shape[3]
     spread = spec.input_dilation if dilated else spec.stride
     step = spec.kernel_dilation
     image, kernel = (g, x) if swap else (x, g)

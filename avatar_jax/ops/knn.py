@@ -1,9 +1,10 @@
 """Exact nearest neighbours of many query points among a few thousand points in space.
 
-``brute``, the default, compares every query with every point, tile by tile, so that the table of distances never exceeds
-one tile. ``tree`` asks SciPy's k-d tree on the host. On one CPU core the tree takes 0.11 s for 49,152 queries and 1,200 points
-where brute force takes 0.15 s, and 0.12 s against 0.47 s for 5,023 points; but its program can be neither exported nor
-kept in the compilation cache, runs on a CPU only, and JAX's host calls may wait for ever where there is one core. So it must be asked for.
+``brute``, the default, compares every query with every point, tile by tile, so that the table of distances never
+exceeds one tile. ``tree`` asks SciPy's k-d tree on the host. On one CPU core the tree takes 0.11 s for 49,152 queries
+and 1,200 points where brute force takes 0.15 s, and 0.12 s against 0.47 s for 5,023 points; but its program can be
+neither exported nor kept in the compilation cache, runs on a CPU only, and JAX's host calls may wait for ever where
+there is one core. So it must be asked for.
 
 Neighbours are found without gradients; ``squared_distances`` of the found pairs is differentiable.
 """
@@ -35,8 +36,9 @@ def nearest(queries: jax.Array, points: jax.Array, k: int, method: str = 'brute'
     queries, points = jax.lax.stop_gradient(queries), jax.lax.stop_gradient(points)
     if method == 'tree':
         shape = jax.ShapeDtypeStruct((queries.shape[0], k), jnp.int32)
-        return jax.pure_callback(lambda q, p: _tree(np.asarray(q), np.asarray(p), k), shape, queries, points,
-                                 vmap_method='sequential')  # fmt: skip
+        return jax.pure_callback(
+            lambda q, p: _tree(np.asarray(q), np.asarray(p), k), shape, queries, points, vmap_method='sequential'
+        )
     count = queries.shape[0]
     tile = min(tile, count)
     padded = jnp.pad(queries, ((0, -count % tile), (0, 0)))

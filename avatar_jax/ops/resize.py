@@ -60,11 +60,17 @@ def resize(
 
 @jax.custom_vjp
 def double(x: jax.Array) -> jax.Array:
-    """``resize`` of [..., H, W, C] to twice its size, bilinear: weighted sums of neighbours instead of matrix products."""
+    """``resize`` of [..., H, W, C] to twice its size, bilinear: weighted sums of neighbours instead of matrix
+    products.
+    """
     for axis in (-3, -2):
         size = x.shape[axis]
-        before = jnp.concatenate([lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
-        after = jnp.concatenate([lax.slice_in_dim(x, 1, size, axis=axis), lax.slice_in_dim(x, size - 1, size, axis=axis)], axis)
+        before = jnp.concatenate(
+            [lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis
+        )
+        after = jnp.concatenate(
+            [lax.slice_in_dim(x, 1, size, axis=axis), lax.slice_in_dim(x, size - 1, size, axis=axis)], axis
+        )
         pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis)
         # The stack's new axis is behind the old one: interleave.
         shape = list(x.shape)

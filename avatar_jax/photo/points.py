@@ -76,7 +76,9 @@ def estimate(pixels: np.ndarray, face: Face) -> FivePoints:
     to_patch = _pose(np.array(observed), np.array(model), np.array(sigma))
     points = to_patch(STANDARD_POINTS)
     points[:2] = observed[:2]
-    errors = np.array([sigma[0], sigma[1], _SIGMA_NOSTRILS if nostrils is not None else _SIGMA_GUESS] + 2 * [_SIGMA_GUESS])
+    errors = np.array(
+        [sigma[0], sigma[1], _SIGMA_NOSTRILS if nostrils is not None else _SIGMA_GUESS] + 2 * [_SIGMA_GUESS]
+    )
     if corners is not None:
         points[3:], errors[3:] = corners, _SIGMA_MOUTH
     return FivePoints(apply(inverse(matrix), points), errors, 'detector', tuple(measured))

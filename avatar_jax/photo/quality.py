@@ -16,7 +16,8 @@ _ENLARGED_USUAL, _ENLARGED_BAD = 1.0, 8.0  # by how much the photograph is enlar
 _OUTSIDE_BAD = 0.5  # share of the crop beyond the photograph's edges
 _YAW_USUAL, _YAW_BAD = 25.0, 70.0  # degrees
 LIMIT = (
-    'The avatar can only show what its prior has learnt. The shipped prior knows procedural heads: expect pose, colours '
+    'The avatar can only show what its prior has learnt. The shipped prior knows procedural heads: expect pose, '
+    'colours '
     'and broad shape of a real person, not the likeness.'
 )
 
@@ -64,7 +65,11 @@ def assess(points: FivePoints, pose: HeadPose, enlarged: float, outside: float) 
         'coverage': _falling(outside, 0.0, _OUTSIDE_BAD) if outside > 0.02 else 1.0,
         'pose': max(0.1, _falling(abs(yaw), _YAW_USUAL, _YAW_BAD)),
     }
-    origin = 'from a file' if points.source == 'file' else f'from the detector (seen: {", ".join(points.measured) or "face only"})'
+    origin = (
+        'from a file'
+        if points.source == 'file'
+        else f'from the detector (seen: {", ".join(points.measured) or "face only"})'
+    )
     sentences = [
         f'five landmarks {origin}; they fit a mean face to {100 * pose.residual / 0.62:.0f} % of the eye distance',
         f'head turned {yaw:+.0f} degrees sideways, {pitch:+.0f} up or down, tilted {roll:+.0f}'

@@ -27,7 +27,9 @@ def _normalize(vector: jax.Array) -> jax.Array:
 
 
 def create_cam2world(forward: jax.Array, origin: jax.Array) -> jax.Array:
-    """Upright cameras [..., 4, 4] at ``origin`` [..., 3] looking along ``forward`` [..., 3] (not straight up or down)."""
+    """Upright cameras [..., 4, 4] at ``origin`` [..., 3] looking along ``forward`` [..., 3] (not straight up or
+    down).
+    """
     forward = _normalize(jnp.asarray(forward, jnp.float32))
     origin = jnp.broadcast_to(jnp.asarray(origin, jnp.float32), forward.shape)
     up = jnp.broadcast_to(jnp.array([0.0, 1.0, 0.0]), forward.shape)
@@ -66,8 +68,16 @@ def _offset_angles(sampler, key, h_mean, v_mean, h_std, v_std, count, draws):
 
 
 def sample_look_at(
-    key: jax.Array | None, h_mean: float, v_mean: float, pivot=(0.0, 0.0, 0.0), *, h_std: float = 0.0,
-    v_std: float = 0.0, radius: float = 2.7, count: int = 1, draws=None,
+    key: jax.Array | None,
+    h_mean: float,
+    v_mean: float,
+    pivot=(0.0, 0.0, 0.0),
+    *,
+    h_std: float = 0.0,
+    v_std: float = 0.0,
+    radius: float = 2.7,
+    count: int = 1,
+    draws=None,
 ) -> jax.Array:
     """``count`` cameras [count, 4, 4] with normally distributed angles that look at ``pivot``.
 
@@ -83,8 +93,15 @@ def sample_gaussian(key: jax.Array | None, h_mean: float, v_mean: float, **optio
 
 
 def sample_uniform(
-    key: jax.Array | None, h_mean: float, v_mean: float, *, h_std: float = 0.0, v_std: float = 0.0,
-    radius: float = 2.7, count: int = 1, draws=None,
+    key: jax.Array | None,
+    h_mean: float,
+    v_mean: float,
+    *,
+    h_std: float = 0.0,
+    v_std: float = 0.0,
+    radius: float = 2.7,
+    count: int = 1,
+    draws=None,
 ) -> jax.Array:
     """``count`` cameras with angles uniform in mean +- std, looking at the origin; ``draws``: uniforms in [0, 1)."""
     if draws is not None:
@@ -98,7 +115,9 @@ def sample_uniform(
 
 
 def fov_to_intrinsics(degrees: jax.Array) -> jax.Array:
-    """Intrinsics [..., 3, 3] from a field of view [...] in degrees, with the release's rounded constants (pi and √2)."""
+    """Intrinsics [..., 3, 3] from a field of view [...] in degrees, with the release's rounded constants (pi and
+    √2).
+    """
     focal = 1 / (jnp.tan(jnp.asarray(degrees, jnp.float32) * (3.14159 / 360)) * 1.414)
     return focal_to_intrinsics(focal)
 
@@ -147,7 +166,9 @@ def frontal_label(radius: float = 2.7, pivot=(0.0, 0.0, 0.2), focal: float = FFH
 
 
 def sample_sheet_labels(radius: float = 2.7, pivot=(0.0, 0.0, 0.2)) -> tuple[jax.Array, jax.Array]:
-    """EG3D's picture sheet: the three views [3, 25] (yaw +0.4, 0, -0.4, slightly from above) and the conditioning [1, 25]."""
+    """EG3D's picture sheet: the three views [3, 25] (yaw +0.4, 0, -0.4, slightly from above) and the conditioning [1,
+    25].
+    """
     intrinsics = fov_to_intrinsics(SAMPLE_FOV)
     yaw = jnp.array([0.4, 0.0, -0.4])
     views = look_at_pose(math.pi / 2 + yaw, math.pi / 2 - 0.2, pivot, radius)
@@ -156,7 +177,12 @@ def sample_sheet_labels(radius: float = 2.7, pivot=(0.0, 0.0, 0.2)) -> tuple[jax
 
 
 def orbit_poses(
-    frames: int, radius: float = 2.7, pivot=(0.0, 0.0, 0.2), *, yaw: float = 0.35, pitch: float = 0.25,
+    frames: int,
+    radius: float = 2.7,
+    pivot=(0.0, 0.0, 0.2),
+    *,
+    yaw: float = 0.35,
+    pitch: float = 0.25,
     pitch_offset: float = -0.05,
 ) -> jax.Array:
     """A closed swing around the face, [frames, 4, 4]: an ellipse of ``yaw`` by ``pitch`` radians (EG3D's video path).

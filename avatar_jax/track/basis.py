@@ -2,8 +2,8 @@
 
 Any model behind ``faces.base`` will do. Expressions are fitted in whitened numbers z ~ N(0, 1) around a usual face:
 ``expression = mean + z @ spread``. For the procedural basis mean and spread are those of the project's own motion
-generator, whose shapes overlap (an open mouth is partly jaw, partly a vowel): without them, landmarks could not tell which
-of the shapes a speaker uses. Other bases get independent numbers of a usual size.
+generator, whose shapes overlap (an open mouth is partly jaw, partly a vowel): without them, landmarks could not tell
+which of the shapes a speaker uses. Other bases get independent numbers of a usual size.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def landmark_basis(model: MorphableModel, num_identity: int = 80, num_expression
     full = zero_exp.copy()
     full[:e] = probe
     if np.abs(np.asarray(model.landmarks(zero_id, full)) - mean - np.tensordot(probe, expression, 1)).max() > 1e-3:
-        raise UserError(f'{model.name}: its landmarks are not linear in its expression numbers; the tracker cannot fit it')
+        raise UserError(
+            f'{model.name}: its landmarks are not linear in its expression numbers; the tracker cannot fit it'
+        )
     low, high = (np.full(e, v, np.float32) for v in _RANGE.get(model.basis, (-np.inf, np.inf)))
     if model.basis == 'procedural':
         usual, spread = procedural_expressions()
@@ -108,8 +110,8 @@ def landmark_basis(model: MorphableModel, num_identity: int = 80, num_expression
 @functools.cache
 def procedural_expressions(count: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Mean [64] and whitened directions [64,64] of procedural expressions: half speech, half independent ones."""
-    from avatar_jax.faces.procedural import motion, random_expressions
-    from avatar_jax.faces.procedural.streams import Stream
+    from avatar_jax.procedural import motion, random_expressions
+    from avatar_jax.procedural.streams import Stream
 
     speech = [motion.speech_arrays(1000 * seed + k, 250)['expression'][::2] for k in range(count // 250)]
     independent = random_expressions.random_expressions(Stream(seed, 'track'), count // 2)
@@ -126,12 +128,14 @@ def load_head(spec: str | os.PathLike) -> Any:
       UserError: no such file, or not a head model.
     """
     if str(spec) == 'procedural':
-        from avatar_jax.faces.procedural import ProceduralHead
+        from avatar_jax.procedural import ProceduralHead
 
         return ProceduralHead()
     path = Path(spec)
     if not path.exists():
-        raise UserError(f"{spec}: no such head model; give 'procedural' or the file of a BFM, FLAME or ICT-FaceKit model")
+        raise UserError(
+            f"{spec}: no such head model; give 'procedural' or the file of a BFM, FLAME or ICT-FaceKit model"
+        )
     if path.suffix == '.safetensors':
         from avatar_jax.convert.imported import load_face_model
 

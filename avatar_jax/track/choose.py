@@ -21,9 +21,9 @@ _SAME_SIZE = 0.8  # a face smaller than this share of the largest is clearly sma
 @functools.cache
 def _identity_network():
     from avatar_jax.configure import from_plain
+    from avatar_jax.io.weights import load_weights, shipped
     from avatar_jax.losses.perception import HEAD_NETS_METHOD
     from avatar_jax.models.perception.head_nets import HeadIdentity, HeadNetsConfig
-    from avatar_jax.weights import load_weights, shipped
 
     weights = load_weights(shipped('head_nets'), method=HEAD_NETS_METHOD)
     config = from_plain(HeadNetsConfig, weights.config)
@@ -56,7 +56,9 @@ class Chooser:
                 raise UserError(f'--face {rule}: faces are counted from 1, the largest')
         elif rule != 'size':
             if not Path(rule).is_file():
-                raise UserError(f"--face {rule}: give 'size', a number (1 is the largest face), or a picture of the person")
+                raise UserError(
+                    f"--face {rule}: give 'size', a number (1 is the largest face), or a picture of the person"
+                )
             from avatar_jax.io.images import read_image
 
             picture = read_image(rule)

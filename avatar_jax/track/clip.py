@@ -138,8 +138,12 @@ class Track:
         return runs(~self.found)
 
 
-def track_clip(observed: Observed, basis: LandmarkBasis, config: TrackConfig = TrackConfig(),
-               calibration: dict[str, np.ndarray] | None = None) -> Track:  # fmt: skip
+def track_clip(
+    observed: Observed,
+    basis: LandmarkBasis,
+    config: TrackConfig = TrackConfig(),
+    calibration: dict[str, np.ndarray] | None = None,
+) -> Track:
     """Fits a clip.
 
     Args:
@@ -152,15 +156,25 @@ def track_clip(observed: Observed, basis: LandmarkBasis, config: TrackConfig = T
       UserError: no face in any frame.
     """
     if not observed.found.any():
-        raise UserError('no face found in any frame; use sharper, more frontal pictures, or give landmarks (--landmarks)')
+        raise UserError(
+            'no face found in any frame; use sharper, more frontal pictures, or give landmarks (--landmarks)'
+        )
     began = time.monotonic()
     t, e = observed.num_frames, basis.num_expression
     out: dict[str, Any] = {
-        'fitted': np.zeros((t, 68, 2)), 'landmarks': np.zeros((t, 68, 2)), 'sigma': np.zeros((t, 68)),
-        'expression': np.zeros((t, MOTION_WIDTH)), 'pose': np.zeros((t, POSE)), 'valid': np.zeros(t, bool),
-        'angle': np.zeros((t, 3)), 'translation': np.zeros((t, 3)), 'residual': np.full(t, np.nan),
-        'matrices': np.zeros((t, 2, 3)), 'placement': np.zeros((t, 3)), 'five': np.zeros((t, 5, 2)),
-    }  # fmt: skip
+        'fitted': np.zeros((t, 68, 2)),
+        'landmarks': np.zeros((t, 68, 2)),
+        'sigma': np.zeros((t, 68)),
+        'expression': np.zeros((t, MOTION_WIDTH)),
+        'pose': np.zeros((t, POSE)),
+        'valid': np.zeros(t, bool),
+        'angle': np.zeros((t, 3)),
+        'translation': np.zeros((t, 3)),
+        'residual': np.full(t, np.nan),
+        'matrices': np.zeros((t, 2, 3)),
+        'placement': np.zeros((t, 3)),
+        'five': np.zeros((t, 5, 2)),
+    }
     notes, identities, focals, modes, jitters = list(observed.notes), [], [], set(), []
     for s in range(int(observed.segment.max()) + 1):
         rows = np.flatnonzero(observed.segment == s)
@@ -169,8 +183,18 @@ def track_clip(observed: Observed, basis: LandmarkBasis, config: TrackConfig = T
             focals.append(FOCAL_USUAL * max(observed.size))
             continue
         part = _segment(observed, rows, basis, config, calibration or {})
-        for name in ('fitted', 'landmarks', 'sigma', 'pose', 'angle', 'translation', 'residual', 'matrices', 'placement',
-                     'five'):  # fmt: skip
+        for name in (
+            'fitted',
+            'landmarks',
+            'sigma',
+            'pose',
+            'angle',
+            'translation',
+            'residual',
+            'matrices',
+            'placement',
+            'five',
+        ):
             out[name][rows] = part[name]
         out['expression'][rows, :e] = part['expression']
         out['valid'][rows] = True
@@ -181,18 +205,31 @@ def track_clip(observed: Observed, basis: LandmarkBasis, config: TrackConfig = T
     weights = np.array([j[0] for j in jitters], float)
     both = tuple(float(np.sqrt(np.average(np.array([j[k] for j in jitters]) ** 2, weights=weights))) for k in (1, 2))
     labels = label_from_pose(out['angle'], out['translation'], config.label_mode).astype(np.float32)
-    track = Track(
-        times=observed.times, found=observed.found, segment=observed.segment, present=observed.present,
-        identity=np.array(identities, np.float32), focal=np.array(focals), labels=labels, size=observed.size,
-        basis=basis.name, crop_mode='/'.join(sorted(modes)), crop_size=config.size, jitter=both, notes=notes,
-        source=observed.source, likeness=observed.likeness, seconds=time.monotonic() - began,
-        valid=out.pop('valid'), **{k: v.astype(np.float32 if k != 'matrices' else np.float64) for k, v in out.items()},
-    )  # fmt: skip
-    return track
+    return Track(
+        times=observed.times,
+        found=observed.found,
+        segment=observed.segment,
+        present=observed.present,
+        identity=np.array(identities, np.float32),
+        focal=np.array(focals),
+        labels=labels,
+        size=observed.size,
+        basis=basis.name,
+        crop_mode='/'.join(sorted(modes)),
+        crop_size=config.size,
+        jitter=both,
+        notes=notes,
+        source=observed.source,
+        likeness=observed.likeness,
+        seconds=time.monotonic() - began,
+        valid=out.pop('valid'),
+        **{k: v.astype(np.float32 if k != 'matrices' else np.float64) for k, v in out.items()},
+    )
 
 
-def _segment(observed: Observed, rows: np.ndarray, basis: LandmarkBasis, config: TrackConfig,
-             calibration: dict[str, np.ndarray]) -> dict[str, Any]:  # fmt: skip
+def _segment(
+    observed: Observed, rows: np.ndarray, basis: LandmarkBasis, config: TrackConfig, calibration: dict[str, np.ndarray]
+) -> dict[str, Any]:
     """Everything of the frames ``rows``, which show one person without a cut."""
     times, found = observed.times[rows], observed.found[rows]
     known = np.isfinite(observed.sigma[rows]).all(0) | (np.isfinite(observed.sigma[rows]) & found[:, None]).any(0)
@@ -209,7 +246,10 @@ def _segment(observed: Observed, rows: np.ndarray, basis: LandmarkBasis, config:
 
     first, last = np.flatnonzero(found)[[0, -1]]
     local = np.array(local)
-    local[:first], local[last + 1 :] = local[first], local[last]  # held, where the fit's prior would draw them to neutral
+    local[:first], local[last + 1 :] = (
+        local[first],
+        local[last],
+    )  # held, where the fit's prior would draw them to neutral
     e = basis.num_expression
     expression = np.asarray(basis.unwhiten(jnp.asarray(local[:, :e])))
     shape = np.asarray(basis.mean) + np.tensordot(np.asarray(identity), np.asarray(basis.identity), 1)
@@ -236,11 +276,22 @@ def _segment(observed: Observed, rows: np.ndarray, basis: LandmarkBasis, config:
     residual = np.linalg.norm(np.where(known[:, None], measured - fitted, 0), axis=-1).sum(-1) / known.sum() / eyes
     residual = np.where(found, residual, np.nan)
     return {
-        'identity': np.asarray(identity), 'focal': focal, 'pose': pose, 'expression': expression, 'fitted': fitted - 0.5,
-        'landmarks': landmarks - 0.5, 'sigma': np.where(np.isfinite(sigma), sigma, 0), 'residual': residual,
-        'matrices': matrices, 'placement': placement, 'five': five - 0.5, 'angle': angle, 'translation': translation,
-        'mode': mode, 'jitter': (noisy, jitter(landmarks, times, eyes)),
-    }  # fmt: skip
+        'identity': np.asarray(identity),
+        'focal': focal,
+        'pose': pose,
+        'expression': expression,
+        'fitted': fitted - 0.5,
+        'landmarks': landmarks - 0.5,
+        'sigma': np.where(np.isfinite(sigma), sigma, 0),
+        'residual': residual,
+        'matrices': matrices,
+        'placement': placement,
+        'five': five - 0.5,
+        'angle': angle,
+        'translation': translation,
+        'mode': mode,
+        'jitter': (noisy, jitter(landmarks, times, eyes)),
+    }
 
 
 def project_clip(points: np.ndarray, pose: np.ndarray, focal: float, centre: np.ndarray) -> np.ndarray:
@@ -292,8 +343,8 @@ def unshrunk(guess: np.ndarray, error: np.ndarray | None, basis: LandmarkBasis) 
     """What a network's guess says beyond what is usual anyway.
 
     A regression's answer is drawn towards the mean where it is unsure, as the fit's own prior draws it again. Of the
-    answer [T,E] and its error [E] this takes the prior's share out: (measurement [T,E], its error [E], infinite where the
-    answer is hardly better than the mean).
+    answer [T,E] and its error [E] this takes the prior's share out: (measurement [T,E], its error [E], infinite where
+    the answer is hardly better than the mean).
     """
     mean = np.asarray(basis.usual)
     usual = np.sqrt((np.asarray(basis.spread) ** 2).sum(0))
@@ -320,26 +371,50 @@ def key_frames(features: np.ndarray, found: np.ndarray, count: int) -> np.ndarra
     return index[np.resize(np.array(chosen), count)]
 
 
-def _solve(obs: fit.Observations, found: np.ndarray, times: np.ndarray, basis: LandmarkBasis, config: fit.FitConfig,
-           centre: np.ndarray, longer: int):  # fmt: skip
+def _solve(
+    obs: fit.Observations,
+    found: np.ndarray,
+    times: np.ndarray,
+    basis: LandmarkBasis,
+    config: fit.FitConfig,
+    centre: np.ndarray,
+    longer: int,
+):
     """(identity [K], log focal, local numbers [T,E+6])."""
     points, sigma = np.asarray(obs.points), np.asarray(obs.sigma)
     focal = (config.focal or FOCAL_USUAL) * longer
     rough = fit.rough_poses(points, sigma, focal, centre, basis)
     rough = fill_gaps(rough, found, times).astype(np.float32)
-    poses = np.concatenate([
-        np.asarray(fit.start_poses(basis, *(jnp.asarray(_padded(a[i : i + RUN], RUN)) for a in (points, sigma)), focal, centre,
-                                   jnp.asarray(_padded(rough[i : i + RUN], RUN))))[: len(points[i : i + RUN])]
-        for i in range(0, len(points), RUN)
-    ])  # fmt: skip
+    poses = np.concatenate(
+        [
+            np.asarray(
+                fit.start_poses(
+                    basis,
+                    *(jnp.asarray(_padded(a[i : i + RUN], RUN)) for a in (points, sigma)),
+                    focal,
+                    centre,
+                    jnp.asarray(_padded(rough[i : i + RUN], RUN)),
+                )
+            )[: len(points[i : i + RUN])]
+            for i in range(0, len(points), RUN)
+        ]
+    )
     poses = fill_gaps(poses, found, times).astype(np.float32)
     middle = points.mean(1, keepdims=True)
     shape = (points - middle) / np.sqrt(((points - middle) ** 2).sum(-1).mean(-1))[:, None, None]
     keys = key_frames(shape.reshape(len(points), -1), found, config.key_frames)
     chosen = observation_rows(obs, keys)
     identity, log_focal, local, _ = fit.solve_clip(
-        basis, chosen, jnp.asarray(poses[keys]), jnp.float32(np.log(focal)), jnp.float32(FOCAL_SPREAD), jnp.asarray(centre),
-        config.robust, config.clip_iterations, config.focal is None)  # fmt: skip
+        basis,
+        chosen,
+        jnp.asarray(poses[keys]),
+        jnp.float32(np.log(focal)),
+        jnp.float32(FOCAL_SPREAD),
+        jnp.asarray(centre),
+        config.robust,
+        config.clip_iterations,
+        config.focal is None,
+    )
     if config.focal is None:
         # The lens that was found changes distances alike.
         poses[:, 5] += float(log_focal) - np.log(focal)
@@ -379,12 +454,29 @@ def _solve_runs(obs, times, basis, config, centre, identity, log_focal, start) -
         def unseen(a, blank=blank):
             return jnp.where(blank.reshape(-1, *[1] * (a.ndim - 1)), jnp.inf, a)
 
-        part = part.replace(sigma=unseen(part.sigma), expression_sigma=unseen(part.expression_sigma),
-                            angle_sigma=unseen(part.angle_sigma))  # fmt: skip
-        local_ties = ties[np.minimum(rows[:-1], total - 2)] if total > 1 else np.zeros((length - 1, start.shape[1]), np.float32)
-        solved = np.asarray(fit.solve_frames(
-            basis, identity, log_focal, jnp.asarray(centre), part, jnp.asarray(out[rows]), jnp.asarray(local_ties), before,
-            before_tie, config.robust, config.frame_iterations))  # fmt: skip
+        part = part.replace(
+            sigma=unseen(part.sigma),
+            expression_sigma=unseen(part.expression_sigma),
+            angle_sigma=unseen(part.angle_sigma),
+        )
+        local_ties = (
+            ties[np.minimum(rows[:-1], total - 2)] if total > 1 else np.zeros((length - 1, start.shape[1]), np.float32)
+        )
+        solved = np.asarray(
+            fit.solve_frames(
+                basis,
+                identity,
+                log_focal,
+                jnp.asarray(centre),
+                part,
+                jnp.asarray(out[rows]),
+                jnp.asarray(local_ties),
+                before,
+                before_tie,
+                config.robust,
+                config.frame_iterations,
+            )
+        )
         end = min(first + length, total)
         out[first:end] = solved[: end - first]
         if end == total:
@@ -430,7 +522,8 @@ def crop_placement(five: np.ndarray, size: tuple[int, int], side: int) -> tuple[
       five: [5,2] pixels, y down, integers at pixel centres. size: (width, height) of the picture. side: of the crop.
 
     Returns:
-      ([2,3] matrix from picture pixels to crop pixels, integers at pixel centres in both; [3] scale and place (x, y up)).
+      ([2,3] matrix from picture pixels to crop pixels, integers at pixel centres in both; [3] scale and place (x, y
+      up)).
     """
     width, height = size
     up = np.asarray(five, np.float64).copy()
@@ -451,18 +544,28 @@ def crop_placement(five: np.ndarray, size: tuple[int, int], side: int) -> tuple[
 def crop_poses(points3d: np.ndarray, targets: np.ndarray, start: np.ndarray, side: int) -> np.ndarray:
     """Poses [T,6] before the crop's camera, of the fitted heads seen in the crops (first pixel centred at 0.5)."""
     begin = from_translation(start[:, :3], np.zeros((len(start), 3))).astype(np.float32)
-    solved = [np.asarray(fit.fit_poses(
-        jnp.asarray(_padded(points3d[i : i + RUN], RUN), jnp.float32), jnp.asarray(_padded(targets[i : i + RUN], RUN), jnp.float32),
-        jnp.float32(FOCAL_1024 * side / CROP), jnp.full(2, side / 2), jnp.asarray(_padded(begin[i : i + RUN], RUN)),
-        _CROP_DISTANCE_SPREAD, 0.003 * side)) for i in range(0, len(start), RUN)]  # fmt: skip
+    solved = [
+        np.asarray(
+            fit.fit_poses(
+                jnp.asarray(_padded(points3d[i : i + RUN], RUN), jnp.float32),
+                jnp.asarray(_padded(targets[i : i + RUN], RUN), jnp.float32),
+                jnp.float32(FOCAL_1024 * side / CROP),
+                jnp.full(2, side / 2),
+                jnp.asarray(_padded(begin[i : i + RUN], RUN)),
+                _CROP_DISTANCE_SPREAD,
+                0.003 * side,
+            )
+        )
+        for i in range(0, len(start), RUN)
+    ]
     return np.concatenate(solved)[: len(start)]
 
 
 def with_head_translation(track: Track) -> Track:
     """The track with labels that also follow the head through the uncropped picture (NOFA).
 
-    Each shot's first measured frame counts as zero. Only crops that follow the face need it: in one square for the whole
-    shot the head moves, and its labels tell so already.
+    Each shot's first measured frame counts as zero. Only crops that follow the face need it: in one square for the
+    whole shot the head moves, and its labels tell so already.
     """
     labels = np.array(track.labels)
     for s in range(len(track.identity)):

@@ -78,11 +78,18 @@ def observations(points: np.ndarray, sigma: np.ndarray, num_expression: int) -> 
     """Observations without a guess of expression and angle."""
     t = len(points)
     return Observations(
-        *(jnp.asarray(a, jnp.float32) for a in (
-            points, sigma, np.zeros((t, num_expression)), np.full((t, num_expression), np.inf), np.zeros((t, 3)),
-            np.full((t, 3), np.inf),
-        ))
-    )  # fmt: skip
+        *(
+            jnp.asarray(a, jnp.float32)
+            for a in (
+                points,
+                sigma,
+                np.zeros((t, num_expression)),
+                np.full((t, num_expression), np.inf),
+                np.zeros((t, 3)),
+                np.full((t, 3), np.inf),
+            )
+        )
+    )
 
 
 def _frame_residuals(local, identity, log_focal, basis: LandmarkBasis, seen_by: jax.Array, obs: Observations, robust):
@@ -130,8 +137,15 @@ def _positive_inverse(matrix: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames='iterations')
-def start_poses(basis: LandmarkBasis, points: jax.Array, sigma: jax.Array, focal: jax.Array, centre: jax.Array,
-                start: jax.Array, iterations: int = 20) -> jax.Array:  # fmt: skip
+def start_poses(
+    basis: LandmarkBasis,
+    points: jax.Array,
+    sigma: jax.Array,
+    focal: jax.Array,
+    centre: jax.Array,
+    start: jax.Array,
+    iterations: int = 20,
+) -> jax.Array:
     """Poses [T,6] of the usual face under landmarks [T,68,2] with errors [T,68], from ``start`` [T,6]."""
     face = basis.points(jnp.zeros(basis.num_identity), basis.usual)
 
@@ -142,7 +156,9 @@ def start_poses(basis: LandmarkBasis, points: jax.Array, sigma: jax.Array, focal
 
         def residuals(pose):
             error = (seen(face, pose, focal, centre) - points) * weight[:, None] / (0.05 * extent)
-            return jnp.concatenate([error.ravel(), (pose - start_pose) / _POSE_SPREAD * jnp.array([1, 1, 1, 0, 0, 0.3])])
+            return jnp.concatenate(
+                [error.ravel(), (pose - start_pose) / _POSE_SPREAD * jnp.array([1, 1, 1, 0, 0, 0.3])]
+            )
 
         start_pose = pose.at[:3].set(0)
 
@@ -153,8 +169,11 @@ def start_poses(basis: LandmarkBasis, points: jax.Array, sigma: jax.Array, focal
             trial = pose + jnp.clip(move, -0.4, 0.4)
             new = jnp.sum(residuals(trial) ** 2)
             good = new < value
-            return (jnp.where(good, trial, pose), jnp.where(good, damping * 0.3, damping * 6).clip(1e-6, 1e6),
-                    jnp.where(good, new, value)), None  # fmt: skip
+            return (
+                jnp.where(good, trial, pose),
+                jnp.where(good, damping * 0.3, damping * 6).clip(1e-6, 1e6),
+                jnp.where(good, new, value),
+            ), None
 
         begin = (pose, jnp.float32(1e-2), jnp.sum(residuals(pose) ** 2))
         return jax.lax.scan(step, begin, None, iterations)[0][0]
@@ -162,7 +181,9 @@ def start_poses(basis: LandmarkBasis, points: jax.Array, sigma: jax.Array, focal
     return jax.vmap(one)(points, sigma, start)
 
 
-def rough_poses(points: np.ndarray, sigma: np.ndarray, focal: float, centre: np.ndarray, basis: LandmarkBasis) -> np.ndarray:
+def rough_poses(
+    points: np.ndarray, sigma: np.ndarray, focal: float, centre: np.ndarray, basis: LandmarkBasis
+) -> np.ndarray:
     """Starting poses [T,6]: place and size from the landmarks' mean and spread, roll from the eyes."""
     face = np.asarray(basis.points(jnp.zeros(basis.num_identity), basis.usual))
     known = np.isfinite(sigma)
@@ -187,8 +208,17 @@ def rough_poses(points: np.ndarray, sigma: np.ndarray, focal: float, centre: np.
 
 
 @partial(jax.jit, static_argnames=('iterations', 'free_focal'))
-def solve_clip(basis: LandmarkBasis, obs: Observations, poses: jax.Array, log_focal: jax.Array, focal_prior: jax.Array,
-               centre: jax.Array, robust: float = 3.0, iterations: int = 15, free_focal: bool = True):  # fmt: skip
+def solve_clip(
+    basis: LandmarkBasis,
+    obs: Observations,
+    poses: jax.Array,
+    log_focal: jax.Array,
+    focal_prior: jax.Array,
+    centre: jax.Array,
+    robust: float = 3.0,
+    iterations: int = 15,
+    free_focal: bool = True,
+):
     """Identity, lens, and the given frames together.
 
     Args:
@@ -232,8 +262,12 @@ def solve_clip(basis: LandmarkBasis, obs: Observations, poses: jax.Array, log_fo
         trial, trial_shared = local + jnp.clip(local_move, -1.5, 1.5), shared + move
         new = value(trial, trial_shared)
         good = new < best
-        return (jnp.where(good, trial, local), jnp.where(good, trial_shared, shared),
-                jnp.where(good, damping * 0.3, damping * 8).clip(1e-7, 1e7), jnp.where(good, new, best)), None  # fmt: skip
+        return (
+            jnp.where(good, trial, local),
+            jnp.where(good, trial_shared, shared),
+            jnp.where(good, damping * 0.3, damping * 8).clip(1e-7, 1e7),
+            jnp.where(good, new, best),
+        ), None
 
     begin = (begin_local, begin_shared, jnp.float32(1e-2), value(begin_local, begin_shared))
     local, shared, _, final = jax.lax.scan(step, begin, None, iterations)[0]
@@ -241,9 +275,19 @@ def solve_clip(basis: LandmarkBasis, obs: Observations, poses: jax.Array, log_fo
 
 
 @partial(jax.jit, static_argnames='iterations')
-def solve_frames(basis: LandmarkBasis, identity: jax.Array, log_focal: jax.Array, centre: jax.Array, obs: Observations,
-                 start: jax.Array, stiffness: jax.Array, before: jax.Array, before_stiffness: jax.Array,
-                 robust: float = 3.0, iterations: int = 6):  # fmt: skip
+def solve_frames(
+    basis: LandmarkBasis,
+    identity: jax.Array,
+    log_focal: jax.Array,
+    centre: jax.Array,
+    obs: Observations,
+    start: jax.Array,
+    stiffness: jax.Array,
+    before: jax.Array,
+    before_stiffness: jax.Array,
+    robust: float = 3.0,
+    iterations: int = 6,
+):
     """Expression and pose of a run of frames, tied to their neighbours.
 
     Args:
@@ -283,8 +327,11 @@ def solve_frames(basis: LandmarkBasis, identity: jax.Array, log_focal: jax.Array
         trial = local + jnp.clip(move, -1.0, 1.0)
         new = value(trial)
         good = new < best
-        return (jnp.where(good, trial, local), jnp.where(good, damping * 0.2, damping * 8).clip(1e-8, 1e6),
-                jnp.where(good, new, best)), None  # fmt: skip
+        return (
+            jnp.where(good, trial, local),
+            jnp.where(good, damping * 0.2, damping * 8).clip(1e-8, 1e6),
+            jnp.where(good, new, best),
+        ), None
 
     return jax.lax.scan(step, (start, jnp.float32(1e-3), value(start)), None, iterations)[0][0]
 
@@ -327,8 +374,16 @@ def stiffness(times: np.ndarray, strength: float, num_expression: int) -> np.nda
 
 
 @partial(jax.jit, static_argnames='iterations')
-def fit_poses(points: jax.Array, targets: jax.Array, focal: jax.Array, centre: jax.Array, start: jax.Array,
-              distance_spread: float, sigma: float, iterations: int = 12) -> jax.Array:  # fmt: skip
+def fit_poses(
+    points: jax.Array,
+    targets: jax.Array,
+    focal: jax.Array,
+    centre: jax.Array,
+    start: jax.Array,
+    distance_spread: float,
+    sigma: float,
+    iterations: int = 12,
+) -> jax.Array:
     """Poses [T,6] under which rigid points [T,N,3] are seen at ``targets`` [T,N,2] (pixels, errors ``sigma``).
 
     The logarithm of the distance is held near that of ``start`` [T,6] by ``distance_spread``.
@@ -342,11 +397,16 @@ def fit_poses(points: jax.Array, targets: jax.Array, focal: jax.Array, centre: j
         def step(carry, _):
             pose, damping, value = carry
             r, jacobian = residuals(pose), jax.jacfwd(residuals)(pose)
-            trial = pose + jnp.clip(_positive_solve(_damped(jacobian.T @ jacobian, damping), -jacobian.T @ r), -0.5, 0.5)
+            trial = pose + jnp.clip(
+                _positive_solve(_damped(jacobian.T @ jacobian, damping), -jacobian.T @ r), -0.5, 0.5
+            )
             new = jnp.sum(residuals(trial) ** 2)
             good = new < value
-            return (jnp.where(good, trial, pose), jnp.where(good, damping * 0.2, damping * 6).clip(1e-9, 1e6),
-                    jnp.where(good, new, value)), None  # fmt: skip
+            return (
+                jnp.where(good, trial, pose),
+                jnp.where(good, damping * 0.2, damping * 6).clip(1e-9, 1e6),
+                jnp.where(good, new, value),
+            ), None
 
         return jax.lax.scan(step, (start, jnp.float32(1e-3), jnp.sum(residuals(start) ** 2)), None, iterations)[0][0]
 

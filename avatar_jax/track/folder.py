@@ -54,8 +54,9 @@ def best_frame(arrays: dict[str, np.ndarray]) -> int:
     return int(np.argmax(np.where(arrays['found'], score, -np.inf)))
 
 
-def prepared(path: str | os.PathLike, *, size: int, label_mode: str, background: str = 'white',
-             frame: int | None = None) -> tuple[Prepared, Motion]:  # fmt: skip
+def prepared(
+    path: str | os.PathLike, *, size: int, label_mode: str, background: str = 'white', frame: int | None = None
+) -> tuple[Prepared, Motion]:
     """A frame of a track as inversion reads it, and its own coefficients as a motion of one frame.
 
     Args:
@@ -85,7 +86,7 @@ def prepared(path: str | os.PathLike, *, size: int, label_mode: str, background:
         mask = np.asarray(alpha.resize((size, size), Image.Resampling.LANCZOS), np.float32) / 255
         if background == 'white':
             image = np.rint(255 + mask[..., None] * (image.astype(np.float32) - 255)).astype(np.uint8)
-            notes.append('background made white by the network\'s head mask, approximate')
+            notes.append("background made white by the network's head mask, approximate")
     angle, translation = arrays['angle'][chosen], arrays['translation'][chosen]
     label = label_from_pose(angle, translation, label_mode).astype(np.float32)
     points = (five_points(arrays['landmarks_crop'][chosen]) + 0.5) * (size / picture.shape[0]) - 0.5
@@ -93,6 +94,12 @@ def prepared(path: str | os.PathLike, *, size: int, label_mode: str, background:
     quality = Quality(score, {'tracking': score}, (f'tracked with quality {score:.2f}',))
     warnings = () if grade(score) != 'poor' else (f'frame {chosen} was tracked poorly (quality {score:.2f})',)
     pose = HeadPose(angle.astype(np.float64), translation.astype(np.float64), float('nan'))
-    own = Motion(arrays['expression'][chosen][None], angle[None], translation[None], 25.0, str(arrays['basis']),
-                 f'frame {chosen} of {path.name}')  # fmt: skip
+    own = Motion(
+        arrays['expression'][chosen][None],
+        angle[None],
+        translation[None],
+        25.0,
+        str(arrays['basis']),
+        f'frame {chosen} of {path.name}',
+    )
     return Prepared(image, mask, label, points, pose, quality, tuple(notes), warnings, path, file_sha256(file)), own

@@ -45,8 +45,10 @@ class MediaPipeReader:
             import mediapipe
             from mediapipe.tasks.python import BaseOptions, vision
         except ImportError as error:
-            raise UserError("mediapipe is not installed; install it with: pip install 'avatar-jax[mediapipe]', or leave out "
-                            '--mediapipe to use the own network') from error  # fmt: skip
+            raise UserError(
+                "mediapipe is not installed; install it with: pip install 'avatar-jax[mediapipe]', or leave out "
+                '--mediapipe to use the own network'
+            ) from error
         self._image = mediapipe.Image, mediapipe.ImageFormat.SRGB
         options = vision.FaceLandmarkerOptions(base_options=BaseOptions(model_asset_path=str(path)), num_faces=faces)
         try:

@@ -10,16 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.bundled.face_augment import MIRROR, mirror_expression
 from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNet, FaceNetConfig, crop_matrix
 from avatar_jax.photo.detect import Face, apply, inverse, rotation
-from avatar_jax.train.face_augment import MIRROR, mirror_expression
 
 WEIGHTS = 'face_net'
 # Where the crop lies in a cascade's box: its side in box sides, and its centre below the box's centre.
 BOX_SCALE, BOX_DROP = 1.45, 0.06
 # Variations of a crop over which a photograph's landmarks are averaged: (zoom, turn in radians, mirrored).
-VARIATIONS = ((1.0, 0.0, False), (1.0, 0.0, True), (1.08, 0.08, False), (1.08, -0.08, True), (0.93, -0.08, False),
-              (0.93, 0.08, True))  # fmt: skip
+VARIATIONS = (
+    (1.0, 0.0, False),
+    (1.0, 0.0, True),
+    (1.08, 0.08, False),
+    (1.08, -0.08, True),
+    (0.93, -0.08, False),
+    (0.93, 0.08, True),
+)
 QUICK = VARIATIONS[:2]
 
 
@@ -49,7 +55,7 @@ class Reading:
 @functools.cache
 def _load(path: str) -> tuple[Any, FaceNetConfig, dict[str, np.ndarray], str]:
     from avatar_jax.configure import from_plain
-    from avatar_jax.weights import load_weights
+    from avatar_jax.io.weights import load_weights
 
     weights = load_weights(path, method=FACE_NET_METHOD)
     config = from_plain(FaceNetConfig, weights.config)
@@ -71,7 +77,7 @@ class FaceReader:
     name = 'network'
 
     def __init__(self, path: str | None = None):
-        from avatar_jax.weights import shipped
+        from avatar_jax.io.weights import shipped
 
         self.variables, self.config, self.calibration, self.sha256 = _load(str(path or shipped(WEIGHTS)))
         net = FaceNet(self.config)
@@ -106,13 +112,15 @@ class FaceReader:
         matrices, crops = [], []
         for zoom, turn, mirrored in variations:
             linear = zoom * rotation(np.rad2deg(turn), np.zeros(2))[:, :2]
-            varied = np.concatenate([linear @ matrix[:, :2], (linear @ (matrix[:, 2] - side / 2) + side / 2)[:, None]], 1)
+            varied = np.concatenate(
+                [linear @ matrix[:, :2], (linear @ (matrix[:, 2] - side / 2) + side / 2)[:, None]], 1
+            )
             crop = cut(pixels, varied, side)
             matrices.append(varied)
             crops.append(crop[:, ::-1] if mirrored else crop)
         out = self.run(np.stack(crops))
         points, sigmas, expressions, angles = [], [], [], []
-        for i, (zoom, turn, mirrored) in enumerate(variations):
+        for i, (*_, mirrored) in enumerate(variations):
             p, s, e, a = out.landmarks[i] * side, np.exp(out.log_sigma[i]) * side, out.expression[i], out.angle[i]
             if mirrored:
                 p = np.stack([side - p[:, 0], p[:, 1]], 1)[MIRROR]

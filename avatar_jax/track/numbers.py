@@ -31,7 +31,7 @@ _WINDOW = 64  # frames at once
 @functools.cache
 def _load(path: str) -> tuple[Any, Any, np.ndarray]:
     from avatar_jax.configure import from_plain
-    from avatar_jax.weights import load_weights
+    from avatar_jax.io.weights import load_weights
 
     weights = load_weights(path, method=EXPRESSION_NET_METHOD)
     net = ExpressionNet(from_plain(ExpressionNetConfig, weights.config))
@@ -40,8 +40,9 @@ def _load(path: str) -> tuple[Any, Any, np.ndarray]:
     return jax.jit(net.apply), variables, (covariance + covariance.T) / 2
 
 
-def expected_numbers(fitted: np.ndarray, angle: np.ndarray, times: np.ndarray, found: np.ndarray,
-                     path: str | None = None) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def expected_numbers(
+    fitted: np.ndarray, angle: np.ndarray, times: np.ndarray, found: np.ndarray, path: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The network's answer alone.
 
     Args:
@@ -52,7 +53,7 @@ def expected_numbers(fitted: np.ndarray, angle: np.ndarray, times: np.ndarray, f
     Returns:
       ([T,64] numbers, not clipped; [64,64] covariance of their errors).
     """
-    from avatar_jax.weights import shipped
+    from avatar_jax.io.weights import shipped
 
     run, variables, covariance = _load(str(path or shipped(WEIGHTS)))
     usual = fitted[found].mean(0) if found.any() else fitted.mean(0)
@@ -80,14 +81,20 @@ def _gain(path: str, expression: bytes) -> np.ndarray:
     return np.linalg.solve(inner, moved.T @ covariance)
 
 
-def read_numbers(fitted: np.ndarray, angle: np.ndarray, times: np.ndarray, found: np.ndarray, basis: LandmarkBasis,
-                 path: str | None = None) -> np.ndarray:  # fmt: skip
+def read_numbers(
+    fitted: np.ndarray,
+    angle: np.ndarray,
+    times: np.ndarray,
+    found: np.ndarray,
+    basis: LandmarkBasis,
+    path: str | None = None,
+) -> np.ndarray:
     """Expression numbers [T,64] from those of the fit; arguments as of ``expected_numbers``.
 
     Raises:
       UserError: not such weights.
     """
-    from avatar_jax.weights import shipped
+    from avatar_jax.io.weights import shipped
 
     path = str(path or shipped(WEIGHTS))
     guess, _ = expected_numbers(fitted, angle, times, found, path)

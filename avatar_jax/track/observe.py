@@ -1,7 +1,7 @@
 """First pass over a clip: landmarks of one face in every frame, frame by frame, at bounded memory.
 
-The face is detected in the first frame and then followed from its own landmarks; it is looked for again when the network
-no longer sees a face, after a cut, and now and then. Only numbers are kept of a frame.
+The face is detected in the first frame and then followed from its own landmarks; it is looked for again when the
+network no longer sees a face, after a cut, and now and then. Only numbers are kept of a frame.
 """
 
 from __future__ import annotations
@@ -67,9 +67,14 @@ class _Rows:
 
     def add(self, time: float, reading: Reading | None, segment: int) -> None:
         if reading is not None:  # half the memory: hours of video are kept
-            reading = dataclasses.replace(reading, **{
-                k: np.asarray(v, np.float32) for k in ('points', 'sigma', 'expression', 'angle')
-                if (v := getattr(reading, k)) is not None})  # fmt: skip
+            reading = dataclasses.replace(
+                reading,
+                **{
+                    k: np.asarray(v, np.float32)
+                    for k in ('points', 'sigma', 'expression', 'angle')
+                    if (v := getattr(reading, k)) is not None
+                },
+            )
         self.rows.append((time, reading, segment))
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -87,9 +92,13 @@ class _Rows:
         return {
             'times': increasing(np.array([r[0] for r in self.rows])),
             'found': np.array([r[1] is not None for r in self.rows]),
-            'points': points, 'sigma': sigma, 'expression': expression, 'angle': angle, 'present': present,
+            'points': points,
+            'sigma': sigma,
+            'expression': expression,
+            'angle': angle,
+            'present': present,
             'segment': np.array([r[2] for r in self.rows], np.int32),
-        }  # fmt: skip
+        }
 
 
 def increasing(times: np.ndarray) -> np.ndarray:
@@ -103,8 +112,14 @@ def increasing(times: np.ndarray) -> np.ndarray:
     return times
 
 
-def observe(frames: Iterable[Any], reader: Any, choose: Chooser, *, careful: bool = False,
-            on_frame: Callable[[], None] = lambda: None) -> Observed:  # fmt: skip
+def observe(
+    frames: Iterable[Any],
+    reader: Any,
+    choose: Chooser,
+    *,
+    careful: bool = False,
+    on_frame: Callable[[], None] = lambda: None,
+) -> Observed:
     """Reads one face from every frame.
 
     Args:
@@ -190,7 +205,9 @@ def _follows(reading: Reading, previous: Reading, size: tuple[int, int]) -> bool
     moved = np.linalg.norm(reading.points.mean(0) - previous.points.mean(0)) / max(previous.size, 1e-6)
     middle = reading.points.mean(0)
     inside = (middle > 0).all() and (middle < np.array(size)).all()
-    return bool(reading.present > PRESENT and inside and moved < 2.0 and 0.6 < reading.size / max(previous.size, 1e-6) < 1.7)
+    return bool(
+        reading.present > PRESENT and inside and moved < 2.0 and 0.6 < reading.size / max(previous.size, 1e-6) < 1.7
+    )
 
 
 def _confirmed(pixels: np.ndarray, reading: Reading) -> bool | None:
@@ -250,7 +267,9 @@ class FileLandmarks:
         if count != len(self.points):
             raise UserError(f'{source}: the landmarks are of {len(self.points)} frames, the input has {count}')
         arrays = rows.arrays()
-        return Observed(**arrays, size=size, source=self.name, notes=[], likeness=[1.0] if arrays['found'].any() else [])
+        return Observed(
+            **arrays, size=size, source=self.name, notes=[], likeness=[1.0] if arrays['found'].any() else []
+        )
 
     def _reading(self, points: np.ndarray, size: tuple[int, int]) -> Reading | None:
         if not np.isfinite(points).all():
@@ -272,4 +291,3 @@ class FileLandmarks:
         if self.kind in (98, 468, 478):
             sigma[:17] *= OUTLINE_SIGMA
         return Reading(full, sigma)
-

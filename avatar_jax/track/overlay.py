@@ -11,9 +11,17 @@ from avatar_jax.track.clip import Track, project_clip
 
 MAX_SIDE = 1280
 _CELL = 0.085  # decimetres: vertices closer than this are drawn as one
-_CURVES = ((range(17), False), (range(17, 22), False), (range(22, 27), False), (range(27, 31), False),
-           (range(31, 36), False), (range(36, 42), True), (range(42, 48), True), (range(48, 60), True),
-           (range(60, 68), True))  # fmt: skip
+_CURVES = (
+    (range(17), False),
+    (range(17, 22), False),
+    (range(22, 27), False),
+    (range(27, 31), False),
+    (range(31, 36), False),
+    (range(36, 42), True),
+    (range(42, 48), True),
+    (range(48, 60), True),
+    (range(60, 68), True),
+)
 _MESH, _MEASURED, _HELD, _TEXT = (80, 200, 255), (60, 255, 60), (255, 150, 30), (255, 255, 255)
 _AXES = ((255, 60, 60), (60, 255, 60), (70, 110, 255))
 
@@ -115,7 +123,11 @@ def draw(pixels: np.ndarray, track: Track, frame: int, wire: Wire) -> np.ndarray
         cv2.circle(canvas, (int(x) // 16, int(y) // 16), radius, colour, -1, cv2.LINE_AA)
     _axes(canvas, pose, focal, centre, scale)
     pitch, yaw, roll = np.rad2deg(track.angle[frame])
-    _text(canvas, f'{frame}: yaw {yaw:+.0f} pitch {pitch:+.0f} roll {roll:+.0f}' + ('' if track.found[frame] else ' (held)'), 0)
+    _text(
+        canvas,
+        f'{frame}: yaw {yaw:+.0f} pitch {pitch:+.0f} roll {roll:+.0f}' + ('' if track.found[frame] else ' (held)'),
+        0,
+    )
     return canvas
 
 
@@ -128,7 +140,9 @@ def _axes(canvas: np.ndarray, pose: np.ndarray, focal: float, centre: np.ndarray
     place = (project_clip(ends[None], pose[None], focal, centre)[0] * scale).clip(-1e5, 1e5).round().astype(int)
     thickness = max(1, round(np.abs(place[1:] - place[0]).max() / 40))
     for end, colour in zip(place[1:], _AXES):
-        cv2.arrowedLine(canvas, tuple(place[0].tolist()), tuple(end.tolist()), colour, thickness, cv2.LINE_AA, tipLength=0.15)
+        cv2.arrowedLine(
+            canvas, tuple(place[0].tolist()), tuple(end.tolist()), colour, thickness, cv2.LINE_AA, tipLength=0.15
+        )
 
 
 def _text(canvas: np.ndarray, text: str, line: int) -> None:

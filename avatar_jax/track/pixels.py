@@ -2,8 +2,8 @@
 
 The rasteriser says which points of the fitted head are seen, with the triangle and the weights of each. Where those
 points fall in the picture is a differentiable function of pose and expression, and so is the colour that is read there;
-what colour they should have follows from albedo and light. Light and albedo enter linearly: each is solved with the other
-held. Visibility is taken from the fit before.
+what colour they should have follows from albedo and light. Light and albedo enter linearly: each is solved with the
+other held. Visibility is taken from the fit before.
 """
 
 from __future__ import annotations
@@ -68,8 +68,16 @@ def face_triangles(model: MorphableModel, vertices: np.ndarray) -> np.ndarray:
     return keep
 
 
-def surface(pixels: np.ndarray, vertices: np.ndarray, model: MorphableModel, pose: np.ndarray, focal: float,
-            size: tuple[int, int], keep: np.ndarray, seed: int = 0) -> Surface | None:  # fmt: skip
+def surface(
+    pixels: np.ndarray,
+    vertices: np.ndarray,
+    model: MorphableModel,
+    pose: np.ndarray,
+    focal: float,
+    size: tuple[int, int],
+    keep: np.ndarray,
+    seed: int = 0,
+) -> Surface | None:
     """The visible points of a head in a frame; None when too little of it is seen."""
     import cv2
 
@@ -108,8 +116,11 @@ def light_and_albedo(surfaces: list[Surface], model: MorphableModel, rounds: int
     """(gamma [27], texture [num_tex]) that explain the colours of the surfaces, by alternating least squares."""
     texture, gamma = np.zeros(model.num_tex, np.float32), np.zeros(27, np.float32)
     base = np.asarray(model.albedo(texture))
-    basis = np.zeros((0, *base.shape)) if not model.num_tex else np.stack(
-        [np.asarray(model.albedo(row)) - base for row in np.eye(model.num_tex, dtype=np.float32)])  # fmt: skip
+    basis = (
+        np.zeros((0, *base.shape))
+        if not model.num_tex
+        else np.stack([np.asarray(model.albedo(row)) - base for row in np.eye(model.num_tex, dtype=np.float32)])
+    )
     at = [np.einsum('pk,pkd->pd', s.weights, base[s.corners]) for s in surfaces]
     mean = np.concatenate(at)
     moved = np.concatenate([np.einsum('pk,tpkd->tpd', s.weights, basis[:, s.corners]) for s in surfaces], 1)
@@ -124,7 +135,9 @@ def light_and_albedo(surfaces: list[Surface], model: MorphableModel, rounds: int
             rows = bands * albedo[:, c, None]
             target = colours[:, c] - rows @ np.array(INITIAL_LIGHT)
             w = weight / SIGMA_COLOUR**2
-            light[c] = np.linalg.solve((rows * w[:, None]).T @ rows + np.diag(1 / spread**2), (rows * w[:, None]).T @ target)
+            light[c] = np.linalg.solve(
+                (rows * w[:, None]).T @ rows + np.diag(1 / spread**2), (rows * w[:, None]).T @ target
+            )
         gamma = light.reshape(27).astype(np.float32)
         shading = bands @ (light + np.array(INITIAL_LIGHT)).T
         if model.num_tex:
@@ -132,7 +145,9 @@ def light_and_albedo(surfaces: list[Surface], model: MorphableModel, rounds: int
             target = (colours - mean * shading).reshape(-1)
             # Neighbouring points err alike: so many colours count as far fewer.
             w = np.repeat(weight, 3) / SIGMA_COLOUR**2 / 20
-            texture = np.linalg.solve((rows * w[:, None]).T @ rows + np.eye(model.num_tex), (rows * w[:, None]).T @ target)
+            texture = np.linalg.solve(
+                (rows * w[:, None]).T @ rows + np.eye(model.num_tex), (rows * w[:, None]).T @ target
+            )
         error = colours - np.clip(mean + np.tensordot(texture, moved, 1), 0.02, 1.5) * shading
         weight = 1 / (1 + (error**2).sum(1) / (_ROBUST * SIGMA_COLOUR) ** 2)
     return gamma, texture.astype(np.float32)
@@ -149,8 +164,22 @@ def _bilinear(image: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames='iterations')
-def _refine_frame(basis: LandmarkBasis, identity, local, focal, centre, points, sigma, base, moving, wanted, image, low, scale,
-                  iterations: int = 8):  # fmt: skip
+def _refine_frame(
+    basis: LandmarkBasis,
+    identity,
+    local,
+    focal,
+    centre,
+    points,
+    sigma,
+    base,
+    moving,
+    wanted,
+    image,
+    low,
+    scale,
+    iterations: int = 8,
+):
     """Whitened expression and pose [E+6]; ``base`` [P,3] and ``moving`` [E,P,3] are the surface points."""
     start = local
     shape = basis.mean + jnp.tensordot(identity, basis.identity, 1)
@@ -175,7 +204,11 @@ def _refine_frame(basis: LandmarkBasis, identity, local, focal, centre, points, 
         trial = local - jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(h), jacobian.T @ r)
         value = jnp.sum(residuals(trial) ** 2)
         good = value < best
-        return (jnp.where(good, trial, local), jnp.where(good, damping * 0.3, damping * 6), jnp.where(good, value, best)), None
+        return (
+            jnp.where(good, trial, local),
+            jnp.where(good, damping * 0.3, damping * 6),
+            jnp.where(good, value, best),
+        ), None
 
     begin = (local, jnp.float32(1e-2), jnp.sum(residuals(local) ** 2))
     return jax.lax.scan(step, begin, None, iterations)[0][0]
@@ -187,8 +220,14 @@ def _full(values: np.ndarray, width: int) -> np.ndarray:
     return out
 
 
-def refine(track: Track, frames: Any, model: MorphableModel, basis: LandmarkBasis, config: TrackConfig,
-           on_frame: Callable[[], None] = lambda: None) -> Track:  # fmt: skip
+def refine(
+    track: Track,
+    frames: Any,
+    model: MorphableModel,
+    basis: LandmarkBasis,
+    config: TrackConfig,
+    on_frame: Callable[[], None] = lambda: None,
+) -> Track:
     """The track with expression and pose refined on the pixels, and light and albedo of each shot.
 
     Args:
@@ -201,8 +240,11 @@ def refine(track: Track, frames: Any, model: MorphableModel, basis: LandmarkBasi
     keep, surfaces = {}, {s: [] for s in range(len(track.identity))}
 
     def head(i):
-        return np.asarray(model.vertices(_full(track.identity[track.segment[i]], model.num_id),
-                                         _full(track.expression[i], model.num_exp)))  # fmt: skip
+        return np.asarray(
+            model.vertices(
+                _full(track.identity[track.segment[i]], model.num_id), _full(track.expression[i], model.num_exp)
+            )
+        )
 
     def look(frame, i):
         s = track.segment[i]
@@ -257,8 +299,20 @@ def _one(basis, track, i, z, found: Surface, vertices: np.ndarray, model, lit) -
     base = here - np.tensordot(track.expression[i, :e], moving, 1)
     wanted = np.clip(shade(np.einsum('pk,pkd->pd', found.weights, albedo[found.corners]), found.normals, gamma), 0, 1)
     local = np.concatenate([z, track.pose[i]])
-    arrays = (track.identity[s], local, track.focal[s], np.array(track.size) / 2, track.landmarks[i] + 0.5, track.sigma[i],
-              base, moving, wanted, found.image, found.low, found.scale)  # fmt: skip
+    arrays = (
+        track.identity[s],
+        local,
+        track.focal[s],
+        np.array(track.size) / 2,
+        track.landmarks[i] + 0.5,
+        track.sigma[i],
+        base,
+        moving,
+        wanted,
+        found.image,
+        found.low,
+        found.scale,
+    )
     return _refine_frame(basis, *(jnp.asarray(a, jnp.float32) for a in arrays))
 
 
@@ -276,14 +330,29 @@ def _rebuilt(track: Track, expression, pose, basis, config: TrackConfig, gammas,
     shape = np.asarray(basis.mean) + np.tensordot(track.identity, np.asarray(basis.identity), 1)
     points = shape[track.segment] + np.tensordot(expression[:, :e], np.asarray(basis.expression), 1)
     centre = np.array(track.size) / 2
-    fitted = np.concatenate([project_clip(points[i : i + 1], pose[i : i + 1], track.focal[track.segment[i]], centre)
-                             for i in range(track.num_frames)]) - 0.5  # fmt: skip
+    fitted = (
+        np.concatenate(
+            [
+                project_clip(points[i : i + 1], pose[i : i + 1], track.focal[track.segment[i]], centre)
+                for i in range(track.num_frames)
+            ]
+        )
+        - 0.5
+    )
     m = track.matrices
     in_crop = np.einsum('tij,tnj->tni', m[..., :2], fitted) + m[:, None, :, 2] + 0.5
     angle, translation = to_translation(crop_poses(points, in_crop, pose, config.size))
     angle, translation = (np.where(track.valid[:, None], v, 0).astype(np.float32) for v in (angle, translation))
     labels = label_from_pose(angle, translation, config.label_mode).astype(np.float32)
     return dataclasses.replace(
-        track, expression=expression, pose=pose, fitted=fitted.astype(np.float32), angle=angle, translation=translation,
-        labels=labels, gamma=gammas, texture=textures, notes=[*track.notes, 'refined on the pixels'],
-    )  # fmt: skip
+        track,
+        expression=expression,
+        pose=pose,
+        fitted=fitted.astype(np.float32),
+        angle=angle,
+        translation=translation,
+        labels=labels,
+        gamma=gammas,
+        texture=textures,
+        notes=[*track.notes, 'refined on the pixels'],
+    )

@@ -17,9 +17,9 @@ def _falling(value: np.ndarray, usual: float, bad: float) -> np.ndarray:
 def frame_quality(track: Track) -> dict[str, np.ndarray]:
     """Parts and their product ('score'), each [T].
 
-    ``seen``: the backend is sure of a face; ``landmarks``: its own estimate of their error; ``fit``: a head model explains
-    them; ``resolution``: pixels of the input per pixel of the crop; ``pose``: not turned too far; ``inside``: share of the
-    crop that lies in the picture. Frames without a face have 0.
+    ``seen``: the backend is sure of a face; ``landmarks``: its own estimate of their error; ``fit``: a head model
+    explains them; ``resolution``: pixels of the input per pixel of the crop; ``pose``: not turned too far; ``inside``:
+    share of the crop that lies in the picture. Frames without a face have 0.
     """
     eyes = np.linalg.norm(track.landmarks[:, 36:42].mean(1) - track.landmarks[:, 42:48].mean(1), axis=-1)
     mouth = np.linalg.norm(track.landmarks[:, 36:48].mean(1) - track.landmarks[:, 48:].mean(1), axis=-1)

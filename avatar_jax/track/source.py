@@ -74,8 +74,10 @@ class Reader:
             for i, path in enumerate(frame_files(self.source.path)):
                 picture = read_image(path)
                 if size is not None and picture.size != size:
-                    raise UserError(f'{path}: has {picture.size[0]}x{picture.size[1]} pixels, the frames before it '
-                                    f'{size[0]}x{size[1]}; frames of a clip are of one size')  # fmt: skip
+                    raise UserError(
+                        f'{path}: has {picture.size[0]}x{picture.size[1]} pixels, the frames before it '
+                        f'{size[0]}x{size[1]}; frames of a clip are of one size'
+                    )
                 size = picture.size
                 yield VideoFrame(i, i / self.fps, picture.pixels)
 
@@ -87,7 +89,9 @@ def frame_files(folder: Path) -> list[Path]:
         digits = ''.join(c for c in path.stem if c.isdigit())
         return (int(digits) if digits else -1, path.name)
 
-    return sorted((p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith('.')), key=order)
+    return sorted(
+        (p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith('.')), key=order
+    )
 
 
 def find_sources(inputs: Sequence[str | os.PathLike], sequence: bool = False, fps: float = 25.0) -> list[Source]:
@@ -137,5 +141,5 @@ def _kind(path: Path) -> str:
     try:
         with Image.open(path):
             return 'photo'
-    except Exception:  # noqa: BLE001 - whatever Pillow says, it is no picture for it
+    except Exception:
         return 'video'

@@ -17,7 +17,9 @@ Loss = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, Mapping[str, jax.Arra
 
 
 def split_batch(tree: PyTree, parts: int) -> PyTree:
-    """Arrays [B, ...] as [parts, B / parts, ...], parts of neighbouring samples. ``ValueError`` if B does not divide."""
+    """Arrays [B, ...] as [parts, B / parts, ...], parts of neighbouring samples. ``ValueError`` if B does not
+    divide.
+    """
 
     def split(x):
         if x.shape[0] % parts:
@@ -27,8 +29,13 @@ def split_batch(tree: PyTree, parts: int) -> PyTree:
     return jax.tree.map(split, tree)
 
 
-def value_and_grad_in_parts(loss_fn: Loss, shared: PyTree, own: PyTree, batch: PyTree, parts: int = 1,
-                            ) -> tuple[tuple[jax.Array, Mapping[str, jax.Array]], tuple[PyTree, PyTree]]:  # fmt: skip
+def value_and_grad_in_parts(
+    loss_fn: Loss,
+    shared: PyTree,
+    own: PyTree,
+    batch: PyTree,
+    parts: int = 1,
+) -> tuple[tuple[jax.Array, Mapping[str, jax.Array]], tuple[PyTree, PyTree]]:
     """Value and gradient of ``loss_fn(shared, own, batch) -> (loss, terms)``, averaged over equal parts of the samples.
 
     Args:
@@ -53,8 +60,7 @@ def value_and_grad_in_parts(loss_fn: Loss, shared: PyTree, own: PyTree, batch: P
     first = jax.tree.map(lambda x: x[0], pieces)
     shapes = jax.eval_shape(lambda: loss_fn(shared, *first))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], dict(shapes[1])))
-    (loss, terms, shared_grads), own_grads = jax.lax.scan(
-        one, (*zeros, jax.tree.map(jnp.zeros_like, shared)), pieces)  # fmt: skip
+    (loss, terms, shared_grads), own_grads = jax.lax.scan(one, (*zeros, jax.tree.map(jnp.zeros_like, shared)), pieces)
     loss, terms, shared_grads, own_grads = jax.tree.map(lambda x: x / parts, (loss, terms, shared_grads, own_grads))
     own_grads = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own_grads)
     return (loss, terms), (shared_grads, own_grads)

@@ -4,8 +4,8 @@ One folder per run, written by Orbax (``<folder>/<step>/{state,config,manifest}`
 when it is complete, so a killed process leaves the previous one. The manifest holds the shape, type and CRC-32 of every
 array; loading compares them. The configuration is stored with the numbers, and a run with another one is refused with
 the name of the field that differs. Only numpy copies of whole arrays are handed to Orbax, so states that live on one
-device, on many, of one process or of several, replicated or cut, are stored alike and resume on any others. With several
-processes all of them call ``save`` and ``restore``; the first one writes.
+device, on many, of one process or of several, replicated or cut, are stored alike and resume on any others. With
+several processes all of them call ``save`` and ``restore``; the first one writes.
 """
 
 from __future__ import annotations
@@ -113,8 +113,16 @@ class Checkpoints:
         read_only: refuses to save and to make the folder.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, config: Any = None, keep: int = 2, keep_every: int = 0,
-                 may_differ: Sequence[str] = (), read_only: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        config: Any = None,
+        keep: int = 2,
+        keep_every: int = 0,
+        may_differ: Sequence[str] = (),
+        read_only: bool = False,
+    ):
         import orbax.checkpoint as ocp
 
         self.folder = Path(folder).expanduser().resolve()  # Orbax does not take relative paths
@@ -127,13 +135,17 @@ class Checkpoints:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
-            create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=False,
-        )  # fmt: skip
+        )
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
-            raise UserError(f'{self.folder}: cannot hold checkpoints ({error.strerror}); choose another folder') from error
+            raise UserError(
+                f'{self.folder}: cannot hold checkpoints ({error.strerror}); choose another folder'
+            ) from error
 
     def latest_step(self) -> int | None:
         """The last complete step; None when there is none."""
@@ -154,7 +166,9 @@ class Checkpoints:
 
         if step in self._manager.all_steps():
             return
-        if any(jax.dtypes.issubdtype(getattr(x, 'dtype', np.float32), jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
+        if any(
+            jax.dtypes.issubdtype(getattr(x, 'dtype', np.float32), jax.dtypes.prng_key) for x in jax.tree.leaves(state)
+        ):
             raise ValueError('a PRNG key in a train state: derive keys from (seed, step) instead')
         state = to_host(state)
         args = ocp.args.Composite(
@@ -169,8 +183,9 @@ class Checkpoints:
             reason = _disk_reason(error)
             if reason is None:
                 raise
-            raise UserError(f'{self.folder}: step {step} could not be written: {reason}; '
-                            'earlier checkpoints are untouched') from error  # fmt: skip
+            raise UserError(
+                f'{self.folder}: step {step} could not be written: {reason}; earlier checkpoints are untouched'
+            ) from error
 
     def stored_config(self, step: int | None = None) -> dict[str, Any]:
         """The configuration that a checkpoint was made with."""
@@ -187,8 +202,10 @@ class Checkpoints:
         """Raises ``UserError`` naming the first field in which this run's config differs from the checkpoint's."""
         difference = config_difference(self.stored_config(step), self.config, self.may_differ)
         if difference:
-            raise UserError(f'{self.folder}: made with another configuration: {difference}; '
-                            'use the same value or another output folder')  # fmt: skip
+            raise UserError(
+                f'{self.folder}: made with another configuration: {difference}; '
+                'use the same value or another output folder'
+            )
 
     def restore(self, template: PyTree, step: int | None = None) -> tuple[PyTree, int]:
         """The state of ``step`` (default: the latest) in the structure of ``template`` (arrays or ShapeDtypeStructs).
@@ -246,8 +263,9 @@ class Checkpoints:
             if name not in expected:
                 raise UserError(f'{where} has no {name}; it belongs to another program or version')
             if list(leaf.shape) != expected[name]['shape']:
-                raise UserError(f'{where}: {name} has shape {expected[name]["shape"]}, this run needs '
-                                f'{list(leaf.shape)}')  # fmt: skip
+                raise UserError(
+                    f'{where}: {name} has shape {expected[name]["shape"]}, this run needs {list(leaf.shape)}'
+                )
         if not partial and set(expected) - set(names):
             raise UserError(f'{where} also has {min(set(expected) - set(names))}; it belongs to another program')
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
@@ -258,8 +276,10 @@ class Checkpoints:
                 if partial:
                     with ocp.PyTreeCheckpointer() as reader:
                         args = ocp.args.PyTreeRestore(
-                            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                            partial_restore=True)  # fmt: skip
+                            item=target,
+                            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                            partial_restore=True,
+                        )
                         state = reader.restore(self.folder / str(step) / 'state', args=args)
                 else:
                     args = ocp.args.Composite(state=ocp.args.StandardRestore(target))

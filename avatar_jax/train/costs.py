@@ -3,8 +3,8 @@
 ``count`` walks a jaxpr and multiplies what is inside of loops by their lengths, which XLA's own cost analysis does not
 (an iteration of decoupling-by-inverting is almost all loop). Memory comes from the compiled program.
 
-The time is ``max(FLOPs / (share of peak), bytes / (share of bandwidth)) + exposed collectives``; ``docs/scaling.md`` uses
-the same functions.
+The time is ``max(FLOPs / (share of peak), bytes / (share of bandwidth)) + exposed collectives``; ``docs/scaling.md``
+uses the same functions.
 """
 
 from __future__ import annotations
@@ -29,8 +29,21 @@ from avatar_jax.parallel import AXIS
 # Shares of the peak that networks of this kind reach; see docs/scaling.md for what was measured.
 COMPUTE_SHARE, MEMORY_SHARE = 0.35, 0.6
 _COLLECTIVES = {'psum', 'psum_invariant', 'pmax', 'pmin', 'all_gather', 'reduce_scatter', 'all_to_all', 'ppermute'}
-_MOVING = {'gather', 'scatter', 'scatter-add', 'scatter_add', 'reduce_sum', 'reduce_max', 'cumsum', 'cumprod', 'sort',
-           'concatenate', 'transpose', 'dynamic_slice', 'dynamic_update_slice'}  # fmt: skip
+_MOVING = {
+    'gather',
+    'scatter',
+    'scatter-add',
+    'scatter_add',
+    'reduce_sum',
+    'reduce_max',
+    'cumsum',
+    'cumprod',
+    'sort',
+    'concatenate',
+    'transpose',
+    'dynamic_slice',
+    'dynamic_update_slice',
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +60,12 @@ class Costs:
     collectives: float = 0.0
 
     def __add__(self, other: Costs) -> Costs:
-        return Costs(self.flops + other.flops, self.bytes + other.bytes,
-                     self.collective_bytes + other.collective_bytes, self.collectives + other.collectives)  # fmt: skip
+        return Costs(
+            self.flops + other.flops,
+            self.bytes + other.bytes,
+            self.collective_bytes + other.collective_bytes,
+            self.collectives + other.collectives,
+        )
 
     def __mul__(self, times: float) -> Costs:
         return Costs(self.flops * times, self.bytes * times, self.collective_bytes * times, self.collectives * times)
@@ -59,8 +76,8 @@ class Device:
     """One accelerator. FLOP/s of products of float32 as JAX does them by default, and of bfloat16; bytes and bytes/s.
 
     ``link``: bytes/s at which an all-reduce passes a device among the ``per_host`` devices of one machine (or of a pod
-    slice); ``network``: the same beyond. ``latency``: seconds of a small all-reduce of two devices; each doubling of their
-    number adds ``hop``.
+    slice); ``network``: the same beyond. ``latency``: seconds of a small all-reduce of two devices; each doubling of
+    their number adds ``hop``.
     """
 
     name: str
@@ -75,8 +92,9 @@ class Device:
     hop: float = 0.0
 
 
-# Published peaks, dense. Float32: TF32 on GPUs, one bfloat16 pass on TPUs (JAX's default precision on each). Links: NVLink
-# one way, and one 400 (A100: 200) Gbit/s adapter for each GPU; one of the axes of a TPU's torus. Latencies are assumed.
+# Published peaks, dense. Float32: TF32 on GPUs, one bfloat16 pass on TPUs (JAX's default precision on each). Links:
+# NVLink one way, and one 400 (A100: 200) Gbit/s adapter for each GPU; one of the axes of a TPU's torus. Latencies are
+# assumed.
 DEVICES = (
     Device('H100', 494e12, 989e12, 3.35e12, 80e9, 450e9, 50e9, 8, 15e-6, 5e-6),
     Device('H200', 494e12, 989e12, 4.8e12, 141e9, 450e9, 50e9, 8, 15e-6, 5e-6),
@@ -92,7 +110,9 @@ DEVICES = (
 
 
 def count(jaxpr: Any) -> Costs:
-    """Costs of a (closed) jaxpr as one device runs it; bodies of ``while`` loops count once, of ``cond`` the dearest."""
+    """Costs of a (closed) jaxpr as one device runs it; bodies of ``while`` loops count once, of ``cond`` the
+    dearest.
+    """
     return _count(getattr(jaxpr, 'jaxpr', jaxpr))
 
 
@@ -166,8 +186,9 @@ def count_step(step: Any, state: Any, batch: Any, constants: Any, devices: int =
     if devices == 1:
         return count(jax.make_jaxpr(lambda s, b, c: step(s, b, c, None))(state, batch, constants))
     mesh = AbstractMesh((devices,), (AXIS,))
-    mapped = jax.shard_map(lambda s, b, c: step(s, b, c, AXIS), mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(),
-                           check_vma=False)  # fmt: skip
+    mapped = jax.shard_map(
+        lambda s, b, c: step(s, b, c, AXIS), mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False
+    )
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices * x.shape[0], *x.shape[1:]), x.dtype), batch)
     return count(jax.make_jaxpr(mapped)(state, batch, constants))
 
@@ -276,9 +297,12 @@ class Estimate:
         """One line."""
         limit = f' of {_gib(self.limit_bytes)}' if self.limit_bytes else ''
         about = f', about {_seconds(self.time)} per step' if self.time is not None else ''
-        return (f'compiled in {self.compile_seconds:.1f} s; per device ({self.device}): memory {_gib(self.total_bytes)}{limit} '
-                f'(arguments {_gib(self.state_bytes)}, temporaries {_gib(self.temporary_bytes)}), '
-                f'{self.costs.flops / 1e9:.3g} GFLOP{about}')  # fmt: skip
+        return (
+            f'compiled in {self.compile_seconds:.1f} s; per device ({self.device}): memory '
+            f'{_gib(self.total_bytes)}{limit} '
+            f'(arguments {_gib(self.state_bytes)}, temporaries {_gib(self.temporary_bytes)}), '
+            f'{self.costs.flops / 1e9:.3g} GFLOP{about}'
+        )
 
 
 def estimate(spread: Any, state: Any, batch: Any, bf16: bool = False) -> Estimate:
@@ -301,8 +325,10 @@ def estimate(spread: Any, state: Any, batch: Any, bf16: bool = False) -> Estimat
     costs = step_costs(spread, state, batch)
     seconds = None if device is None else compute_time(costs, device, bf16)[0]
     if stats.get('bytes_limit') and total > stats['bytes_limit']:
-        raise UserError(f'a step needs {_gib(total)} per device, which has {_gib(limit)}; use a smaller batch, '
-                        'scale.accumulate, remat, dtype=bfloat16, more devices or parallel=sharded')  # fmt: skip
+        raise UserError(
+            f'a step needs {_gib(total)} per device, which has {_gib(limit)}; use a smaller batch, '
+            'scale.accumulate, remat, dtype=bfloat16, more devices or parallel=sharded'
+        )
     kind = jax.local_devices()[0].device_kind
     return Estimate(costs, arguments, temporaries, total, limit, took, seconds, kind)
 

@@ -155,8 +155,15 @@ class Progress:
     which compiles, is left out.
     """
 
-    def __init__(self, total: int, *, start: int = 0, label: str = 'train', stream: TextIO | None = None,
-                 every_seconds: float = 10.0):  # fmt: skip
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        label: str = 'train',
+        stream: TextIO | None = None,
+        every_seconds: float = 10.0,
+    ):
         self.total, self.label = total, label
         self.stream = sys.stderr if stream is None else stream
         self.tty = bool(getattr(self.stream, 'isatty', lambda: False)())

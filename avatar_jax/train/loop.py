@@ -75,8 +75,16 @@ class LoopConfig:
     tensorboard: bool = True
 
     # Fields of this class that a resumed run may change.
-    MAY_DIFFER = ('total_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep', 'keep_every', 'tensorboard',
-                  'max_skipped')  # fmt: skip
+    MAY_DIFFER = (
+        'total_steps',
+        'log_every',
+        'sample_every',
+        'checkpoint_every',
+        'keep',
+        'keep_every',
+        'tensorboard',
+        'max_skipped',
+    )
 
     def __post_init__(self):
         if self.total_steps < 1 or self.log_every < 1 or self.keep < 1:
@@ -160,12 +168,25 @@ class _Interval:
         return means
 
 
-def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | os.PathLike, loop: LoopConfig,
-        config: Any = None, resume: bool = False, may_differ: Iterable[str] = (), label: str = 'train',
-        headline: str = 'loss', sample_fn: Callable[[TrainState, int], Any] | None = None,
-        place_state: Callable[[TrainState], TrainState] | None = None, images_per_step: int = 0,
-        phases: Sequence[str] = (), announce: Callable[[TrainState, Any], str] | None = None,
-        quiet: bool = False) -> TrainState:  # fmt: skip
+def fit(
+    state: TrainState,
+    step_fn: StepFn,
+    batches: Batches,
+    *,
+    folder: str | os.PathLike,
+    loop: LoopConfig,
+    config: Any = None,
+    resume: bool = False,
+    may_differ: Iterable[str] = (),
+    label: str = 'train',
+    headline: str = 'loss',
+    sample_fn: Callable[[TrainState, int], Any] | None = None,
+    place_state: Callable[[TrainState], TrainState] | None = None,
+    images_per_step: int = 0,
+    phases: Sequence[str] = (),
+    announce: Callable[[TrainState, Any], str] | None = None,
+    quiet: bool = False,
+) -> TrainState:
     """Runs ``step_fn`` until ``loop.total_steps`` steps are done; returns the final state.
 
     Args:
@@ -195,9 +216,15 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
         # What is there already?
-        checkpoints = stack.enter_context(Checkpoints(
-            folder / 'checkpoints', config=config, keep=loop.keep, keep_every=loop.keep_every,
-            may_differ=tuple(may_differ)))  # fmt: skip
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                folder / 'checkpoints',
+                config=config,
+                keep=loop.keep,
+                keep_every=loop.keep_every,
+                may_differ=tuple(may_differ),
+            )
+        )
         latest = checkpoints.latest_step()
         agree(f'the last checkpoint in {folder}', latest)
         if latest is not None and not resume:
@@ -214,9 +241,13 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
         # Where does it go?
         writer: MetricWriter | _NoWriter = _NoWriter()
         if first:
-            writer = MetricWriter(folder, resume_step=start if latest is not None else None, tensorboard=loop.tensorboard)
+            writer = MetricWriter(
+                folder, resume_step=start if latest is not None else None, tensorboard=loop.tensorboard
+            )
         stack.callback(writer.close)
-        progress = Progress(loop.total_steps, start=start, label=label, stream=None if first and not quiet else _Silent())
+        progress = Progress(
+            loop.total_steps, start=start, label=label, stream=None if first and not quiet else _Silent()
+        )
         stack.callback(progress.close)
         if latest is not None:
             progress.note(f'{label}: resuming {folder} at step {start}')
@@ -257,8 +288,9 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
             try:
                 batch = next(stream)
             except StopIteration:
-                raise UserError(f'{folder}: the data ended at step {step} of {loop.total_steps}; give more data or '
-                                'fewer steps') from None  # fmt: skip
+                raise UserError(
+                    f'{folder}: the data ended at step {step} of {loop.total_steps}; give more data or fewer steps'
+                ) from None
             if step == start and announce is not None:
                 progress.note(announce(state, batch))
             state, metrics = step_fn(state, batch)
@@ -284,8 +316,10 @@ def fit(state: TrainState, step_fn: StepFn, batches: Batches, *, folder: str | o
             if save:
                 checkpoints.save(done, state)
             if stop and done < loop.total_steps:
-                progress.note(f'{label}: asked to stop; step {done} is in {folder / "checkpoints"}; run the same '
-                              'command with --resume to continue')  # fmt: skip
+                progress.note(
+                    f'{label}: asked to stop; step {done} is in {folder / "checkpoints"}; run the same '
+                    'command with --resume to continue'
+                )
                 raise Preempted(done)
         return state
 
@@ -326,12 +360,24 @@ def _write_run_files(folder: Path, config: Any, loop: LoopConfig) -> None:
     import avatar_jax
     from avatar_jax.io.atomic import write_json
 
-    versions = {'avatar_jax': avatar_jax.__version__, 'jax': jax.__version__, 'jaxlib': jaxlib.__version__,
-                'flax': flax.__version__, 'numpy': np.__version__}  # fmt: skip
+    versions = {
+        'avatar_jax': avatar_jax.__version__,
+        'jax': jax.__version__,
+        'jaxlib': jaxlib.__version__,
+        'flax': flax.__version__,
+        'numpy': np.__version__,
+    }
     devices = [f'{d.platform}: {d.device_kind}' for d in jax.devices()]
-    write_json(folder / 'config.json', {'config': config_dict(config if config is not None else {}),
-                                        'loop': config_dict(loop), 'versions': versions, 'devices': devices,
-                                        'processes': jax.process_count()})  # fmt: skip
+    write_json(
+        folder / 'config.json',
+        {
+            'config': config_dict(config if config is not None else {}),
+            'loop': config_dict(loop),
+            'versions': versions,
+            'devices': devices,
+            'processes': jax.process_count(),
+        },
+    )
 
 
 def _write_sample(folder: Path, writer: MetricWriter, step: int, image: np.ndarray) -> None:

@@ -20,9 +20,15 @@ def environment() -> dict[str, Any]:
 
     import avatar_jax
 
-    versions = {'avatar_jax': avatar_jax.__version__, 'python': platform.python_version(), 'jax': jax.__version__,
-                'jaxlib': jaxlib.__version__, 'flax': flax.__version__, 'optax': optax.__version__,
-                'numpy': np.__version__}  # fmt: skip
+    versions = {
+        'avatar_jax': avatar_jax.__version__,
+        'python': platform.python_version(),
+        'jax': jax.__version__,
+        'jaxlib': jaxlib.__version__,
+        'flax': flax.__version__,
+        'optax': optax.__version__,
+        'numpy': np.__version__,
+    }
     return {
         'versions': versions,
         'devices': [f'{d.platform}: {d.device_kind}' for d in jax.devices()],

@@ -14,11 +14,11 @@ class ClipsConfig:
 
     Attributes:
         source: 'rendered' (clips of procedural heads, drawn when asked for), 'built' (a data set on disk: one that was
-            built here, or clips that were processed for OTAvatar) or 'heads' (``data_pipelines.fast_heads``: pictures of
-            procedural heads in any pose and expression, made once into ``folder`` and then read from memory).
+            built here, or clips that were processed for OTAvatar) or 'heads' (``data_pipelines.fast_heads``: pictures
+            of procedural heads in any pose and expression, made once into ``folder`` and then read from memory).
         folder: of the data set. split: its split.
-        people, clips_per_person, frames, resolution, seed: of rendered heads and (without clips) of 'heads'; resolution 0
-            is that of the generator.
+        people, clips_per_person, frames, resolution, seed: of rendered heads and (without clips) of 'heads'; resolution
+            0 is that of the generator.
         in_memory: decode or render every frame once and keep it.
         num_threads, prefetch: how batches are read; they do not change them.
     """
@@ -59,8 +59,17 @@ class OutputConfig:
 
     def loop(self, total_steps: int) -> LoopConfig:
         """The settings of the loop for a run of ``total_steps``."""
-        return LoopConfig(total_steps, self.log_every, self.sample_every, self.checkpoint_every, self.keep, self.keep_every,
-                          self.nonfinite, self.max_skipped, self.tensorboard)  # fmt: skip
+        return LoopConfig(
+            total_steps,
+            self.log_every,
+            self.sample_every,
+            self.checkpoint_every,
+            self.keep,
+            self.keep_every,
+            self.nonfinite,
+            self.max_skipped,
+            self.tensorboard,
+        )
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ class Group:
 
 @struct.dataclass
 class TrainState:
-    """``step``: number of finished iterations (int32 scalar). ``groups``: name -> Group. ``extra``: untrained arrays."""
+    """``step``: number of finished iterations (int32 scalar). ``groups``: name -> Group. ``extra``: untrained
+    arrays.
+    """
 
     step: jax.Array
     groups: dict[str, Group]

@@ -17,8 +17,14 @@ from pathlib import Path
 from avatar_jax.errors import UserError
 
 
-def build(path: str | Path, data_dir: str | Path = 'data', validation: int = 0, mirror: str = 'off',
-          radius: tuple[float, float] | None = None, progress: bool = True) -> Path:  # fmt: skip
+def build(
+    path: str | Path,
+    data_dir: str | Path = 'data',
+    validation: int = 0,
+    mirror: str = 'off',
+    radius: tuple[float, float] | None = None,
+    progress: bool = True,
+) -> Path:
     """Builds (or finds) the data set and returns its folder.
 
     Args:
@@ -40,8 +46,12 @@ def build(path: str | Path, data_dir: str | Path = 'data', validation: int = 0, 
         raise UserError(f'--validation {validation}: must be less than the {len(source)} pictures of {path}')
     tfds.disable_progress_bar()
     origin = source.fingerprint()
-    config = PicturesConfig(name=f'{Path(path).stem.lower()}-{origin[:8]}-{validation}', resolution=source.resolution,
-                            origin=origin, validation=validation)  # fmt: skip
+    config = PicturesConfig(
+        name=f'{Path(path).stem.lower()}-{origin[:8]}-{validation}',
+        resolution=source.resolution,
+        origin=origin,
+        validation=validation,
+    )
     try:
         builder = LabelledPictures(data_dir=Path(data_dir), config=config)
         builder.source, builder.show_progress = source, progress
@@ -52,8 +62,9 @@ def build(path: str | Path, data_dir: str | Path = 'data', validation: int = 0, 
             if isinstance(cause, UserError):
                 raise cause from e
             raise
-        raise UserError(f'{data_dir}: cannot write the data set ({e}); free some space or choose another '
-                        '--data-dir') from e
+        raise UserError(
+            f'{data_dir}: cannot write the data set ({e}); free some space or choose another --data-dir'
+        ) from e
     return Path(builder.data_path)
 
 

@@ -41,11 +41,13 @@ class LabelledPictures(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description='Pictures with camera labels (cam2world 4x4 and normalised intrinsics 3x3, row by row).',
-            features=tfds.features.FeaturesDict({
-                'image': tfds.features.Image(shape=(r, r, 3), encoding_format='png'),
-                'label': tfds.features.Tensor(shape=(25,), dtype=np.float32),
-                'name': tfds.features.Text(),
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    'image': tfds.features.Image(shape=(r, r, 3), encoding_format='png'),
+                    'label': tfds.features.Tensor(shape=(25,), dtype=np.float32),
+                    'name': tfds.features.Text(),
+                }
+            ),
             disable_shuffling=True,  # record i is picture i
             metadata=tfds.core.MetadataDict(origin=self.builder_config.origin, resolution=r),
         )

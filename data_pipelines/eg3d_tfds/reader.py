@@ -24,8 +24,9 @@ class BuiltImages:
         self._records = None
         path = self.folder / f'labels-{split}.npy'
         if not path.is_file():
-            raise UserError(f'{folder}: no data set with a split {split!r}; build one with '
-                            'python -m data_pipelines.eg3d_tfds')
+            raise UserError(
+                f'{folder}: no data set with a split {split!r}; build one with python -m data_pipelines.eg3d_tfds'
+            )
         self._labels = np.load(path, allow_pickle=False)
         if not len(self._labels) or len(self._open()) != len(self._labels):
             raise UserError(f'{folder}: the split {split!r} is empty or incomplete; build the data set again')

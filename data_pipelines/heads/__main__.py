@@ -19,10 +19,18 @@ from data_pipelines.fingerprint import same_head
 from data_pipelines.workers import worker_pool
 
 
-def customised(config, seed: int | None = None, people: int | None = None, clips: int | None = None,
-               frames: int | None = None, cameras: int | None = None):
+def customised(
+    config,
+    seed: int | None = None,
+    people: int | None = None,
+    clips: int | None = None,
+    frames: int | None = None,
+    cameras: int | None = None,
+):
     """A config with some numbers changed, under a name that says so; unchanged numbers keep the name."""
-    changes = {k: v for k, v in (('seed', seed), ('train_people', people), ('clips_per_person', clips)) if v is not None}
+    changes = {
+        k: v for k, v in (('seed', seed), ('train_people', people), ('clips_per_person', clips)) if v is not None
+    }
     inner = {k: v for k, v in (('num_frames', frames), ('num_cameras', cameras)) if v is not None}
     new = dataclasses.replace(config, **changes, clips=dataclasses.replace(config.clips, **inner))
     if new.recipe() == config.recipe():
@@ -33,7 +41,9 @@ def customised(config, seed: int | None = None, people: int | None = None, clips
     return dataclasses.replace(new, name=f'{config.name}-{digest}')
 
 
-def build(config: str = '128', data_dir: str | Path = 'data', workers: int = 1, progress: bool = True, **changes) -> Path:
+def build(
+    config: str = '128', data_dir: str | Path = 'data', workers: int = 1, progress: bool = True, **changes
+) -> Path:
     """Build (or find) the data set and return its folder.
 
     Args:
@@ -63,11 +73,14 @@ def build(config: str = '128', data_dir: str | Path = 'data', workers: int = 1, 
     except (OSError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and 'No space left' not in str(e):  # how array_record reports a full disk
             raise
-        raise UserError(f'{data_dir}: cannot write the data set ({e}); free some space or choose another --data-dir') from e
+        raise UserError(
+            f'{data_dir}: cannot write the data set ({e}); free some space or choose another --data-dir'
+        ) from e
     metadata = builder.info.metadata or {}
     if metadata.get('recipe') != builder.builder_config.recipe() or not same_head(metadata.get('head', [])):
-        raise UserError(f'{builder.data_path}: was built by another version of this program; delete it or choose '
-                        'another --data-dir')
+        raise UserError(
+            f'{builder.data_path}: was built by another version of this program; delete it or choose another --data-dir'
+        )
     return Path(builder.data_path)
 
 

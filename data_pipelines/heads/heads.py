@@ -43,9 +43,14 @@ class HeadsConfig(tfds.core.BuilderConfig):
 
     def recipe(self) -> dict:
         """What decides the records, as plain data."""
-        return {'resolution': self.resolution, 'seed': self.seed, 'people': {s: self.people(s) for s in SPLITS},
-                'clips_per_person': self.clips_per_person, 'jpeg_quality': self.jpeg_quality,
-                'clips': asdict(self.clips)}
+        return {
+            'resolution': self.resolution,
+            'seed': self.seed,
+            'people': {s: self.people(s) for s in SPLITS},
+            'clips_per_person': self.clips_per_person,
+            'jpeg_quality': self.jpeg_quality,
+            'clips': asdict(self.clips),
+        }
 
 
 def _configs() -> list[HeadsConfig]:
@@ -54,9 +59,19 @@ def _configs() -> list[HeadsConfig]:
         HeadsConfig(name='128', resolution=128, description='The default.'),
         HeadsConfig(name='64', resolution=64, description='Small pictures.'),
         HeadsConfig(name='256', resolution=256, train_people=300, description='Larger pictures.'),
-        HeadsConfig(name='512', resolution=512, train_people=200, jpeg_quality=95, description='Full-size crops, JPEG.'),
-        HeadsConfig(name='tiny', resolution=32, train_people=3, validation_people=2, test_people=2, clips_per_person=1,
-                    clips=tiny, description='For tests: a few frames at 32 px.'),
+        HeadsConfig(
+            name='512', resolution=512, train_people=200, jpeg_quality=95, description='Full-size crops, JPEG.'
+        ),
+        HeadsConfig(
+            name='tiny',
+            resolution=32,
+            train_people=3,
+            validation_people=2,
+            test_people=2,
+            clips_per_person=1,
+            clips=tiny,
+            description='For tests: a few frames at 32 px.',
+        ),
     ]
 
 
@@ -79,22 +94,25 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description='Procedurally generated talking heads (synthetic) for training and testing head avatars.',
-            features=tfds.features.FeaturesDict({
-                'image': tfds.features.Image(shape=(r, r, 3), encoding_format=encoding),
-                'mask': tfds.features.Image(shape=(r, r, 1), encoding_format='png'),
-                'label': tfds.features.Tensor(shape=(25,), dtype=np.float32),
-                'coefficients': tfds.features.Tensor(shape=(257,), dtype=np.float32),
-                'landmarks': tfds.features.Tensor(shape=(68, 2), dtype=np.float32),
-                'identity': tfds.features.Tensor(shape=(192,), dtype=np.float32),
-                'person': tfds.features.Scalar(dtype=np.int64),
-                'clip': tfds.features.Text(),
-                'camera': tfds.features.Scalar(dtype=np.int32),
-                'frame': tfds.features.Scalar(dtype=np.int32),
-                'fps': tfds.features.Scalar(dtype=np.float32),
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    'image': tfds.features.Image(shape=(r, r, 3), encoding_format=encoding),
+                    'mask': tfds.features.Image(shape=(r, r, 1), encoding_format='png'),
+                    'label': tfds.features.Tensor(shape=(25,), dtype=np.float32),
+                    'coefficients': tfds.features.Tensor(shape=(257,), dtype=np.float32),
+                    'landmarks': tfds.features.Tensor(shape=(68, 2), dtype=np.float32),
+                    'identity': tfds.features.Tensor(shape=(192,), dtype=np.float32),
+                    'person': tfds.features.Scalar(dtype=np.int64),
+                    'clip': tfds.features.Text(),
+                    'camera': tfds.features.Scalar(dtype=np.int32),
+                    'frame': tfds.features.Scalar(dtype=np.int32),
+                    'fps': tfds.features.Scalar(dtype=np.float32),
+                }
+            ),
             disable_shuffling=True,  # keeps the records of a clip together and in order
-            metadata=tfds.core.MetadataDict(recipe=config.recipe(), head=list(head_fingerprint()), basis='procedural',
-                                            synthetic=True),
+            metadata=tfds.core.MetadataDict(
+                recipe=config.recipe(), head=list(head_fingerprint()), basis='procedural', synthetic=True
+            ),
             license='Apache-2.0',
         )
 
@@ -104,8 +122,11 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
         config = self.builder_config
-        tasks = [(config.recipe(), SPLITS[split], person, number)
-                 for person in range(config.people(split)) for number in range(config.clips_per_person)]
+        tasks = [
+            (config.recipe(), SPLITS[split], person, number)
+            for person in range(config.people(split))
+            for number in range(config.clips_per_person)
+        ]
         table: dict[str, list] = {k: [] for k in ('name', 'person', 'first', 'num_frames', 'num_cameras', 'motion')}
         key = 0
         with tqdm(total=len(tasks), desc=f'{split} clips', disable=not self.show_progress) as bar:
@@ -120,8 +141,12 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
                     key += 1
                 bar.update()
         motion = np.concatenate(table.pop('motion'))
-        np.savez_compressed(self.data_path / TABLE_NAME.format(split=split), motion=motion,
-                            fps=config.clips.fps, **{k: np.asarray(v) for k, v in table.items()})
+        np.savez_compressed(
+            self.data_path / TABLE_NAME.format(split=split),
+            motion=motion,
+            fps=config.clips.fps,
+            **{k: np.asarray(v) for k, v in table.items()},
+        )
 
 
 def render_clip(task: tuple[dict, str, int, int]) -> tuple[dict, list[dict]]:
@@ -143,12 +168,26 @@ def render_clip(task: tuple[dict, str, int, int]) -> tuple[dict, list[dict]]:
             else:
                 Image.fromarray(rgb).save(picture, 'PNG')
             Image.fromarray(mask).save(coverage, 'PNG')
-            examples.append({
-                'image': picture.getvalue(), 'mask': coverage.getvalue(), 'label': labels[frame],
-                'coefficients': coefficients[frame], 'landmarks': np.asarray(head.landmarks, np.float32),
-                'identity': np.asarray(clip.identity, np.float32), 'person': clip.person, 'clip': clip.name,
-                'camera': camera, 'frame': frame, 'fps': clip.options.fps,
-            })
-    row = {'name': clip.name, 'person': clip.person, 'num_frames': clip.num_frames, 'num_cameras': clip.num_cameras,
-           'motion': np.concatenate([clip.motion_rows(c) for c in range(clip.num_cameras)])}
+            examples.append(
+                {
+                    'image': picture.getvalue(),
+                    'mask': coverage.getvalue(),
+                    'label': labels[frame],
+                    'coefficients': coefficients[frame],
+                    'landmarks': np.asarray(head.landmarks, np.float32),
+                    'identity': np.asarray(clip.identity, np.float32),
+                    'person': clip.person,
+                    'clip': clip.name,
+                    'camera': camera,
+                    'frame': frame,
+                    'fps': clip.options.fps,
+                }
+            )
+    row = {
+        'name': clip.name,
+        'person': clip.person,
+        'num_frames': clip.num_frames,
+        'num_cameras': clip.num_cameras,
+        'motion': np.concatenate([clip.motion_rows(c) for c in range(clip.num_cameras)]),
+    }
     return row, examples

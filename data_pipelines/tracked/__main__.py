@@ -15,8 +15,9 @@ from avatar_jax.errors import UserError
 from data_pipelines.tracked.layouts import LAYOUTS
 
 
-def build(name: str, videos: str | Path, data_dir: str | Path = 'data', config: str = '512',
-          tracker: Any = None) -> tuple[Path, list[tuple[str, str]]]:  # fmt: skip
+def build(
+    name: str, videos: str | Path, data_dir: str | Path = 'data', config: str = '512', tracker: Any = None
+) -> tuple[Path, list[tuple[str, str]]]:
     """Builds (or finds) a data set.
 
     Args:
@@ -53,10 +54,14 @@ def build(name: str, videos: str | Path, data_dir: str | Path = 'data', config: 
     except (OSError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and 'No space left' not in str(e):
             raise
-        raise UserError(f'{data_dir}: cannot write the data set ({e}); free some space or choose another --data-dir') from e
+        raise UserError(
+            f'{data_dir}: cannot write the data set ({e}); free some space or choose another --data-dir'
+        ) from e
     if (builder.info.metadata or {}).get('recipe') != recipe(specs, builder.options()):
-        raise UserError(f'{builder.data_path}: was built from other files, or with another tracker; delete it or choose '
-                        'another --data-dir')  # fmt: skip
+        raise UserError(
+            f'{builder.data_path}: was built from other files, or with another tracker; delete it or choose '
+            'another --data-dir'
+        )
     record = json.loads((Path(builder.data_path) / SKIPPED_NAME).read_text(encoding='utf-8'))
     return Path(builder.data_path), [(r['clip'], r['reason']) for r in record]
 

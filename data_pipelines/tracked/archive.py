@@ -1,8 +1,8 @@
 """One tracked clip on disk: encoded crops and masks, and the numbers of its frames, in one uncompressed zip.
 
-Tracking is slow, so every clip is finished into a file of its own before the data set is written: a run that was stopped
-goes on with the next clip, and clips can be tracked on several machines. Pictures are written as they come, so the length
-of a clip costs no memory.
+Tracking is slow, so every clip is finished into a file of its own before the data set is written: a run that was
+stopped goes on with the next clip, and clips can be tracked on several machines. Pictures are written as they come, so
+the length of a clip costs no memory.
 """
 
 from __future__ import annotations
@@ -56,7 +56,17 @@ class Options:
         except OSError as e:
             raise UserError(f'{clip.name}: cannot be read ({e.strerror or e})') from e
         counts = [1 if isinstance(c, Path) else len(c) for c in clip.cameras]
-        record = [VERSION, self.resolution, self.jpeg_quality, self.tracker, facts, counts, clip.part, clip.frames, clip.label]
+        record = [
+            VERSION,
+            self.resolution,
+            self.jpeg_quality,
+            self.tracker,
+            facts,
+            counts,
+            clip.part,
+            clip.frames,
+            clip.label,
+        ]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:24]
 
 
@@ -164,8 +174,16 @@ def load_clip(path: Path) -> TrackedClip:
     # The most frontal view is camera 0, as pipelines that want one view expect.
     yaw = [float(np.abs(c['coefficients'][:, SLICES['angle'].start + 1]).mean()) if len(kept) else 0.0 for c in cameras]
     order = sorted(range(len(numbers)), key=lambda k: (round(yaw[k], 3), k))
-    return TrackedClip(path, tuple(cameras[k] for k in order), record['fps'], tuple(record['parts']), notes,
-                       kept, tuple(numbers[k] for k in order), tuple(record['endings']))  # fmt: skip
+    return TrackedClip(
+        path,
+        tuple(cameras[k] for k in order),
+        record['fps'],
+        tuple(record['parts']),
+        notes,
+        kept,
+        tuple(numbers[k] for k in order),
+        tuple(record['endings']),
+    )
 
 
 def _frames(source: Path | tuple[Path, ...], clip: ClipSpec) -> Any:
@@ -179,8 +197,9 @@ def _frames(source: Path | tuple[Path, ...], clip: ClipSpec) -> Any:
     return Selected(frames, index, float(frames.fps) * len(index) / taken if len(index) < taken else float(frames.fps))
 
 
-def _measure(clip: ClipSpec, camera: int, source: Any, tracker: Any, options: Options, file: zipfile.ZipFile,
-             encode: Any) -> Measured:  # fmt: skip
+def _measure(
+    clip: ClipSpec, camera: int, source: Any, tracker: Any, options: Options, file: zipfile.ZipFile, encode: Any
+) -> Measured:
     def on_picture(number: int, image: np.ndarray, mask: np.ndarray) -> None:
         for ending, data in zip(encode.endings, (encode.picture(image), encode.mask(mask)), strict=True):
             file.writestr(zipfile.ZipInfo(f'{camera}/{number:07d}{ending}', (1980, 1, 1, 0, 0, 0)), data)

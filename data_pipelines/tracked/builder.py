@@ -1,8 +1,9 @@
-"""TFDS builders of real data sets: one tracked frame per record, the features of the procedural heads, no TensorFlow needed.
+"""TFDS builders of real data sets: one tracked frame per record, the features of the procedural heads, no TensorFlow
+needed.
 
-The records, their order and the clip table beside them are those of ``data_pipelines.heads``, so the same sources and the
-same pair pipeline read them. What a tracker does not measure is zero: ``identity`` holds 80 shape and 80 albedo numbers
-and no style. Clips that cannot be used are skipped and listed in ``skipped.json``.
+The records, their order and the clip table beside them are those of ``data_pipelines.heads``, so the same sources and
+the same pair pipeline read them. What a tracker does not measure is zero: ``identity`` holds 80 shape and 80 albedo
+numbers and no style. Clips that cannot be used are skipped and listed in ``skipped.json``.
 """
 
 from __future__ import annotations
@@ -76,19 +77,23 @@ class TrackedClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self,
             description=f'{layout.title}, tracked, aligned and cropped. {layout.citation}.',
-            features=tfds.features.FeaturesDict({
-                'image': tfds.features.Image(shape=(r, r, 3), encoding_format='jpeg' if config.jpeg_quality else 'png'),
-                'mask': tfds.features.Image(shape=(r, r, 1), encoding_format='png'),
-                'label': tfds.features.Tensor(shape=(25,), dtype=np.float32),
-                'coefficients': tfds.features.Tensor(shape=(257,), dtype=np.float32),
-                'landmarks': tfds.features.Tensor(shape=(68, 2), dtype=np.float32),
-                'identity': tfds.features.Tensor(shape=(192,), dtype=np.float32),
-                'person': tfds.features.Scalar(dtype=np.int64),
-                'clip': tfds.features.Text(),
-                'camera': tfds.features.Scalar(dtype=np.int32),
-                'frame': tfds.features.Scalar(dtype=np.int32),
-                'fps': tfds.features.Scalar(dtype=np.float32),
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    'image': tfds.features.Image(
+                        shape=(r, r, 3), encoding_format='jpeg' if config.jpeg_quality else 'png'
+                    ),
+                    'mask': tfds.features.Image(shape=(r, r, 1), encoding_format='png'),
+                    'label': tfds.features.Tensor(shape=(25,), dtype=np.float32),
+                    'coefficients': tfds.features.Tensor(shape=(257,), dtype=np.float32),
+                    'landmarks': tfds.features.Tensor(shape=(68, 2), dtype=np.float32),
+                    'identity': tfds.features.Tensor(shape=(192,), dtype=np.float32),
+                    'person': tfds.features.Scalar(dtype=np.int64),
+                    'clip': tfds.features.Text(),
+                    'camera': tfds.features.Scalar(dtype=np.int32),
+                    'frame': tfds.features.Scalar(dtype=np.int32),
+                    'fps': tfds.features.Scalar(dtype=np.float32),
+                }
+            ),
             disable_shuffling=True,  # keeps the records of a clip together and in order
             metadata=tfds.core.MetadataDict(),
         )
@@ -103,16 +108,28 @@ class TrackedClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if not ready.paths:
             raise UserError(f'{folder}: no clip can be used; the first: {ready.skipped[0][1]}')
         write_json(Path(self.data_path) / SKIPPED_NAME, [{'clip': c, 'reason': r} for c, r in ready.skipped])
-        self.info.metadata.update(recipe=recipe(specs, options), tracker=tracker.name, parts=list(tracker.parts),
-                                  basis=tracker.basis, synthetic=False)  # fmt: skip
+        self.info.metadata.update(
+            recipe=recipe(specs, options),
+            tracker=tracker.name,
+            parts=list(tracker.parts),
+            basis=tracker.basis,
+            synthetic=False,
+        )
         people = {p: i for i, p in enumerate(sorted({s.person for s in specs}))}
-        return {split: self._generate_examples(split, [s for s in specs if s.split == split and s.name in ready.paths],
-                                               ready.paths, people)
-                for split in SPLITS if any(s.split == split and s.name in ready.paths for s in specs)}  # fmt: skip
+        return {
+            split: self._generate_examples(
+                split, [s for s in specs if s.split == split and s.name in ready.paths], ready.paths, people
+            )
+            for split in SPLITS
+            if any(s.split == split and s.name in ready.paths for s in specs)
+        }
 
-    def _generate_examples(self, split: str, specs: list[ClipSpec], paths: dict[str, Path],
-                           people: dict[str, int]) -> Iterator[tuple[int, dict]]:  # fmt: skip
-        table: dict[str, list] = {k: [] for k in ('name', 'person', 'first', 'num_frames', 'num_cameras', 'motion', 'clip_fps')}
+    def _generate_examples(
+        self, split: str, specs: list[ClipSpec], paths: dict[str, Path], people: dict[str, int]
+    ) -> Iterator[tuple[int, dict]]:
+        table: dict[str, list] = {
+            k: [] for k in ('name', 'person', 'first', 'num_frames', 'num_cameras', 'motion', 'clip_fps')
+        }
         key = 0
         with Progress(len(specs), f'writing {split}', unit='clip') as bar:
             for spec in specs:
@@ -130,8 +147,13 @@ class TrackedClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                         key += 1
                 bar.update()
         usual = Counter(round(f, 3) for f in table['clip_fps']).most_common(1)[0][0]
-        np.savez_compressed(self.data_path / TABLE_NAME.format(split=split), motion=np.concatenate(table.pop('motion')),
-                            fps=float(usual), basis=self._tracker().basis, **{k: np.asarray(v) for k, v in table.items()})
+        np.savez_compressed(
+            self.data_path / TABLE_NAME.format(split=split),
+            motion=np.concatenate(table.pop('motion')),
+            fps=float(usual),
+            basis=self._tracker().basis,
+            **{k: np.asarray(v) for k, v in table.items()},
+        )
 
 
 def examples(clip: TrackedClip, camera: int, name: str, person: int) -> Iterator[dict]:
@@ -142,11 +164,18 @@ def examples(clip: TrackedClip, camera: int, name: str, person: int) -> Iterator
         identity = np.zeros(192, np.float32)
         identity[:80], identity[80:160] = coefficients[SLICES['id']], coefficients[SLICES['tex']]
         yield {
-            'image': io.BytesIO(picture), 'mask': io.BytesIO(mask), 'label': np.asarray(numbers['labels'][frame], np.float32),
+            'image': io.BytesIO(picture),
+            'mask': io.BytesIO(mask),
+            'label': np.asarray(numbers['labels'][frame], np.float32),
             'coefficients': np.asarray(coefficients, np.float32)[:257],
-            'landmarks': np.asarray(numbers['landmarks'][frame], np.float32), 'identity': identity, 'person': person,
-            'clip': name, 'camera': camera, 'frame': frame, 'fps': clip.fps,
-        }  # fmt: skip
+            'landmarks': np.asarray(numbers['landmarks'][frame], np.float32),
+            'identity': identity,
+            'person': person,
+            'clip': name,
+            'camera': camera,
+            'frame': frame,
+            'fps': clip.fps,
+        }
 
 
 @dataclass(frozen=True)
@@ -178,8 +207,12 @@ def track_all(specs: list[ClipSpec], tracker: Any, options: Options, folder: Pat
 def recipe(specs: list[ClipSpec], options: Options) -> dict:
     """What decides the records, as plain data: options, and the clips with their sources."""
     sources = [[s.name, s.person, s.split, options.key(s)] for s in specs]
-    return {'resolution': options.resolution, 'jpeg_quality': options.jpeg_quality, 'tracker': options.tracker,
-            'clips': hashlib.sha256(json.dumps(sources).encode()).hexdigest()}  # fmt: skip
+    return {
+        'resolution': options.resolution,
+        'jpeg_quality': options.jpeg_quality,
+        'tracker': options.tracker,
+        'clips': hashlib.sha256(json.dumps(sources).encode()).hexdigest(),
+    }
 
 
 class Hdtf(TrackedClips):
@@ -245,4 +278,6 @@ class OwnVideos(TrackedClips):
     MANUAL_DOWNLOAD_INSTRUCTIONS = LAYOUTS[layout].instructions
 
 
-BUILDERS = {b.layout: b for b in (Hdtf, Vfhq, CelebvHq, Voxceleb1, Voxceleb2, TalkingHead1kh, FfhqEg3d, Multiface, OwnVideos)}
+BUILDERS = {
+    b.layout: b for b in (Hdtf, Vfhq, CelebvHq, Voxceleb1, Voxceleb2, TalkingHead1kh, FfhqEg3d, Multiface, OwnVideos)
+}

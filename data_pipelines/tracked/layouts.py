@@ -1,8 +1,8 @@
 """Where each data set keeps its clips, who is in them, and which split they belong to.
 
-A layout looks through a manual directory and gives ``ClipSpec`` objects, or says in one line what is missing. Splits follow
-the data set's own lists and folders where there are any; else people (never single clips) are put aside by a hash of their
-name, so that the choice does not depend on what else is in the folder.
+A layout looks through a manual directory and gives ``ClipSpec`` objects, or says in one line what is missing. Splits
+follow the data set's own lists and folders where there are any; else people (never single clips) are put aside by a
+hash of their name, so that the choice does not depend on what else is in the folder.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ import numpy as np
 from avatar_jax.driving.measure import PICTURE_ENDINGS, VIDEO_ENDINGS
 from avatar_jax.errors import UserError
 
-SPLIT_FOLDERS = {'train': 'train', 'dev': 'train', 'val': 'validation', 'valid': 'validation', 'validation': 'validation',
-                 'test': 'test'}  # fmt: skip
+SPLIT_FOLDERS = {
+    'train': 'train',
+    'dev': 'train',
+    'val': 'validation',
+    'valid': 'validation',
+    'validation': 'validation',
+    'test': 'test',
+}
 SPLITS = ('train', 'validation', 'test')
 
 
@@ -115,7 +121,9 @@ def pictures_in(folder: Path) -> tuple[Path, ...]:
 
 
 def videos_and_folders(folder: Path) -> Iterable[tuple[Path, Path | tuple[Path, ...]]]:
-    """(path, source) of every video, and of every folder that holds pictures (or is named like a video), below a folder."""
+    """(path, source) of every video, and of every folder that holds pictures (or is named like a video), below a
+    folder.
+    """
     for path in sorted(folder.rglob('*')):
         if any(part.startswith('.') for part in path.relative_to(folder).parts):
             continue
@@ -162,7 +170,9 @@ def held_out(people: Iterable[str], count: int, salt: str, always: Iterable[str]
     return set([*first, *rest][: min(count, len(people) // 3)])
 
 
-def with_lists(folder: Path, clips: list[ClipSpec], test_people: int, salt: str, always: Iterable[str] = ()) -> list[ClipSpec]:
+def with_lists(
+    folder: Path, clips: list[ClipSpec], test_people: int, salt: str, always: Iterable[str] = ()
+) -> list[ClipSpec]:
     """Splits by ``test_list.txt`` (and ``train_list.txt``), else by folders, else by people.
 
     Raises:
@@ -173,14 +183,21 @@ def with_lists(folder: Path, clips: list[ClipSpec], test_people: int, salt: str,
         names = {c.name for c in clips}
         missing = [n for n in [*test, *(train or [])] if n not in names]
         if missing:
-            raise UserError(f'{folder / "test_list.txt"}: names clips that are not here ({missing[0]}, {len(missing)} in all); '
-                            'get them, or take them out of the list')  # fmt: skip
-        out = [replace(c, split='test' if c.name in set(test) else 'train') for c in clips
-               if train is None or c.name in set(train) | set(test)]  # fmt: skip
+            raise UserError(
+                f'{folder / "test_list.txt"}: names clips that are not here ({missing[0]}, {len(missing)} in all); '
+                'get them, or take them out of the list'
+            )
+        out = [
+            replace(c, split='test' if c.name in set(test) else 'train')
+            for c in clips
+            if train is None or c.name in set(train) | set(test)
+        ]
         both = {c.person for c in out if c.split == 'test'} & {c.person for c in out if c.split == 'train'}
         if both:
-            raise UserError(f'{folder / "test_list.txt"}: {min(both)} is in the test list and in training; '
-                            'test people must not be trained on')  # fmt: skip
+            raise UserError(
+                f'{folder / "test_list.txt"}: {min(both)} is in the test list and in training; '
+                'test people must not be trained on'
+            )
         return out
     if any(c.split for c in clips):
         return [replace(c, split=c.split or 'train') for c in clips]
@@ -214,7 +231,9 @@ def vfhq(folder: Path) -> list[ClipSpec]:
     for path, source in videos_and_folders(folder):
         match = pattern.match(stem(path))
         if match:
-            clips.append(ClipSpec(stem(path), f'{match["video"]}+P{match["person"]}', split_of(path, folder) or '', (source,)))
+            clips.append(
+                ClipSpec(stem(path), f'{match["video"]}+P{match["person"]}', split_of(path, folder) or '', (source,))
+            )
     clips = with_lists(folder, clips, VFHQ_TEST_CLIPS, 'vfhq')
     return [replace(c, frames=VFHQ_TEST_FRAMES if c.split == 'test' else VFHQ_TRAIN_FRAMES) for c in clips]
 
@@ -255,14 +274,24 @@ def talkinghead_1kh(folder: Path) -> list[ClipSpec]:
 
 
 def ffhq(folder: Path) -> list[ClipSpec]:
-    """EG3D's folder: aligned pictures and ``dataset.json``; every picture is a person of its own, all are for training."""
+    """EG3D's folder: aligned pictures and ``dataset.json``; every picture is a person of its own, all are for
+    training.
+    """
     from data_pipelines.eg3d_images import Eg3dImages
 
     if not (folder / 'dataset.json').is_file():
         return []
     reader = Eg3dImages(folder)
-    return [ClipSpec(str(Path(name).with_suffix('')).replace('/', '-'), name, 'train', ((folder / name,),), label=tuple(map(float, label)))
-            for name, label in zip(reader.names, reader.labels, strict=True)]  # fmt: skip
+    return [
+        ClipSpec(
+            str(Path(name).with_suffix('')).replace('/', '-'),
+            name,
+            'train',
+            ((folder / name,),),
+            label=tuple(map(float, label)),
+        )
+        for name, label in zip(reader.names, reader.labels, strict=True)
+    ]
 
 
 def multiface(folder: Path) -> list[ClipSpec]:
@@ -295,7 +324,9 @@ def own_videos(folder: Path) -> list[ClipSpec]:
     for path, source in videos_and_folders(folder):
         parts = [p for p in path.relative_to(folder).parts if p.lower() not in SPLIT_FOLDERS]
         name = '-'.join((*parts[:-1], stem(path)))
-        clips.append(ClipSpec(name, parts[0] if len(parts) > 1 else stem(path), split_of(path, folder) or '', (source,)))
+        clips.append(
+            ClipSpec(name, parts[0] if len(parts) > 1 else stem(path), split_of(path, folder) or '', (source,))
+        )
     if any(c.split for c in clips):
         return [replace(c, split=c.split or 'train') for c in clips]
     people = {c.person for c in clips}
@@ -305,38 +336,91 @@ def own_videos(folder: Path) -> list[ClipSpec]:
     aside = max(1, round(OWN_SHARE * len(people)))
     test = held_out(people, aside, 'own test')
     validation = held_out(people - test, aside, 'own validation')
-    return [replace(c, split='test' if c.person in test else 'validation' if c.person in validation else 'train') for c in clips]
+    return [
+        replace(c, split='test' if c.person in test else 'validation' if c.person in validation else 'train')
+        for c in clips
+    ]
 
 
-LAYOUTS = {x.name: x for x in (
-    Layout('hdtf', 'HDTF', """videos such as RD_Radio1_000.mp4 or WRA_EricCantor_000.mp4 (subject and clip number)
-HDTF gives YouTube addresses, times and face boxes; download and cut the clips with its scripts. Subfolders train/ and test/
-or a file test_list.txt with one clip name per line (OTAvatar gives one out) decide the split.""", hdtf,
-           'OTAvatar: 20 test videos of subjects outside of training, among them WRA_EricCantor'),
-    Layout('vfhq', 'VFHQ', """folders of PNG frames named Clip+VIDEO+P0+C0+F100-200 (or videos of that name)
-As in the VFHQ archives. Subfolders train/ and test/ or test_list.txt decide the split.""", vfhq,
-           'GPAvatar: 30 frames of each training clip, 60 frames of each of 30 test clips, evenly over the clip'),
-    Layout('celebv_hq', 'CelebV-HQ', """videos named VIDEO_0.mp4 (YouTube id of 11 characters and number)
-As the data set's download script cuts them; celebvhq_info.json is not needed.""", celebv_hq,
-           'NOFA: all clips are training data'),
-    Layout('voxceleb1', 'VoxCeleb1', """videos or frame folders named id10001#VIDEO#000993#001143.mp4, best in train/ and test/
-As usual preprocessing cuts them. Without such folders the speakers id10270 to id10309 are the test people.""", voxceleb,
-           'VoxCeleb1: 40 test speakers'),
-    Layout('voxceleb2', 'VoxCeleb2', """dev/mp4/id00012/VIDEO/00001.mp4 and test/mp4/id00017/VIDEO/00001.mp4
-As the official archives unpack; dev is the training split. id00012#VIDEO#... names work as well.""", voxceleb,
-           'VoxCeleb2: dev and test people'),
-    Layout('talkinghead_1kh', 'TalkingHead-1KH', """train/cropped_clips/VIDEO_0000_S0_E182_L543_T199_R1111_B767.mp4 and val/cropped_clips/
-As the data set's scripts cut them.""", talkinghead_1kh, 'TalkingHead-1KH: train and val lists'),
-    Layout('ffhq_eg3d', 'FFHQ in the EG3D format', """dataset.json with camera labels, and the aligned pictures it names
-As EG3D's preparation writes it (unpack a zip first).""", ffhq, 'EG3D: all pictures are training data'),
-    Layout('multiface', 'Multiface', """m--20180227--0000--6795937--GHS/images/SEGMENT/CAMERA/FRAME.png
-As the data set's download script unpacks it. All cameras of a segment become synchronous views.""", multiface,
-           'OTAvatar: test data for many views'),
-    Layout('own_videos', 'your own videos', """videos or folders of pictures; a folder per person, or one video per person
-Subfolders train/, validation/ and test/ decide the split. Without them a twentieth of the people (at least one each) is put
-aside for validation and test; a single person's clips are split in time, the first ten elevenths for training.""",
-           own_videos, 'HFA-GP and AD-NeRF: one person, split in time'),
-)}  # fmt: skip
+LAYOUTS = {
+    x.name: x
+    for x in (
+        Layout(
+            'hdtf',
+            'HDTF',
+            """videos such as RD_Radio1_000.mp4 or WRA_EricCantor_000.mp4 (subject and clip number)
+HDTF gives YouTube addresses, times and face boxes; download and cut the clips with its scripts. Subfolders train/ and
+test/ or a file test_list.txt with one clip name per line (OTAvatar gives one out) decide the split.""",
+            hdtf,
+            'OTAvatar: 20 test videos of subjects outside of training, among them WRA_EricCantor',
+        ),
+        Layout(
+            'vfhq',
+            'VFHQ',
+            """folders of PNG frames named Clip+VIDEO+P0+C0+F100-200 (or videos of that name)
+As in the VFHQ archives. Subfolders train/ and test/ or test_list.txt decide the split.""",
+            vfhq,
+            'GPAvatar: 30 frames of each training clip, 60 frames of each of 30 test clips, evenly over the clip',
+        ),
+        Layout(
+            'celebv_hq',
+            'CelebV-HQ',
+            """videos named VIDEO_0.mp4 (YouTube id of 11 characters and number)
+As the data set's download script cuts them; celebvhq_info.json is not needed.""",
+            celebv_hq,
+            'NOFA: all clips are training data',
+        ),
+        Layout(
+            'voxceleb1',
+            'VoxCeleb1',
+            """videos or frame folders named id10001#VIDEO#000993#001143.mp4, best in train/ and test/
+As usual preprocessing cuts them. Without such folders the speakers id10270 to id10309 are the test people.""",
+            voxceleb,
+            'VoxCeleb1: 40 test speakers',
+        ),
+        Layout(
+            'voxceleb2',
+            'VoxCeleb2',
+            """dev/mp4/id00012/VIDEO/00001.mp4 and test/mp4/id00017/VIDEO/00001.mp4
+As the official archives unpack; dev is the training split. id00012#VIDEO#... names work as well.""",
+            voxceleb,
+            'VoxCeleb2: dev and test people',
+        ),
+        Layout(
+            'talkinghead_1kh',
+            'TalkingHead-1KH',
+            """train/cropped_clips/VIDEO_0000_S0_E182_L543_T199_R1111_B767.mp4 and val/cropped_clips/
+As the data set's scripts cut them.""",
+            talkinghead_1kh,
+            'TalkingHead-1KH: train and val lists',
+        ),
+        Layout(
+            'ffhq_eg3d',
+            'FFHQ in the EG3D format',
+            """dataset.json with camera labels, and the aligned pictures it names
+As EG3D's preparation writes it (unpack a zip first).""",
+            ffhq,
+            'EG3D: all pictures are training data',
+        ),
+        Layout(
+            'multiface',
+            'Multiface',
+            """m--20180227--0000--6795937--GHS/images/SEGMENT/CAMERA/FRAME.png
+As the data set's download script unpacks it. All cameras of a segment become synchronous views.""",
+            multiface,
+            'OTAvatar: test data for many views',
+        ),
+        Layout(
+            'own_videos',
+            'your own videos',
+            """videos or folders of pictures; a folder per person, or one video per person
+Subfolders train/, validation/ and test/ decide the split. Without them a twentieth of the people (at least one each) is
+put aside for validation and test; a single person's clips are split in time, the first ten elevenths for training.""",
+            own_videos,
+            'HFA-GP and AD-NeRF: one person, split in time',
+        ),
+    )
+}
 
 
 def choose_frames(total: int, clip: ClipSpec) -> np.ndarray:

@@ -16,8 +16,12 @@ OWN_FLAGS = ('--coordinator', '--num-processes', '--process-id')
 
 def parser_of(doc: str, program: str) -> argparse.ArgumentParser:
     """A parser with the options that all wrappers have."""
-    parser = argparse.ArgumentParser(prog=f'python -m launch.cluster.{program}', description=doc, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog=f'python -m launch.cluster.{program}',
+        description=doc,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('--dry-run', action='store_true', help='print what would run, run nothing')
     return parser
 

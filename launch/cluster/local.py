@@ -1,14 +1,15 @@
 """Several processes of one command on this machine, one for each GPU (or some CPU devices).
 
     python -m launch.cluster.local --processes 8 -- train --config configs/otavatar_hdtf.py --out runs/a
-    python -m launch.cluster.local --processes 2 --cpu-devices 2 -- train --config configs/otavatar_heads.py:tiny --out /tmp/a
+    python -m launch.cluster.local --processes 2 --cpu-devices 2 -- train --config configs/otavatar_heads.py:tiny --out
+    /tmp/a
 
 One process that sees all GPUs needs no wrapper: ``avatar-jax train`` uses them all. One process for each GPU reads and
 decodes data in as many processes, which pays when reading is the bottleneck.
 
-SIGTERM and Ctrl-C go to one of the processes, which tells the others; all write one checkpoint and leave with 75, and so
-does the wrapper. When a process dies the others are ended, and with ``--restarts N`` the command is started again, up to
-N times, from the last complete checkpoint.
+SIGTERM and Ctrl-C go to one of the processes, which tells the others; all write one checkpoint and leave with 75, and
+so does the wrapper. When a process dies the others are ended, and with ``--restarts N`` the command is started again,
+up to N times, from the last complete checkpoint.
 """
 
 from __future__ import annotations
@@ -27,8 +28,13 @@ from launch.cluster.command import PREEMPTED_STATUS, at_least_one, main, parser_
 GRACE = 30.0  # seconds between asking the remaining processes to end and ending them
 
 
-def plan(command: Sequence[str], processes: int, port: int, cpu_devices: int = 0, gpus_each: int = 1,
-         ) -> list[tuple[dict[str, str], list[str]]]:  # fmt: skip
+def plan(
+    command: Sequence[str],
+    processes: int,
+    port: int,
+    cpu_devices: int = 0,
+    gpus_each: int = 1,
+) -> list[tuple[dict[str, str], list[str]]]:
     """Environment changes and argument list of each process."""
     started = []
     for i in range(processes):
@@ -37,8 +43,11 @@ def plan(command: Sequence[str], processes: int, port: int, cpu_devices: int = 0
             environment = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags.strip()}
         else:
             environment = {'CUDA_VISIBLE_DEVICES': ','.join(str(i * gpus_each + k) for k in range(gpus_each))}
-        join = [] if processes == 1 else ['--coordinator', f'localhost:{port}', '--num-processes', str(processes),
-                                          '--process-id', str(i)]  # fmt: skip
+        join = (
+            []
+            if processes == 1
+            else ['--coordinator', f'localhost:{port}', '--num-processes', str(processes), '--process-id', str(i)]
+        )
         started.append((environment, [sys.executable, '-m', 'avatar_jax.cli', *command, *join]))
     return started
 
@@ -57,8 +66,13 @@ def run(argv: Sequence[str]) -> int:
     if args.cpu_devices < 0 or args.restarts < 0:
         raise UserError('--cpu-devices and --restarts must not be negative')
     for attempt in range(args.restarts + 1):
-        started = plan(resuming(command) if attempt or args.restarts else command, args.processes,
-                       args.port or free_port(), args.cpu_devices, args.gpus_each)  # fmt: skip
+        started = plan(
+            resuming(command) if attempt or args.restarts else command,
+            args.processes,
+            args.port or free_port(),
+            args.cpu_devices,
+            args.gpus_each,
+        )
         if args.dry_run:
             for environment, words in started:
                 print(shell([f'{k}={v}' for k, v in environment.items()] + words))
@@ -66,8 +80,11 @@ def run(argv: Sequence[str]) -> int:
         status = supervise(started)
         if not _died(status):
             return status
-        print(f'launch.cluster.local: a process ended with status {status}'
-              + (', starting again' if attempt < args.restarts else ''), file=sys.stderr)  # fmt: skip
+        print(
+            f'launch.cluster.local: a process ended with status {status}'
+            + (', starting again' if attempt < args.restarts else ''),
+            file=sys.stderr,
+        )
     return status
 
 

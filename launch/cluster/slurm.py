@@ -2,10 +2,11 @@
 
     python -m launch.cluster.slurm --nodes 4 --gpus-per-node 8 --time 24:00:00 --dry-run -- train --config ... --out ...
 
-The processes find each other by what Slurm says about the job (``--coordinator auto``). Two minutes before the time limit
-(``--warn``), and when the job is preempted, Slurm sends SIGTERM; the run writes a checkpoint and leaves with status 75, and
-the script puts the job back into the queue, where it goes on with ``--resume``. ``--out`` must be on storage that all
-nodes see. ``--setup`` is a line that makes ``avatar-jax`` available, e.g. ``source /opt/venv/bin/activate``.
+The processes find each other by what Slurm says about the job (``--coordinator auto``). Two minutes before the time
+limit (``--warn``), and when the job is preempted, Slurm sends SIGTERM; the run writes a checkpoint and leaves with
+status 75, and the script puts the job back into the queue, where it goes on with ``--resume``. ``--out`` must be on
+storage that all nodes see. ``--setup`` is a line that makes ``avatar-jax`` available, e.g. ``source
+/opt/venv/bin/activate``.
 """
 
 from __future__ import annotations
@@ -25,15 +26,28 @@ from launch.cluster.command import (
 )
 
 
-def script(command: Sequence[str], *, nodes: int, gpus_per_node: int, cpus_per_gpu: int, time: str, name: str, warn: int,
-           partition: str = '', account: str = '', setup: str = '', log: str = '') -> str:  # fmt: skip
+def script(
+    command: Sequence[str],
+    *,
+    nodes: int,
+    gpus_per_node: int,
+    cpus_per_gpu: int,
+    time: str,
+    name: str,
+    warn: int,
+    partition: str = '',
+    account: str = '',
+    setup: str = '',
+    log: str = '',
+) -> str:
     """The batch script."""
     lines = [
         '#!/bin/bash',
         f'#SBATCH --job-name={name}',
         f'#SBATCH --nodes={nodes}',
         f'#SBATCH --gpus-per-node={gpus_per_node}',
-        f'#SBATCH --ntasks-per-node={gpus_per_node}  # one process per GPU: the engine gives task i of a node its GPU i',
+        f'#SBATCH --ntasks-per-node={gpus_per_node}  # one process per GPU: the engine gives task i of a node its GPU '
+        'i',
         f'#SBATCH --cpus-per-task={cpus_per_gpu}',
         f'#SBATCH --time={time}',
         f'#SBATCH --signal=TERM@{warn}  # to the processes, so many seconds before the limit',
@@ -61,17 +75,31 @@ def run(argv: Sequence[str]) -> int:
     parser = parser_of(__doc__, 'slurm')
     parser.add_argument('--nodes', type=int, default=1, metavar='N', help='machines (default: 1)')
     parser.add_argument('--gpus-per-node', type=int, default=8, metavar='N', help='GPUs of each (default: 8)')
-    parser.add_argument('--cpus-per-gpu', type=int, default=8, metavar='N', help='processor cores for each GPU (default: 8)')
+    parser.add_argument(
+        '--cpus-per-gpu', type=int, default=8, metavar='N', help='processor cores for each GPU (default: 8)'
+    )
     parser.add_argument('--time', default='24:00:00', help='limit (default: 24:00:00)')
     parser.add_argument('--name', default='avatar-jax', help="the job's name")
-    parser.add_argument('--warn', type=int, default=120, metavar='SECONDS', help='SIGTERM so long before the limit (default: 120)')
+    parser.add_argument(
+        '--warn', type=int, default=120, metavar='SECONDS', help='SIGTERM so long before the limit (default: 120)'
+    )
     for option in ('partition', 'account', 'setup', 'log'):
         parser.add_argument(f'--{option}', default='')
     args = parser.parse_args(own)
     at_least_one(nodes=args.nodes, gpus_per_node=args.gpus_per_node, cpus_per_gpu=args.cpus_per_gpu, warn=args.warn)
-    text = script(command, nodes=args.nodes, gpus_per_node=args.gpus_per_node, cpus_per_gpu=args.cpus_per_gpu,
-                  time=args.time, name=args.name, warn=args.warn, partition=args.partition, account=args.account,
-                  setup=args.setup, log=args.log)  # fmt: skip
+    text = script(
+        command,
+        nodes=args.nodes,
+        gpus_per_node=args.gpus_per_node,
+        cpus_per_gpu=args.cpus_per_gpu,
+        time=args.time,
+        name=args.name,
+        warn=args.warn,
+        partition=args.partition,
+        account=args.account,
+        setup=args.setup,
+        log=args.log,
+    )
     if args.dry_run:
         print(text, end='')
         return 0

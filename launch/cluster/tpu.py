@@ -1,15 +1,17 @@
 """Runs a command on a TPU pod slice: a queued resource with its machines, or a job on GKE.
 
-    python -m launch.cluster.tpu --name run1 --accelerator v5p-64 --zone us-east5-a --dry-run -- train --config ... --out ...
-    python -m launch.cluster.tpu --gke --name run1 --accelerator tpu-v5p-slice --topology 4x4x4 --hosts 16 \\
-        --chips-per-host 4 --image REGION-docker.pkg.dev/P/R/avatar:1 --dry-run -- train --config ... --out gs-mount/run1
+    python -m launch.cluster.tpu --name run1 --accelerator v5p-64 --zone us-east5-a --dry-run -- train --config ...
+    --out ... python -m launch.cluster.tpu --gke --name run1 --accelerator tpu-v5p-slice --topology 4x4x4 --hosts 16 \\
+        --chips-per-host 4 --image REGION-docker.pkg.dev/P/R/avatar:1 --dry-run -- train --config ... --out
+        gs-mount/run1
 
-Every machine of the slice runs the same command; the processes find each other by what the platform says about the slice
-(``--coordinator auto``). ``--out`` must be storage that all machines see (a mounted bucket or Filestore).
+Every machine of the slice runs the same command; the processes find each other by what the platform says about the
+slice (``--coordinator auto``). ``--out`` must be storage that all machines see (a mounted bucket or Filestore).
 
 Queued resources: asks for the slice (``--spot`` for one that may be taken away), waits until it is there, installs with
 ``--setup`` on every machine, and runs. After a preemption, delete the queued resource and run the same line again: the
-command resumes. GKE: one JobSet whose pods restart after a preemption (status 75 counts as one) and resume by themselves.
+command resumes. GKE: one JobSet whose pods restart after a preemption (status 75 counts as one) and resume by
+themselves.
 """
 
 from __future__ import annotations
@@ -30,22 +32,54 @@ from launch.cluster.command import (
     split_command,
 )
 
-RUNTIMES = {'v4': 'tpu-ubuntu2204-base', 'v5litepod': 'v2-alpha-tpuv5-lite', 'v5p': 'v2-alpha-tpuv5', 'v6e': 'v2-alpha-tpuv6e'}
+RUNTIMES = {
+    'v4': 'tpu-ubuntu2204-base',
+    'v5litepod': 'v2-alpha-tpuv5-lite',
+    'v5p': 'v2-alpha-tpuv5',
+    'v6e': 'v2-alpha-tpuv6e',
+}
 
 
-def queued_resources(command: Sequence[str], *, name: str, accelerator: str, zone: str, runtime: str = '', spot: bool = False,
-                     project: str = '', setup: str = '') -> list[list[str]]:  # fmt: skip
+def queued_resources(
+    command: Sequence[str],
+    *,
+    name: str,
+    accelerator: str,
+    zone: str,
+    runtime: str = '',
+    spot: bool = False,
+    project: str = '',
+    setup: str = '',
+) -> list[list[str]]:
     """The ``gcloud`` calls, in order."""
     family = accelerator.rsplit('-', 1)[0]
     runtime = runtime or RUNTIMES.get(family, '')
     if not runtime:
         raise UserError(f'--accelerator {accelerator}: unknown family; give --runtime, or one of {", ".join(RUNTIMES)}')
     place = [f'--zone={zone}', *([f'--project={project}'] if project else [])]
-    create = ['gcloud', 'compute', 'tpus', 'queued-resources', 'create', name, f'--node-id={name}',
-              f'--accelerator-type={accelerator}', f'--runtime-version={runtime}', *place, *(['--spot'] if spot else [])]  # fmt: skip
+    create = [
+        'gcloud',
+        'compute',
+        'tpus',
+        'queued-resources',
+        'create',
+        name,
+        f'--node-id={name}',
+        f'--accelerator-type={accelerator}',
+        f'--runtime-version={runtime}',
+        *place,
+        *(['--spot'] if spot else []),
+    ]
     # Waits in the queue until the slice is there.
-    wait = ['bash', '-c', 'until [ "$(' + shell(['gcloud', 'compute', 'tpus', 'queued-resources', 'describe', name, *place,
-            '--format=value(state.state)']) + ')" = ACTIVE ]; do sleep 30; done']  # fmt: skip
+    wait = [
+        'bash',
+        '-c',
+        'until [ "$('
+        + shell(
+            ['gcloud', 'compute', 'tpus', 'queued-resources', 'describe', name, *place, '--format=value(state.state)']
+        )
+        + ')" = ACTIVE ]; do sleep 30; done',
+    ]
     on_all = ['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', name, *place, '--worker=all']
     calls = [create, wait]
     if setup:
@@ -54,33 +88,56 @@ def queued_resources(command: Sequence[str], *, name: str, accelerator: str, zon
     return calls
 
 
-def jobset(command: Sequence[str], *, name: str, accelerator: str, topology: str, hosts: int, chips_per_host: int, image: str,
-           restarts: int) -> str:  # fmt: skip
+def jobset(
+    command: Sequence[str],
+    *,
+    name: str,
+    accelerator: str,
+    topology: str,
+    hosts: int,
+    chips_per_host: int,
+    image: str,
+    restarts: int,
+) -> str:
     """The manifest for GKE, as JSON (which ``kubectl`` takes like YAML)."""
     container = {
-        'name': 'train', 'image': image,
+        'name': 'train',
+        'image': image,
         'command': ['avatar-jax', *resuming(command), '--coordinator', 'auto'],
         'ports': [{'containerPort': 8471}, {'containerPort': 8080}],  # between the machines of a slice
         'resources': {'limits': {'google.com/tpu': chips_per_host}},
-    }  # fmt: skip
+    }
     pod = {
-        'nodeSelector': {'cloud.google.com/gke-tpu-accelerator': accelerator, 'cloud.google.com/gke-tpu-topology': topology},
+        'nodeSelector': {
+            'cloud.google.com/gke-tpu-accelerator': accelerator,
+            'cloud.google.com/gke-tpu-topology': topology,
+        },
         'restartPolicy': 'Never',
         'terminationGracePeriodSeconds': 120,  # for the step that runs, and its checkpoint
         'containers': [container],
     }
     job = {
-        'parallelism': hosts, 'completions': hosts, 'backoffLimit': 0,
+        'parallelism': hosts,
+        'completions': hosts,
+        'backoffLimit': 0,
         # A preempted pod fails the job at once, and the JobSet starts all pods again.
-        'podFailurePolicy': {'rules': [{'action': 'FailJob', 'onExitCodes': {'operator': 'In', 'values': [PREEMPTED_STATUS]}}]},
+        'podFailurePolicy': {
+            'rules': [{'action': 'FailJob', 'onExitCodes': {'operator': 'In', 'values': [PREEMPTED_STATUS]}}]
+        },
         'template': {'spec': pod},
-    }  # fmt: skip
+    }
     manifest = {
-        'apiVersion': 'jobset.x-k8s.io/v1alpha2', 'kind': 'JobSet',
-        'metadata': {'name': name, 'annotations': {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'}},
-        'spec': {'failurePolicy': {'maxRestarts': restarts},
-                 'replicatedJobs': [{'name': 'slice', 'replicas': 1, 'template': {'spec': job}}]},
-    }  # fmt: skip
+        'apiVersion': 'jobset.x-k8s.io/v1alpha2',
+        'kind': 'JobSet',
+        'metadata': {
+            'name': name,
+            'annotations': {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'},
+        },
+        'spec': {
+            'failurePolicy': {'maxRestarts': restarts},
+            'replicatedJobs': [{'name': 'slice', 'replicas': 1, 'template': {'spec': job}}],
+        },
+    }
     return json.dumps(manifest, indent=2) + '\n'
 
 
@@ -90,10 +147,17 @@ def run(argv: Sequence[str]) -> int:
     parser = parser_of(__doc__, 'tpu')
     parser.add_argument('--gke', action='store_true', help='a job on GKE instead of a queued resource')
     parser.add_argument('--name', required=True, help='of the resource or job')
-    parser.add_argument('--accelerator', required=True, help="type: v5p-64 (queued resources), tpu-v5p-slice (GKE's label)")
-    for option, text in (('zone', 'of the queued resource'), ('project', 'cloud project'), ('runtime', 'software version of the machines'),
-                         ('setup', 'shell line that installs, run on every machine'), ('topology', 'GKE: e.g. 4x4x4'),
-                         ('image', 'GKE: container image')):  # fmt: skip
+    parser.add_argument(
+        '--accelerator', required=True, help="type: v5p-64 (queued resources), tpu-v5p-slice (GKE's label)"
+    )
+    for option, text in (
+        ('zone', 'of the queued resource'),
+        ('project', 'cloud project'),
+        ('runtime', 'software version of the machines'),
+        ('setup', 'shell line that installs, run on every machine'),
+        ('topology', 'GKE: e.g. 4x4x4'),
+        ('image', 'GKE: container image'),
+    ):
         parser.add_argument(f'--{option}', default='', help=text)
     parser.add_argument('--spot', action='store_true', help='cheaper, may be taken away at any time')
     parser.add_argument('--hosts', type=int, default=1, metavar='N', help='GKE: machines of the slice')
@@ -104,16 +168,32 @@ def run(argv: Sequence[str]) -> int:
     if args.gke:
         if not args.topology or not args.image:
             raise UserError('--gke: also needs --topology and --image')
-        text = jobset(command, name=args.name, accelerator=args.accelerator, topology=args.topology, hosts=args.hosts,
-                      chips_per_host=args.chips_per_host, image=args.image, restarts=args.restarts)  # fmt: skip
+        text = jobset(
+            command,
+            name=args.name,
+            accelerator=args.accelerator,
+            topology=args.topology,
+            hosts=args.hosts,
+            chips_per_host=args.chips_per_host,
+            image=args.image,
+            restarts=args.restarts,
+        )
         if args.dry_run:
             print('kubectl apply -f - <<EOF\n' + text + 'EOF')
             return 0
         return call(['kubectl', 'apply', '-f', '-'], text)
     if not args.zone:
         raise UserError('--zone: needed for queued resources, e.g. us-east5-a')
-    calls = queued_resources(command, name=args.name, accelerator=args.accelerator, zone=args.zone, runtime=args.runtime,
-                             spot=args.spot, project=args.project, setup=args.setup)  # fmt: skip
+    calls = queued_resources(
+        command,
+        name=args.name,
+        accelerator=args.accelerator,
+        zone=args.zone,
+        runtime=args.runtime,
+        spot=args.spot,
+        project=args.project,
+        setup=args.setup,
+    )
     if args.dry_run:
         print('\n'.join(shell(words) for words in calls))
         return 0

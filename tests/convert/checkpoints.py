@@ -9,25 +9,49 @@ import numpy as np
 from avatar_jax.convert.kinds.base import FIR
 from avatar_jax.convert.kinds.eg3d import abstract_discriminator, abstract_generator
 from avatar_jax.convert.layout import torch_shapes
-from avatar_jax.convert.read import RawFile
+from avatar_jax.io.foreign import RawFile
 from avatar_jax.methods.otavatar.controller import ControllerConfig, abstract_params
 from avatar_jax.models.triplane import GeneratorConfig
 from tests.convert import writers as w
 
 BUFFERS = ('noise_const', 'w_avg', 'resample_filter', 'dataset_label_std', 'running_mean', 'running_var')
 RENDERING = {
-    'image_resolution': 128, 'disparity_space_sampling': False, 'clamp_mode': 'softplus',
-    'superresolution_module': 'training.superresolution.SuperresolutionHybrid2X', 'c_gen_conditioning_zero': True,
-    'gpc_reg_prob': None, 'c_scale': 1.0, 'superresolution_noise_mode': 'none', 'density_reg': 0.25,
-    'density_reg_p_dist': 0.004, 'reg_type': 'l1', 'decoder_lr_mul': 1.0, 'sr_antialias': True, 'depth_resolution': 4,
-    'depth_resolution_importance': 4, 'ray_start': 0.1, 'ray_end': 2.6, 'box_warp': 1.6, 'white_back': True,
-    'avg_camera_radius': 1.7, 'avg_camera_pivot': [0, 0, 0],
-}  # fmt: skip
+    'image_resolution': 128,
+    'disparity_space_sampling': False,
+    'clamp_mode': 'softplus',
+    'superresolution_module': 'training.superresolution.SuperresolutionHybrid2X',
+    'c_gen_conditioning_zero': True,
+    'gpc_reg_prob': None,
+    'c_scale': 1.0,
+    'superresolution_noise_mode': 'none',
+    'density_reg': 0.25,
+    'density_reg_p_dist': 0.004,
+    'reg_type': 'l1',
+    'decoder_lr_mul': 1.0,
+    'sr_antialias': True,
+    'depth_resolution': 4,
+    'depth_resolution_importance': 4,
+    'ray_start': 0.1,
+    'ray_end': 2.6,
+    'box_warp': 1.6,
+    'white_back': True,
+    'avg_camera_radius': 1.7,
+    'avg_camera_pivot': [0, 0, 0],
+}
 DISCRIMINATOR = {
-    'c_dim': 25, 'img_resolution': 16, 'img_channels': 3, 'channel_base': 64, 'channel_max': 4, 'conv_clamp': 256,
-    'cmap_dim': None, 'mapping_layers': 2, 'disc_c_noise': 0.0, 'mbstd_group_size': 4, 'mbstd_num_channels': 1,
+    'c_dim': 25,
+    'img_resolution': 16,
+    'img_channels': 3,
+    'channel_base': 64,
+    'channel_max': 4,
+    'conv_clamp': 256,
+    'cmap_dim': None,
+    'mapping_layers': 2,
+    'disc_c_noise': 0.0,
+    'mbstd_group_size': 4,
+    'mbstd_num_channels': 1,
     'num_half_res': 4,
-}  # fmt: skip
+}
 
 
 def numbers(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
@@ -39,9 +63,14 @@ def numbers(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.n
 def small_generator(**changes: Any) -> GeneratorConfig:
     """A generator of a few thousand parameters that follows the release's rules."""
     base = GeneratorConfig.shapenet128().replace(
-        z_dim=8, w_dim=8, plane_resolution=16, channel_base=64, channel_max=4, sr_channels=(3, 2),
+        z_dim=8,
+        w_dim=8,
+        plane_resolution=16,
+        channel_base=64,
+        channel_max=4,
+        sr_channels=(3, 2),
         rendering={'depth_resolution': 4, 'depth_resolution_importance': 4},
-    )  # fmt: skip
+    )
     return base.replace(**changes)
 
 
@@ -71,19 +100,31 @@ def controller_state(config: ControllerConfig, seed: int = 1, module: bool = Fal
 def init_kwargs(config: GeneratorConfig, **rendering: Any) -> dict[str, Any]:
     """Constructor options as network pickles store them."""
     return {
-        'z_dim': config.z_dim, 'c_dim': 25, 'w_dim': config.w_dim, 'img_resolution': config.img_resolution,
-        'img_channels': 3, 'sr_num_fp16_res': 4, 'mapping_kwargs': {'num_layers': 2},
-        'rendering_kwargs': RENDERING | rendering, 'sr_kwargs': {'channel_base': 32768}, 'channel_base': config.channel_base,
-        'channel_max': config.channel_max, 'fused_modconv_default': 'inference_only', 'num_fp16_res': 0, 'conv_clamp': None,
-    }  # fmt: skip
+        'z_dim': config.z_dim,
+        'c_dim': 25,
+        'w_dim': config.w_dim,
+        'img_resolution': config.img_resolution,
+        'img_channels': 3,
+        'sr_num_fp16_res': 4,
+        'mapping_kwargs': {'num_layers': 2},
+        'rendering_kwargs': RENDERING | rendering,
+        'sr_kwargs': {'channel_base': 32768},
+        'channel_base': config.channel_base,
+        'channel_max': config.channel_max,
+        'fused_modconv_default': 'inference_only',
+        'num_fp16_res': 0,
+        'conv_clamp': None,
+    }
 
 
 def network(state: dict[str, np.ndarray], axes: np.ndarray | None = None, **attributes: Any) -> w.Call:
     """A persistent network; ``axes``: plane axes of its renderer."""
     made = w.nested_modules(state, BUFFERS, **attributes)
     if axes is not None:
-        renderer = w.New(w.Name('training.volumetric_rendering.renderer', 'ImportanceRenderer'),
-                         w.module_state(plane_axes=w.tensor(axes)))  # fmt: skip
+        renderer = w.New(
+            w.Name('training.volumetric_rendering.renderer', 'ImportanceRenderer'),
+            w.module_state(plane_axes=w.tensor(axes)),
+        )
         modules = made.arguments[0]['state']['_modules']
         modules.items = {**(modules.items or {}), 'renderer': renderer}
     return made
@@ -94,10 +135,17 @@ AXES = np.float32([np.eye(3), [[1, 0, 0], [0, 0, 1], [0, 1, 0]], [[0, 0, 1], [1,
 
 def eg3d_pickle(config: GeneratorConfig, *, raw: int = 64, change: dict | None = None, **rendering: Any) -> bytes:
     """A network pickle with G, D and G_ema. ``change``: entries of G_ema that are replaced (None: left out)."""
-    options = {'_init_args': (), '_init_kwargs': init_kwargs(config, **rendering), 'neural_rendering_resolution': raw,
-               'rendering_kwargs': RENDERING | rendering}  # fmt: skip
+    options = {
+        '_init_args': (),
+        '_init_kwargs': init_kwargs(config, **rendering),
+        'neural_rendering_resolution': raw,
+        'rendering_kwargs': RENDERING | rendering,
+    }
     ema = {k: v for k, v in (generator_state(config) | (change or {})).items() if v is not None}
-    judge = {'_init_args': (), '_init_kwargs': {k: DISCRIMINATOR[k] for k in ('c_dim', 'img_resolution', 'img_channels')}}
+    judge = {
+        '_init_args': (),
+        '_init_kwargs': {k: DISCRIMINATOR[k] for k in ('c_dim', 'img_resolution', 'img_channels')},
+    }
     return w.pickled(
         {
             'training_set_kwargs': {'class_name': 'training.dataset.ImageFolderDataset', 'resolution': 128},
@@ -121,10 +169,19 @@ def otavatar_value(config: GeneratorConfig, controller: ControllerConfig, **more
     return {
         'net_Warp': tensors(controller_state(controller, 4, module=True)),
         'net_Warp_ema': tensors(controller_state(controller)),
-        'net_G': tensors(module), 'net_G_ema': tensors(generator_state(config)),
-        'opt_Warp': {'state': {0: {'step': 7, 'exp_avg': w.tensor(np.ones(3, np.float32))}}, 'param_groups': [{'lr': 0.001}]},
-        'sch_Warp': {'last_epoch': 3}, 'opt_G': None, 'sch_G': None, 'current_epoch': 5, 'current_iteration': 2000, **more,
-    }  # fmt: skip
+        'net_G': tensors(module),
+        'net_G_ema': tensors(generator_state(config)),
+        'opt_Warp': {
+            'state': {0: {'step': 7, 'exp_avg': w.tensor(np.ones(3, np.float32))}},
+            'param_groups': [{'lr': 0.001}],
+        },
+        'sch_Warp': {'last_epoch': 3},
+        'opt_G': None,
+        'sch_G': None,
+        'current_epoch': 5,
+        'current_iteration': 2000,
+        **more,
+    }
 
 
 def abstract_file(tmp_path, flat_shapes: dict[str, tuple[int, ...]], start: str = '') -> RawFile:

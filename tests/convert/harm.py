@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from avatar_jax.convert.read import read
 from avatar_jax.errors import UserError
+from avatar_jax.io.foreign import read
 from tests.convert import writers as w
 
 COMMAND = 'touch "$AVATAR_SENTINEL"'

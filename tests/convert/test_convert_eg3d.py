@@ -14,8 +14,8 @@ from avatar_jax.convert.layout import to_torch, torch_shapes
 from avatar_jax.convert.recognise import recognise
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
+from avatar_jax.io.weights import load_weights
 from avatar_jax.models.triplane import GeneratorConfig
-from avatar_jax.weights import load_weights
 from tests.convert import checkpoints as c
 from tests.convert import writers as w
 from tests.parity import golden as g
@@ -37,8 +37,10 @@ def pickle_file(tmp_path_factory):
 def test_network_pickle(pickle_file, tmp_path):
     done = convert(pickle_file, tmp_path)
     assert {p.name: m for p, m in done.files.items()} == {
-        'eg3d.safetensors': 'eg3d', 'eg3d_training.safetensors': 'eg3d', 'eg3d_discriminator.safetensors': 'eg3d_discriminator',
-    }  # fmt: skip
+        'eg3d.safetensors': 'eg3d',
+        'eg3d_training.safetensors': 'eg3d',
+        'eg3d_discriminator.safetensors': 'eg3d_discriminator',
+    }
     config = c.small_generator()
     for name, seed in (('eg3d', 0), ('eg3d_training', 3)):
         variables, read = load_generator(tmp_path / f'{name}.safetensors')
@@ -56,7 +58,9 @@ def test_network_pickle(pickle_file, tmp_path):
 
 
 def test_options_come_from_the_object(tmp_path):
-    path = w.write(tmp_path, 'network.pkl', c.eg3d_pickle(c.small_generator(), raw=128, depth_resolution=9, box_warp=2.0))
+    path = w.write(
+        tmp_path, 'network.pkl', c.eg3d_pickle(c.small_generator(), raw=128, depth_resolution=9, box_warp=2.0)
+    )
     convert(path, tmp_path)
     _, config = load_generator(tmp_path / 'eg3d.safetensors')
     assert config.neural_rendering_resolution == 128
@@ -67,16 +71,29 @@ def test_options_come_from_the_object(tmp_path):
 def test_the_axes_of_the_planes_are_those_of_the_file(tmp_path):
     axes = c.AXES.copy()
     axes[2] = [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
-    value = {'G_ema': c.network(c.generator_state(c.small_generator()), axes, _init_args=(), neural_rendering_resolution=64,
-                                _init_kwargs=c.init_kwargs(c.small_generator()))}  # fmt: skip
+    value = {
+        'G_ema': c.network(
+            c.generator_state(c.small_generator()),
+            axes,
+            _init_args=(),
+            neural_rendering_resolution=64,
+            _init_kwargs=c.init_kwargs(c.small_generator()),
+        )
+    }
     try:
         convert(w.write(tmp_path, 'a.pkl', w.pickled(value, w.Options(4))), tmp_path)
     except UserError as error:
         assert 'plane axes' in str(error)
     else:
         assert load_generator(tmp_path / 'eg3d.safetensors')[1].rendering.plane_axes == 'orthogonal'
-    value = {'G_ema': c.network(c.generator_state(c.small_generator()), np.zeros((3, 3, 3), np.float32), _init_args=(),
-                                _init_kwargs=c.init_kwargs(c.small_generator()))}  # fmt: skip
+    value = {
+        'G_ema': c.network(
+            c.generator_state(c.small_generator()),
+            np.zeros((3, 3, 3), np.float32),
+            _init_args=(),
+            _init_kwargs=c.init_kwargs(c.small_generator()),
+        )
+    }
     with pytest.raises(UserError, match='renderer'):
         convert(w.write(tmp_path, 'b.pkl', w.pickled(value, w.Options(4))), tmp_path)
 
@@ -147,11 +164,13 @@ def test_exported_names_are_the_original_ones(tmp_path):
     for part, flat in made.items():
         assert {k: v.shape for k, v in flat.items()} == {k: tuple(s) for k, s, _, _ in entries[part]}
         # The other direction: the released state dicts are recognised, and everything in them is known.
-        raw = c.abstract_file(tmp_path, {k: tuple(s) for k, s, _, _ in entries[part]}, f'{part}_ema/' if part == 'G' else '')
+        raw = c.abstract_file(
+            tmp_path, {k: tuple(s) for k, s, _, _ in entries[part]}, f'{part}_ema/' if part == 'G' else ''
+        )
         raw.tensors = {k: c.FIR if k.endswith('resample_filter') else v for k, v in raw.tensors.items()}
         kind, source = recognise(raw, 'eg3d-ffhq512-128' if part == 'G' else None)
         report = Report(kind.name)
-        plan, = kind.plan(source, report)
+        (plan,) = kind.plan(source, report)
         report.check('file')
         assert len(report.mapped) == sum(not k.endswith('resample_filter') for k in flat)
         if part == 'G':
@@ -185,8 +204,11 @@ def test_state_dicts_of_every_class(name, tmp_path):
 def test_state_dict_export(tmp_path):
     config = c.small_generator()
     state = c.generator_state(config)
-    for name, value in (('a.pth', {'G_ema': c.tensors(state)}), ('b.pth', c.tensors(state)),
-                        ('c.pth', {'state_dict': c.tensors({f'module.{k}': v for k, v in state.items()})})):  # fmt: skip
+    for name, value in (
+        ('a.pth', {'G_ema': c.tensors(state)}),
+        ('b.pth', c.tensors(state)),
+        ('c.pth', {'state_dict': c.tensors({f'module.{k}': v for k, v in state.items()})}),
+    ):
         out = tmp_path / name[0]
         convert(w.write(tmp_path, name, w.torch_zip(value)), out)
         variables, read = load_generator(out / 'eg3d.safetensors')
@@ -204,9 +226,14 @@ def test_network_pickle_sample(tmp_path):
     names = {'G_ema': 'eg3d', 'G': 'eg3d_training', 'D': 'eg3d_discriminator'}
     for part, name in names.items():
         stored = load_weights(tmp_path / f'{name}.safetensors')
-        same(to_torch(stored.variables), {k.removeprefix(part + '.'): v for k, v in expected.param.items() if k.startswith(part + '.')})
+        same(
+            to_torch(stored.variables),
+            {k.removeprefix(part + '.'): v for k, v in expected.param.items() if k.startswith(part + '.')},
+        )
     _, config = load_generator(tmp_path / 'eg3d.safetensors')
     assert config.neural_rendering_resolution == expected.config['neural_rendering_resolution']
     given = expected.config['init_kwargs']
     assert all(getattr(config, k) == given[k] for k in ('z_dim', 'w_dim', 'c_dim', 'img_resolution', 'channel_base'))
-    assert all(getattr(config.rendering, k) == given['rendering_kwargs'][k] for k in ('ray_start', 'ray_end', 'box_warp'))
+    assert all(
+        getattr(config.rendering, k) == given['rendering_kwargs'][k] for k in ('ray_start', 'ray_end', 'box_warp')
+    )

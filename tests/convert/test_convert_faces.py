@@ -14,7 +14,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.bfm import BFM, KEYS
 from avatar_jax.faces.flame import FLAME
 from avatar_jax.faces.ict import ICT
-from avatar_jax.weights import load_weights
+from avatar_jax.io.weights import load_weights
 from tests.convert import writers as w
 from tests.parity import golden as g
 
@@ -25,11 +25,14 @@ def flame_arrays(vertices=12, faces=6):
     rng = np.random.default_rng(4)
     weights = rng.random((vertices, 5))
     return {
-        'v_template': rng.standard_normal((vertices, 3)), 'shapedirs': rng.standard_normal((vertices, 3, 400)),
-        'posedirs': rng.standard_normal((vertices, 3, 36)), 'weights': weights / weights.sum(1, keepdims=True),
-        'J_regressor': rng.random((5, vertices)), 'f': rng.integers(0, vertices, (faces, 3)).astype(np.uint32),
+        'v_template': rng.standard_normal((vertices, 3)),
+        'shapedirs': rng.standard_normal((vertices, 3, 400)),
+        'posedirs': rng.standard_normal((vertices, 3, 36)),
+        'weights': weights / weights.sum(1, keepdims=True),
+        'J_regressor': rng.random((5, vertices)),
+        'f': rng.integers(0, vertices, (faces, 3)).astype(np.uint32),
         'kintree_table': np.array([[2**32 - 1, 0, 1, 1, 1], range(5)], np.uint32),
-    }  # fmt: skip
+    }
 
 
 def flame_pickle(arrays):
@@ -37,9 +40,13 @@ def flame_pickle(arrays):
     value = {k: w.array(np.asarray(v), py2=True) for k, v in arrays.items() if k != 'J_regressor'}
     dense = np.asarray(arrays['J_regressor'])
     rows, columns = dense.shape
-    state = {'_shape': dense.shape, 'maxprint': 50, 'data': w.array(dense.T.reshape(-1)),
-             'indices': w.array(np.tile(np.arange(rows, dtype=np.int32), columns)),
-             'indptr': w.array(np.arange(0, rows * columns + 1, rows, dtype=np.int32))}  # fmt: skip
+    state = {
+        '_shape': dense.shape,
+        'maxprint': 50,
+        'data': w.array(dense.T.reshape(-1)),
+        'indices': w.array(np.tile(np.arange(rows, dtype=np.int32), columns)),
+        'indptr': w.array(np.arange(0, rows * columns + 1, rows, dtype=np.int32)),
+    }
     value['J_regressor'] = w.New(w.Name('scipy.sparse.csc', 'csc_matrix'), state)
     value['shapedirs'] = w.New(w.Name('chumpy.ch', 'Ch'), {'x': value['shapedirs']})
     value |= {'J': w.array(np.zeros((5, 3))), 'bs_style': w.Py2(b'lbs'), 'bs_type': w.Py2(b'lrotmin')}
@@ -102,9 +109,14 @@ def verified(folder, kind, content, name, tmp_path):
 def test_flame_is_verified(tmp_path):
     def content(golden):
         arrays = {k.partition('.')[2]: v for k, v in golden.param.items()}
-        inside = {k: v for k, v in arrays.items() if '_lmk' in k or k in ('lmk_face_idx', 'lmk_b_coords', 'landmark_indices')}
-        w.write(tmp_path, 'landmark_embedding.npy', w.npy(
-            np.array({k: v for k, v in inside.items() if '_lmk_' in k}, dtype=object), allow_pickle=True))
+        inside = {
+            k: v for k, v in arrays.items() if '_lmk' in k or k in ('lmk_face_idx', 'lmk_b_coords', 'landmark_indices')
+        }
+        w.write(
+            tmp_path,
+            'landmark_embedding.npy',
+            w.npy(np.array({k: v for k, v in inside.items() if '_lmk_' in k}, dtype=object), allow_pickle=True),
+        )
         np.savez(tmp_path / 'mediapipe_landmark_embedding.npz', **{k: v for k, v in inside.items() if '_lmk_' not in k})
         return flame_pickle({k: v for k, v in arrays.items() if k not in inside})
 
@@ -118,7 +130,9 @@ def mat_bytes(arrays, tmp_path):
 
 
 def test_bfm_is_verified(tmp_path):
-    _, result = verified('face_models', 'bfm', lambda golden: mat_bytes(golden.param, tmp_path), 'BFM_model_front.mat', tmp_path)
+    _, result = verified(
+        'face_models', 'bfm', lambda golden: mat_bytes(golden.param, tmp_path), 'BFM_model_front.mat', tmp_path
+    )
     assert {line.name for line in result.params} == set(KEYS)
     assert isinstance(load_face_model(tmp_path / 'out' / 'bfm2009_front.safetensors'), BFM)
     broken = {'idBase': np.zeros((9, 80)), 'exBase': np.zeros((9, 64)), 'meanshape': np.zeros((1, 9))}
@@ -128,24 +142,37 @@ def test_bfm_is_verified(tmp_path):
 
 def test_raw_bfm(tmp_path):
     rng, (v, m, n) = np.random.default_rng(3), (30, 20, 10)
-    savemat(tmp_path / '01_MorphableModel.mat', {
-        **{f'{k}PC': rng.standard_normal((3 * v, 85)) for k in ('shape', 'tex')},
-        **{f'{k}EV': rng.random((85, 1)) for k in ('shape', 'tex')},
-        **{f'{k}MU': rng.standard_normal((3 * v, 1)) for k in ('shape', 'tex')}, 'tl': np.ones((4, 3)),
-    })  # fmt: skip
+    savemat(
+        tmp_path / '01_MorphableModel.mat',
+        {
+            **{f'{k}PC': rng.standard_normal((3 * v, 85)) for k in ('shape', 'tex')},
+            **{f'{k}EV': rng.random((85, 1)) for k in ('shape', 'tex')},
+            **{f'{k}MU': rng.standard_normal((3 * v, 1)) for k in ('shape', 'tex')},
+            'tl': np.ones((4, 3)),
+        },
+    )
     path = tmp_path / '01_MorphableModel.mat'
     with pytest.raises(UserError, match='also needs Exp_Pca.bin'):
         convert(path, tmp_path / 'out')
     components = rng.standard_normal((70, 3 * m)).astype('<f4')
-    (tmp_path / 'Exp_Pca.bin').write_bytes(np.int32(70).tobytes() + np.zeros(3 * m, '<f4').tobytes() + components.tobytes())
+    (tmp_path / 'Exp_Pca.bin').write_bytes(
+        np.int32(70).tobytes() + np.zeros(3 * m, '<f4').tobytes() + components.tobytes()
+    )
     (tmp_path / 'std_exp.txt').write_text(' '.join(map(str, rng.random(70) * 1e5)))
     idx, trim = rng.integers(1, m + 1, n), rng.integers(1, v + 1, m)
     savemat(tmp_path / 'BFM_front_idx.mat', {'idx': idx[:, None]})
     savemat(tmp_path / 'BFM_exp_idx.mat', {'trimIndex': trim[:, None]})
-    savemat(tmp_path / 'facemodel_info.mat', {
-        'tri': np.ones((4, 3)), 'point_buf': np.ones((n, 8)), 'tri_mask2': np.ones((2, 3)), 'frontmask2_idx': np.ones((5, 1)),
-        'skinmask': np.ones((1, n)), 'keypoints': np.ones((1, 68)),
-    })  # fmt: skip
+    savemat(
+        tmp_path / 'facemodel_info.mat',
+        {
+            'tri': np.ones((4, 3)),
+            'point_buf': np.ones((n, 8)),
+            'tri_mask2': np.ones((2, 3)),
+            'frontmask2_idx': np.ones((5, 1)),
+            'skinmask': np.ones((1, n)),
+            'keypoints': np.ones((1, 68)),
+        },
+    )
     done = convert(path, tmp_path / 'out')
     assert sum('sha256' in note for note in done.report.notes) == 5 and 'tl' in done.report.unused
     model = load_face_model(tmp_path / 'out' / 'bfm2009_front.safetensors')
@@ -160,9 +187,18 @@ LAYOUT = ict_folder.Layout(6, 3, 2, 2, (*((f'r{k}', 6, 3) for k in range(1)), *(
 
 def ict_files(folder):
     rng = np.random.default_rng(6)
-    shapes = {n: rng.random((6, 3)).round(4) for n in ('generic_neutral_mesh', 'identity000', 'identity001', 'jawOpen', 'wink_L')}
+    shapes = {
+        n: rng.random((6, 3)).round(4)
+        for n in ('generic_neutral_mesh', 'identity000', 'identity001', 'jawOpen', 'wink_L')
+    }
     for name, points in shapes.items():
-        lines = ['# mesh', *('v {} {} {}'.format(*p) for p in points), 'f 1/1 2/2 3/3 4/4', 'f 4 5 6', 'f 1//2 2//2 6//2']
+        lines = [
+            '# mesh',
+            *('v {} {} {}'.format(*p) for p in points),
+            'f 1/1 2/2 3/3 4/4',
+            'f 4 5 6',
+            'f 1//2 2//2 6//2',
+        ]
         (folder / f'{name}.obj').write_text('\n'.join(lines))
     table = {'expressions': ['jawOpen', 'wink_L'], 'idx_to_landmark_verts': [k % 6 for k in range(68)]}
     (folder / 'vertex_indices.json').write_text(json.dumps(table))

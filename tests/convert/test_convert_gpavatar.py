@@ -7,11 +7,11 @@ import pytest
 from avatar_jax.convert.convert import convert
 from avatar_jax.convert.export import export
 from avatar_jax.errors import UserError
+from avatar_jax.io.weights import load_weights
 from avatar_jax.methods.gpavatar.config import ModelConfig
 from avatar_jax.methods.gpavatar.mesh import load_mesh
 from avatar_jax.methods.gpavatar.model import abstract, load_model
 from avatar_jax.methods.gpavatar.release import state_dict
-from avatar_jax.weights import load_weights
 from tests.convert import writers as w
 from tests.convert.test_convert_eg3d import same
 
@@ -23,15 +23,24 @@ def checkpoint_state(seed=0):
     rng = np.random.default_rng(seed)
     shapes = state_dict(jax.tree.map(lambda x: np.broadcast_to(np.zeros((), np.bool_), x.shape), abstract(TINY)))
     flat = {k: rng.normal(size=v.shape).astype(np.float32) for k, v in shapes.items()}
-    for name, shape in (('style_tplane.toRGB.0.weight', (3, 4, 1, 1)), ('up_renderer.toRGB.0.bias', (3,)),
-                        ('percep_loss.net.slice1.0.weight', (2, 3, 11, 11)), ('percep_loss.net.slice1.0.bias', (2,))):  # fmt: skip
+    for name, shape in (
+        ('style_tplane.toRGB.0.weight', (3, 4, 1, 1)),
+        ('up_renderer.toRGB.0.bias', (3,)),
+        ('percep_loss.net.slice1.0.weight', (2, 3, 11, 11)),
+        ('percep_loss.net.slice1.0.bias', (2,)),
+    ):
         flat[name] = rng.normal(size=shape).astype(np.float32)
     return flat
 
 
 def written(folder, flat, name='one_model.ckpt'):
-    value = {'config_dict': {'MODEL': {'MODEL_NAME': 'OneModel'}}, 'data_meta_info': {'flame_scale': 5.0}, 'step': 7,
-             'metric': 0.5, 'state_dict': flat}  # fmt: skip
+    value = {
+        'config_dict': {'MODEL': {'MODEL_NAME': 'OneModel'}},
+        'data_meta_info': {'flame_scale': 5.0},
+        'step': 7,
+        'metric': 0.5,
+        'state_dict': flat,
+    }
     return w.write(folder, name, w.torch_zip(value))
 
 
@@ -42,8 +51,15 @@ def test_import_export_and_import_again(tmp_path):
     path = tmp_path / 'a' / 'gpavatar.safetensors'
     same(state_dict(load_weights(path).variables), flat)
     config = load_weights(path).config
-    assert (config['image_size'], config['plane_size'], config['img_resolution'], config['channel_base'],
-            config['channel_max'], config['style_dim'], config['mapping_layers']) == (16, 8, 16, 32, 4, 8, 2)  # fmt: skip
+    assert (
+        config['image_size'],
+        config['plane_size'],
+        config['img_resolution'],
+        config['channel_base'],
+        config['channel_max'],
+        config['style_dim'],
+        config['mapping_layers'],
+    ) == (16, 8, 16, 32, 4, 8, 2)
     assert config['basis'] == 'flame-2020' and config['method']['field']['reference_samples'] == 524_288
     exported = export(path, tmp_path / 'b')
     convert(exported, tmp_path / 'c')

@@ -12,17 +12,15 @@ from avatar_jax.convert.export import export
 from avatar_jax.convert.imported import load_controller, load_generator
 from avatar_jax.convert.layout import to_torch
 from avatar_jax.errors import UserError
+from avatar_jax.io.weights import load_weights
 from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig, to_release_keys
 from avatar_jax.methods.otavatar.model import load_model, network
 from avatar_jax.models.triplane import GeneratorConfig
-from avatar_jax.weights import load_weights
 from tests.convert import checkpoints as c
 from tests.convert import writers as w
 from tests.convert.test_convert_eg3d import same
 
-GENERATOR = GeneratorConfig.ffhq512().replace(
-    z_dim=8, w_dim=8, plane_resolution=16, channel_max=4, sr_channels=(3, 2)
-)
+GENERATOR = GeneratorConfig.ffhq512().replace(z_dim=8, w_dim=8, plane_resolution=16, channel_max=4, sr_channels=(3, 2))
 CONTROLLER = ControllerConfig(num_ws=GENERATOR.num_ws, w_dim=8, directions=4, channels=8)
 
 
@@ -40,7 +38,9 @@ def test_checkpoint(checkpoint, tmp_path):
     for name, seeds in (('otavatar', (0, 1)), ('otavatar_training', (3, 4))):
         variables, config, _, provenance = load_model(tmp_path / f'{name}.safetensors')
         assert config.generator == GENERATOR and config.method.controller == CONTROLLER
-        assert config.method.preset == 'release' and config.method.sigma_w == 'ones' and config.method.clamp_radius == 5.0
+        assert (
+            config.method.preset == 'release' and config.method.sigma_w == 'ones' and config.method.clamp_radius == 5.0
+        )
         assert config.basis == 'bfm2009-deep3d' and provenance['source'] == checkpoint.name
         same(to_torch(network(variables, 'generator')), c.generator_state(GENERATOR, seeds[0]))
         flat = to_release_keys(network(variables, 'controller')['params'], CONTROLLER)
@@ -49,7 +49,9 @@ def test_checkpoint(checkpoint, tmp_path):
     assert 'training run' in report['unused']['opt_Warp/state/0/exp_avg']
     assert 'NoneType' in report['unused']['opt_G'] and 'int' in report['unused']['current_epoch']
     assert 'compared: equal' in report['unused']['net_Warp_ema/mapping_Refine.4.weight']
-    assert report['mapped']['net_Warp/module.direction.weight'].startswith('otavatar_training.safetensors: params.controller')
+    assert report['mapped']['net_Warp/module.direction.weight'].startswith(
+        'otavatar_training.safetensors: params.controller'
+    )
 
 
 def test_export_and_import_again(checkpoint, tmp_path):
@@ -100,17 +102,25 @@ def test_lightning_checkpoint(tmp_path):
     state |= {f'average.{k}': v for k, v in c.generator_state(c.small_generator(), 2).items()}
     state['loss.scale'] = np.ones(3, np.float32)
     value = {
-        'epoch': 3, 'global_step': 77, 'pytorch-lightning_version': '1.9.0', 'state_dict': c.tensors(state),
-        'optimizer_states': [{'state': {0: {'exp_avg': w.tensor(np.ones(2, np.float32))}}}], 'lr_schedulers': [],
+        'epoch': 3,
+        'global_step': 77,
+        'pytorch-lightning_version': '1.9.0',
+        'state_dict': c.tensors(state),
+        'optimizer_states': [{'state': {0: {'exp_avg': w.tensor(np.ones(2, np.float32))}}}],
+        'lr_schedulers': [],
         'hyper_parameters': {'lr': 0.1},
-    }  # fmt: skip
+    }
     path = w.write(tmp_path, 'last.ckpt', w.torch_zip(value))
-    with pytest.raises(UserError, match="eg3d at 'state_dict/average.'.*eg3d at 'state_dict/generator.'.*--prefix") as error:
+    with pytest.raises(
+        UserError, match="eg3d at 'state_dict/average.'.*eg3d at 'state_dict/generator.'.*--prefix"
+    ) as error:
         convert(path, tmp_path / 'out')
     assert '\n' not in str(error.value)
     with pytest.raises(UserError, match='unexpected: state_dict/generator'):
         convert(path, tmp_path / 'out', prefix='state_dict/average')
-    done = convert(path, tmp_path / 'out', prefix='state_dict/average', allow=['state_dict/generator.*', 'state_dict/loss.*'])
+    done = convert(
+        path, tmp_path / 'out', prefix='state_dict/average', allow=['state_dict/generator.*', 'state_dict/loss.*']
+    )
     assert done.report.unused['optimizer_states/0/state/0/exp_avg'].startswith('state of a training run')
     same(to_torch(load_generator(tmp_path / 'out' / 'eg3d.safetensors')[0]), c.generator_state(c.small_generator(), 2))
     with pytest.raises(UserError, match="under 'nothing'"):

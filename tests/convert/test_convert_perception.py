@@ -13,9 +13,9 @@ from avatar_jax.convert.recognise import recognise
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.faces.recon import ReconConfig
+from avatar_jax.io.weights import load_weights
 from avatar_jax.losses.perception import NETWORKS, PerceptionBank, abstract_variables
 from avatar_jax.models.perception.lpips import CHECKSUM_LIN0, TAP_CHANNELS
-from avatar_jax.weights import load_weights
 from tests.convert import checkpoints as c
 from tests.convert import writers as w
 from tests.convert.test_convert_eg3d import same
@@ -33,7 +33,7 @@ def test_every_network_is_recognised(name, tmp_path):
         kind, source = recognise(c.abstract_file(tmp_path, shapes | unused, start))
         assert (kind.name, source.places) == (name, {'': start})
         report = Report(name)
-        plan, = kind.plan(source, report)
+        (plan,) = kind.plan(source, report)
         report.check('file')
         assert plan.method == f'perception/{name}'
         assert set(plan.flat) == {k for k in shapes if not k.endswith('num_batches_tracked')}
@@ -42,7 +42,9 @@ def test_every_network_is_recognised(name, tmp_path):
 
 def lin(net, total=None):
     rng = np.random.default_rng(2)
-    flat = {f'lin{k}.model.1.weight': rng.random((1, n, 1, 1)).astype(np.float32) for k, n in enumerate(TAP_CHANNELS[net])}
+    flat = {
+        f'lin{k}.model.1.weight': rng.random((1, n, 1, 1)).astype(np.float32) for k, n in enumerate(TAP_CHANNELS[net])
+    }
     first = flat['lin0.model.1.weight']
     flat['lin0.model.1.weight'] = (first * ((total or CHECKSUM_LIN0[net]) / first.sum())).astype(np.float32)
     return flat
@@ -67,7 +69,9 @@ def test_lpips_of_the_first_version_is_refused(tmp_path):
 def test_alexnet_there_and_back(tmp_path):
     flat = c.numbers(torch_shapes(abstract_variables('alexnet')))
     flat['features.0.bias'] = flat['features.0.bias'].astype(np.float16)
-    path = w.write(tmp_path, 'alexnet-00000000.pth', w.torch_zip(c.tensors(flat | {'classifier.1.bias': np.ones(3, np.float32)})))
+    path = w.write(
+        tmp_path, 'alexnet-00000000.pth', w.torch_zip(c.tensors(flat | {'classifier.1.bias': np.ones(3, np.float32)}))
+    )
     done = convert(path, tmp_path)
     assert any('float16; it is kept as float32' in note for note in done.report.notes)
     assert any('so the file was changed' in note for note in done.report.notes)
@@ -84,7 +88,7 @@ def test_embeddings_without_weight_and_bias(tmp_path):
     shapes = {k: s for k, s in shapes.items() if k not in ('output_layer.4.weight', 'output_layer.4.bias')}
     kind, source = recognise(c.abstract_file(tmp_path, shapes))
     report = Report(kind.name)
-    plan, = kind.plan(source, report)
+    (plan,) = kind.plan(source, report)
     report.check('file')
     assert (plan.flat['output_layer.4.weight'] == 1).all() and (plan.flat['output_layer.4.bias'] == 0).all()
     assert len(report.notes) == 2
@@ -93,7 +97,11 @@ def test_embeddings_without_weight_and_bias(tmp_path):
 def test_regressor(tmp_path):
     config = ReconConfig(4, (2, 2, 2, 2), (1, 1, 2, 1))
     flat = c.numbers(torch_shapes(abstract_recon(config)))
-    value = {'net_recon': c.tensors(flat), 'opt_00': {'state': {0: {'exp_avg': w.tensor(np.ones(2, np.float32))}}}, 'sched_00': {}}
+    value = {
+        'net_recon': c.tensors(flat),
+        'opt_00': {'state': {0: {'exp_avg': w.tensor(np.ones(2, np.float32))}}},
+        'sched_00': {},
+    }
     done = convert(w.write(tmp_path, 'epoch_20.pth', w.torch_zip(value)), tmp_path)
     assert 'training run' in done.report.unused['opt_00/state/0/exp_avg']
     variables, read = load_recon(tmp_path / 'deep3d_recon.safetensors')

@@ -53,8 +53,15 @@ def test_regressor(tmp_path):
 @pytest.mark.slow
 def test_discriminator(tmp_path):
     path, record = golden('eg3d', 'dual_discriminator')
-    value = {'D': c.network(record.param, _init_args=(), _init_kwargs={
-        k: record.config[k] for k in ('c_dim', 'img_resolution', 'channel_base', 'channel_max', 'conv_clamp')})}
+    value = {
+        'D': c.network(
+            record.param,
+            _init_args=(),
+            _init_kwargs={
+                k: record.config[k] for k in ('c_dim', 'img_resolution', 'channel_base', 'channel_max', 'conv_clamp')
+            },
+        )
+    }
     convert(w.write(tmp_path, 'd.pkl', w.pickled(value, w.Options(4))), tmp_path)
     result = verify(path, tmp_path)
     assert result.passed and not result.skipped, result.lines()
@@ -63,15 +70,38 @@ def test_discriminator(tmp_path):
 @pytest.mark.slow
 def test_generator(tmp_path):
     path, record = golden('eg3d', 'triplane_e2e_4x_whiteback')
-    keys = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'sr_num_fp16_res', 'mapping_kwargs', 'conv_clamp',
-            'rendering_kwargs', 'sr_kwargs', 'channel_base', 'channel_max', 'fused_modconv_default', 'num_fp16_res')  # fmt: skip
+    keys = (
+        'z_dim',
+        'c_dim',
+        'w_dim',
+        'img_resolution',
+        'img_channels',
+        'sr_num_fp16_res',
+        'mapping_kwargs',
+        'conv_clamp',
+        'rendering_kwargs',
+        'sr_kwargs',
+        'channel_base',
+        'channel_max',
+        'fused_modconv_default',
+        'num_fp16_res',
+    )
     state, size = dict(record.param), record.config['img_resolution']
-    for name in [k.rpartition('.')[0] for k in state if k.endswith('.noise_strength')]:  # noise that is off is not recorded
+    for name in [
+        k.rpartition('.')[0] for k in state if k.endswith('.noise_strength')
+    ]:  # noise that is off is not recorded
         block = name.split('.')[-2]
         side = {'block0': size // 2, 'block1': size}.get(block) or int(block.removeprefix('b'))
         state.setdefault(f'{name}.noise_const', np.zeros((side, side), np.float32))
-    value = {'G_ema': c.network(state, c.AXES, _init_args=(), _init_kwargs={k: record.config[k] for k in keys},
-                                neural_rendering_resolution=record.config['neural_rendering_resolution'])}  # fmt: skip
+    value = {
+        'G_ema': c.network(
+            state,
+            c.AXES,
+            _init_args=(),
+            _init_kwargs={k: record.config[k] for k in keys},
+            neural_rendering_resolution=record.config['neural_rendering_resolution'],
+        )
+    }
     convert(w.write(tmp_path, 'network.pkl', w.pickled(value, w.Options(4))), tmp_path)
     result = verify(path, tmp_path)
     assert result.passed and not result.skipped, result.lines()
@@ -139,8 +169,12 @@ def test_templates_are_cached_without_mixing():
     small = c.small_generator()
     assert abstract_generator(small) is abstract_generator(c.small_generator())
     other = torch_shapes(abstract_generator(small.replace(w_dim=16)))
-    assert other['backbone.mapping.w_avg'] == (16,) and torch_shapes(abstract_generator(small))['backbone.mapping.w_avg'] == (8,)
+    assert other['backbone.mapping.w_avg'] == (16,) and torch_shapes(abstract_generator(small))[
+        'backbone.mapping.w_avg'
+    ] == (8,)
     wide = abstract_discriminator(c.DISCRIMINATOR | {'mapping_layers': 3})
-    assert 'fc2' in wide['params']['mapping'] and 'fc2' not in abstract_discriminator(c.DISCRIMINATOR)['params']['mapping']
+    assert (
+        'fc2' in wide['params']['mapping'] and 'fc2' not in abstract_discriminator(c.DISCRIMINATOR)['params']['mapping']
+    )
     flat = c.generator_state(small)
     assert from_shapes(flat, None, 'file').w_dim == 8

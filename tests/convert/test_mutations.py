@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avatar_jax import weights
-from avatar_jax.convert.read import RawFile, read
 from avatar_jax.errors import UserError
+from avatar_jax.io import weights
+from avatar_jax.io.foreign import RawFile, read
 from tests.convert import writers as w
 
 SECONDS = 5  # of this process, not of the clock: the machine may be busy
@@ -94,7 +94,9 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
             data[at] = (data[at] + int(rng.choice([-1, 1]))) % 256
         elif change == 3:  # a size
             width = int(rng.choice([2, 4, 8]))
-            value = int(rng.choice([0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62])) % 2 ** (8 * width)
+            value = int(rng.choice([0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62])) % 2 ** (
+                8 * width
+            )
             data[at : at + width] = value.to_bytes(width, 'little')
         elif change == 4:
             del data[at : at + length]

@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from avatar_jax import weights
-from avatar_jax.convert.pickle_values import Global
-from avatar_jax.convert.read import read
-from avatar_jax.convert.records import Record
 from avatar_jax.errors import UserError
+from avatar_jax.foreign.pickle_values import Global
+from avatar_jax.foreign.records import Record
+from avatar_jax.io import weights
+from avatar_jax.io.foreign import read
 from avatar_jax.io.inputs import file_sha256
 from tests.convert import writers as w
 from tests.parity.golden import root
@@ -26,7 +26,11 @@ DTYPES = sorted(w.STORAGE_NAMES, key=str)
 def numbers(dtype, shape, seed=0):
     """Numbers of any type."""
     draw = np.random.default_rng(seed).normal(0, 20, shape)
-    return (draw > 0).astype(dtype) if dtype == np.bool_ else np.asarray(draw * (1 + 1j) if dtype == 'c8' else draw).astype(dtype)
+    return (
+        (draw > 0).astype(dtype)
+        if dtype == np.bool_
+        else np.asarray(draw * (1 + 1j) if dtype == 'c8' else draw).astype(dtype)
+    )
 
 
 def same(a, b):
@@ -54,7 +58,10 @@ def test_network_pickle_sample():
     assert_tensors(raw, expected)
     assert raw.sha256 == file_sha256(path)
     assert raw.modules['G_ema']['class'] == 'TriPlaneGenerator'
-    assert raw.modules['G_ema']['init_kwargs']['rendering_kwargs'] == raw.modules['G_ema']['attributes']['rendering_kwargs']
+    assert (
+        raw.modules['G_ema']['init_kwargs']['rendering_kwargs']
+        == raw.modules['G_ema']['attributes']['rendering_kwargs']
+    )
     assert raw.modules['D']['class'] == 'DualDiscriminator'
     assert raw.modules['G_ema/renderer']['attributes']['plane_axes'].shape == (3, 3, 3)
     assert raw.tree['training_set_kwargs']['class_name'] == 'training.dataset.ImageFolderDataset'
@@ -72,10 +79,21 @@ def test_torch_types(tmp_path, dtype):
         assert_tensors(read(w.write(tmp_path, name, content)), expected)
 
 
-@pytest.mark.parametrize('options', [
-    {'descriptors': False}, {'wide': False}, {'descriptors': False, 'wide': False}, {'byteorder': False},
-    {'big_endian': True}, {'protocol': 3}, {'protocol': 4}, {'protocol': 5}, {'name': 'epoch_1/x'},
-], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'descriptors': False},
+        {'wide': False},
+        {'descriptors': False, 'wide': False},
+        {'byteorder': False},
+        {'big_endian': True},
+        {'protocol': 3},
+        {'protocol': 4},
+        {'protocol': 5},
+        {'name': 'epoch_1/x'},
+    ],
+    ids=str,
+)
 def test_torch_zip_variants(tmp_path, options):
     expected = {'w': numbers('f4', (4, 3)), 'b': numbers('i8', (5,)), 'h': numbers(ml_dtypes.bfloat16, (6,))}
     expected['c'] = numbers('c8', (3,))
@@ -158,7 +176,9 @@ def test_torch_rarer_ways_to_rebuild(tmp_path):
     value = {
         'plain': w.Call(name('_rebuild_tensor'), tensor_v2[:4]),
         'typed': w.Call(name('_rebuild_tensor_v3'), (storage, 1, (2,), (1,), False, hooks, w.Name('torch', 'uint16'))),
-        'state': w.Call(name('_rebuild_parameter_with_state'), (w.Call(name('_rebuild_tensor_v2'), tensor_v2), True, hooks, {})),
+        'state': w.Call(
+            name('_rebuild_parameter_with_state'), (w.Call(name('_rebuild_tensor_v2'), tensor_v2), True, hooks, {})
+        ),
         'subclass': w.Call(
             w.Name('torch._tensor', '_rebuild_from_type_v2'),
             (name('_rebuild_tensor_v2'), w.Name('torch.nn.parameter', 'Parameter'), tensor_v2, {}),
@@ -181,10 +201,17 @@ def test_training_checkpoint(tmp_path):
     """Networks with and without prefix, optimiser and scheduler states, counters, missing parts."""
     warp = {'direction.weight': numbers('f4', (6, 2)), 'mapping_Refine.0.bias': numbers('f4', (6,), 1)}
     state_dict = w.Call(
-        w.ORDERED, (), items={f'module.{k}': w.tensor(v) for k, v in warp.items()}, state={'_metadata': w.ordered({'': {'version': 1}})}
+        w.ORDERED,
+        (),
+        items={f'module.{k}': w.tensor(v) for k, v in warp.items()},
+        state={'_metadata': w.ordered({'': {'version': 1}})},
     )
     moments = {'step': w.tensor(np.float32(3)), 'exp_avg': w.tensor(numbers('f4', (6, 2), 2))}
-    scheduler = {'milestones': w.Call(w.Name('collections', 'Counter'), ({30: 1, 80: 2},)), 'gamma': 0.5, 'last_epoch': 4}
+    scheduler = {
+        'milestones': w.Call(w.Name('collections', 'Counter'), ({30: 1, 80: 2},)),
+        'gamma': 0.5,
+        'last_epoch': 4,
+    }
     value = {
         'net_Warp': state_dict,
         'net_Warp_ema': w.ordered({k: w.tensor(v) for k, v in warp.items()}),
@@ -214,13 +241,23 @@ def test_lightning_checkpoint(tmp_path):
         'epoch': 3,
         'pytorch-lightning_version': '1.5.10',
         'state_dict': w.ordered({'net.weight': w.tensor(weight)}),
-        'callbacks': {w.Name('pytorch_lightning.callbacks.model_checkpoint', 'ModelCheckpoint'): {'best': np.float64(0.5)}},
-        'hyper_parameters': w.New(settings, items={
-            'lr': 1e-3,
-            'args': w.New(w.Name('argparse', 'Namespace'), state={'size': 64, 'out': w.Call(w.Name('pathlib', 'PosixPath'), ('/', 'a', 'b'))}),
-            'config': config,
-            'lists': w.Call(w.Name('collections', 'defaultdict'), (w.Name('__builtin__', 'list'),), items={'a': [1]}),
-        }),
+        'callbacks': {
+            w.Name('pytorch_lightning.callbacks.model_checkpoint', 'ModelCheckpoint'): {'best': np.float64(0.5)}
+        },
+        'hyper_parameters': w.New(
+            settings,
+            items={
+                'lr': 1e-3,
+                'args': w.New(
+                    w.Name('argparse', 'Namespace'),
+                    state={'size': 64, 'out': w.Call(w.Name('pathlib', 'PosixPath'), ('/', 'a', 'b'))},
+                ),
+                'config': config,
+                'lists': w.Call(
+                    w.Name('collections', 'defaultdict'), (w.Name('__builtin__', 'list'),), items={'a': [1]}
+                ),
+            },
+        ),
     }
     raw = read(w.write(tmp_path, 'last.ckpt', w.torch_zip(value)))
     assert_tensors(raw, {'state_dict/net.weight': weight})
@@ -234,7 +271,13 @@ def test_lightning_checkpoint(tmp_path):
 
 def test_tensor_with_left_over_numbers_is_noted(tmp_path):
     storage = w.Storage(numbers('f4', (12,)))
-    raw = read(w.write(tmp_path, 'x.pth', w.torch_zip({'part': w.Tensor(storage, 0, (2, 5), (5, 1)), 'all': w.tensor(numbers('f4', 3))})))
+    raw = read(
+        w.write(
+            tmp_path,
+            'x.pth',
+            w.torch_zip({'part': w.Tensor(storage, 0, (2, 5), (5, 1)), 'all': w.tensor(numbers('f4', 3))}),
+        )
+    )
     assert raw.partial == ['part']
     assert len(raw.notes) == 1 and raw.notes[0].endswith(': part')
 
@@ -246,15 +289,28 @@ def test_tensor_with_left_over_numbers_is_noted(tmp_path):
 def test_network_pickle(tmp_path, protocol):
     decoder = w.New(
         w.Name('_imported_module_0123abcd.triplane', 'OSGDecoder'),
-        state=w.module_state(modules={'net': w.New(
-            w.Name('torch.nn.modules.container', 'Sequential'),
-            state=w.module_state(modules={
-                '0': w.nested_modules({'weight': numbers('f4', (4, 3)), 'bias': numbers('f4', (4,))}, weight_gain=np.float64(0.5)),
-                '1': w.New(w.Name('torch.nn.modules.activation', 'Softplus'), state=w.module_state(beta=1.0)),
-            }),
-        )}),
+        state=w.module_state(
+            modules={
+                'net': w.New(
+                    w.Name('torch.nn.modules.container', 'Sequential'),
+                    state=w.module_state(
+                        modules={
+                            '0': w.nested_modules(
+                                {'weight': numbers('f4', (4, 3)), 'bias': numbers('f4', (4,))},
+                                weight_gain=np.float64(0.5),
+                            ),
+                            '1': w.New(
+                                w.Name('torch.nn.modules.activation', 'Softplus'), state=w.module_state(beta=1.0)
+                            ),
+                        }
+                    ),
+                )
+            }
+        ),
     )
-    synthesis = w.nested_modules({'b4.const': numbers('f4', (2, 4, 4)), 'b4.conv1.noise_const': numbers('f4', (4, 4))}, ('noise_const',))
+    synthesis = w.nested_modules(
+        {'b4.const': numbers('f4', (2, 4, 4)), 'b4.conv1.noise_const': numbers('f4', (4, 4))}, ('noise_const',)
+    )
     state = w.module_state(
         {'scale': numbers('f4', ()), 'absent': None},
         {'w_avg': numbers('f4', (5,)), 'grid': numbers('f4', (9,))},
@@ -264,19 +320,24 @@ def test_network_pickle(tmp_path, protocol):
         plane_axes=w.tensor(np.eye(3, dtype=np.float32)),
         _last_planes=None,
         _init_args=(),
-        _init_kwargs=w.New(w.Name('dnnlib.util', 'EasyDict'), items={'w_dim': 512, 'mapping_kwargs': {'num_layers': 2}}),
+        _init_kwargs=w.New(
+            w.Name('dnnlib.util', 'EasyDict'), items={'w_dim': 512, 'mapping_kwargs': {'num_layers': 2}}
+        ),
     )
     value = {'training_set_kwargs': None, 'G_ema': w.persistent('TriPlaneGenerator', state), 'augment_pipe': None}
     raw = read(w.write(tmp_path, 'network.pkl', w.pickled(value, w.Options(protocol))))
     assert raw.kind == 'network-pickle'
-    assert_tensors(raw, {
-        'G_ema/scale': numbers('f4', ()),
-        'G_ema/w_avg': numbers('f4', (5,)),
-        'G_ema/synthesis.b4.const': numbers('f4', (2, 4, 4)),
-        'G_ema/synthesis.b4.conv1.noise_const': numbers('f4', (4, 4)),
-        'G_ema/decoder.net.0.weight': numbers('f4', (4, 3)),
-        'G_ema/decoder.net.0.bias': numbers('f4', (4,)),
-    })
+    assert_tensors(
+        raw,
+        {
+            'G_ema/scale': numbers('f4', ()),
+            'G_ema/w_avg': numbers('f4', (5,)),
+            'G_ema/synthesis.b4.const': numbers('f4', (2, 4, 4)),
+            'G_ema/synthesis.b4.conv1.noise_const': numbers('f4', (4, 4)),
+            'G_ema/decoder.net.0.weight': numbers('f4', (4, 3)),
+            'G_ema/decoder.net.0.bias': numbers('f4', (4,)),
+        },
+    )
     module = raw.modules['G_ema']
     assert module['class'] == 'TriPlaneGenerator' and module['persistent']
     assert module['init_kwargs'] == {'w_dim': 512, 'mapping_kwargs': {'num_layers': 2}} and module['init_args'] == ()
@@ -291,12 +352,23 @@ def test_network_pickle(tmp_path, protocol):
 
 
 PLAIN = {
-    'none': None, 'truth': [True, False], 'integers': [0, -1, 255, 256, 65536, -(2**31), 2**40, -(2**70), 2**300],
-    'numbers': [0.5, -1e-300, float('inf')], 'text': 'Gesicht \u00fc \u4e2d \U0001f600 \\ \' "\n', 'bytes': b'\x00\xff' * 3,
-    'long': b'ab' * 4000, 'tuples': ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)), 'nested': {'a': {'b': [[], {}]}},
-    'set': {1, 2, 'x'}, 'frozen': frozenset({(1, 'a')}), 'ordered': collections.OrderedDict(b=1, a=2),
-    ('key', 3): 1, 7: 2, None: 3, 'complex': 1 + 2j,
-}  # fmt: skip
+    'none': None,
+    'truth': [True, False],
+    'integers': [0, -1, 255, 256, 65536, -(2**31), 2**40, -(2**70), 2**300],
+    'numbers': [0.5, -1e-300, float('inf')],
+    'text': 'Gesicht \u00fc \u4e2d \U0001f600 \\ \' "\n',
+    'bytes': b'\x00\xff' * 3,
+    'long': b'ab' * 4000,
+    'tuples': ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+    'nested': {'a': {'b': [[], {}]}},
+    'set': {1, 2, 'x'},
+    'frozen': frozenset({(1, 'a')}),
+    'ordered': collections.OrderedDict(b=1, a=2),
+    ('key', 3): 1,
+    7: 2,
+    None: 3,
+    'complex': 1 + 2j,
+}
 
 
 @pytest.mark.parametrize('protocol', range(6))
@@ -311,10 +383,17 @@ def test_plain_values(tmp_path, protocol):
 def test_numpy_pickles(tmp_path, protocol, writer):
     """As this numpy writes them, and under the names of numpy 1."""
     value = {
-        'c': numbers('f8', (3, 4)), 'f': np.asfortranarray(numbers('f4', (3, 4))), 'big': numbers('>i4', (5,)),
-        'half': numbers('f2', (2,)), 'truth': np.array([True, False]), 'number': np.array(3.0), 'empty': np.zeros((0, 3)),
-        'text': np.array(['ab', 'c']), 'bytes': np.array([b'ab', b'c']), 'large': numbers('f8', (40, 50)),
-    }  # fmt: skip
+        'c': numbers('f8', (3, 4)),
+        'f': np.asfortranarray(numbers('f4', (3, 4))),
+        'big': numbers('>i4', (5,)),
+        'half': numbers('f2', (2,)),
+        'truth': np.array([True, False]),
+        'number': np.array(3.0),
+        'empty': np.zeros((0, 3)),
+        'text': np.array(['ab', 'c']),
+        'bytes': np.array([b'ab', b'c']),
+        'large': numbers('f8', (40, 50)),
+    }
     # Python 3 writes the text characters of protocol 0 to 2 in its own way; numpy's own pickles cover that.
     content = pickle.dumps(value, protocol) if writer == 'numpy' else w.pickled(value, w.Options(max(protocol, 2)))
     raw = read(w.write(tmp_path, 'x.pkl', content))
@@ -330,13 +409,24 @@ def test_flame_pickle_of_python_2(tmp_path, protocol):
     template, basis = numbers('f8', (4, 3)), numbers('f8', (4, 3, 50), 1)
     regressor = np.zeros((2, 4))
     regressor[0, 1], regressor[1, 3] = 0.25, 0.75
-    chumpy = w.New(w.Name('chumpy.ch', 'Ch'), state={w.Py2(b'x'): w.array(basis, py2=True), w.Py2(b'_itr'): None, w.Py2(b'_dirty_vars'): w.Call(w.Name('__builtin__', 'set'), ([],))})
-    sparse = w.New(w.Name('scipy.sparse.csc', 'csc_matrix'), state={
-        w.Py2(b'_shape'): (2, 4), w.Py2(b'maxprint'): 50,
-        w.Py2(b'data'): w.array(np.array([0.25, 0.75]), py2=True),
-        w.Py2(b'indices'): w.array(np.array([0, 1], 'i4'), py2=True),
-        w.Py2(b'indptr'): w.array(np.array([0, 0, 1, 1, 2], 'i4'), py2=True),
-    })  # fmt: skip
+    chumpy = w.New(
+        w.Name('chumpy.ch', 'Ch'),
+        state={
+            w.Py2(b'x'): w.array(basis, py2=True),
+            w.Py2(b'_itr'): None,
+            w.Py2(b'_dirty_vars'): w.Call(w.Name('__builtin__', 'set'), ([],)),
+        },
+    )
+    sparse = w.New(
+        w.Name('scipy.sparse.csc', 'csc_matrix'),
+        state={
+            w.Py2(b'_shape'): (2, 4),
+            w.Py2(b'maxprint'): 50,
+            w.Py2(b'data'): w.array(np.array([0.25, 0.75]), py2=True),
+            w.Py2(b'indices'): w.array(np.array([0, 1], 'i4'), py2=True),
+            w.Py2(b'indptr'): w.array(np.array([0, 0, 1, 1, 2], 'i4'), py2=True),
+        },
+    )
     value = {
         w.Py2(b'v_template'): w.array(template, py2=True),
         w.Py2(b'shapedirs'): chumpy,
@@ -345,7 +435,12 @@ def test_flame_pickle_of_python_2(tmp_path, protocol):
         w.Py2(b'kintree_table'): w.array(np.array([[2**32 - 1, 0]], 'u4'), py2=True),
     }
     raw = read(w.write(tmp_path, 'generic_model.pkl', w.pickled(value, w.Options(protocol))))
-    expected = {'v_template': template, 'shapedirs': basis, 'J_regressor': regressor, 'kintree_table': np.array([[2**32 - 1, 0]], 'u4')}
+    expected = {
+        'v_template': template,
+        'shapedirs': basis,
+        'J_regressor': regressor,
+        'kintree_table': np.array([[2**32 - 1, 0]], 'u4'),
+    }
     assert_tensors(raw, expected)
     assert raw.tree['bs_type'] == "l'rot\xe9min"
 
@@ -363,7 +458,13 @@ def test_scipy_pickles(tmp_path, form, kind):
 
 
 def test_npy_and_npz(tmp_path):
-    value = {'a': numbers('f4', (3, 4)), 'f': np.asfortranarray(numbers('f8', (3, 4))), 'n': np.array(2), 'e': np.zeros((0, 2)), 't': np.array(['x', 'yz'])}
+    value = {
+        'a': numbers('f4', (3, 4)),
+        'f': np.asfortranarray(numbers('f8', (3, 4))),
+        'n': np.array(2),
+        'e': np.zeros((0, 2)),
+        't': np.array(['x', 'yz']),
+    }
     np.savez(tmp_path / 'a.npz', **value)
     np.savez_compressed(tmp_path / 'b.npz', **value)
     for name in ('a.npz', 'b.npz'):
@@ -380,7 +481,13 @@ def test_npy_with_a_dictionary(tmp_path):
     inner = {'static_lmk_faces_idx': static, 'dynamic_lmk_bary_coords': w.tensor(dynamic)}
     head = w.npy(np.array({}, dtype=object), allow_pickle=True)
     head = head[: head.index(b'\n') + 1]
-    state = (1, (), w.Call(w.Name('numpy', 'dtype'), ('O8', False, True), (3, '|', None, None, None, -1, -1, 63)), False, [inner])
+    state = (
+        1,
+        (),
+        w.Call(w.Name('numpy', 'dtype'), ('O8', False, True), (3, '|', None, None, None, -1, -1, 63)),
+        False,
+        [inner],
+    )
     made = w.Call(w.Name('numpy.core.multiarray', '_reconstruct'), (w.Name('numpy', 'ndarray'), (0,), b'b'), state)
     raw = read(w.write(tmp_path, 'x.npy', head + w.pickled(made, w.Options(3))))
     assert_tensors(raw, {'static_lmk_faces_idx': static, 'dynamic_lmk_bary_coords': dynamic})
@@ -397,18 +504,32 @@ def test_mat(tmp_path, compressed):
     cells = np.empty((1, 2), object)
     cells[0, 0], cells[0, 1] = np.arange(3.0)[None], 'abc'
     value = {
-        'shapePC': numbers('f4', (6, 4)), 'tri': np.arange(12.0).reshape(4, 3), 'idx': np.array([[1], [70790]], 'i4'),
-        'big': numbers('f8', (30, 40)), 'u': np.array([[1, 255]], 'u1'), 'l': np.array([[2**60]], 'i8'), 'z': numbers('c16', (2, 2)),
-        'truth': np.array([[True, False]]), 'cube': numbers('f8', (2, 3, 4)), 'empty': np.zeros((0, 3)),
-    }  # fmt: skip
+        'shapePC': numbers('f4', (6, 4)),
+        'tri': np.arange(12.0).reshape(4, 3),
+        'idx': np.array([[1], [70790]], 'i4'),
+        'big': numbers('f8', (30, 40)),
+        'u': np.array([[1, 255]], 'u1'),
+        'l': np.array([[2**60]], 'i8'),
+        'z': numbers('c16', (2, 2)),
+        'truth': np.array([[True, False]]),
+        'cube': numbers('f8', (2, 3, 4)),
+        'empty': np.zeros((0, 3)),
+    }
     others = {
-        'text': 'segbin \u00fc', 'cells': cells, 'struct': {'a': np.array([[1.0]]), 'b': 'x'},
-        'sp': sparse.csc_matrix(np.diag([1.0, 2.0, 0.0])), 'rows': np.array(['ab', 'cd']),
-    }  # fmt: skip
+        'text': 'segbin \u00fc',
+        'cells': cells,
+        'struct': {'a': np.array([[1.0]]), 'b': 'x'},
+        'sp': sparse.csc_matrix(np.diag([1.0, 2.0, 0.0])),
+        'rows': np.array(['ab', 'cd']),
+    }
     scipy_io.savemat(tmp_path / 'x.mat', value | others, do_compression=compressed)
     raw = read(tmp_path / 'x.mat')
     assert raw.kind == 'mat'
-    expected = dict(value) | {'sp': np.diag([1.0, 2.0, 0.0]), 'struct/a': np.array([[1.0]]), 'cells/0/0': np.arange(3.0)[None]}
+    expected = dict(value) | {
+        'sp': np.diag([1.0, 2.0, 0.0]),
+        'struct/a': np.array([[1.0]]),
+        'cells/0/0': np.arange(3.0)[None],
+    }
     assert_tensors(raw, expected)
     assert raw.tree['text'] == 'segbin \u00fc' and raw.tree['struct']['b'] == 'x' and raw.tree['cells'][0][1] == 'abc'
     assert raw.tree['rows'] == ['ab', 'cd']
@@ -428,7 +549,12 @@ def test_mat_of_another_byte_order_and_smaller_types(tmp_path):
 
 
 def test_safetensors(tmp_path):
-    value = {'a.weight': numbers('f4', (3, 4)), 'h': numbers(ml_dtypes.bfloat16, (5,)), 'n': numbers('i8', ()), 'b': numbers(np.bool_, (3,))}
+    value = {
+        'a.weight': numbers('f4', (3, 4)),
+        'h': numbers(ml_dtypes.bfloat16, (5,)),
+        'n': numbers('i8', ()),
+        'b': numbers(np.bool_, (3,)),
+    }
     value |= {'e': np.zeros((0, 4), 'f4'), 'f8': numbers('f4', (4,)).astype(ml_dtypes.float8_e4m3fn)}
     raw = read(w.write(tmp_path, 'x.safetensors', w.safetensors(value, {'format': 'pt'})))
     assert raw.kind == 'safetensors' and raw.facts == {'format': 'pt'}
@@ -455,21 +581,25 @@ def tar_file():
     return file.getvalue()
 
 
-@pytest.mark.parametrize(('content', 'message'), [
-    (b'\x89HDF\r\n\x1a\n' + b'\0' * 100, 'HDF5'),
-    (b'MATLAB 7.3 MAT-file, Platform: x' + b' ' * 600, 'HDF5'),
-    (b'version https://git-lfs.github.com/spec/v1\noid sha256:1\n', 'git-lfs'),
-    (b'\n<!DOCTYPE html><html>', 'web page'),
-    (b'<html><body>Sign in</body>', 'web page'),
-    (b'\x1f\x8b\x08\x00', 'gzip'),
-    (b'BZh91AY', 'bzip2'),
-    (tar_file(), 'tar archive'),
-    (b'ONNX? no\x08\x07', 'none of the files'),
-    (b'\x80\x07}.', 'none of the files'),
-    (w.zip_archive([('a.txt', b'x')]), 'neither a torch file nor'),
-    (w.zip_archive([('a/data.pkl', b'N.'), ('a/constants.pkl', b'N.'), ('a/code/x.py', b'')]), 'TorchScript'),
-    (w.zip_archive([('a/data.pkl', b'N.'), ('b/data.pkl', b'N.')]), 'several torch files'),
-], ids=lambda v: v if isinstance(v, str) else '')  # fmt: skip
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'\x89HDF\r\n\x1a\n' + b'\0' * 100, 'HDF5'),
+        (b'MATLAB 7.3 MAT-file, Platform: x' + b' ' * 600, 'HDF5'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:1\n', 'git-lfs'),
+        (b'\n<!DOCTYPE html><html>', 'web page'),
+        (b'<html><body>Sign in</body>', 'web page'),
+        (b'\x1f\x8b\x08\x00', 'gzip'),
+        (b'BZh91AY', 'bzip2'),
+        (tar_file(), 'tar archive'),
+        (b'ONNX? no\x08\x07', 'none of the files'),
+        (b'\x80\x07}.', 'none of the files'),
+        (w.zip_archive([('a.txt', b'x')]), 'neither a torch file nor'),
+        (w.zip_archive([('a/data.pkl', b'N.'), ('a/constants.pkl', b'N.'), ('a/code/x.py', b'')]), 'TorchScript'),
+        (w.zip_archive([('a/data.pkl', b'N.'), ('b/data.pkl', b'N.')]), 'several torch files'),
+    ],
+    ids=lambda v: v if isinstance(v, str) else '',
+)
 def test_other_files_are_named(tmp_path, content, message):
     path = w.write(tmp_path, 'model.pth', content)
     with pytest.raises(UserError, match=message) as caught:
@@ -498,7 +628,13 @@ def test_arrays_are_views_of_the_file(tmp_path):
     value = {'a': w.tensor(np.zeros(5000, np.float32))}
     npz = io.BytesIO()
     np.savez(npz, a=np.zeros(5000, np.float32))
-    contents = (w.torch_zip(value), w.stream(value), w.pickled(value), npz.getvalue(), w.safetensors({'a': np.zeros(5000, np.float32)}))
+    contents = (
+        w.torch_zip(value),
+        w.stream(value),
+        w.pickled(value),
+        npz.getvalue(),
+        w.safetensors({'a': np.zeros(5000, np.float32)}),
+    )
     for content in contents:
         array = read(w.write(tmp_path, 'x', content)).tensors['a']
         while isinstance(array.base, np.ndarray):

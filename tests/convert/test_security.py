@@ -12,8 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from avatar_jax.convert import limits
-from avatar_jax.convert.read import read
+from avatar_jax.foreign import limits
+from avatar_jax.io.foreign import read
 from tests.convert import writers as w
 from tests.convert.harm import COMMAND, HOOKS, PERSISTENCE, TENSOR, call, name, refused, stacked, text, timed
 
@@ -39,21 +39,47 @@ def canary(tmp_path, monkeypatch):
 SYSTEM = call(name('os', 'system'), text(COMMAND))
 DANGEROUS = [
     *(('os', n) for n in ('system', 'popen', 'execv', 'spawnl', 'remove', 'putenv')),
-    *(('posix', 'system'), ('nt', 'system'), ('subprocess', 'Popen'), ('subprocess', 'check_output'), ('commands', 'getoutput')),
-    *(('builtins', n) for n in ('eval', 'exec', 'compile', '__import__', 'getattr', 'setattr', 'open', 'input', 'print', 'map')),
+    *(
+        ('posix', 'system'),
+        ('nt', 'system'),
+        ('subprocess', 'Popen'),
+        ('subprocess', 'check_output'),
+        ('commands', 'getoutput'),
+    ),
+    *(
+        ('builtins', n)
+        for n in ('eval', 'exec', 'compile', '__import__', 'getattr', 'setattr', 'open', 'input', 'print', 'map')
+    ),
     *(('__builtin__', n) for n in ('eval', 'execfile', 'file', 'getattr', '__import__', 'apply', 'reduce')),
-    *(('importlib', 'import_module'), ('runpy', 'run_path'), ('pty', 'spawn'), ('code', 'interact'), ('timeit', 'timeit')),
+    *(
+        ('importlib', 'import_module'),
+        ('runpy', 'run_path'),
+        ('pty', 'spawn'),
+        ('code', 'interact'),
+        ('timeit', 'timeit'),
+    ),
     *(('pickle', 'loads'), ('_pickle', 'loads'), ('marshal', 'loads'), ('shelve', 'open'), ('ctypes', 'CDLL')),
     *(('types', 'FunctionType'), ('types', 'CodeType'), ('operator', 'attrgetter'), ('functools', 'partial')),
     *(('webbrowser', 'open'), ('socket', 'create_connection'), ('urllib.request', 'urlopen'), ('shutil', 'rmtree')),
     *(('asyncio.unix_events', '_UnixSubprocessTransport'), ('multiprocessing.util', 'spawnv_passfds'), ('pdb', 'run')),
     *(('torch', 'load'), ('torch.hub', 'load'), ('torch.utils.model_zoo', 'load_url'), ('torch.jit', 'load')),
     *(('torch.serialization', 'load'), ('torch._dynamo.guards', 'eval'), ('torch._utils', '_rebuild_sparse_tensor')),
-    *(('numpy', 'load'), ('numpy', 'memmap'), ('numpy.f2py.crackfortran', 'myeval'), ('numpy.core.multiarray', 'fromfile')),
+    *(
+        ('numpy', 'load'),
+        ('numpy', 'memmap'),
+        ('numpy.f2py.crackfortran', 'myeval'),
+        ('numpy.core.multiarray', 'fromfile'),
+    ),
     *(('numpy.testing._private.utils', 'runstring'), ('scipy.io', 'loadmat'), ('joblib', 'load'), ('dill', 'loads')),
-    *(('copyreg', '__newobj__'), ('copy_reg', '_reduce_ex'), ('codecs', 'decode'), ('_codecs', 'decode'), ('pip', 'main')),
+    *(
+        ('copyreg', '__newobj__'),
+        ('copy_reg', '_reduce_ex'),
+        ('codecs', 'decode'),
+        ('_codecs', 'decode'),
+        ('pip', 'main'),
+    ),
     *(('jax', 'device_put'), ('avatar_jax.cli', 'main'), ('cloudpickle.cloudpickle', 'subimport'), (CANARY, 'run')),
-]  # fmt: skip
+]
 
 
 def shells(payload: bytes) -> dict[str, bytes]:
@@ -68,7 +94,9 @@ def shells(payload: bytes) -> dict[str, bytes]:
     zipped = w.zip_archive([('a/data.pkl', program), ('a/version', b'3\n')])
     inner_zip = b'B' + struct.pack('<I', len(zipped)) + zipped
     load = name('torch.storage', '_load_from_bytes')
-    network = b'\x80\x04(' + text('G') + name('torch_utils.persistence', '_reconstruct_persistent_obj') + text('x') + payload
+    network = (
+        b'\x80\x04(' + text('G') + name('torch_utils.persistence', '_reconstruct_persistent_obj') + text('x') + payload
+    )
     return {
         'pickle': program,
         'pickle of protocol 0': b'(' + payload + b't.',
@@ -111,14 +139,23 @@ def test_dangerous_names(tmp_path, canary, shell):
 
 
 TRICKS = {
-    'name from the memo': text('os') + b'\x94' + text('system') + b'\x94' + b'00h\x00h\x01\x93' + b'(' + text(COMMAND) + b'tR',
+    'name from the memo': text('os')
+    + b'\x94'
+    + text('system')
+    + b'\x94'
+    + b'00h\x00h\x01\x93'
+    + b'('
+    + text(COMMAND)
+    + b'tR',
     'attribute of a name': stacked('collections', 'OrderedDict.fromkeys.__self__.__init__.__globals__') + b')R',
     'attribute of a module': stacked('torch._utils', '_rebuild_tensor_v2.__globals__') + b')R',
     'module with a path': stacked('../../modules/x', 'y') + b')R',
     'empty name': stacked('', '') + b')R',
     'name with a line end': stacked('os\n', 'system') + b')R',
     'name that is a list': b']]\x93)R',
-    'getattr chain': call(name('builtins', 'getattr'), call(name('builtins', '__import__'), text('os')), text('system')),
+    'getattr chain': call(
+        name('builtins', 'getattr'), call(name('builtins', '__import__'), text('os')), text('system')
+    ),
     'codec': call(name('_codecs', 'encode'), text('x'), text('rot13')),
     'codec of bytes': call(name('_codecs', 'encode'), b'C\x01x', text('latin1')),
     'extension 1': b'\x82\x01',
@@ -131,7 +168,12 @@ TRICKS = {
     'persistent module': b'(' + text('module') + name('builtins', 'object') + text('a.py') + text('import os') + b'tQ',
     'persistent id of a list': b']Q',
     'persistent id of a tuple of lists': b'(]]tQ',
-    'storage that is a function': b'(' + text('storage') + name('torch._utils', '_rebuild_tensor') + text('0') + text('cpu') + b'K\x01tQ',
+    'storage that is a function': b'('
+    + text('storage')
+    + name('torch._utils', '_rebuild_tensor')
+    + text('0')
+    + text('cpu')
+    + b'K\x01tQ',
     'buffer from outside': b'\x97',
     'read-only buffer from outside': b'\x97\x98',
     'call of a text': text('os.system') + b')R',
@@ -160,7 +202,9 @@ TRICKS = {
     'class with arguments': name('scipy.sparse.csc', 'csc_matrix') + b'(K\x01tR',
     'new class with arguments': name('scipy.sparse.csc', 'csc_matrix') + b'(K\x01t\x81',
     'reconstructor of a function': call(name('copy_reg', '_reconstructor'), TENSOR, name('builtins', 'object'), b'N'),
-    'reconstructor of a list': call(name('copy_reg', '_reconstructor'), name('builtins', 'list'), name('builtins', 'list'), b']'),
+    'reconstructor of a list': call(
+        name('copy_reg', '_reconstructor'), name('builtins', 'list'), name('builtins', 'list'), b']'
+    ),
     'reconstructor of nothing': call(name('copy_reg', '_reconstructor'), b'NNN'),
     'dictionary of a text': call(name('collections', 'OrderedDict'), text('ab')),
     'dictionary of odd pairs': call(name('collections', 'OrderedDict'), b'](K\x01te'),
@@ -174,16 +218,31 @@ TRICKS = {
     'dtype of dates': call(name('numpy', 'dtype'), text('M8[ns]')),
     'dtype with fields': call(name('numpy', 'dtype'), text('i4,f8')),
     'dtype of a huge text': call(name('numpy', 'dtype'), text('S99999999999')),
-    'dtype with metadata': call(name('numpy', 'dtype'), text('f8')) + b'(K\x03' + text('<') + b'NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00}K\x01K\x02stb',
+    'dtype with metadata': call(name('numpy', 'dtype'), text('f8'))
+    + b'(K\x03'
+    + text('<')
+    + b'NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00}K\x01K\x02stb',
     'dtype of nothing': call(name('numpy', 'dtype')),
-    'array of another class': call(name('numpy.core.multiarray', '_reconstruct'), name('builtins', 'object'), b'(K\x00t', b'C\x01b'),
-    'array without content': call(name('numpy.core.multiarray', '_reconstruct'), name('numpy', 'ndarray'), b'(K\x00t', b'C\x01b'),
+    'array of another class': call(
+        name('numpy.core.multiarray', '_reconstruct'), name('builtins', 'object'), b'(K\x00t', b'C\x01b'
+    ),
+    'array without content': call(
+        name('numpy.core.multiarray', '_reconstruct'), name('numpy', 'ndarray'), b'(K\x00t', b'C\x01b'
+    ),
     'number of objects': call(name('numpy.core.multiarray', 'scalar'), call(name('numpy', 'dtype'), text('O8')), b'N'),
-    'number of wrong size': call(name('numpy.core.multiarray', 'scalar'), call(name('numpy', 'dtype'), text('f8')), b'C\x01x'),
+    'number of wrong size': call(
+        name('numpy.core.multiarray', 'scalar'), call(name('numpy', 'dtype'), text('f8')), b'C\x01x'
+    ),
     'tensor of a list': TENSOR + b'(]K\x00))\x89' + HOOKS + b'tR',
     'tensor of three': TENSOR + b'(NK\x00)tR',
     'parameter of a text': call(name('torch._utils', '_rebuild_parameter'), text('x'), b'\x88', HOOKS),
-    'subclass by a function': call(name('torch._tensor', '_rebuild_from_type_v2'), name('copyreg', '_reconstructor'), name('torch', 'Tensor'), b')', b'}'),
+    'subclass by a function': call(
+        name('torch._tensor', '_rebuild_from_type_v2'),
+        name('copyreg', '_reconstructor'),
+        name('torch', 'Tensor'),
+        b')',
+        b'}',
+    ),
     'size below zero': call(name('torch', 'Size'), b'](J\xff\xff\xff\xffe'),
     'tensor file in a tensor file': call(name('torch.storage', '_load_from_bytes'), b'C\x04PK\x03\x04'),
     'path of a list': call(name('pathlib', 'PosixPath'), b']'),
@@ -203,7 +262,7 @@ TRICKS = {
     'unknown instruction': b'\xf0',
     'protocol 9': b'\x80\x09N',
     'end without a value': b'0.',
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('trick', list(TRICKS))
@@ -213,14 +272,22 @@ def test_tricks(tmp_path, canary, trick):
 
 
 def persistent_program(state: bytes = b'}', **changes: bytes) -> bytes:
-    fields = {'type': text('class'), 'version': b'K\x06', 'module_src': text('raise SystemExit'), 'class_name': text('G')}
+    fields = {
+        'type': text('class'),
+        'version': b'K\x06',
+        'module_src': text('raise SystemExit'),
+        'class_name': text('G'),
+    }
     fields |= {'state': state} | changes
     return call(PERSISTENCE, b'}(' + b''.join(text(k) + v for k, v in fields.items()) + b'u')
 
 
 def test_network_pickle_runs_no_source(tmp_path, canary):
     source = f'import os; os.system({COMMAND!r}); import {CANARY}'
-    value = {'G': w.persistent('G', w.module_state({'a': np.ones(2, np.float32)}), source), 'other': w.Name(CANARY, 'run')}
+    value = {
+        'G': w.persistent('G', w.module_state({'a': np.ones(2, np.float32)}), source),
+        'other': w.Name(CANARY, 'run'),
+    }
     value['object'] = w.New(w.Name(CANARY, 'Thing'), state={'x': 1})
     raw = read(w.write(tmp_path, 'x.pkl', w.pickled(value)))
     assert raw.tensors.keys() == {'G/a'} and raw.tree['object'].state == {'x': 1}
@@ -228,30 +295,40 @@ def test_network_pickle_runs_no_source(tmp_path, canary):
     assert any(f'{CANARY}.Thing' in note for note in raw.notes)
 
 
-@pytest.mark.parametrize(('program', 'message'), [
-    (persistent_program(version=b'K\x07'), 'version 7'),
-    (persistent_program(version=text('6')), 'version'),
-    (persistent_program(type=text('function')), 'not a class'),
-    (persistent_program(class_name=text('a b')), 'class name'),
-    (persistent_program(state=b'N'), 'state'),
-    (PERSISTENCE + b'NtR', 'mark'),
-    (PERSISTENCE + b')R', '0 arguments'),
-    (persistent_program() + b'}b', 'two states'),
-    (persistent_program() + text('a') + b'Ns', 'not a dictionary'),
-    (persistent_program() + b'0' + call(name(CANARY, 'run'), text('x')), f'calls {CANARY}.run'),
-    (persistent_program() + b'0' + name(CANARY, 'Thing') + b'(K\x01t\x81', 'with arguments'),
-    (persistent_program() + b'0' + name(CANARY, 'Thing') + b')\x81Nb', 'not a dictionary'),
-    (persistent_program() + b'0' + SYSTEM, 'os.system'),
-    (persistent_program() + b'0' + call(name('torch.utils', 'x')), 'torch.utils.x'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('program', 'message'),
+    [
+        (persistent_program(version=b'K\x07'), 'version 7'),
+        (persistent_program(version=text('6')), 'version'),
+        (persistent_program(type=text('function')), 'not a class'),
+        (persistent_program(class_name=text('a b')), 'class name'),
+        (persistent_program(state=b'N'), 'state'),
+        (PERSISTENCE + b'NtR', 'mark'),
+        (PERSISTENCE + b')R', '0 arguments'),
+        (persistent_program() + b'}b', 'two states'),
+        (persistent_program() + text('a') + b'Ns', 'not a dictionary'),
+        (persistent_program() + b'0' + call(name(CANARY, 'run'), text('x')), f'calls {CANARY}.run'),
+        (persistent_program() + b'0' + name(CANARY, 'Thing') + b'(K\x01t\x81', 'with arguments'),
+        (persistent_program() + b'0' + name(CANARY, 'Thing') + b')\x81Nb', 'not a dictionary'),
+        (persistent_program() + b'0' + SYSTEM, 'os.system'),
+        (persistent_program() + b'0' + call(name('torch.utils', 'x')), 'torch.utils.x'),
+    ],
+)
 def test_network_pickle_refusals(tmp_path, canary, program, message):
     refused(tmp_path, b'\x80\x04' + program + b'.', message)
 
 
-@pytest.mark.parametrize('state', [
-    {'_parameters': {'a': 1}}, {'_buffers': {'a': 'x'}}, {'_modules': {'a': 3}}, {'_modules': {'a': w.New(w.Name('a.b', 'C'))}},
-    {'_parameters': {'b': w.tensor(np.ones(1))}, '_buffers': {'b': w.tensor(np.ones(1))}},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    'state',
+    [
+        {'_parameters': {'a': 1}},
+        {'_buffers': {'a': 'x'}},
+        {'_modules': {'a': 3}},
+        {'_modules': {'a': w.New(w.Name('a.b', 'C'))}},
+        {'_parameters': {'b': w.tensor(np.ones(1))}, '_buffers': {'b': w.tensor(np.ones(1))}},
+    ],
+    ids=str,
+)
 def test_module_with_odd_parts(tmp_path, state):
     refused(tmp_path, w.pickled({'G': w.persistent('G', w.module_state() | state)}), 'is not a|two tensors')
 
@@ -262,10 +339,9 @@ def test_module_with_odd_parts(tmp_path, state):
 DOUBLING = {
     'lists': b']\x94' + b''.join(b'](h' + bytes([i]) + b'h' + bytes([i]) + b'e\x94' for i in range(100)),
     'tuples': b')\x94' + b''.join(b'h' + bytes([i]) + b'h' + bytes([i]) + b'\x86\x94' for i in range(100)),
-    'dictionaries': b'}\x94' + b''.join(
-        b'}(K\x00h' + bytes([i]) + b'K\x01h' + bytes([i]) + b'u\x94' for i in range(100)
-    ),
-}  # fmt: skip
+    'dictionaries': b'}\x94'
+    + b''.join(b'}(K\x00h' + bytes([i]) + b'K\x01h' + bytes([i]) + b'u\x94' for i in range(100)),
+}
 COLLIDING = b''.join(b'\x8a\x10' + (((1 << 61) - 1) * i).to_bytes(16, 'little') + b'N' for i in range(60_000))
 SHORTS = b''.join(b'M' + struct.pack('<H', i) for i in range(60_000))
 MEGABYTE = text('x' * 1_000_000) + b'\x94'
@@ -298,18 +374,32 @@ BOMBS = {
         'out of proportion',
     ),
     'bytes from text, again and again': (
-        MEGABYTE + b'0' + text('latin1') + b'\x940' + name('_codecs', 'encode') + b'\x940'
-        + b'h\x02h\x00h\x01\x86R0' * 20_000 + b'N',
+        MEGABYTE
+        + b'0'
+        + text('latin1')
+        + b'\x940'
+        + name('_codecs', 'encode')
+        + b'\x940'
+        + b'h\x02h\x00h\x01\x86R0' * 20_000
+        + b'N',
         'out of proportion',
     ),
     'long text': (b'\x8d' + struct.pack('<Q', 20 << 20) + b'x' * (20 << 20), 'a text of'),
     'numbers of a megabyte, again and again': (
-        call(name('numpy', 'dtype'), text('S999999')) + b'\x94' + DTYPE_STATE + b'0'
-        + name('numpy.core.multiarray', 'scalar') + b'\x940B' + struct.pack('<I', 999_999) + b'x' * 999_999 + b'\x940'
-        + b'h\x01h\x00h\x02\x86R0' * 20_000 + b'N',
+        call(name('numpy', 'dtype'), text('S999999'))
+        + b'\x94'
+        + DTYPE_STATE
+        + b'0'
+        + name('numpy.core.multiarray', 'scalar')
+        + b'\x940B'
+        + struct.pack('<I', 999_999)
+        + b'x' * 999_999
+        + b'\x940'
+        + b'h\x01h\x00h\x02\x86R0' * 20_000
+        + b'N',
         'out of proportion',
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
@@ -329,14 +419,23 @@ def test_texts_of_wide_characters(tmp_path):
 def test_tensors_loaded_again_and_again(tmp_path):
     """One byte string with an archive of much data, read by thousands of calls."""
     inner = w.torch_zip(w.Storage(np.ones(1_000_000, np.bool_)))
-    program = b'B' + struct.pack('<I', len(inner)) + inner + b'\x940' + name('torch.storage', '_load_from_bytes') + b'\x940'
+    program = (
+        b'B' + struct.pack('<I', len(inner)) + inner + b'\x940' + name('torch.storage', '_load_from_bytes') + b'\x940'
+    )
     timed(tmp_path, b'\x80\x04' + program + b'h\x01h\x00\x85R0' * 100_000 + b'N.', 'steps')
 
 
 def test_announced_sizes(tmp_path):
     """Terabytes, announced in a few bytes, at every place that has a size."""
     huge = struct.pack('<Q', 1 << 44)
-    programs = [b'\x8e' + huge, b'\x8d' + huge, b'\x96' + huge, b'\x95' + huge, b'B\xff\xff\xff\xff', b'X\xff\xff\xff\xff']
+    programs = [
+        b'\x8e' + huge,
+        b'\x8d' + huge,
+        b'\x96' + huge,
+        b'\x95' + huge,
+        b'B\xff\xff\xff\xff',
+        b'X\xff\xff\xff\xff',
+    ]
     programs += [b'T\xff\xff\xff\x7f', b'T\xff\xff\xff\xff', b'\x8e' + b'\xff' * 8]
     for program in programs:
         refused(tmp_path, b'\x80\x04' + program + b'N.', 'announces')
@@ -361,7 +460,9 @@ def test_depth_that_is_allowed(tmp_path, kind):
     """Nesting far beyond that of networks is read or refused by its depth, not by an accident of recursion."""
     levels = {'list': 1, 'dict': 1, 'module': 3}[kind]
     value: object = np.zeros(2) if kind == 'module' else 1
-    wrap = {'list': lambda v: [v], 'dict': lambda v: {'a': v}, 'module': lambda v: w.persistent('M', {'a': {'b': v}})}[kind]
+    wrap = {'list': lambda v: [v], 'dict': lambda v: {'a': v}, 'module': lambda v: w.persistent('M', {'a': {'b': v}})}[
+        kind
+    ]
     for _ in range(0, limits.MAX_DEPTH - levels, levels):
         value = wrap(value)
     read(w.write(tmp_path, 'x', w.pickled(value, w.Options(4))))

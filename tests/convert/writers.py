@@ -401,7 +401,15 @@ def nested_modules(tensors: dict[str, np.ndarray], buffers: tuple[str, ...] = ()
 def safetensors(tensors: dict[str, np.ndarray], metadata: dict | None = None) -> bytes:
     """A ``.safetensors`` file."""
     names = {'float32': 'F32', 'float64': 'F64', 'float16': 'F16', 'int64': 'I64', 'bool': 'BOOL', 'bfloat16': 'BF16'}
-    names |= {'uint8': 'U8', 'float8_e4m3fn': 'F8_E4M3', 'int32': 'I32', 'int16': 'I16', 'int8': 'I8', 'complex64': 'C64', 'uint64': 'U64'}
+    names |= {
+        'uint8': 'U8',
+        'float8_e4m3fn': 'F8_E4M3',
+        'int32': 'I32',
+        'int16': 'I16',
+        'int8': 'I8',
+        'complex64': 'C64',
+        'uint64': 'U64',
+    }
     table: dict[str, Any] = {'__metadata__': metadata} if metadata else {}
     position, parts = 0, []
     for name, value in tensors.items():

@@ -349,11 +349,19 @@ def test_inception_fid(golden):
 # --------------------------------------------------------------------------------------------------------- key tables
 
 _MANIFESTS = {
-    'vgg19': 'vgg19_torchvision', 'vgg16': 'vgg16_torchvision', 'alexnet': 'alexnet_torchvision',
-    'arcface18': 'resnetarcface18_gray', 'arcface18_se': 'resnetarcface18_gray_se', 'ir50': 'arcface_ir50',
-    'irse50': 'arcface_irse50', 'inception': 'fid_inception_v3', 'iresnet18': 'insightface_iresnet18',
-    'iresnet34': 'insightface_iresnet34', 'iresnet50': 'insightface_iresnet50', 'iresnet100': 'insightface_iresnet100',
-}  # fmt: skip
+    'vgg19': 'vgg19_torchvision',
+    'vgg16': 'vgg16_torchvision',
+    'alexnet': 'alexnet_torchvision',
+    'arcface18': 'resnetarcface18_gray',
+    'arcface18_se': 'resnetarcface18_gray_se',
+    'ir50': 'arcface_ir50',
+    'irse50': 'arcface_irse50',
+    'inception': 'fid_inception_v3',
+    'iresnet18': 'insightface_iresnet18',
+    'iresnet34': 'insightface_iresnet34',
+    'iresnet50': 'insightface_iresnet50',
+    'iresnet100': 'insightface_iresnet100',
+}
 
 
 @pytest.mark.slow

@@ -56,7 +56,9 @@ def ramp_loss(y):
 
 
 def described_slice(golden, text):
-    """The index that the file's description gives in brackets after ``text``: 'planes = x' for 'planes = x[:,:,::2]'."""
+    """The index that the file's description gives in brackets after ``text``: 'planes = x' for 'planes =
+    x[:,:,::2]'.
+    """
     described = golden.config.get('what') or golden.config['note']
     inside = re.search(re.escape(text) + r'\[([^\]]*)\]', described).group(1)
     parts = [part.strip().split(':') for part in inside.split(',')]
@@ -69,7 +71,9 @@ def child(tree, name):
 
 
 def compare_gradients(golden, prefix, grads):
-    """Compares the parameter gradients that the file has below ``grad/<prefix>`` under dotted keys; returns how many."""
+    """Compares the parameter gradients that the file has below ``grad/<prefix>`` under dotted keys; returns how
+    many.
+    """
     flat = to_torch(grads)
     keys = [k for k in golden.grad if k.startswith(prefix) and k[len(prefix) :] in flat]
     for key in keys:

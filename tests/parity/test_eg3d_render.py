@@ -166,7 +166,9 @@ def test_importance_marcher(golden):
     smooth_expected = golden.out['smoothed_plus_0.01']
     close(smooth.reshape(smooth_expected.shape), smooth_expected, scale=VALUE, what='smoothed')
     pooled = golden.out['after_maxpool']  # an intermediate: its pairwise means must be what smooth_weights returns
-    close(0.5 * (pooled[:, 1:] + pooled[:, :-1]) + 0.01, smooth.reshape(smooth_expected.shape), scale=VALUE, what='pool')
+    close(
+        0.5 * (pooled[:, 1:] + pooled[:, :-1]) + 0.01, smooth.reshape(smooth_expected.shape), scale=VALUE, what='pool'
+    )
 
     inputs = [jnp.asarray(golden.inp[k]) for k in ('colors', 'densities', 'depths')]
     for white in (False, True):
@@ -187,14 +189,22 @@ def test_importance_marcher(golden):
 def case_draws(golden, case, config, shape):
     """The recorded random numbers of one renderer case."""
     batch, count = shape
-    sizes = {'jitter': config.depth_resolution, 'u_importance': config.depth_resolution_importance,
-                 'density_noise_coarse': config.depth_resolution, 'density_noise_fine': config.depth_resolution_importance}
-    names = {'jitter': 'jitter', 'u_importance': 'importance', 'density_noise_coarse': 'density_coarse',
-                 'density_noise_fine': 'density_fine'}
+    sizes = {
+        'jitter': config.depth_resolution,
+        'u_importance': config.depth_resolution_importance,
+        'density_noise_coarse': config.depth_resolution,
+        'density_noise_fine': config.depth_resolution_importance,
+    }
+    names = {
+        'jitter': 'jitter',
+        'u_importance': 'importance',
+        'density_noise_coarse': 'density_coarse',
+        'density_noise_fine': 'density_fine',
+    }
     found = {k: golden.inp.get(f'{case}/{k}') for k in sizes}
-    return sampling.RenderDraws(**{
-        names[k]: jnp.asarray(v).reshape(batch, count, sizes[k]) for k, v in found.items() if v is not None
-    })
+    return sampling.RenderDraws(
+        **{names[k]: jnp.asarray(v).reshape(batch, count, sizes[k]) for k, v in found.items() if v is not None}
+    )
 
 
 @pytest.mark.slow
@@ -260,7 +270,10 @@ def check_first_pass(golden, case, config, draws, planes, params, origins, direc
 @pytest.mark.slow
 @handles('blocks', 'grid_sample')
 def test_grid_sample(golden):
-    image, probe = jnp.asarray(np.moveaxis(golden.inp['x'], 1, -1)), jnp.asarray(np.moveaxis(golden.inp['probe'], 1, -1))
+    image, probe = (
+        jnp.asarray(np.moveaxis(golden.inp['x'], 1, -1)),
+        jnp.asarray(np.moveaxis(golden.inp['probe'], 1, -1)),
+    )
     for name in list(golden.out):
         mode, padding, corners = name.split('_')
         align = corners == 'ac1'

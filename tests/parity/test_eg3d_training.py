@@ -32,19 +32,30 @@ def discriminator_config(cfg):
     assert d['disc_c_noise'] == 0 and set(d['mapping_kwargs']) <= {'num_layers'}
     assert d['img_resolution'] == cfg['img_resolution']
     return DiscriminatorConfig(
-        kind='dual' if cfg['loss_kwargs']['dual_discrimination'] else 'single', channel_base=d['channel_base'],
-        channel_max=d['channel_max'], conv_clamp=d['conv_clamp'], num_half_res=d['num_fp16_res'],
-        mapping_layers=d['mapping_kwargs'].get('num_layers', 8), mbstd_group_size=epilogue['mbstd_group_size'],
-        mbstd_num_channels=epilogue.get('mbstd_num_channels', 1), mbstd_grouping='strided')  # fmt: skip
+        kind='dual' if cfg['loss_kwargs']['dual_discrimination'] else 'single',
+        channel_base=d['channel_base'],
+        channel_max=d['channel_max'],
+        conv_clamp=d['conv_clamp'],
+        num_half_res=d['num_fp16_res'],
+        mapping_layers=d['mapping_kwargs'].get('num_layers', 8),
+        mbstd_group_size=epilogue['mbstd_group_size'],
+        mbstd_num_channels=epilogue.get('mbstd_num_channels', 1),
+        mbstd_grouping='strided',
+    )
 
 
 def loss_config(cfg):
     k = cfg['loss_kwargs']
     return LossConfig(
-        r1_gamma=k['r1_gamma'], style_mixing_prob=k['style_mixing_prob'], blur_init_sigma=k['blur_init_sigma'],
-        blur_fade_kimg=k['blur_fade_kimg'], gpc_reg_fade_kimg=k['gpc_reg_fade_kimg'],
+        r1_gamma=k['r1_gamma'],
+        style_mixing_prob=k['style_mixing_prob'],
+        blur_init_sigma=k['blur_init_sigma'],
+        blur_fade_kimg=k['blur_fade_kimg'],
+        gpc_reg_fade_kimg=k['gpc_reg_fade_kimg'],
         resolution_final=k['neural_rendering_resolution_final'],
-        resolution_fade_kimg=k['neural_rendering_resolution_fade_kimg'], filter_mode=k['filter_mode'])  # fmt: skip
+        resolution_fade_kimg=k['neural_rendering_resolution_fade_kimg'],
+        filter_mode=k['filter_mode'],
+    )
 
 
 @pytest.mark.slow
@@ -53,8 +64,9 @@ def test_training_loss(golden):
     cfg, inp = golden.config, golden.inp
     gen, loss = generator_config(cfg), loss_config(cfg)
     shown = cfg['cur_nimg']
-    size = schedules.raw_resolution(shown, gen.neural_rendering_resolution, loss.resolution_final,
-                                    loss.resolution_fade_kimg)  # fmt: skip
+    size = schedules.raw_resolution(
+        shown, gen.neural_rendering_resolution, loss.resolution_final, loss.resolution_fade_kimg
+    )
     sigma = schedules.blur_sigma(shown, loss.blur_init_sigma, loss.blur_fade_kimg)
     probability = schedules.swap_probability(shown, cfg['loss_kwargs']['gpc_reg_prob'], loss.gpc_reg_fade_kimg)
     assert size == cfg['neural_rendering_resolution_used']
@@ -107,8 +119,13 @@ def test_training_loss(golden):
             again = (jnp.asarray(inp[f'Greg/{k}']) for k in ('coords2_uniform', 'perturb2_normal'))
             second = DensityDraws(next(again) * 2 - 1, next(again))
         steps = jnp.asarray(inp['Greg/perturb_normal']) if 'Greg/perturb_normal' in inp else None
-        draws = phases.RegularDraws(z, c, pose(inp['Greg/swap']), pose(inp.get('Greg/swap2', inp['Greg/swap'])),
-                                    DensityDraws(points, steps, second))  # fmt: skip
+        draws = phases.RegularDraws(
+            z,
+            c,
+            pose(inp['Greg/swap']),
+            pose(inp.get('Greg/swap2', inp['Greg/swap'])),
+            DensityDraws(points, steps, second),
+        )
         (_, terms), grads = run(phases.generator_reg, g['params'], buffers, draws, probability, jnp.zeros(()))
         close(terms['l1'] / gen.rendering.density_reg, golden.out['Greg/l1_0'], rtol=VALUE, what='l1')
         check('Greg', 'G.', grads)

@@ -16,9 +16,22 @@ from tests.comparison import close
 from tests.parity.golden import handles, root
 
 VALUE, IMAGE, GRAD = 2e-4, 5e-4, 3e-3  # max abs error / max abs value
-NETWORK = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'sr_num_fp16_res', 'mapping_kwargs',
-           'rendering_kwargs', 'sr_kwargs', 'channel_base', 'channel_max', 'fused_modconv_default', 'num_fp16_res',
-           'conv_clamp')  # fmt: skip
+NETWORK = (
+    'z_dim',
+    'c_dim',
+    'w_dim',
+    'img_resolution',
+    'img_channels',
+    'sr_num_fp16_res',
+    'mapping_kwargs',
+    'rendering_kwargs',
+    'sr_kwargs',
+    'channel_base',
+    'channel_max',
+    'fused_modconv_default',
+    'num_fp16_res',
+    'conv_clamp',
+)
 
 
 def config_of(golden):
@@ -92,9 +105,13 @@ def test_triplane(golden):
     variables = from_torch(golden.param)
     c = jnp.asarray(golden.inp['c'])
     ws = model.apply(
-        variables, jnp.asarray(golden.inp['z']), jnp.asarray(golden.inp['c_conditioning']),
-        golden.config['truncation_psi'], golden.config['truncation_cutoff'], method='mapping',
-    )  # fmt: skip
+        variables,
+        jnp.asarray(golden.inp['z']),
+        jnp.asarray(golden.inp['c_conditioning']),
+        golden.config['truncation_psi'],
+        golden.config['truncation_cutoff'],
+        method='mapping',
+    )
     close(ws, golden.out['ws'], scale=VALUE, what='ws')
     draws = draws_of(golden.inp['jitter'], golden.inp.get('u_importance'), config, c.shape[0])
     buffers = {k: v for k, v in variables.items() if k != 'params'}
@@ -148,7 +165,10 @@ def formula_weights(template, seed):
 
 def to_torch_shapes(template):
     """{official key: official shape} of an abstract variable tree, without allocating it."""
-    return {k: v.shape for k, v in to_torch(jax.tree.map(lambda a: np.broadcast_to(np.float32(0), a.shape), template)).items()}
+    return {
+        k: v.shape
+        for k, v in to_torch(jax.tree.map(lambda a: np.broadcast_to(np.float32(0), a.shape), template)).items()
+    }
 
 
 @pytest.mark.slow
@@ -161,9 +181,13 @@ def test_triplane_full_size(golden):
     variables = from_torch(formula_weights(jax.eval_shape(lambda: init_generator(config, jax.random.key(0))), seed))
     z = np.random.RandomState(seed).randn(1, config.z_dim).astype(np.float32)
     ws = model.apply(
-        variables, jnp.asarray(z), jnp.asarray(golden.inp['c_conditioning']), golden.config['truncation_psi'],
-        golden.config['truncation_cutoff'], method='mapping',
-    )  # fmt: skip
+        variables,
+        jnp.asarray(z),
+        jnp.asarray(golden.inp['c_conditioning']),
+        golden.config['truncation_psi'],
+        golden.config['truncation_cutoff'],
+        method='mapping',
+    )
     close(ws[:, 0], golden.out['ws_row0'], scale=VALUE, what='ws')
     close(ws, np.broadcast_to(golden.out['ws_row0'][:, None], ws.shape), scale=VALUE, what='all rows')
     rays, options = config.neural_rendering_resolution**2, config.rendering
@@ -186,8 +210,12 @@ def test_triplane_full_size(golden):
     close(flat.std((2, 3), ddof=1), golden.out['planes_std'], scale=VALUE, what='planes std')
     check_images(golden, out)
     close(value, golden.out['loss'], scale=IMAGE, what='loss')
-    close(strided(grad, re.search(r'd ws\)(\[[\d:,]+\])', golden.config['what']).group(1)), golden.grad['ws'],
-          scale=GRAD, what='grad ws')  # fmt: skip
+    close(
+        strided(grad, re.search(r'd ws\)(\[[\d:,]+\])', golden.config['what']).group(1)),
+        golden.grad['ws'],
+        scale=GRAD,
+        what='grad ws',
+    )
     golden.check_all_used()
 
 

@@ -185,7 +185,10 @@ def test_ict(golden):
     identity, expression, extra = (jnp.asarray(golden.inp[k]) for k in ('identity', 'expression', 'extra'))
     # 150 float32 terms of up to 15 centimetres: a few units in the last place more than 1e-5.
     close(model.landmarks(identity, expression), golden.out['landmarks68'], atol=1e-5, rtol=1e-6)
-    points = {'vertices': model.vertices(identity, expression), 'vertices_extra': model.vertices(identity, expression, extra)}
+    points = {
+        'vertices': model.vertices(identity, expression),
+        'vertices_extra': model.vertices(identity, expression, extra),
+    }
     for name in golden.out:
         kind, _, stride = name.partition('_stride')
         if stride:

@@ -15,9 +15,16 @@ LATER = {
     'gpavatar': (),
     'metrics': (),
     'blocks': (
-        'spade', 'spade_resblk', 'resblk_plain', 'e4e', 'nofa_maths', 'hidenerf_maths', 'deepspeech_windows', 'gfpgan',
+        'spade',
+        'spade_resblk',
+        'resblk_plain',
+        'e4e',
+        'nofa_maths',
+        'hidenerf_maths',
+        'deepspeech_windows',
+        'gfpgan',
     ),
-}  # fmt: skip
+}
 
 # Kinds that a test outside this folder compares.
 ELSEWHERE = {'eg3d': ('network_pickle_sample',)}  # tests/convert/test_reader.py

@@ -30,8 +30,12 @@ def test_flame(golden):
         head = model(shape, expression, pose)
         eyes = model(shape, expression, pose, eye_pose).vertices
         inner, full = model.landmarks2d(head.vertices, pose), model.landmarks3d(head.vertices)
-        value = (jnp.sum(head.vertices * inp['w_vertices']) + jnp.sum(inner * inp['w_lmk2d'])
-                 + jnp.sum(full * inp['w_lmk3d']) + jnp.sum(eyes * inp['w_vertices_eye']))  # fmt: skip
+        value = (
+            jnp.sum(head.vertices * inp['w_vertices'])
+            + jnp.sum(inner * inp['w_lmk2d'])
+            + jnp.sum(full * inp['w_lmk3d'])
+            + jnp.sum(eyes * inp['w_vertices_eye'])
+        )
         return value, (head, eyes, inner, full)
 
     names = ('shape', 'expression', 'pose', 'eye_pose')
@@ -53,7 +57,9 @@ def test_flame(golden):
         close(grad, golden.grad[name], what=f'gradient {name}', **GRADIENT)
     golden.check_all_used()
 
-    close(model.vertices(inp['shape'], inp['expression']), 10 * np.asarray(model.shaped(inp['shape'], inp['expression'])))
+    close(
+        model.vertices(inp['shape'], inp['expression']), 10 * np.asarray(model.shaped(inp['shape'], inp['expression']))
+    )
     assert model.landmark_ids.shape == (68,) and np.isfinite(np.asarray(grads[2])).all()
 
 
@@ -62,9 +68,17 @@ def test_flame(golden):
 def test_camera_fit(golden):
     model = model_of(load(golden.path.with_name('flame.npz')))
     inp, out, cfg = {k: jnp.asarray(v) for k, v in golden.inp.items()}, golden.out, golden.config
-    weights = {'sparse': 'lmk68', 'contour': 'oval', 'dense': 'dense', 'mouth': 'mouth', 'lids': 'eye', 'expression': 'exp'}
-    config = FitConfig(cfg['focal'], cfg['image'], cfg['verts_scale'],
-                       **{k: cfg['loss_weights'][v] for k, v in weights.items()})  # fmt: skip
+    weights = {
+        'sparse': 'lmk68',
+        'contour': 'oval',
+        'dense': 'dense',
+        'mouth': 'mouth',
+        'lids': 'eye',
+        'expression': 'exp',
+    }
+    config = FitConfig(
+        cfg['focal'], cfg['image'], cfg['verts_scale'], **{k: cfg['loss_weights'][v] for k, v in weights.items()}
+    )
     start = jax.jit(lambda *a: first_camera(model, *a, config))
     draft, first, head = start(inp['shape'], inp['expression'], inp['emoca_pose'], inp['lmks_dense'])
     close(draft, out['initial_transform_unscaled'], atol=2e-5)

@@ -59,10 +59,14 @@ def test_harmonic_encoding(golden):
 @handles('gpavatar', 'triplane_sample')
 def test_triplane_sample(golden):
     planes, places = planes_in(golden.inp['planes']), jnp.asarray(golden.inp['coords'])
-    mean, apart = jax.jit(lambda p, c: [f(p, c, 2.0, 'orthogonal') for f in (sample_planes_mean, sample_planes)])(planes, places)
+    mean, apart = jax.jit(lambda p, c: [f(p, c, 2.0, 'orthogonal') for f in (sample_planes_mean, sample_planes)])(
+        planes, places
+    )
     close(mean, golden.out['mean'], **NET)
     close(jnp.concatenate(list(jnp.moveaxis(apart, 1, 0)), -1), golden.out['concat'], **NET)
-    grads = jax.jit(jax.grad(lambda p, c: jnp.sum(sample_planes_mean(p, c, 2.0, 'orthogonal') * golden.inp['w']), (0, 1)))
+    grads = jax.jit(
+        jax.grad(lambda p, c: jnp.sum(sample_planes_mean(p, c, 2.0, 'orthogonal') * golden.inp['w']), (0, 1))
+    )
     d_planes, d_places = grads(planes, places)
     close(planes_out(d_planes), golden.grad['planes'], **GRADIENT)
     close(d_places, golden.grad['coords'], **GRADIENT)
@@ -74,8 +78,9 @@ def field_config(golden, params, **changes):
     first = params['point_layers_0']['weight']
     features = params['points_feature']['weight'].shape[1]
     octaves = ((first.shape[0] - features) // 3 - 1) // 2
-    return fields.FieldConfig(points=cfg['P'], feature_dim=features, hidden=first.shape[1], neighbours=cfg['K'],
-                              octaves=octaves, **changes)  # fmt: skip
+    return fields.FieldConfig(
+        points=cfg['P'], feature_dim=features, hidden=first.shape[1], neighbours=cfg['K'], octaves=octaves, **changes
+    )
 
 
 @pytest.mark.slow
@@ -100,14 +105,19 @@ def test_expression_field(golden):
     close(jax.vmap(squared_distances)(places, points, neighbours.index), golden.out['sqdist'], **NET)
     for name, power in (('', 2), ('_invdist', 1)):
         config = field_config(golden, params, normalise='neighbours', power=power)
-        close(run(params, places, points, config)[0], golden.out[f'features_norm_over_neighbours{name}'], **NET, what=name)
+        close(
+            run(params, places, points, config)[0], golden.out[f'features_norm_over_neighbours{name}'], **NET, what=name
+        )
 
     # One neighbour with weight one shows the answer of each.
     stride = -(-places.shape[1] // golden.out['point_mlp'].shape[1])
     few = places[:, ::stride]
     single = field_config(golden, params, normalise='neighbours')
-    answer = jax.jit(lambda i: fields.point_features(params, fields.prepare_points(params, single), single, few, points,
-                                                     fields.Neighbours(i, None)))  # fmt: skip
+    answer = jax.jit(
+        lambda i: fields.point_features(
+            params, fields.prepare_points(params, single), single, few, points, fields.Neighbours(i, None)
+        )
+    )
     answers = [answer(neighbours.index[:, ::stride, k : k + 1]) for k in range(released.neighbours)]
     close(jnp.stack(answers, 2), golden.out['point_mlp'], **NET, what='answers of neighbours')
 
@@ -127,8 +137,12 @@ def test_head(golden):
     params = jax.tree.map(jnp.asarray, to_tree(golden.param))
     inp = {k: jnp.asarray(v) for k, v in golden.inp.items()}
     config = field_config(golden, params['points_querier'])
-    widths = head.HeadConfig(inp['planes'].shape[2], params['feature_layers_0']['weight'].shape[1],
-                             params['rgb_layers_0']['weight'].shape[1], params['rgb_layers_2']['weight'].shape[1])  # fmt: skip
+    widths = head.HeadConfig(
+        inp['planes'].shape[2],
+        params['feature_layers_0']['weight'].shape[1],
+        params['rgb_layers_0']['weight'].shape[1],
+        params['rgb_layers_2']['weight'].shape[1],
+    )
 
     @partial(jax.jit, static_argnames='chunk')
     def run(params, planes, points, chunk=None):
@@ -181,14 +195,19 @@ def test_fusion(golden):
     # The bias of the last key layer moves all scores of a pixel alike: its gradient is zero but for rounding.
     last = 'to_k_.5.bias'
     compare_params(grads[0], golden, skip=(last,))
-    assert np.abs(np.asarray(golden.grad[last])).max() < 1e-3 and np.abs(np.asarray(grads[0]['to_k__5']['bias'])).max() < 1e-3
+    assert (
+        np.abs(np.asarray(golden.grad[last])).max() < 1e-3
+        and np.abs(np.asarray(grads[0]['to_k__5']['bias'])).max() < 1e-3
+    )
     close(planes_out(grads[1])[None, None], golden.grad['query'], **GRADIENT)
     close(planes_out(grads[2]), golden.grad[f'planes_{count}'], **GRADIENT)
     golden.check_all_used()
 
 
 def block_of(name, params, inp):
-    """The module behind a block of ``styleunet_blocks`` and how it is called: (module, inputs as the file names them)."""
+    """The module behind a block of ``styleunet_blocks`` and how it is called: (module, inputs as the file names
+    them).
+    """
     weights = {k: v.shape for k, v in params.items()}
     if name.startswith('resblock'):
         inputs, features = weights['conv1.weight'][1], weights['conv2.weight'][0]
@@ -232,7 +251,9 @@ def test_styleunet_blocks(golden):
         close(nchw(out), golden.out[name], **NET, what=name)
         for k, grad in zip(names, grads[1:], strict=True):
             if f'{name}.{k}' in golden.grad:
-                close(nchw(grad) if grad.ndim == 4 else grad, golden.grad[f'{name}.{k}'], **GRADIENT, what=f'{name} {k}')
+                close(
+                    nchw(grad) if grad.ndim == 4 else grad, golden.grad[f'{name}.{k}'], **GRADIENT, what=f'{name} {k}'
+                )
         compare_params(grads[0], golden, f'{name}.')
     x, other = nhwc(golden.inp['interp.x']), nhwc(golden.inp['interp.x2'])
     side = x.shape[1]
@@ -249,8 +270,17 @@ def test_styleunet_blocks(golden):
 
 def unet_config(cfg):
     divisor = cfg['channel_divisor']
-    return styleunet.StyleUNetConfig(cfg['in_size'], cfg['out_size'], cfg['in_dim'], cfg['out_dim'], cfg['activation'],
-                                     8192 // divisor, 256 // divisor, cfg['num_style_feat'], cfg['num_mlp'])  # fmt: skip
+    return styleunet.StyleUNetConfig(
+        cfg['in_size'],
+        cfg['out_size'],
+        cfg['in_dim'],
+        cfg['out_dim'],
+        cfg['activation'],
+        8192 // divisor,
+        256 // divisor,
+        cfg['num_style_feat'],
+        cfg['num_mlp'],
+    )
 
 
 @pytest.mark.slow

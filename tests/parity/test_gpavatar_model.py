@@ -26,7 +26,9 @@ SCALAR = {'rtol': 3e-6, 'atol': 1e-7}
 def perceptual_net(golden):
     """The AlexNet of ``perceptual_loss.npz``, which other files of the folder refer to."""
     other = g.load(golden.path.with_name('perceptual_loss.npz'))
-    return losses.alexnet_of(variables_of({f'percep_loss.{k}': v for k, v in other.param.items()})['perception']['percep_loss']['net'])
+    return losses.alexnet_of(
+        variables_of({f'percep_loss.{k}': v for k, v in other.param.items()})['perception']['percep_loss']['net']
+    )
 
 
 @pytest.mark.slow
@@ -63,7 +65,12 @@ def test_losses(golden):
 
     images = {k: nhwc(inp[v]) for k, v in names.items()}
     grads, (terms, parts) = jax.jit(jax.grad(scalar, (0, 1), has_aux=True))(images, jnp.asarray(inp['densities']))
-    for mine, theirs in (('pixel', 'img_loss'), ('perceptual', 'percep_loss'), ('box', 'box_loss'), ('norm', 'density_loss')):
+    for mine, theirs in (
+        ('pixel', 'img_loss'),
+        ('perceptual', 'percep_loss'),
+        ('box', 'box_loss'),
+        ('norm', 'density_loss'),
+    ):
         close(terms[mine], golden.out[theirs], **SCALAR, what=theirs)
     for mine, theirs in (('coarse', 'box_coarse'), ('fine', 'box_fine'), ('image', 'box_sr')):
         close(parts[mine], golden.out[theirs], **SCALAR, what=theirs)
@@ -81,8 +88,11 @@ def test_image_values(golden):
     raw, size = jnp.moveaxis(jnp.asarray(golden.inp['raw']), -3, -1), golden.config['resize']
     small = inputs.shorter_side(raw, size)
     unit = inputs.from_bytes(small)
-    found = {'norm01': (unit, 2e-6), 'norm11': (inputs.from_bytes(small, 'symmetric'), 4e-6),
-             'unnorm01': (inputs.to_bytes(unit), 5e-4)}  # fmt: skip
+    found = {
+        'norm01': (unit, 2e-6),
+        'norm11': (inputs.from_bytes(small, 'symmetric'), 4e-6),
+        'unnorm01': (inputs.to_bytes(unit), 5e-4),
+    }
     for name, (value, atol) in found.items():
         close(jnp.moveaxis(value, -1, -3), golden.out[name], atol=atol, what=name)
     golden.check_all_used()
@@ -144,17 +154,34 @@ def model_config(golden, variables):
     channels = variables['params']['query_style_tplane'].shape[-1]
     optimiser = cfg['optimiser']
     method = GPAvatarConfig.release(
-        field__points=cfg['P'], field__neighbours=cfg['K'], field__feature_dim=cfg['feat'], field__hidden=first[1],
-        field__octaves=((first[0] - cfg['feat']) // 3 - 1) // 2, samples=cfg['pts'], fine_samples=cfg['pts'],
-        head__plane_channels=channels, head__width=nerf['feature_layers_0']['weight'].shape[1],
+        field__points=cfg['P'],
+        field__neighbours=cfg['K'],
+        field__feature_dim=cfg['feat'],
+        field__hidden=first[1],
+        field__octaves=((first[0] - cfg['feat']) // 3 - 1) // 2,
+        samples=cfg['pts'],
+        fine_samples=cfg['pts'],
+        head__plane_channels=channels,
+        head__width=nerf['feature_layers_0']['weight'].shape[1],
         head__color_width=nerf['rgb_layers_0']['weight'].shape[1],
-        head__out_channels=nerf['rgb_layers_2']['weight'].shape[1], warp=False,
+        head__out_channels=nerf['rgb_layers_2']['weight'].shape[1],
+        warp=False,
         train__optimizer=OptimizerConfig('adam', optimiser['lr'], *optimiser['betas'], optimiser['eps']),
-        train__milestones=tuple(optimiser['milestones']), train__gamma=optimiser['gamma'], loss__network='alexnet',
-    )  # fmt: skip
+        train__milestones=tuple(optimiser['milestones']),
+        train__gamma=optimiser['gamma'],
+        loss__network='alexnet',
+    )
     divisor = cfg['channel_divisor']
-    return ModelConfig(method, cfg['image'], cfg['plane'], cfg['cam'], cfg['sr'], 8192 // divisor, 256 // divisor,
-                       cfg['num_style_feat'])  # fmt: skip
+    return ModelConfig(
+        method,
+        cfg['image'],
+        cfg['plane'],
+        cfg['cam'],
+        cfg['sr'],
+        8192 // divisor,
+        256 // divisor,
+        cfg['num_style_feat'],
+    )
 
 
 def noises(inp, prefix, config):
@@ -177,8 +204,18 @@ def test_full_model(golden):
 
     @jax.jit
     def run(params, sources, single, draws, noise):
-        return train.forward(params, config, scale, sources, lambda planes: head.Scene(planes, points), cams, focal,
-                             single=single, draws=draws, **noise)  # fmt: skip
+        return train.forward(
+            params,
+            config,
+            scale,
+            sources,
+            lambda planes: head.Scene(planes, points),
+            cams,
+            focal,
+            single=single,
+            draws=draws,
+            **noise,
+        )
 
     def picture(actual, expected, name):
         error = np.abs(nchw(actual) - expected)
@@ -193,8 +230,12 @@ def test_full_model(golden):
     picture(run(params, sources, True, None, noises(inp, 'val', config)).image, out['val1.gen_sr'], 'one view')
 
     # Training: one forward pass, all losses, all gradients.
-    draws = render.Draws(*(jnp.asarray(inp[f'train.{k}']).reshape(count, config.raw_size**2, *s)
-                           for k, s in (('jitter_u', (-1,)), ('stratified_bias', ()))))  # fmt: skip
+    draws = render.Draws(
+        *(
+            jnp.asarray(inp[f'train.{k}']).reshape(count, config.raw_size**2, *s)
+            for k, s in (('jitter_u', (-1,)), ('stratified_bias', ()))
+        )
+    )
     noise = noises(inp, 'train', config)
 
     @jax.jit
@@ -253,7 +294,7 @@ def test_full_size_model_has_the_published_keys():
     if not files:
         pytest.skip('the list of keys is not among the committed reference files')
     for path in files:
-        entries = [e for e in json.loads(path.read_text())['entries']]
+        entries = list(json.loads(path.read_text())['entries'])
         wanted = {key: tuple(shape) for key, shape, _ in entries}
         zero = np.zeros((), np.bool_)
         blank = {k: np.broadcast_to(zero, s) for k, s in wanted.items()}

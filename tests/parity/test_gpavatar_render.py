@@ -81,8 +81,9 @@ def test_volume_rendering(golden):
     close(render.along(inp['origins'], inp['dirs'], deeper), out['fine_coords'], **DEPTH)
     stratified = render.fine_depths(weights, inp['depths'], count, inp['stratified_bias'])
     close(stratified, out['fine_depths_stratified'], **DEPTH, what='stratified')
-    merged = render.merge((inp['depths'], opacities, values),
-                          (jnp.asarray(out['fine_depths']), inp['fine_opacities'], inp['fine_values']))  # fmt: skip
+    merged = render.merge(
+        (inp['depths'], opacities, values), (jnp.asarray(out['fine_depths']), inp['fine_opacities'], inp['fine_values'])
+    )
     for name, array in zip(('depths', 'opacities', 'values'), merged, strict=True):
         # Rays without extent have all samples at one depth: in which order is left open.
         open_order = np.ptp(out['merged_depths'], axis=1) == 0
@@ -109,13 +110,18 @@ def test_two_pass_render(golden):
     def field(places, directions):
         radius = jnp.linalg.norm(places, axis=-1, keepdims=True)
         seen = jnp.broadcast_to(directions[:, :, None], places.shape)
-        return 0.6 * jax.nn.sigmoid(12 * (0.7 - radius)), jnp.concatenate([jnp.sin(places @ inp['A'] + inp['C']), seen], -1)
+        return 0.6 * jax.nn.sigmoid(12 * (0.7 - radius)), jnp.concatenate(
+            [jnp.sin(places @ inp['A'] + inp['C']), seen], -1
+        )
 
     draws = render.Draws(per_camera(inp['jitter_u'], count), per_camera(inp['stratified_bias'], count))
     for name, random in (('', None), ('_noise', draws)):
         found = render.render(field, origins, dirs, cfg['points'], cfg['fine_points'], random)
-        for part, array in (('coarse', found.coarse), ('fine', found.fine),
-                            ('depth', render.depth_picture(found.distance)[..., None])):  # fmt: skip
+        for part, array in (
+            ('coarse', found.coarse),
+            ('fine', found.fine),
+            ('depth', render.depth_picture(found.distance)[..., None]),
+        ):
             picture = jnp.moveaxis(render.to_image(array, height, width), -1, 1)
             error = np.abs(np.asarray(picture) - out[f'{part}{name}'])
             assert error.mean() < 2e-6 and error.max() < 5e-4, f'{part}{name}: {error.mean():.1e}, {error.max():.1e}'

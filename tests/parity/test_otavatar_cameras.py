@@ -39,7 +39,9 @@ def test_camera_bias(golden):
     close(corrected, out['intri'], atol=1e-6, rtol=1e-6)
     close(camera_labels.correct_intrinsics(label, jnp.zeros_like(intrinsic)), out['none'], atol=1e-6, rtol=1e-6)
     close(camera_labels.correct_rotation(corrected, extrinsic), out['both'], atol=1e-6, rtol=1e-6)
-    close(camera_labels.correct_intrinsics(np.asarray(label), np.asarray(intrinsic)), out['intri'], atol=1e-6, rtol=1e-6)
+    close(
+        camera_labels.correct_intrinsics(np.asarray(label), np.asarray(intrinsic)), out['intri'], atol=1e-6, rtol=1e-6
+    )
     gradient = jax.grad(lambda b: jnp.sum(camera_labels.correct_intrinsics(label, b) * inp['weight']))(intrinsic)
     close(gradient, golden.grad['intri_bias'], atol=1e-6, rtol=1e-5)
     golden.check_all_used()

@@ -46,9 +46,15 @@ def build(golden) -> tuple[Controller, dict]:
 def test_controller_full(golden):
     module, params = build(golden)
     if golden.config['hyper'] == {
-        'descriptor_nc': 256, 'mapping_layers': 3, 'mlp_layers': 5, 'if_use_pose': True, 'if_plus_scaling': False,
-        'if_short_cut': True, 'directions': 20, 'leaky_slope': 0.1,
-    }:  # fmt: skip
+        'descriptor_nc': 256,
+        'mapping_layers': 3,
+        'mlp_layers': 5,
+        'if_use_pose': True,
+        'if_plus_scaling': False,
+        'if_short_cut': True,
+        'directions': 20,
+        'leaky_slope': 0.1,
+    }:
         assert sum(x.size for x in jax.tree.leaves(params)) == 869_420
     motion = jnp.asarray(golden.inp['driving'].transpose(0, 2, 1))
     target = jnp.asarray(golden.inp['target'])
@@ -109,7 +115,9 @@ def test_controller_variant(golden):
 
 @handles('otavatar', 'codebook_qr')
 def test_codebook(golden):
-    weight, alpha, target = (jnp.asarray(a) for a in (golden.param['weight'], golden.inp['alpha'], golden.inp['target']))
+    weight, alpha, target = (
+        jnp.asarray(a) for a in (golden.param['weight'], golden.inp['alpha'], golden.inp['target'])
+    )
     close(orthogonal_basis(weight), golden.out['Q'], atol=1e-5, what='Q')
     close(orthogonal_basis(weight).T @ (weight + 1e-8), golden.out['R'], atol=1e-5, scale=1e-6, what='R')
 

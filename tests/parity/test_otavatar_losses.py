@@ -192,7 +192,9 @@ def test_density_regularisers(golden):
     for name, term in terms.items():
         value, (planes_grad, decoder_grad) = jax.jit(jax.value_and_grad(term, argnums=(0, 1)))(planes, decoder)
         close(value, golden.out[name], atol=1e-6, what=name)
-        close_l2(np.asarray(planes_grad).transpose(0, 1, 4, 2, 3), golden.grad[f'{name}.planes'], 1e-4, f'{name} planes')
+        close_l2(
+            np.asarray(planes_grad).transpose(0, 1, 4, 2, 3), golden.grad[f'{name}.planes'], 1e-4, f'{name} planes'
+        )
         for layer in ('0', '2'):
             got = decoder_grad['net'][layer]
             close_l2(np.asarray(got['weight']).T, golden.grad[f'{name}.net.{layer}.weight'], 1e-4, f'{name} {layer}')

@@ -34,9 +34,16 @@ def dtype(precision):
 @handles('otavatar', 'optimizers')
 def test_optimizers(golden, dtype):
     for name, settings in golden.config['config'].items():
-        tx = make_optimizer(OptimizerConfig(
-            settings['type'], settings['lr'], settings.get('adam_beta1', 0.9), settings.get('adam_beta2', 0.999),
-            settings.get('adam_eps', 1e-8), settings.get('weight_decay', 0)))  # fmt: skip
+        tx = make_optimizer(
+            OptimizerConfig(
+                settings['type'],
+                settings['lr'],
+                settings.get('adam_beta1', 0.9),
+                settings.get('adam_beta2', 0.999),
+                settings.get('adam_eps', 1e-8),
+                settings.get('weight_decay', 0),
+            )
+        )
         x = jnp.asarray(golden.inp[f'{name}.init'], dtype)
 
         def step(carry, grad, tx=tx):
@@ -52,14 +59,20 @@ def test_optimizers(golden, dtype):
 
 def parse_optimizer(text: str) -> OptimizerConfig:
     """'AdamW lr 0.001 betas (0.5,0.999) weight_decay 1, persistent state, clip 1'."""
+
     def number(pattern, otherwise):
         found = re.search(pattern, text)
         return float(found.group(1)) if found else otherwise
 
     betas = re.search(r'betas \(([\d.e-]+),\s*([\d.e-]+)\)', text)
-    return OptimizerConfig(re.match(r'\w+', text).group(0).lower(), number(r'lr ([\d.e-]+)', 1e-3), float(betas[1]),
-                           float(betas[2]), number(r'eps ([\d.e-]+)', 1e-8),
-                           number(r'weight_decay ([\d.e-]+)', 0.0))  # fmt: skip
+    return OptimizerConfig(
+        re.match(r'\w+', text).group(0).lower(),
+        number(r'lr ([\d.e-]+)', 1e-3),
+        float(betas[1]),
+        float(betas[2]),
+        number(r'eps ([\d.e-]+)', 1e-8),
+        number(r'weight_decay ([\d.e-]+)', 0.0),
+    )
 
 
 def smooth_l1(prediction, target):
@@ -132,7 +145,8 @@ class Toy:
             total, terms = 0.0, {}
             for j in frames:
                 one, found = self.frame_loss(
-                    generator, w + motion[:, j], batch['conditions'][:, j], bias, batch['images'][:, j], sr, True)
+                    generator, w + motion[:, j], batch['conditions'][:, j], bias, batch['images'][:, j], sr, True
+                )
                 total = total + one
                 terms = {k: terms.get(k, 0.0) + v for k, v in found.items()}
             return total, terms
@@ -152,14 +166,23 @@ def test_decoupling_by_inverting(golden, dtype, precision):
     tolerance = 1e-9 if precision == 'float64' else 2e-3
     settings = {k: parse_optimizer(v) for k, v in cfg['optimisers'].items()}
     transforms = {k: make_optimizer(v) for k, v in settings.items()}
-    optimizers = Optimizers(transforms['w'], transforms['intrinsics'], transforms['controller'], transforms['generator'])
+    optimizers = Optimizers(
+        transforms['w'], transforms['intrinsics'], transforms['controller'], transforms['generator']
+    )
     config = DecouplingConfig(
-        identity_steps=cfg['iterations'] - cfg['warp_update_iters'], controller_steps=cfg['warp_update_iters'],
-        sr_steps=cfg['sr_iters'], mode=cfg.get('asynchronous_update') or 'successively', ema_decay=cfg['ema'],
-        controller_lr_scale=cfg['warp_lr_mult'] / cfg['iterations'])  # fmt: skip
-    state = TrainState.create({
-        'controller': Group.create(toy.controller, transforms['controller'], ema=True),
-        'generator': Group.create(toy.generator, transforms['generator'], ema=True)})  # fmt: skip
+        identity_steps=cfg['iterations'] - cfg['warp_update_iters'],
+        controller_steps=cfg['warp_update_iters'],
+        sr_steps=cfg['sr_iters'],
+        mode=cfg.get('asynchronous_update') or 'successively',
+        ema_decay=cfg['ema'],
+        controller_lr_scale=cfg['warp_lr_mult'] / cfg['iterations'],
+    )
+    state = TrainState.create(
+        {
+            'controller': Group.create(toy.controller, transforms['controller'], ema=True),
+            'generator': Group.create(toy.generator, transforms['generator'], ema=True),
+        }
+    )
     iterations = sorted({int(m[1]) for k in golden.inp if (m := re.match(r'iter(\d+)\.', k))})
 
     def compare(actual, name):
@@ -170,8 +193,16 @@ def test_decoupling_by_inverting(golden, dtype, precision):
     @jax.jit
     def iterate(state, batch):
         return decoupling_iteration(
-            state, batch, jax.random.key(0), objective=toy.objective(), config=config, optimizers=optimizers,
-            w_avg=toy.w_avg, num_frames=batch['images'].shape[1], record=record)  # fmt: skip
+            state,
+            batch,
+            jax.random.key(0),
+            objective=toy.objective(),
+            config=config,
+            optimizers=optimizers,
+            w_avg=toy.w_avg,
+            num_frames=batch['images'].shape[1],
+            record=record,
+        )
 
     for i in iterations:
         batch = {k: jnp.asarray(golden.inp[f'iter{i}.{k}'], dtype) for k in ('images', 'semantics', 'conditions')}
@@ -201,8 +232,9 @@ def test_decoupling_by_inverting(golden, dtype, precision):
 
         def loss_fn(code, bias, key, sr):
             del key
-            loss, terms = toy.frame_loss(averages['generator'], (code + motion)[None], label[None], bias[None],
-                                         image[None], sr, False)  # fmt: skip
+            loss, terms = toy.frame_loss(
+                averages['generator'], (code + motion)[None], label[None], bias[None], image[None], sr, False
+            )
             return loss / len(source['images']), terms  # the reference's loss is the mean over its batch
 
         def keep(code, bias):
@@ -239,7 +271,9 @@ def test_decoupling_by_inverting(golden, dtype, precision):
         def recorded(r, what, k=k, stored=stored):
             return r[k].record[what].swapaxes(0, 1)[stored]
 
-        compare_found(lambda r, rows=rows, recorded=recorded: recorded(r, 'w')[:, :, rows], f'infer.{name}.w_after_step')
+        compare_found(
+            lambda r, rows=rows, recorded=recorded: recorded(r, 'w')[:, :, rows], f'infer.{name}.w_after_step'
+        )
         compare_found(lambda r, recorded=recorded: recorded(r, 'bias'), f'infer.{name}.intri_after_step')
         compare_found(lambda r, k=k: r[k].code, f'infer.{name}.returned_w')
         compare_found(lambda r, k=k: r[k].bias, f'infer.{name}.returned_intri')

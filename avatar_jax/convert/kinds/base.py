@@ -11,9 +11,9 @@ import ml_dtypes
 import numpy as np
 
 from avatar_jax.convert.layout import COLLECTIONS, KEEP, from_torch, torch_shapes
-from avatar_jax.convert.read import RawFile
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
+from avatar_jax.io.foreign import RawFile
 
 EXPORT_KEY = 'avatar_jax_export'
 """Entry of an exported file's metadata that says what it holds."""
@@ -70,7 +70,9 @@ class Plan:
         """
         for key, value in self.flat.items():
             if value.dtype.kind in 'fV' and not np.isfinite(value.astype(np.float32, copy=False)).all():
-                raise UserError(f'{source}: {key} has NaN or infinite numbers; the file is damaged or its training failed')
+                raise UserError(
+                    f'{source}: {key} has NaN or infinite numbers; the file is damaged or its training failed'
+                )
         return self.build({k: v.astype(np.float32) if v.dtype in _NARROW else v for k, v in self.flat.items()})
 
 

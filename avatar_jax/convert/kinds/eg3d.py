@@ -79,11 +79,19 @@ def sizes(flat: Flat) -> dict[str, Any]:
         raise UserError(f'the state dict of the generator is incomplete ({error})') from error
     base, limit = _channel_rule(channels)
     return {
-        'z_dim': int(z_dim), 'w_dim': int(w_dim), 'c_dim': 0 if embed is None else int(embed.shape[1]),
-        'img_resolution': int(image), 'plane_resolution': resolutions[-1], 'plane_channels': int(planes) // 3,
-        'channel_base': base, 'channel_max': limit, 'mapping_layers': layers, 'decoder_hidden': int(hidden),
-        'decoder_out': int(outputs), 'sr_channels': blocks,
-    }  # fmt: skip
+        'z_dim': int(z_dim),
+        'w_dim': int(w_dim),
+        'c_dim': 0 if embed is None else int(embed.shape[1]),
+        'img_resolution': int(image),
+        'plane_resolution': resolutions[-1],
+        'plane_channels': int(planes) // 3,
+        'channel_base': base,
+        'channel_max': limit,
+        'mapping_layers': layers,
+        'decoder_hidden': int(hidden),
+        'decoder_out': int(outputs),
+        'sr_channels': blocks,
+    }
 
 
 def _channel_rule(channels: Mapping[int, int]) -> tuple[int, int]:
@@ -123,11 +131,15 @@ def from_shapes(flat: Flat, variant: str | None, where: str) -> GeneratorConfig:
     models = {n: c for n, c in released_models().items() if c.superresolution in classes}
     if variant is None:
         if not models:
-            raise UserError(f'{where}: no known super-resolution class has an image of {found["img_resolution"]} pixels '
-                            f'and {blocks} channels')  # fmt: skip
+            raise UserError(
+                f'{where}: no known super-resolution class has an image of {found["img_resolution"]} pixels '
+                f'and {blocks} channels'
+            )
         if len(models) > 1:
-            raise UserError(f'{where}: a state dict does not say how its planes are rendered, and {", ".join(models)} all '
-                            'have these shapes; choose with --as')  # fmt: skip
+            raise UserError(
+                f'{where}: a state dict does not say how its planes are rendered, and {", ".join(models)} all '
+                'have these shapes; choose with --as'
+            )
         variant = next(iter(models))
     if variant not in models:
         hint = f'; it fits {", ".join(models)}' if models else ''
@@ -150,12 +162,16 @@ def from_module(source: Source, role: str, flat: Flat, report: Report) -> Genera
     module = source.raw.modules[name]
     kwargs = dict(_mapping(module['init_kwargs'], f'{name}: init_kwargs'))
     attributes = module['attributes']
-    rendering = dict(_mapping(attributes.get('rendering_kwargs', kwargs.get('rendering_kwargs')), f'{name}: rendering_kwargs'))
+    rendering = dict(
+        _mapping(attributes.get('rendering_kwargs', kwargs.get('rendering_kwargs')), f'{name}: rendering_kwargs')
+    )
     for key, module_name in (('superresolution_module', f'{name}/superresolution'),):
         rendering.setdefault(key, source.raw.modules.get(module_name, {}).get('class', ''))
-    known = {f for f in RenderConfig.__dataclass_fields__} | {'image_resolution', 'superresolution_module'}
+    known = set(RenderConfig.__dataclass_fields__) | {'image_resolution', 'superresolution_module'}
     for option in [k for k in rendering if k not in known]:
-        report.unexpected[f'{name}:rendering_kwargs.{option}'] = f'an unknown rendering option ({rendering.pop(option)!r})'
+        report.unexpected[f'{name}:rendering_kwargs.{option}'] = (
+            f'an unknown rendering option ({rendering.pop(option)!r})'
+        )
     kwargs['rendering_kwargs'] = rendering
     renderer = source.raw.modules.get(f'{name}/renderer', {}).get('attributes', {})
     axes = 'legacy'
@@ -169,7 +185,9 @@ def from_module(source: Source, role: str, flat: Flat, report: Report) -> Genera
     try:
         config = GeneratorConfig.from_release(kwargs, int(attributes.get('neural_rendering_resolution', 64)), axes)
     except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f'{source.raw.path}: the options of {name} are not those of a tri-plane generator ({error})') from error
+        raise UserError(
+            f'{source.raw.path}: the options of {name} are not those of a tri-plane generator ({error})'
+        ) from error
     found = sizes(flat)
     blocks = found.pop('sr_channels')
     same = SUPERRESOLUTION[config.superresolution].channels == blocks
@@ -191,9 +209,19 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
 # ----------------------------------------------------------------------------------------------------- discriminators
 
 _D_FIELDS = (
-    'c_dim', 'img_resolution', 'img_channels', 'channel_base', 'channel_max', 'conv_clamp', 'cmap_dim', 'mapping_layers',
-    'disc_c_noise', 'mbstd_group_size', 'mbstd_num_channels', 'num_half_res',
-)  # fmt: skip
+    'c_dim',
+    'img_resolution',
+    'img_channels',
+    'channel_base',
+    'channel_max',
+    'conv_clamp',
+    'cmap_dim',
+    'mapping_layers',
+    'disc_c_noise',
+    'mbstd_group_size',
+    'mbstd_num_channels',
+    'num_half_res',
+)
 
 
 def fits_discriminator(flat: Flat) -> bool:
@@ -219,15 +247,19 @@ def discriminator_config(flat: Flat, kwargs: Mapping[str, Any]) -> dict[str, Any
     epilogue = dict(kwargs.get('epilogue_kwargs', {}))
     width = int(flat['b4.out.weight'].shape[0])
     return {
-        'c_dim': 0 if embed is None else int(embed.shape[1]), 'img_resolution': resolutions[-1],
-        'img_channels': int(flat[f'b{resolutions[-1]}.fromrgb.weight'].shape[1]) // 2, 'channel_base': base,
-        'channel_max': limit, 'conv_clamp': kwargs.get('conv_clamp', 256), 'mapping_layers': layers,
+        'c_dim': 0 if embed is None else int(embed.shape[1]),
+        'img_resolution': resolutions[-1],
+        'img_channels': int(flat[f'b{resolutions[-1]}.fromrgb.weight'].shape[1]) // 2,
+        'channel_base': base,
+        'channel_max': limit,
+        'conv_clamp': kwargs.get('conv_clamp', 256),
+        'mapping_layers': layers,
         'cmap_dim': None if width == channels[4] or embed is None else width,
         'disc_c_noise': float(kwargs.get('disc_c_noise', 0)),
         'mbstd_group_size': epilogue.get('mbstd_group_size', 4),
         'mbstd_num_channels': int(flat['b4.conv.weight'].shape[1]) - channels[4],
         'num_half_res': int(kwargs.get('num_fp16_res', 4)),
-    }  # fmt: skip
+    }
 
 
 def abstract_discriminator(config: Mapping[str, Any]):
@@ -251,11 +283,17 @@ def plan_discriminator(source: Source, role: str, report: Report) -> Plan:
         config = source.hint or discriminator_config(flat, kwargs)
         template = abstract_discriminator(config)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise UserError(f'{source.raw.path}: the discriminator is incomplete or of an unknown form ({error})') from error
+        raise UserError(
+            f'{source.raw.path}: the discriminator is incomplete or of an unknown form ({error})'
+        ) from error
     if not kwargs and not source.hint:
         report.notes.append('the options of the discriminator are not in the file: those of the release are taken')
-    return Plan(DISCRIMINATOR_FILE, DISCRIMINATOR_METHOD, dict(config),
-                match(flat, template, report, source.places[role], DISCRIMINATOR_FILE))  # fmt: skip
+    return Plan(
+        DISCRIMINATOR_FILE,
+        DISCRIMINATOR_METHOD,
+        dict(config),
+        match(flat, template, report, source.places[role], DISCRIMINATOR_FILE),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- kinds
@@ -285,8 +323,14 @@ def _plan(source: Source, report: Report) -> list[Plan]:
             continue
         config = generator_config(source, role, report)
         file = GENERATOR_ROLES[role]
-        taken = match(source.flat(role), abstract_generator(config), report, source.places[role], file,
-                      optional=('dataset_label_std',))  # fmt: skip
+        taken = match(
+            source.flat(role),
+            abstract_generator(config),
+            report,
+            source.places[role],
+            file,
+            optional=('dataset_label_std',),
+        )
         plans.append(Plan(file, METHOD, to_plain(config), taken))
     return plans
 
@@ -301,9 +345,11 @@ def _find_d(tensors: Flat) -> list[str]:
 
 EG3D = (
     Kind(
-        'eg3d', 'tri-plane generator of EG3D (network pickle or state dict), with its discriminator',
-        lambda tensors: places(tensors, 'backbone.synthesis.b4.const', fits_generator), _plan,
+        'eg3d',
+        'tri-plane generator of EG3D (network pickle or state dict), with its discriminator',
+        lambda tensors: places(tensors, 'backbone.synthesis.b4.const', fits_generator),
+        _plan,
         variants=tuple(released_models()),
     ),
     Kind(DISCRIMINATOR_METHOD, 'dual discriminator of EG3D', _find_d, _plan_d),
-)  # fmt: skip
+)

@@ -10,7 +10,6 @@ import numpy as np
 
 from avatar_jax.convert.kinds import ict_folder
 from avatar_jax.convert.kinds.base import Kind, Plan, Source, under
-from avatar_jax.convert.read import RawFile, read
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.faces.bfm import BFM
@@ -19,6 +18,7 @@ from avatar_jax.faces.bfm_transfer import parse_expression_pca, transfer
 from avatar_jax.faces.flame import FLAME
 from avatar_jax.faces.flame import METHOD as FLAME_METHOD
 from avatar_jax.faces.flame import MODEL_KEYS as FLAME_KEYS
+from avatar_jax.io.foreign import RawFile, read
 from avatar_jax.io.inputs import file_sha256
 
 BFM_METHOD, ICT_METHOD = 'bfm2009_front', 'ict_facekit'
@@ -46,8 +46,14 @@ def _stored(value: np.ndarray) -> np.ndarray:
     return value.astype(np.int64) if value.dtype.kind in 'iu' else value
 
 
-def _record(report: Report, place: str, arrays: Mapping[str, np.ndarray], keys: tuple[str, ...], file: str,
-            unused: Mapping[str, str]) -> None:  # fmt: skip
+def _record(
+    report: Report,
+    place: str,
+    arrays: Mapping[str, np.ndarray],
+    keys: tuple[str, ...],
+    file: str,
+    unused: Mapping[str, str],
+) -> None:
     for key in arrays:
         if key in keys:
             report.mapped[place + key] = f'{file}: arrays.{key}'
@@ -88,8 +94,14 @@ def _plan_bfm_raw(source: Source, report: Report) -> list[Plan]:
     if lacking:
         raise UserError(f'{source.raw.path}: the front model also needs {", ".join(lacking)}; put them beside it')
     raw = source.flat()
-    _record(report, source.places[''], raw, _MORPHABLE, file,
-            {k: 'not part of the front model' for k in ('tl', 'segbin', 'segMM', 'segMB')})  # fmt: skip
+    _record(
+        report,
+        source.places[''],
+        raw,
+        _MORPHABLE,
+        file,
+        dict.fromkeys(('tl', 'segbin', 'segMM', 'segMB'), 'not part of the front model'),
+    )
     read_beside = {name: _beside(folder / name, report) for name in _RAW_FILES if name.endswith('.mat')}
     trim = _entry(read_beside['BFM_exp_idx.mat'], 'trimIndex')
     try:
@@ -134,8 +146,9 @@ def _find_flame(tensors: Mapping[str, np.ndarray]) -> list[str]:
 
 _FLAME_UNUSED = {
     'J': 'the rest joints of the mean head, which J_regressor gives',
-    'bs_style': 'a description', 'bs_type': 'a description',
-}  # fmt: skip
+    'bs_style': 'a description',
+    'bs_type': 'a description',
+}
 
 
 def _plan_flame(source: Source, report: Report) -> list[Plan]:
@@ -159,7 +172,9 @@ def _embedding(source: Source, report: Report, name: str, keys: tuple[str, ...],
     places = ['', source.places[''], 'lmk_embeddings/' if name[0] == 'l' else 'lmk_embeddings_mediapipe/']
     place = next((p for p in places if p + keys[0] in tensors), None)
     if place is None:
-        path = next((p for end in ('npy', 'npz', 'pkl') if (p := source.raw.path.parent / f'{name}.{end}').is_file()), None)
+        path = next(
+            (p for end in ('npy', 'npz', 'pkl') if (p := source.raw.path.parent / f'{name}.{end}').is_file()), None
+        )
         if path is None:
             report.notes.append(f'no {name} beside the file: landmarks that need it are not available')
             return {}
@@ -194,7 +209,12 @@ def _plan_ict(source: Source, report: Report) -> list[Plan]:
 
 
 FACES = (
-    Kind('bfm2009-front', 'BFM-2009 front model (BFM_model_front.mat)', _containing('idBase', 'exBase', 'meanshape'), _plan_bfm),
+    Kind(
+        'bfm2009-front',
+        'BFM-2009 front model (BFM_model_front.mat)',
+        _containing('idBase', 'exBase', 'meanshape'),
+        _plan_bfm,
+    ),
     Kind('bfm2009', 'raw Basel Face Model 2009 (01_MorphableModel.mat)', _containing(*_MORPHABLE), _plan_bfm_raw),
     Kind('flame', 'FLAME (generic_model.pkl)', _find_flame, _plan_flame),
     Kind('ict', 'ICT-FaceKit (its folder of OBJ files, or the packed arrays)', _find_ict, _plan_ict),

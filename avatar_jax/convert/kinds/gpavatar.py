@@ -24,9 +24,12 @@ _FIELD = 'nerf_mlp.points_querier.'
 
 def fits(flat: Flat) -> bool:
     """Whether a state dict is GPAvatar's."""
-    return has(flat, query_style_tplane=(1, 1, 3, None, None, None), attn_module__scale=(1,),
-               nerf_mlp__points_querier__points_feature__weight=(None, None)) and (
-        'style_tplane.final_linear.weight' in flat and 'up_renderer.final_linear.weight' in flat)  # fmt: skip
+    return has(
+        flat,
+        query_style_tplane=(1, 1, 3, None, None, None),
+        attn_module__scale=(1,),
+        nerf_mlp__points_querier__points_feature__weight=(None, None),
+    ) and ('style_tplane.final_linear.weight' in flat and 'up_renderer.final_linear.weight' in flat)
 
 
 def config_of(flat: Flat) -> ModelConfig:
@@ -42,15 +45,26 @@ def config_of(flat: Flat) -> ModelConfig:
     widest = int(flat['style_tplane.final_conv.weight'].shape[0])
     first = int(flat['up_renderer.conv_body_first.weight'].shape[0])
     method = GPAvatarConfig.release(
-        field__points=points, field__feature_dim=features, field__hidden=hidden,
-        field__octaves=((inputs - features) // 3 - 1) // 2, field__reference_samples=RELEASED_SAMPLES,
-        head__plane_channels=int(flat[QUERY].shape[3]), head__width=flat['nerf_mlp.feature_layers.0.weight'].shape[0],
+        field__points=points,
+        field__feature_dim=features,
+        field__hidden=hidden,
+        field__octaves=((inputs - features) // 3 - 1) // 2,
+        field__reference_samples=RELEASED_SAMPLES,
+        head__plane_channels=int(flat[QUERY].shape[3]),
+        head__width=flat['nerf_mlp.feature_layers.0.weight'].shape[0],
         head__color_width=flat['nerf_mlp.rgb_layers.0.weight'].shape[0],
         head__out_channels=flat['nerf_mlp.rgb_layers.2.weight'].shape[0],
-    )  # fmt: skip
-    return ModelConfig(method, image_size=2 * plane, plane_size=plane, img_resolution=size, channel_base=first * size,
-                       channel_max=widest, style_dim=int(flat['style_tplane.final_linear.weight'].shape[0]),
-                       mapping_layers=count(r'style_tplane\.stylegan_decoder\.style_mlp\.(\d+)\.'))  # fmt: skip
+    )
+    return ModelConfig(
+        method,
+        image_size=2 * plane,
+        plane_size=plane,
+        img_resolution=size,
+        channel_base=first * size,
+        channel_max=widest,
+        style_dim=int(flat['style_tplane.final_linear.weight'].shape[0]),
+        mapping_layers=count(r'style_tplane\.stylegan_decoder\.style_mlp\.(\d+)\.'),
+    )
 
 
 def wanted_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

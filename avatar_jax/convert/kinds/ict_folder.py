@@ -12,14 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from avatar_jax.convert.read import RawFile
 from avatar_jax.errors import UserError
+from avatar_jax.io.foreign import RawFile
 from avatar_jax.io.inputs import input_file
 
 NEUTRAL, TABLE = 'generic_neutral_mesh.obj', 'vertex_indices.json'
 EXTRA = ('cheekRaiser_L', 'cheekRaiser_R', 'PupilDilate_L', 'PupilDilate_R')
-ARRAYS = ('vertices', 'faces', 'identity_deltas', 'expression_deltas', 'extra_deltas', 'landmarks68',
-          'region_vertex_range', 'region_face_range')  # fmt: skip
+ARRAYS = (
+    'vertices',
+    'faces',
+    'identity_deltas',
+    'expression_deltas',
+    'extra_deltas',
+    'landmarks68',
+    'region_vertex_range',
+    'region_face_range',
+)
 NAMES = ('expression_names', 'extra_names', 'region_names')
 _LIMIT = 64 << 20  # bytes of one text file
 
@@ -41,14 +49,31 @@ class Layout:
         return np.stack([starts[:, 0], ends[:, 0]], 1), np.stack([starts[:, 1], ends[:, 1]], 1)
 
 
-LIGHT = Layout(26719, 26384, 100, 53, (
-    ('face', 9409, 9230), ('head_and_neck', 11248, 11144), ('mouth_socket', 13294, 13226),
-    ('eye_socket_left', 13678, 13630), ('eye_socket_right', 14062, 14034), ('gums_and_tongue', 17039, 17006),
-    ('teeth', 21451, 21496), ('eyeball_left', 23021, 23094), ('eyeball_right', 24591, 24692),
-    ('lacrimal_fluid_left', 24795, 24855), ('lacrimal_fluid_right', 24999, 25018), ('eye_blend_left', 25023, 25033),
-    ('eye_blend_right', 25047, 25048), ('eye_occlusion_left', 25199, 25176), ('eye_occlusion_right', 25351, 25304),
-    ('eyelashes_left', 26035, 25844), ('eyelashes_right', 26719, 26384),
-))  # fmt: skip
+LIGHT = Layout(
+    26719,
+    26384,
+    100,
+    53,
+    (
+        ('face', 9409, 9230),
+        ('head_and_neck', 11248, 11144),
+        ('mouth_socket', 13294, 13226),
+        ('eye_socket_left', 13678, 13630),
+        ('eye_socket_right', 14062, 14034),
+        ('gums_and_tongue', 17039, 17006),
+        ('teeth', 21451, 21496),
+        ('eyeball_left', 23021, 23094),
+        ('eyeball_right', 24591, 24692),
+        ('lacrimal_fluid_left', 24795, 24855),
+        ('lacrimal_fluid_right', 24999, 25018),
+        ('eye_blend_left', 25023, 25033),
+        ('eye_blend_right', 25047, 25048),
+        ('eye_occlusion_left', 25199, 25176),
+        ('eye_occlusion_right', 25351, 25304),
+        ('eyelashes_left', 26035, 25844),
+        ('eyelashes_right', 26719, 26384),
+    ),
+)
 
 
 def is_folder(path: Path) -> bool:
@@ -75,8 +100,10 @@ def read_folder(path: Path, layout: Layout = LIGHT) -> RawFile:
 
     neutral = vertices_of(text(path / NEUTRAL), path / NEUTRAL)
     if len(neutral) != layout.vertices:
-        raise UserError(f'{path}: the mesh has {len(neutral)} vertices, the light model {layout.vertices}; '
-                        'other versions are not supported')  # fmt: skip
+        raise UserError(
+            f'{path}: the mesh has {len(neutral)} vertices, the light model {layout.vertices}; '
+            'other versions are not supported'
+        )
     polygons = polygons_of(text(path / NEUTRAL), path / NEUTRAL, len(neutral))
     if len(polygons) != layout.polygons:
         raise UserError(f'{path / NEUTRAL}: has {len(polygons)} polygons, the light model {layout.polygons}')
@@ -89,7 +116,9 @@ def read_folder(path: Path, layout: Layout = LIGHT) -> RawFile:
     if landmarks.shape != (68,) or landmarks.min() < 0 or landmarks.max() >= len(neutral):
         raise UserError(f'{path / TABLE}: idx_to_landmark_verts are not 68 vertices of the mesh')
     if len(expressions) != layout.expressions or any(Path(name).name != name for name in expressions):
-        raise UserError(f'{path / TABLE}: names {len(expressions)} expressions, the light model has {layout.expressions}')
+        raise UserError(
+            f'{path / TABLE}: names {len(expressions)} expressions, the light model has {layout.expressions}'
+        )
 
     def deltas(names: list[str]) -> np.ndarray:
         out = np.zeros((len(names), *neutral.shape), np.float32)
@@ -104,14 +133,20 @@ def read_folder(path: Path, layout: Layout = LIGHT) -> RawFile:
     faces, owner = fan(polygons)
     vertex_range, polygon_range = layout.ranges()
     tensors = {
-        'vertices': neutral.astype(np.float32), 'faces': faces, 'landmarks68': landmarks,
+        'vertices': neutral.astype(np.float32),
+        'faces': faces,
+        'landmarks68': landmarks,
         'identity_deltas': deltas([f'identity{i:03d}' for i in range(layout.identities)]),
-        'expression_deltas': deltas(expressions), 'extra_deltas': deltas(extra),
-        'region_vertex_range': vertex_range, 'region_polygon_range': polygon_range,
-        'region_face_range': np.searchsorted(owner, polygon_range), 'polygon_of_face': owner,
-        'expression_names': np.array(expressions), 'extra_names': np.array(extra, str),
+        'expression_deltas': deltas(expressions),
+        'extra_deltas': deltas(extra),
+        'region_vertex_range': vertex_range,
+        'region_polygon_range': polygon_range,
+        'region_face_range': np.searchsorted(owner, polygon_range),
+        'polygon_of_face': owner,
+        'expression_names': np.array(expressions),
+        'extra_names': np.array(extra, str),
         'region_names': np.array([name for name, _, _ in layout.regions]),
-    }  # fmt: skip
+    }
     return RawFile(path, 'ict-folder', tensors, dict(tensors), sha256=digest.hexdigest(), size=size)
 
 

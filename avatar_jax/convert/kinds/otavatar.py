@@ -27,8 +27,12 @@ Flat = Mapping[str, np.ndarray]
 
 def fits_controller(flat: Flat) -> bool:
     """Whether a state dict is a motion controller's."""
-    return has(flat, direction__weight=(None, None), mapping_3DMM__first__0__weight=(None, None, 7),
-               mapping_Refine__0__weight=(None, None))  # fmt: skip
+    return has(
+        flat,
+        direction__weight=(None, None),
+        mapping_3DMM__first__0__weight=(None, None, 7),
+        mapping_Refine__0__weight=(None, None),
+    )
 
 
 def controller_config(flat: Flat, num_ws: int | None = None) -> ControllerConfig:
@@ -51,14 +55,23 @@ def controller_config(flat: Flat, num_ws: int | None = None) -> ControllerConfig
     scaling = num_ws is not None and rows == 2 * (num_ws + 1)
     rows = rows // 2 if scaling else rows
     if outputs % directions or rows < 2 or (num_ws is not None and rows != num_ws + 1):
-        raise UserError(f'the controller has {outputs} outputs, which do not fit {directions} directions and {num_ws} rows')
+        raise UserError(
+            f'the controller has {outputs} outputs, which do not fit {directions} directions and {num_ws} rows'
+        )
     copies = [(flat[f'mapping_Refine.{i}.weight'], flat[f'mapping_Refine.{i}.bias']) for i in hidden[:-1]]
     shared = all(np.array_equal(a, b) for copy in copies[1:] for a, b in zip(copy, copies[0], strict=True))
     return ControllerConfig(
-        num_ws=rows - 1, w_dim=w_dim, directions=directions, channels=channels, mlp_layers=len(hidden) - 1,
-        mlp_shared=shared, use_pose=inputs > 64, use_crop=inputs == 73, scaling=scaling,
+        num_ws=rows - 1,
+        w_dim=w_dim,
+        directions=directions,
+        channels=channels,
+        mlp_layers=len(hidden) - 1,
+        mlp_shared=shared,
+        use_pose=inputs > 64,
+        use_crop=inputs == 73,
+        scaling=scaling,
         temporal_layers=sum(bool(re.fullmatch(r'mapping_3DMM\.encoder\d+\.1\.weight', k)) for k in flat),
-    )  # fmt: skip
+    )
 
 
 def _config_of(flat: Flat, num_ws: int | None, path: Any) -> ControllerConfig:
@@ -70,7 +83,9 @@ def _config_of(flat: Flat, num_ws: int | None, path: Any) -> ControllerConfig:
         raise UserError(f'{path}: {error}') from error
 
 
-def match_controller(flat: Flat, config: ControllerConfig, report: Report, place: str, file: str, tree: str = '') -> dict:
+def match_controller(
+    flat: Flat, config: ControllerConfig, report: Report, place: str, file: str, tree: str = ''
+) -> dict:
     """Controller entries; the copies of the shared layer, which are equal, are recorded and left out."""
     unused = {}
     if config.mlp_shared:
@@ -94,10 +109,16 @@ def _plan(source: Source, report: Report) -> list[Plan]:
         label = 'dataset_label_std'
         taken = {
             f'G/{k}': v
-            for k, v in match(generator, abstract_generator(config.generator), report, source.places[roles[0]], file,
-                              unused={label: 'statistics of the data of the base generator'},
-                              tree_prefix='generator.').items()
-        }  # fmt: skip
+            for k, v in match(
+                generator,
+                abstract_generator(config.generator),
+                report,
+                source.places[roles[0]],
+                file,
+                unused={label: 'statistics of the data of the base generator'},
+                tree_prefix='generator.',
+            ).items()
+        }
         taken |= {
             f'C/{k}': v
             for k, v in match_controller(
@@ -106,8 +127,10 @@ def _plan(source: Source, report: Report) -> list[Plan]:
         }
         plans.append(Plan(file, METHOD, config.to_dict(), taken, _build))
     if not plans:
-        raise UserError(f'{source.raw.path}: has no generator with its controller; --as {CONTROLLER_METHOD} or --as eg3d '
-                        'takes one of them alone')  # fmt: skip
+        raise UserError(
+            f'{source.raw.path}: has no generator with its controller; --as {CONTROLLER_METHOD} or --as eg3d '
+            'takes one of them alone'
+        )
     return plans
 
 
@@ -134,7 +157,9 @@ def _build(flat: dict[str, np.ndarray]) -> dict[str, Any]:
 def _plan_controller(source: Source, report: Report) -> list[Plan]:
     flat, file = source.flat(), 'otavatar_controller.safetensors'
     config = from_plain(ControllerConfig, source.hint) if source.hint else _config_of(flat, None, source.raw.path)
-    return [Plan(file, CONTROLLER_METHOD, to_plain(config), match_controller(flat, config, report, source.places[''], file))]
+    return [
+        Plan(file, CONTROLLER_METHOD, to_plain(config), match_controller(flat, config, report, source.places[''], file))
+    ]
 
 
 def find_controllers(tensors: Flat) -> list[str]:

@@ -41,11 +41,16 @@ def _ir(use_se: bool, flat: Flat) -> bool:
 
 # name -> (a key that few other networks have, what must hold about the entries beside it)
 _SIGNATURES: dict[str, tuple[str, Callable[[Flat], bool]]] = {
-    'vgg19': ('features.34.weight', lambda f: has(f, features__34__weight=(512, 512, 3, 3), features__0__weight=(64, 3, 3, 3))),
+    'vgg19': (
+        'features.34.weight',
+        lambda f: has(f, features__34__weight=(512, 512, 3, 3), features__0__weight=(64, 3, 3, 3)),
+    ),
     'vgg16': (
         'features.24.weight',
-        lambda f: 'features.34.weight' not in f
-        and has(f, features__24__weight=(512, 512, 3, 3), features__0__weight=(64, 3, 3, 3)),
+        lambda f: (
+            'features.34.weight' not in f
+            and has(f, features__24__weight=(512, 512, 3, 3), features__0__weight=(64, 3, 3, 3))
+        ),
     ),
     'alexnet': ('features.10.weight', lambda f: has(f, features__0__weight=(64, 3, 11, 11))),
     'squeezenet': ('features.12.squeeze.weight', lambda f: has(f, features__0__weight=(64, 3, 3, 3))),
@@ -120,9 +125,11 @@ def _lin(net: str) -> Kind:
         return [Plan(f'{name}.safetensors', f'perception/{name}', {}, taken)]
 
     return Kind(
-        f'lpips_{net}', f'channel weights of LPIPS ({net}, version 0.1)',
-        lambda tensors: places(tensors, 'lin0.model.1.weight', fits), plan,
-    )  # fmt: skip
+        f'lpips_{net}',
+        f'channel weights of LPIPS ({net}, version 0.1)',
+        lambda tensors: places(tensors, 'lin0.model.1.weight', fits),
+        plan,
+    )
 
 
 # ------------------------------------------------------------------------------------------------- the face regressor
@@ -163,7 +170,9 @@ PERCEPTION = (
     *(_network(name) for name in _SIGNATURES),
     *(_lin(net) for net in TAP_CHANNELS),
     Kind(
-        RECON_METHOD, 'coefficient regressor of Deep3DFaceRecon (ResNet-50)',
-        lambda tensors: places(tensors, 'final_layers.6.weight', _fits_recon), _plan_recon,
+        RECON_METHOD,
+        'coefficient regressor of Deep3DFaceRecon (ResNet-50)',
+        lambda tensors: places(tensors, 'final_layers.6.weight', _fits_recon),
+        _plan_recon,
     ),
-)  # fmt: skip
+)

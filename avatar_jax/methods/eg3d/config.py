@@ -60,11 +60,18 @@ class DiscriminatorConfig:
         """The network for images of that size."""
         kind = DualDiscriminator if self.kind == 'dual' else SingleDiscriminator
         return kind(
-            c_dim=c_dim, img_resolution=img_resolution, channel_base=self.channel_base, channel_max=self.channel_max,
-            conv_clamp=self.conv_clamp, mapping_layers=self.mapping_layers, mbstd_group_size=self.mbstd_group_size,
-            mbstd_num_channels=self.mbstd_num_channels, mbstd_contiguous=self.mbstd_grouping == 'contiguous',
-            dtype=jnp.dtype(self.dtype), num_half_res=self.num_half_res,
-        )  # fmt: skip
+            c_dim=c_dim,
+            img_resolution=img_resolution,
+            channel_base=self.channel_base,
+            channel_max=self.channel_max,
+            conv_clamp=self.conv_clamp,
+            mapping_layers=self.mapping_layers,
+            mbstd_group_size=self.mbstd_group_size,
+            mbstd_num_channels=self.mbstd_num_channels,
+            mbstd_contiguous=self.mbstd_grouping == 'contiguous',
+            dtype=jnp.dtype(self.dtype),
+            num_half_res=self.num_half_res,
+        )
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,10 @@ class LossConfig:
             raise UserError('loss: resolution_multiple and path_length_shrink must be at least 1')
         number = isinstance(self.filter_mode, float) and 0 < self.filter_mode < 1
         if self.filter_mode not in FILTER_MODES and not number:
-            raise UserError(f'loss.filter_mode: {self.filter_mode!r}; use {", ".join(map(repr, FILTER_MODES))} or a number '
-                            'between 0 and 1')  # fmt: skip
+            raise UserError(
+                f'loss.filter_mode: {self.filter_mode!r}; use {", ".join(map(repr, FILTER_MODES))} or a number '
+                'between 0 and 1'
+            )
 
 
 @dataclass(frozen=True)
@@ -209,8 +218,8 @@ class RunConfig:
         init: what the networks start from: '' (fresh), a weight file of a generator (or of a method that has one: the
             name of a shipped file will do), or the folder of another run, of which the latest checkpoint is taken.
         init_discriminator: weight file of a discriminator; '' takes that of ``init`` if it is a run, else a fresh one.
-        parallel: 'pmap', 'shard_map', 'single' or 'sharded'. model_shards: with the last, over how many devices parameters
-            and optimizer states are cut; 0: all (``avatar_jax.parallel``).
+        parallel: 'pmap', 'shard_map', 'single' or 'sharded'. model_shards: with the last, over how many devices
+            parameters and optimizer states are cut; 0: all (``avatar_jax.parallel``).
     """
 
     seed: int = 0
@@ -227,9 +236,20 @@ class RunConfig:
     model_shards: int = 0
 
     # What a resumed run may change.
-    MAY_DIFFER = ('output.*', 'data.num_workers', 'data.num_threads', 'data.prefetch', 'data.in_memory', 'parallel',
-                  'model_shards', 'generator.remat', 'train.kimg', 'train.accumulate', 'train.remat',
-                  'generator.rendering.ray_chunk')  # fmt: skip
+    MAY_DIFFER = (
+        'output.*',
+        'data.num_workers',
+        'data.num_threads',
+        'data.prefetch',
+        'data.in_memory',
+        'parallel',
+        'model_shards',
+        'generator.remat',
+        'train.kimg',
+        'train.accumulate',
+        'train.remat',
+        'generator.rendering.ray_chunk',
+    )
 
     def __post_init__(self):
         rendering = self.generator.rendering

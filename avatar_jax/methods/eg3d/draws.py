@@ -29,9 +29,23 @@ class Dice:
         key: of this step and phase. labels: [M, 25], all cameras of the data set. noise_size: see ``losses``.
     """
 
-    def __init__(self, config: RunConfig, resolution: int, key: jax.Array, labels: jax.Array, count: int,
-                 noise_size: int, axis_name: str | None):  # fmt: skip
-        self.config, self.resolution, self.labels, self.count, self.axis_name = config, resolution, labels, count, axis_name
+    def __init__(
+        self,
+        config: RunConfig,
+        resolution: int,
+        key: jax.Array,
+        labels: jax.Array,
+        count: int,
+        noise_size: int,
+        axis_name: str | None,
+    ):
+        self.config, self.resolution, self.labels, self.count, self.axis_name = (
+            config,
+            resolution,
+            labels,
+            count,
+            axis_name,
+        )
         self.total, self.noise_size = count * num_shards(axis_name), noise_size
         self.key, self.keys = key, sample_keys(key, count, axis_name)
         self.c, self.other = self._cameras()
@@ -89,12 +103,25 @@ class Dice:
         uniform = self._blocks(jax.random.uniform, _UNIFORM, {'swap': (), 'jitter': coarse, 'importance': fine})
         noisy = {'density_coarse': coarse, 'density_fine': fine} if rendering.density_noise > 0 else {}
         label = {'label': (25,)} if self.config.discriminator.c_noise else {}
-        shapes = {'z': (self.config.generator.z_dim,), 'noise': (self.noise_size,), **self._mix_shape(), **noisy, **label}
+        shapes = {
+            'z': (self.config.generator.z_dim,),
+            'noise': (self.noise_size,),
+            **self._mix_shape(),
+            **noisy,
+            **label,
+        }
         normal = self._blocks(jax.random.normal, _NORMAL, shapes)
-        render = RenderDraws(uniform['jitter'], uniform['importance'], *(normal.get(k) for k in ('density_coarse', 'density_fine')))
+        render = RenderDraws(
+            uniform['jitter'], uniform['importance'], *(normal.get(k) for k in ('density_coarse', 'density_fine'))
+        )
         return GeneratedDraws(
-            normal['z'], self.c, L.PoseDraws(uniform['swap'], self.other), L.SynthesisDraws(render, normal['noise']),
-            self._mix(normal.get('mix')), self.told(self.c, normal.get('label')))  # fmt: skip
+            normal['z'],
+            self.c,
+            L.PoseDraws(uniform['swap'], self.other),
+            L.SynthesisDraws(render, normal['noise']),
+            self._mix(normal.get('mix')),
+            self.told(self.c, normal.get('label')),
+        )
 
     def regular(self) -> RegularDraws:
         """A regularisation step of the generator."""
@@ -127,5 +154,13 @@ class Dice:
             path = jax.tree.map(lambda x: x[::every], (self.generated(), normal['direction']))
             self.keys = keys
         swaps = self._together()[:2]
-        return RegularDraws(normal['z'], self.c, L.PoseDraws(swaps[0], self.other), L.PoseDraws(swaps[1], self.other),
-                            density, normal['noise'], self._mix(normal.get('mix')), path)  # fmt: skip
+        return RegularDraws(
+            normal['z'],
+            self.c,
+            L.PoseDraws(swaps[0], self.other),
+            L.PoseDraws(swaps[1], self.other),
+            density,
+            normal['noise'],
+            self._mix(normal.get('mix')),
+            path,
+        )

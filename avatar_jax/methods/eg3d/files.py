@@ -13,19 +13,29 @@ import jax.numpy as jnp
 
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
+from avatar_jax.io.weights import check_config, check_tree, load_weights, save_weights
 from avatar_jax.methods.eg3d.config import DiscriminatorConfig, RunConfig
 from avatar_jax.models.triplane import GeneratorConfig, init_generator
 from avatar_jax.train.checkpoints import Checkpoints
-from avatar_jax.weights import check_config, check_tree, load_weights, save_weights
 
 PyTree = Any
 METHOD, DISCRIMINATOR_METHOD = 'eg3d', 'eg3d_discriminator'
 WEIGHTS, DISCRIMINATOR_WEIGHTS = 'weights.safetensors', 'discriminator.safetensors'
 # Options that a generator may change when it is trained on: they do not decide what its numbers mean.
 _FREE = ('neural_rendering_resolution', 'dtype', 'release_image_raw', 'remat')
-_FREE_RENDERING = ('depth_resolution', 'depth_resolution_importance', 'density_noise', 'ray_chunk', 'density_reg',
-                   'density_reg_p_dist', 'reg_type', 'gpc_reg_prob', 'c_gen_conditioning_zero', 'avg_camera_radius',
-                   'avg_camera_pivot')  # fmt: skip
+_FREE_RENDERING = (
+    'depth_resolution',
+    'depth_resolution_importance',
+    'density_noise',
+    'ray_chunk',
+    'density_reg',
+    'density_reg_p_dist',
+    'reg_type',
+    'gpc_reg_prob',
+    'c_gen_conditioning_zero',
+    'avg_camera_radius',
+    'avg_camera_pivot',
+)
 
 
 @dataclass(frozen=True)
@@ -103,8 +113,12 @@ def load_run(folder: str | os.PathLike) -> tuple[Start, RunConfig]:
         part, step = checkpoints.restore_part(template)
     part = jax.tree.map(jnp.asarray, part)
     generator = {'params': part['groups']['generator']['params'], **part['extra']}
-    return Start(generator, part['groups']['generator']['ema'], part['groups']['discriminator']['params'],
-                 f'{Path(folder).resolve().name}@{step}'), config  # fmt: skip
+    return Start(
+        generator,
+        part['groups']['generator']['ema'],
+        part['groups']['discriminator']['params'],
+        f'{Path(folder).resolve().name}@{step}',
+    ), config
 
 
 def starting_point(config: RunConfig) -> Start:
@@ -128,24 +142,55 @@ def starting_point(config: RunConfig) -> Start:
     if config.init_discriminator:
         weights = load_weights(config.init_discriminator, method=DISCRIMINATOR_METHOD)
         check_tree(config.init_discriminator, weights.variables, {'params': d})
-        start = Start(start.generator, start.ema, jax.tree.map(jnp.asarray, weights.variables['params']),
-                      f'{start.digest}+{weights.sha256}')  # fmt: skip
+        start = Start(
+            start.generator,
+            start.ema,
+            jax.tree.map(jnp.asarray, weights.variables['params']),
+            f'{start.digest}+{weights.sha256}',
+        )
     return start
 
 
-def save_networks(folder: str | os.PathLike, variables: Mapping[str, PyTree], generator: GeneratorConfig,
-                  d_params: PyTree, discriminator: DiscriminatorConfig, provenance: Mapping[str, Any]) -> str:  # fmt: skip
+def save_networks(
+    folder: str | os.PathLike,
+    variables: Mapping[str, PyTree],
+    generator: GeneratorConfig,
+    d_params: PyTree,
+    discriminator: DiscriminatorConfig,
+    provenance: Mapping[str, Any],
+) -> str:
     """Writes the averaged generator and the discriminator as weight files; returns the generator's SHA-256.
 
     ``convert.imported.load_generator`` reads the first; a single discriminator, which no other program reads, is not
     written.
     """
-    sha = save_weights(Path(folder) / WEIGHTS, variables, method=METHOD, config=to_plain(generator), provenance=provenance)
+    sha = save_weights(
+        Path(folder) / WEIGHTS, variables, method=METHOD, config=to_plain(generator), provenance=provenance
+    )
     if discriminator.kind == 'dual':
         net = discriminator.module(generator.img_resolution, generator.c_dim)
-        config = {k: getattr(net, k) for k in ('c_dim', 'img_resolution', 'img_channels', 'channel_base', 'channel_max',
-                                               'conv_clamp', 'mapping_layers', 'cmap_dim', 'disc_c_noise',
-                                               'mbstd_group_size', 'mbstd_num_channels', 'num_half_res')}  # fmt: skip
-        save_weights(Path(folder) / DISCRIMINATOR_WEIGHTS, {'params': d_params}, method=DISCRIMINATOR_METHOD,
-                     config=config, provenance=provenance)  # fmt: skip
+        config = {
+            k: getattr(net, k)
+            for k in (
+                'c_dim',
+                'img_resolution',
+                'img_channels',
+                'channel_base',
+                'channel_max',
+                'conv_clamp',
+                'mapping_layers',
+                'cmap_dim',
+                'disc_c_noise',
+                'mbstd_group_size',
+                'mbstd_num_channels',
+                'num_half_res',
+            )
+        }
+        save_weights(
+            Path(folder) / DISCRIMINATOR_WEIGHTS,
+            {'params': d_params},
+            method=DISCRIMINATOR_METHOD,
+            config=config,
+            provenance=provenance,
+        )
     return sha

@@ -82,7 +82,8 @@ class DensityDraws:
 
 
 def blur_matrix(sigma: jax.Array | float, size: int) -> jax.Array:
-    """[size, size] matrix that blurs one axis: taps 2^-(k/sigma)^2 for |k| <= floor(3 sigma), normalised; black outside.
+    """[size, size] matrix that blurs one axis: taps 2^-(k/sigma)^2 for |k| <= floor(3 sigma), normalised; black
+    outside.
 
     The identity where floor(3 sigma) is 0. As a matrix, because sigma changes while shapes must not.
     """
@@ -105,8 +106,9 @@ def blur(images: jax.Array, sigma: jax.Array | float) -> jax.Array:
     return jnp.einsum('ow,nhwc->nhoc', blur_matrix(sigma, images.shape[2]), y, precision=high)
 
 
-def real_pair(images: jax.Array, resolution: int, sigma: jax.Array | float | None,
-              filter_mode: str | float = 'antialiased') -> Pair:  # fmt: skip
+def real_pair(
+    images: jax.Array, resolution: int, sigma: jax.Array | float | None, filter_mode: str | float = 'antialiased'
+) -> Pair:
     """Real images [N, R, R, 3] in [-1, 1] with their raw partners of side ``resolution``.
 
     ``sigma``: of the blur of the raw image (that of the image happens in front of the discriminator); None: no blur.
@@ -133,9 +135,16 @@ def prepared(pair: Pair, sigma: jax.Array | float | None, transform: Callable | 
 # ----------------------------------------------------------------------------------------------------------- networks
 
 
-def style_rows(model: TriPlaneGenerator, variables: Mapping[str, PyTree], z: jax.Array, c: jax.Array,
-               probability: jax.Array | float | None, pose: PoseDraws, mix: MixDraws | None = None,
-               update: bool = False) -> tuple[jax.Array, PyTree]:  # fmt: skip
+def style_rows(
+    model: TriPlaneGenerator,
+    variables: Mapping[str, PyTree],
+    z: jax.Array,
+    c: jax.Array,
+    probability: jax.Array | float | None,
+    pose: PoseDraws,
+    mix: MixDraws | None = None,
+    update: bool = False,
+) -> tuple[jax.Array, PyTree]:
     """Codes to style rows under the pose-conditioning rule.
 
     Args:
@@ -178,8 +187,9 @@ def noise_maps(noise: PyTree, numbers: jax.Array) -> PyTree:
     return jax.tree.unflatten(structure, [p.reshape(-1, *x.shape) for p, x in zip(parts, leaves, strict=True)])
 
 
-def planes_of(model: TriPlaneGenerator, variables: Mapping[str, PyTree], ws: jax.Array,
-              noise: jax.Array | None) -> jax.Array:  # fmt: skip
+def planes_of(
+    model: TriPlaneGenerator, variables: Mapping[str, PyTree], ws: jax.Array, noise: jax.Array | None
+) -> jax.Array:
     """Feature planes [N, 3, H, W, C]. ``noise``: standard normals [N, noise_size], or None for no noise.
 
     Fresh noise is the noise mode 'const' with other maps for every sample, so that all its numbers can come from one
@@ -194,8 +204,14 @@ def planes_of(model: TriPlaneGenerator, variables: Mapping[str, PyTree], ws: jax
     return jax.vmap(one)(ws, noise_maps(variables['noise'], noise))
 
 
-def synthesise(model: TriPlaneGenerator, variables: Mapping[str, PyTree], ws: jax.Array, c: jax.Array,
-               resolution: int, draws: SynthesisDraws) -> Pair:  # fmt: skip
+def synthesise(
+    model: TriPlaneGenerator,
+    variables: Mapping[str, PyTree],
+    ws: jax.Array,
+    c: jax.Array,
+    resolution: int,
+    draws: SynthesisDraws,
+) -> Pair:
     """Style rows seen from cameras, as training sees them (jittered, with backbone noise)."""
     planes = planes_of(model, variables, ws, draws.noise)
     out = model.apply(variables, planes, c, resolution, draws=draws.render, method='render')
@@ -204,8 +220,9 @@ def synthesise(model: TriPlaneGenerator, variables: Mapping[str, PyTree], ws: ja
         return Pair(*model.apply(variables, out.rgb, out.features, ws, method='superresolve_with_raw'))
 
     def one(rgb, features, ws, maps):
-        found = model.apply({**variables, 'noise': maps}, rgb[None], features[None], ws[None], 'const',
-                            method='superresolve_with_raw')  # fmt: skip
+        found = model.apply(
+            {**variables, 'noise': maps}, rgb[None], features[None], ws[None], 'const', method='superresolve_with_raw'
+        )
         return found[0][0], found[1][0]
 
     return Pair(*jax.vmap(one)(out.rgb, out.features, ws, noise_maps(variables['noise'], draws.noise)))
@@ -246,8 +263,12 @@ def r1_penalty(net: Any, params: PyTree, pair: Pair, c: jax.Array) -> tuple[jax.
     return penalty, grads, logits
 
 
-def density_penalty(density: Callable[[jax.Array], jax.Array], rendering: Any, draws: DensityDraws,
-                    second_density: Callable[[jax.Array], jax.Array] | None = None) -> dict[str, jax.Array]:  # fmt: skip
+def density_penalty(
+    density: Callable[[jax.Array], jax.Array],
+    rendering: Any,
+    draws: DensityDraws,
+    second_density: Callable[[jax.Array], jax.Array] | None = None,
+) -> dict[str, jax.Array]:
     """Terms of the density regularisation, with their weights; their sum is the loss.
 
     Args:
@@ -264,7 +285,9 @@ def density_penalty(density: Callable[[jax.Array], jax.Array], rendering: Any, d
     if kind in WITHOUT_EFFECT:
         return {}
     if kind == 'l1':
-        return {'l1': rendering.density_reg * variation(density, draws.points, draws.steps * rendering.density_reg_p_dist)}
+        return {
+            'l1': rendering.density_reg * variation(density, draws.points, draws.steps * rendering.density_reg_p_dist)
+        }
     if kind == 'monotonic-detach':
         behind = draws.points + jnp.asarray([0.0, 0.0, -rendering.box_warp / NUM_SLICES])
         front, back = split_density(density, draws.points, behind)

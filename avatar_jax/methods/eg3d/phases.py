@@ -1,4 +1,5 @@
-"""The four phases of one iteration (EG3D, training loss), each a scalar to be differentiated and the terms to be logged.
+"""The four phases of one iteration (EG3D, training loss), each a scalar to be differentiated and the terms to be
+logged.
 
 Generator: ``generator_main`` (adversarial), ``generator_reg`` (density, and StyleGAN2's path length if wanted).
 Discriminator: ``discriminator_main`` (adversarial, generated and real), ``discriminator_reg`` (R1).
@@ -94,9 +95,16 @@ class RegularDraws:
     path: tuple[GeneratedDraws, jax.Array] | None = None
 
 
-def generator_main(setting: Setting, params: PyTree, d_params: PyTree, buffers: Mapping[str, PyTree],
-                   draws: GeneratedDraws, probability: Any, sigma: Any = None,
-                   transform: Transform | None = None) -> tuple[jax.Array, Terms]:  # fmt: skip
+def generator_main(
+    setting: Setting,
+    params: PyTree,
+    d_params: PyTree,
+    buffers: Mapping[str, PyTree],
+    draws: GeneratedDraws,
+    probability: Any,
+    sigma: Any = None,
+    transform: Transform | None = None,
+) -> tuple[jax.Array, Terms]:
     """The generator wants its images to pass for real ones.
 
     Args:
@@ -113,8 +121,14 @@ def generator_main(setting: Setting, params: PyTree, d_params: PyTree, buffers: 
     return loss, {'loss': loss, 'score': jnp.mean(logits), 'sign': jnp.mean(jnp.sign(logits)), 'logits': logits}
 
 
-def generator_reg(setting: Setting, params: PyTree, buffers: Mapping[str, PyTree], draws: RegularDraws,
-                  probability: Any, path_mean: jax.Array) -> tuple[jax.Array, Terms]:  # fmt: skip
+def generator_reg(
+    setting: Setting,
+    params: PyTree,
+    buffers: Mapping[str, PyTree],
+    draws: RegularDraws,
+    probability: Any,
+    path_mean: jax.Array,
+) -> tuple[jax.Array, Terms]:
     """Regularisation of the generator; ``path_mean``: running mean of the path length."""
     variables, model, terms = {'params': params, **buffers}, setting.generator, {}
     extra = {}
@@ -132,17 +146,25 @@ def generator_reg(setting: Setting, params: PyTree, buffers: Mapping[str, PyTree
         path, directions = draws.path
         ws, _ = L.style_rows(model, variables, path.z, path.c, probability, path.pose, path.mix)
         lengths = L.path_lengths(
-            lambda w: setting.synthesise(variables, w, path.c, path.synthesis).image, ws, directions)
+            lambda w: setting.synthesise(variables, w, path.c, path.synthesis).image, ws, directions
+        )
         terms['path'] = L.path_length_penalty(lengths, path_mean, setting.loss)
         extra['path_length'] = jnp.mean(lengths)
     loss = sum(terms.values(), jnp.zeros(()))
     return loss, {'loss': loss, **terms, **extra}
 
 
-def discriminator_main(setting: Setting, params: PyTree, g_variables: Mapping[str, PyTree], real: L.Pair,
-                       real_c: jax.Array, draws: GeneratedDraws, probability: Any, sigma: Any = None,
-                       transforms: tuple[Transform | None, Transform | None] = (None, None),
-                       ) -> tuple[jax.Array, Terms]:  # fmt: skip
+def discriminator_main(
+    setting: Setting,
+    params: PyTree,
+    g_variables: Mapping[str, PyTree],
+    real: L.Pair,
+    real_c: jax.Array,
+    draws: GeneratedDraws,
+    probability: Any,
+    sigma: Any = None,
+    transforms: tuple[Transform | None, Transform | None] = (None, None),
+) -> tuple[jax.Array, Terms]:
     """The discriminator tells generated from real images.
 
     Args:
@@ -159,16 +181,35 @@ def discriminator_main(setting: Setting, params: PyTree, g_variables: Mapping[st
     true = setting.judge(params, L.prepared(real, sigma, transforms[1]), real_c)
     terms = {'fake': L.adversarial(fake, real=False), 'real': L.adversarial(true, real=True)}
     loss = terms['fake'] + terms['real']
-    return loss, {'loss': loss, **terms, 'score_fake': jnp.mean(fake), 'score_real': jnp.mean(true),
-                  'sign_real': jnp.mean(jnp.sign(true)), 'ema_stats': stats, 'logits_fake': fake,
-                  'logits_real': true}  # fmt: skip
+    return loss, {
+        'loss': loss,
+        **terms,
+        'score_fake': jnp.mean(fake),
+        'score_real': jnp.mean(true),
+        'sign_real': jnp.mean(jnp.sign(true)),
+        'ema_stats': stats,
+        'logits_fake': fake,
+        'logits_real': true,
+    }
 
 
-def discriminator_reg(setting: Setting, params: PyTree, real: L.Pair, real_c: jax.Array, sigma: Any = None,
-                      transform: Transform | None = None) -> tuple[jax.Array, Terms]:  # fmt: skip
+def discriminator_reg(
+    setting: Setting,
+    params: PyTree,
+    real: L.Pair,
+    real_c: jax.Array,
+    sigma: Any = None,
+    transform: Transform | None = None,
+) -> tuple[jax.Array, Terms]:
     """R1: ``gamma / 2`` times the mean squared gradient on real images, as the discriminator sees them."""
     seen = jax.lax.stop_gradient(L.prepared(real, sigma, transform))
     penalty, grads, logits = L.r1_penalty(setting.discriminator, params, seen, real_c)
     loss = jnp.mean(penalty) * (setting.loss.r1_gamma / 2)
-    return loss, {'loss': loss, 'r1': jnp.mean(penalty), 'sign_real': jnp.mean(jnp.sign(logits)), 'penalty': penalty,
-                  'grads': grads, 'logits': logits}  # fmt: skip
+    return loss, {
+        'loss': loss,
+        'r1': jnp.mean(penalty),
+        'sign_real': jnp.mean(jnp.sign(logits)),
+        'penalty': penalty,
+        'grads': grads,
+        'logits': logits,
+    }

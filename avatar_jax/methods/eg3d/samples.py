@@ -33,8 +33,9 @@ def fixed_codes(config: RunConfig, labels: np.ndarray) -> tuple[np.ndarray, np.n
     return z, labels[rng.randint(0, len(labels), count)]
 
 
-def sample_sheet(config: RunConfig, variables: Mapping[str, PyTree], labels: np.ndarray, real: np.ndarray,
-                 resolution: int) -> np.ndarray:  # fmt: skip
+def sample_sheet(
+    config: RunConfig, variables: Mapping[str, PyTree], labels: np.ndarray, real: np.ndarray, resolution: int
+) -> np.ndarray:
     """uint8 [H, W, 3]: a row of real images, then for every row of codes: images, raw images, depth (near is bright).
 
     Args:

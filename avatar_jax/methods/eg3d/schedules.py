@@ -75,6 +75,12 @@ def lazy_optimizer(config: OptimizerConfig, interval: int) -> OptimizerConfig:
     if interval < 1:
         return config
     ratio = interval / (interval + 1)
-    return OptimizerConfig(type=config.type, lr=config.lr * ratio, beta1=config.beta1**ratio,
-                           beta2=config.beta2**ratio, eps=config.eps, weight_decay=config.weight_decay,
-                           momentum=config.momentum)  # fmt: skip
+    return OptimizerConfig(
+        type=config.type,
+        lr=config.lr * ratio,
+        beta1=config.beta1**ratio,
+        beta2=config.beta2**ratio,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+    )

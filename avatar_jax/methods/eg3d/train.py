@@ -44,8 +44,13 @@ class Flags:
 def flags_at(config: RunConfig, step: int) -> Flags:
     """The flags of iteration ``step``, counted from 0; regularisation falls into its first iteration."""
     loss, shown = config.loss, step * config.train.batch
-    size = schedules.raw_resolution(shown, config.generator.neural_rendering_resolution, loss.resolution_final,
-                                    loss.resolution_fade_kimg, loss.resolution_multiple)  # fmt: skip
+    size = schedules.raw_resolution(
+        shown,
+        config.generator.neural_rendering_resolution,
+        loss.resolution_final,
+        loss.resolution_fade_kimg,
+        loss.resolution_multiple,
+    )
     sigma = schedules.blur_sigma(shown, loss.blur_init_sigma, loss.blur_fade_kimg)
     g, d = config.g_interval, config.train.d_reg_interval
     rendering = config.generator.rendering
@@ -62,8 +67,10 @@ def optimizers(config: RunConfig) -> tuple[Any, Any]:
     """Of generator and discriminator, corrected for their lazy regularisation."""
     t = config.train
     g, d = (OptimizerConfig(t.optimizer, lr, t.beta1, t.beta2, t.eps) for lr in (t.g_lr, t.d_lr))
-    return (make_optimizer(schedules.lazy_optimizer(g, config.g_interval or 0)),
-            make_optimizer(schedules.lazy_optimizer(d, t.d_reg_interval)))  # fmt: skip
+    return (
+        make_optimizer(schedules.lazy_optimizer(g, config.g_interval or 0)),
+        make_optimizer(schedules.lazy_optimizer(d, t.d_reg_interval)),
+    )
 
 
 def check_batch(config: RunConfig, num_devices: int) -> None:
@@ -71,17 +78,22 @@ def check_batch(config: RunConfig, num_devices: int) -> None:
     t, d = config.train, config.discriminator
     parts = num_devices * t.accumulate
     if t.batch % parts:
-        raise UserError(f'train.batch: {t.batch} does not divide among {num_devices} devices with {t.accumulate} '
-                        f'micro-batches each; use a multiple of {parts}')  # fmt: skip
+        raise UserError(
+            f'train.batch: {t.batch} does not divide among {num_devices} devices with {t.accumulate} '
+            f'micro-batches each; use a multiple of {parts}'
+        )
     part = t.batch // parts
     group = d.mbstd_group_size
     if group is not None and (group > part or part % group):
-        raise UserError(f'discriminator.mbstd_group_size: {group} does not divide a micro-batch of {part} '
-                        f'({t.batch} images, {num_devices} devices, {t.accumulate} micro-batches each); '
-                        'use another batch or group')  # fmt: skip
+        raise UserError(
+            f'discriminator.mbstd_group_size: {group} does not divide a micro-batch of {part} '
+            f'({t.batch} images, {num_devices} devices, {t.accumulate} micro-batches each); '
+            'use another batch or group'
+        )
     if config.loss.path_length_weight > 0 and part % config.loss.path_length_shrink:
-        raise UserError(f'loss.path_length_shrink: {config.loss.path_length_shrink} does not divide a micro-batch of '
-                        f'{part}')  # fmt: skip
+        raise UserError(
+            f'loss.path_length_shrink: {config.loss.path_length_shrink} does not divide a micro-batch of {part}'
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- state
@@ -116,8 +128,9 @@ def fresh_variables(config: RunConfig) -> tuple[dict[str, PyTree], PyTree]:
     return init_generator(config.generator, k_g), init_discriminator(config, k_d)
 
 
-def init_state(config: RunConfig, g_variables: Mapping[str, PyTree], d_params: PyTree,
-               g_ema: PyTree | None = None) -> TrainState:  # fmt: skip
+def init_state(
+    config: RunConfig, g_variables: Mapping[str, PyTree], d_params: PyTree, g_ema: PyTree | None = None
+) -> TrainState:
     """A state before the first iteration.
 
     Groups ``generator`` (with its average) and ``discriminator``. ``extra``: the generator's other collections
@@ -153,8 +166,13 @@ def _buffers(state: TrainState) -> dict[str, PyTree]:
 # --------------------------------------------------------------------------------------------------------- iteration
 
 
-def gradients(function: Callable[[PyTree, PyTree], tuple[jax.Array, dict]], params: PyTree, inputs: PyTree, parts: int,
-              axis_name: str | None) -> tuple[PyTree, dict]:  # fmt: skip
+def gradients(
+    function: Callable[[PyTree, PyTree], tuple[jax.Array, dict]],
+    params: PyTree,
+    inputs: PyTree,
+    parts: int,
+    axis_name: str | None,
+) -> tuple[PyTree, dict]:
     """Gradients of ``function(params, inputs) -> (loss, terms)``, averaged over micro-batches and devices.
 
     ``inputs``: arrays with the samples of this device in front; ``terms``: scalars (or trees) that may be averaged.
@@ -168,8 +186,9 @@ def gradients(function: Callable[[PyTree, PyTree], tuple[jax.Array, dict]], para
         found = one(inputs)
     else:
         split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), inputs)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                            jax.eval_shape(one, jax.tree.map(lambda x: x[0], split)))  # fmt: skip
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], split))
+        )
         total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, one(part)), None), zero, split)
         found = jax.tree.map(lambda x: x / parts, total)
     return mean_over_devices(found, axis_name)
@@ -181,8 +200,14 @@ def clean(grads: PyTree) -> tuple[PyTree, jax.Array]:
     return jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), grads), bad
 
 
-def train_step(config: RunConfig, flags: Flags, state: TrainState, batch: Mapping[str, jax.Array], labels: jax.Array,
-               axis_name: str | None = None) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
+def train_step(
+    config: RunConfig,
+    flags: Flags,
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    labels: jax.Array,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One iteration.
 
     Args:
@@ -206,8 +231,9 @@ def train_step(config: RunConfig, flags: Flags, state: TrainState, batch: Mappin
     noise_size = losses.noise_size(state.extra['noise'])
 
     def dice(phase: int) -> Dice:
-        return Dice(config, flags.resolution, step_key(config.seed, state.step, phase), labels, count, noise_size,
-                    axis_name)  # fmt: skip
+        return Dice(
+            config, flags.resolution, step_key(config.seed, state.step, phase), labels, count, noise_size, axis_name
+        )
 
     def augment_keys(stream: int) -> jax.Array:
         return sample_keys(step_key(config.seed, state.step, _AUGMENT + stream), count, axis_name)
@@ -221,21 +247,31 @@ def train_step(config: RunConfig, flags: Flags, state: TrainState, batch: Mappin
         if t.clean_gradients:
             grads, metrics[f'{phase}/cleaned'] = clean(grads)
         if frozen:
-            grads = jax.tree.map(lambda g, label: jnp.zeros_like(g) if label == 'frozen' else g, grads,
-                                 freeze_labels(grads, frozen))  # fmt: skip
+            grads = jax.tree.map(
+                lambda g, label: jnp.zeros_like(g) if label == 'frozen' else g, grads, freeze_labels(grads, frozen)
+            )
         group, stats = state.groups[name].apply_gradients(grads, tx)
         metrics.update({f'{phase}/{k}': v for k, v in {**terms, **stats}.items()})
         return state.with_groups(**{name: group})
 
     # Generator.
     def g_main(params, inputs):
-        value, terms = phases.generator_main(setting, params, state.groups['discriminator'].params, _buffers(state),
-                                             inputs['draws'], probability, sigma, transform(inputs['keys']))  # fmt: skip
+        value, terms = phases.generator_main(
+            setting,
+            params,
+            state.groups['discriminator'].params,
+            _buffers(state),
+            inputs['draws'],
+            probability,
+            sigma,
+            transform(inputs['keys']),
+        )
         return value, _scalars(terms)
 
     def g_reg(params, inputs):
-        return phases.generator_reg(setting, params, _buffers(state), inputs['draws'], probability,
-                                    state.extra['path_mean'])  # fmt: skip
+        return phases.generator_reg(
+            setting, params, _buffers(state), inputs['draws'], probability, state.extra['path_mean']
+        )
 
     together_g = flags.g_reg and t.g_reg_interval == 0
     inputs = {'draws': dice(0).generated(), 'keys': augment_keys(0)}
@@ -247,13 +283,19 @@ def train_step(config: RunConfig, flags: Flags, state: TrainState, batch: Mappin
             more, other = g_reg(params, {'draws': inputs['regular']})
             return value + more, terms | {f'reg_{k}': v for k, v in other.items()}
 
-    grads, terms = gradients(g_both if together_g else g_main, state.groups['generator'].params, inputs, t.accumulate,
-                             axis_name)  # fmt: skip
+    grads, terms = gradients(
+        g_both if together_g else g_main, state.groups['generator'].params, inputs, t.accumulate, axis_name
+    )
     path_length = terms.get('reg_path_length')
     state = update('generator', 'g_main', state, tx_g, grads, terms)
     if flags.g_reg and not together_g:
-        grads, terms = gradients(_scaled(g_reg, t.g_reg_interval), state.groups['generator'].params,
-                                 {'draws': dice(1).regular()}, t.accumulate, axis_name)  # fmt: skip
+        grads, terms = gradients(
+            _scaled(g_reg, t.g_reg_interval),
+            state.groups['generator'].params,
+            {'draws': dice(1).regular()},
+            t.accumulate,
+            axis_name,
+        )
         path_length = terms.get('path_length')
         state = update('generator', 'g_reg', state, tx_g, grads, terms)
 
@@ -268,13 +310,22 @@ def train_step(config: RunConfig, flags: Flags, state: TrainState, batch: Mappin
 
     def d_main(params, inputs):
         value, terms = phases.discriminator_main(
-            setting, params, generator_variables(state, averaged=False), real_of(inputs), inputs['c'], inputs['draws'],
-            probability, sigma, (transform(inputs['keys']), transform(inputs['keys_real'])))  # fmt: skip
+            setting,
+            params,
+            generator_variables(state, averaged=False),
+            real_of(inputs),
+            inputs['c'],
+            inputs['draws'],
+            probability,
+            sigma,
+            (transform(inputs['keys']), transform(inputs['keys_real'])),
+        )
         return value, _scalars(terms) | {'ema_stats': terms['ema_stats']}
 
     def d_reg(params, inputs):
-        value, terms = phases.discriminator_reg(setting, params, real_of(inputs), inputs['c'], sigma,
-                                                transform(inputs['keys_real']))  # fmt: skip
+        value, terms = phases.discriminator_reg(
+            setting, params, real_of(inputs), inputs['c'], sigma, transform(inputs['keys_real'])
+        )
         return value, _scalars(terms)
 
     together_d = flags.d_reg and t.d_reg_interval == 0
@@ -285,15 +336,17 @@ def train_step(config: RunConfig, flags: Flags, state: TrainState, batch: Mappin
         return value + more, terms | {f'reg_{k}': v for k, v in other.items()}
 
     inputs = {**real_inputs, 'draws': chance.generated(), 'keys': augment_keys(1)}
-    grads, terms = gradients(d_both if together_d else d_main, state.groups['discriminator'].params, inputs,
-                             t.accumulate, axis_name)  # fmt: skip
+    grads, terms = gradients(
+        d_both if together_d else d_main, state.groups['discriminator'].params, inputs, t.accumulate, axis_name
+    )
     stats = terms.pop('ema_stats')
     reports = [terms['sign_real']]
     state = update('discriminator', 'd_main', state, tx_d, grads, terms, frozen)
     if flags.d_reg and not together_d:
         other = {**real_inputs, 'keys_real': augment_keys(3)}
-        grads, terms = gradients(_scaled(d_reg, t.d_reg_interval), state.groups['discriminator'].params, other,
-                                 t.accumulate, axis_name)  # fmt: skip
+        grads, terms = gradients(
+            _scaled(d_reg, t.d_reg_interval), state.groups['discriminator'].params, other, t.accumulate, axis_name
+        )
         reports.append(terms['sign_real'])
         state = update('discriminator', 'd_reg', state, tx_d, grads, terms, frozen)
 

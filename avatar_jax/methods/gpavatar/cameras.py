@@ -15,7 +15,7 @@ import numpy as np
 
 from avatar_jax.faces.camera_labels import make_label, pose_matrix, split_label
 from avatar_jax.faces.pose import Array, namespace
-from avatar_jax.faces.procedural.model import WORLD_OFFSET, WORLD_SCALE
+from avatar_jax.procedural.model import WORLD_OFFSET, WORLD_SCALE
 
 # OpenCV camera axes (x right, y down) to these (x left, y up), applied to matrix columns.
 _AXES = np.array([-1.0, -1.0, 1.0], np.float32)
@@ -43,7 +43,9 @@ class WorldConfig:
 
 
 def camera_of_label(label: Array, world: WorldConfig) -> tuple[Array, Array]:
-    """Label [...,25] -> transform [...,3,4], focal [...]. Labels with unequal focal lengths or a shifted centre lose that."""
+    """Label [...,25] -> transform [...,3,4], focal [...]. Labels with unequal focal lengths or a shifted centre lose
+    that.
+    """
     xp = namespace(label)
     pose, intrinsics = split_label(label)
     rotation = pose[..., :3, :3] * _AXES
@@ -61,7 +63,9 @@ def label_of_camera(transform: np.ndarray, focal: float, world: WorldConfig) -> 
     return make_label(pose_matrix(rotation * _AXES, place), intrinsics)
 
 
-def to_screen(points: Array, transform: Array, focal: Array, size: int, principal: tuple[float, float] = (0.0, 0.0)) -> Array:
+def to_screen(
+    points: Array, transform: Array, focal: Array, size: int, principal: tuple[float, float] = (0.0, 0.0)
+) -> Array:
     """Pixels [...,P,2] of world points [...,P,3] in a square image."""
     xp = namespace(points, transform)
     camera = points @ transform[..., :3] + transform[..., None, :, 3]
@@ -90,7 +94,8 @@ def rays(transform: jax.Array, focal: Array, height: int, width: int) -> tuple[j
 
 
 def rays_through(transform: jax.Array, focal: Array, places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Origins and unit directions [B,M,3] through places [B,M,2] of a picture (x, y from 0 at its left and upper edge to 1).
+    """Origins and unit directions [B,M,3] through places [B,M,2] of a picture (x, y from 0 at its left and upper edge
+    to 1).
 
     They agree with the rays of a rendering of ``size`` pixels a side, whose outer pixels' rays pass through the edges
     (``pixel_directions``): the middle of one of its pixels gets exactly the ray of that pixel.
@@ -101,7 +106,9 @@ def rays_through(transform: jax.Array, focal: Array, places: jax.Array, size: in
 
 
 def rays_along(transform: jax.Array, camera: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Origins and unit directions [B,M,3] in the world for directions [B,M,3] of any length as cameras [B,3,4] see them."""
+    """Origins and unit directions [B,M,3] in the world for directions [B,M,3] of any length as cameras [B,3,4] see
+    them.
+    """
     high = jax.lax.Precision.HIGHEST
     rotation, shift = transform[..., :3], transform[..., 3]
     directions = jnp.einsum('bij,brj->bri', rotation, camera, precision=high)

@@ -1,8 +1,8 @@
 """Everything that can be chosen about GPAvatar, and the two presets.
 
-`GPAvatarConfig.paper()` follows the text of the paper, `GPAvatarConfig.release()` what the released weights were trained
-with and need. `PRESET_DIFFERENCES` lists, topic by topic, which options carry the difference; `ABLATIONS` has the rows
-of the paper's Table 3 as overrides of a preset.
+`GPAvatarConfig.paper()` follows the text of the paper, `GPAvatarConfig.release()` what the released weights were
+trained with and need. `PRESET_DIFFERENCES` lists, topic by topic, which options carry the difference; `ABLATIONS` has
+the rows of the paper's Table 3 as overrides of a preset.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from avatar_jax.configure import from_plain, to_plain, updated
 from avatar_jax.errors import UserError
 from avatar_jax.faces.importance import Importance
-from avatar_jax.faces.procedural.model import ProceduralHead
 from avatar_jax.methods.gpavatar.cameras import WorldConfig
 from avatar_jax.methods.gpavatar.field import FieldConfig
 from avatar_jax.methods.gpavatar.fusion import KINDS as FUSIONS
 from avatar_jax.methods.gpavatar.head import HeadConfig
 from avatar_jax.models.styleunet import StyleUNetConfig
+from avatar_jax.procedural.model import ProceduralHead
 from avatar_jax.train.optimizers import OptimizerConfig
 
 METHOD = 'gpavatar'
@@ -77,12 +77,12 @@ class TrainConfig:
         sources: portraits of each person in a step. drop_sources: how often only the first of them is kept.
         drivers: frames that are rendered from the same portraits in a step.
         rays, ray_iterations: the first ``ray_iterations`` steps render, in place of every whole picture, ``rays`` rays
-            through random places of it, without super-resolution. It is the fast way to the tri-planes where whole pictures
-            cost a lot. importance: of the places. whole_every: of these steps every so-maniest is still
+            through random places of it, without super-resolution. It is the fast way to the tri-planes where whole
+            pictures cost a lot. importance: of the places. whole_every: of these steps every so-maniest is still
             one of whole pictures; 0: none. whole_trains: what learns from whole pictures: 'all' or only 'sr', for which
             no gradient has to go through the rendering.
-        first: values of fresh networks: 'pytorch' (release) or 'he' (``keep_variance`` of ``styleunet`` and ``head``; smaller
-            point features and query, which learn faster).
+        first: values of fresh networks: 'pytorch' (release) or 'he' (``keep_variance`` of ``styleunet`` and ``head``;
+            smaller point features and query, which learn faster).
         optimizer: of all parameters. slow: factor of the learning rate of the style mappings (``style_mlp``,
             ``final_linear``).
         milestones, gamma: after each of these steps the learning rate is multiplied by gamma.
@@ -113,9 +113,13 @@ class TrainConfig:
         _choice('train.first', self.first, 'pytorch', 'he')
         _choice('train.whole_trains', self.whole_trains, 'all', 'sr')
         if min(self.iterations, self.batch_size, self.sources, self.drivers) < 1 or not 0 <= self.drop_sources <= 1:
-            raise UserError('train: iterations, batch_size, sources and drivers must be at least 1, drop_sources within 0..1')
+            raise UserError(
+                'train: iterations, batch_size, sources and drivers must be at least 1, drop_sources within 0..1'
+            )
         if min(self.rays, self.ray_iterations, self.whole_every) < 0 or (self.ray_iterations and not self.rays):
-            raise UserError('train: rays, ray_iterations and whole_every must not be negative; ray_iterations need rays')
+            raise UserError(
+                'train: rays, ray_iterations and whole_every must not be negative; ray_iterations need rays'
+            )
         if not 0 <= self.ema < 1:
             raise UserError(f'train.ema: {self.ema}; give a decay of at least 0 and below 1')
 
@@ -129,17 +133,18 @@ class GPAvatarConfig:
         field: the point-based expression field. head: the NeRF head.
         fusion: of several portraits: 'attention' (release), 'linear' (paper: products of linear layers, divided by
             their sum) or 'mean' (ablation).
-        density: samples have densities, whose opacity depends on their distance (paper), instead of opacities (release).
-        samples, fine_samples: per ray in the two passes.
+        density: samples have densities, whose opacity depends on their distance (paper), instead of opacities
+        (release). samples, fine_samples: per ray in the two passes.
         background: what all channels have behind the head, and what fills the canonical picture; 0 is black.
         noise: of the StyleUNets when avatars are made and animated: drawn afresh for every call when a key is given
             ('random', release; without a key it is zero), 'stored' with the weights, or 'zero'.
         training_noise: the same in training; 'random' is drawn for every step.
         warp: pictures are brought to the canonical frontal frame before they are encoded.
-        warp_surface: what the canonical frame shows: the 'plane' z = 0 (release), or the front of the mean 'head' (``front``),
-            where features keep their places from whatever side a portrait is taken.
+        warp_surface: what the canonical frame shows: the 'plane' z = 0 (release), or the front of the mean 'head'
+            (``front``), where features keep their places from whatever side a portrait is taken.
         warp_corners: 'integer' truncates the frame's corners to whole pixels (release), 'exact' does not.
-        warp_border: pixels on the border of the warped picture fade to the fill once ('single') or twice ('double', release).
+        warp_border: pixels on the border of the warped picture fade to the fill once ('single') or twice ('double',
+            release).
         ray_chunk: rays evaluated at once; None: all of an image. It changes no result.
         loss, train: of training.
     """
@@ -173,7 +178,9 @@ class GPAvatarConfig:
         if self.samples < 2 or self.fine_samples < 2:
             raise UserError('samples, fine_samples: at least 2 are needed')
         if self.loss.depth and self.train.ray_iterations and self.fine_samples < NEAR + 2:
-            raise UserError(f'fine_samples: loss.depth places {NEAR} of them around the surface; use at least {NEAR + 2}')
+            raise UserError(
+                f'fine_samples: loss.depth places {NEAR} of them around the surface; use at least {NEAR + 2}'
+            )
         if self.ray_chunk is not None and self.ray_chunk < 1:
             raise UserError(f'ray_chunk: {self.ray_chunk}; use None or at least 1')
 
@@ -200,7 +207,9 @@ class GPAvatarConfig:
         return updated(self, values)
 
     def ablation(self, name: str) -> GPAvatarConfig:
-        """A copy with one row of Table 3; ``name`` of ``ABLATIONS``. ``points`` are 2,000 of FLAME's 5,023, or that share."""
+        """A copy with one row of Table 3; ``name`` of ``ABLATIONS``. ``points`` are 2,000 of FLAME's 5,023, or that
+        share.
+        """
         if name not in ABLATIONS:
             raise UserError(f'ablation: {name!r}; use one of {", ".join(ABLATIONS)}')
         changes = dict(ABLATIONS[name])
@@ -211,11 +220,22 @@ class GPAvatarConfig:
 
 _PAPER: dict[str, Any] = {
     'preset': 'paper',
-    'field__octaves': 6, 'field__direction': 'offset', 'field__normalise': 'neighbours', 'field__power': 1,
-    'field__layers': 1, 'fusion': 'linear', 'density': True, 'head__view': False, 'noise': 'stored',
-    'loss__box': 0.0, 'loss__coarse': False, 'train__divisor': 255, 'train__iterations': 150_000,
-    'train__milestones': (), 'train__batch_size': 8,
-}  # fmt: skip
+    'field__octaves': 6,
+    'field__direction': 'offset',
+    'field__normalise': 'neighbours',
+    'field__power': 1,
+    'field__layers': 1,
+    'fusion': 'linear',
+    'density': True,
+    'head__view': False,
+    'noise': 'stored',
+    'loss__box': 0.0,
+    'loss__coarse': False,
+    'train__divisor': 255,
+    'train__iterations': 150_000,
+    'train__milestones': (),
+    'train__batch_size': 8,
+}
 
 # Topic -> the options that carry it, which differ between the presets.
 PRESET_DIFFERENCES: dict[str, tuple[str, ...]] = {
@@ -249,33 +269,79 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 _HEADS: dict[str, Any] = {
-    'field__points': 900, 'field__choice': 'strained', 'field__feature_dim': 16, 'field__hidden': 32,
-    'field__normalise': 'neighbours', 'density': True, 'head__plane_channels': 16, 'head__width': 64,
-    'head__color_width': 32, 'head__out_channels': 16,
-    'samples': 8, 'fine_samples': 10, 'background': 1.0, 'noise': 'zero', 'training_noise': 'zero', 'warp_surface': 'head',
-    'loss__box': 0.0, 'loss__perceptual': 0.5, 'loss__norm': 0.0, 'loss__squared': 16.0, 'loss__opacity': 1.0,
-    'loss__depth': 0.5, 'loss__network': 'pyramid', 'train__divisor': 255, 'train__batch_size': 4, 'train__first': 'he',
-    'train__drivers': 2, 'train__rays': 256, 'train__importance': Importance(mouth=4.0, eye=8.0, edge=2.5),
-    'train__iterations': 6_000, 'train__ray_iterations': 5_920, 'train__whole_every': 25, 'train__whole_trains': 'sr',
-    'train__milestones': (3_600, 4_900, 5_600), 'train__gamma': 0.4, 'train__ema': 0.998, 'train__slow': 1.0,
+    'field__points': 900,
+    'field__choice': 'strained',
+    'field__feature_dim': 16,
+    'field__hidden': 32,
+    'field__normalise': 'neighbours',
+    'density': True,
+    'head__plane_channels': 16,
+    'head__width': 64,
+    'head__color_width': 32,
+    'head__out_channels': 16,
+    'samples': 8,
+    'fine_samples': 10,
+    'background': 1.0,
+    'noise': 'zero',
+    'training_noise': 'zero',
+    'warp_surface': 'head',
+    'loss__box': 0.0,
+    'loss__perceptual': 0.5,
+    'loss__norm': 0.0,
+    'loss__squared': 16.0,
+    'loss__opacity': 1.0,
+    'loss__depth': 0.5,
+    'loss__network': 'pyramid',
+    'train__divisor': 255,
+    'train__batch_size': 4,
+    'train__first': 'he',
+    'train__drivers': 2,
+    'train__rays': 256,
+    'train__importance': Importance(mouth=4.0, eye=8.0, edge=2.5),
+    'train__iterations': 6_000,
+    'train__ray_iterations': 5_920,
+    'train__whole_every': 25,
+    'train__whole_trains': 'sr',
+    'train__milestones': (3_600, 4_900, 5_600),
+    'train__gamma': 0.4,
+    'train__ema': 0.998,
+    'train__slow': 1.0,
     'train__optimizer': OptimizerConfig('adam', 1e-3, 0.9, 0.99),
-}  # fmt: skip
-_HEADS_SCALE = 2.6  # cube units per unit of the labels' world: all that pictures show of procedural heads is in the cube
+}
+_HEADS_SCALE = (
+    2.6  # cube units per unit of the labels' world: all that pictures show of procedural heads is in the cube
+)
 
-# A second, shorter training of the same networks, most of whose rays meet eyes. These are as small as the distance between
-# a person's own and the mean head's, so that the points next to them hardly tell what the lids do: coefficients come in too.
+# A second, shorter training of the same networks, most of whose rays meet eyes. These are as small as the distance
+# between a person's own and the mean head's, so that the points next to them hardly tell what the lids do: coefficients
+# come in too.
 EYES: dict[str, Any] = {
-    'field__kind': 'both', 'train__importance': Importance(mouth=6.0, eye=30.0, edge=2.5), 'train__iterations': 3_040,
-    'train__ray_iterations': 3_000, 'train__milestones': (1_500, 2_200, 2_700), 'train__ema': 0.996,
-}  # fmt: skip
+    'field__kind': 'both',
+    'train__importance': Importance(mouth=6.0, eye=30.0, edge=2.5),
+    'train__iterations': 3_040,
+    'train__ray_iterations': 3_000,
+    'train__milestones': (1_500, 2_200, 2_700),
+    'train__ema': 0.996,
+}
 
 
 _SMALL: dict[str, Any] = {
-    'field__points': 300, 'field__feature_dim': 8, 'field__hidden': 16, 'head__plane_channels': 8, 'head__width': 32,
-    'head__color_width': 16, 'head__out_channels': 8, 'samples': 6, 'fine_samples': 6, 'train__rays': 64,
-    'train__iterations': 1_000, 'train__ray_iterations': 800, 'train__whole_every': 10, 'train__milestones': (600, 850),
+    'field__points': 300,
+    'field__feature_dim': 8,
+    'field__hidden': 16,
+    'head__plane_channels': 8,
+    'head__width': 32,
+    'head__color_width': 16,
+    'head__out_channels': 8,
+    'samples': 6,
+    'fine_samples': 6,
+    'train__rays': 64,
+    'train__iterations': 1_000,
+    'train__ray_iterations': 800,
+    'train__whole_every': 10,
+    'train__milestones': (600, 850),
     'train__ema': 0.99,
-}  # fmt: skip
+}
 
 
 def _preset(name: str) -> GPAvatarConfig:
@@ -296,11 +362,11 @@ class ModelConfig:
         sr_skip: super-resolution adds to the enlarged raw picture instead of making the whole picture (release), and
             starts by adding nothing.
         plane_skip: the encoder adds to a front plane that already has the canonical picture in its first three channels
-            (and in the fourth, with ``warp_surface='head'``, how well each place is seen), and starts by adding nothing,
-            instead of making all of the planes (release).
+            (and in the fourth, with ``warp_surface='head'``, how well each place is seen), and starts by adding
+            nothing, instead of making all of the planes (release).
         basis: of the coefficients that drive it, which also names the head model: 'procedural' or 'flame-2020'.
-        shape: whose head the points have: the person's 'own' fitted shape (release), or the 'mean' one for everybody, so
-            that a portrait needs no fit.
+        shape: whose head the points have: the person's 'own' fitted shape (release), or the 'mean' one for everybody,
+            so that a portrait needs no fit.
         label_mode: how camera labels of photographs are normalised (``faces.camera_labels.MODES``).
         world: where the head stands in the cube.
     """
@@ -329,20 +395,39 @@ class ModelConfig:
         self.encoder, self.superresolution  # noqa: B018 - their checks
         shown = 4 if self.method.warp_surface == 'head' and self.method.warp else 3
         if self.plane_skip and self.method.head.plane_channels < shown:
-            raise UserError(f'head.plane_channels: {self.method.head.plane_channels}; plane_skip needs at least {shown}')
+            raise UserError(
+                f'head.plane_channels: {self.method.head.plane_channels}; plane_skip needs at least {shown}'
+            )
 
     @property
     def encoder(self) -> StyleUNetConfig:
         """Picture to planes."""
-        return StyleUNetConfig(self.image_size, self.plane_size, 3, 3 * self.method.head.plane_channels, False,
-                               self.channel_base, self.channel_max, self.style_dim, self.mapping_layers)  # fmt: skip
+        return StyleUNetConfig(
+            self.image_size,
+            self.plane_size,
+            3,
+            3 * self.method.head.plane_channels,
+            False,
+            self.channel_base,
+            self.channel_max,
+            self.style_dim,
+            self.mapping_layers,
+        )
 
     @property
     def superresolution(self) -> StyleUNetConfig:
         """Rendered features to the final picture."""
-        return StyleUNetConfig(self.img_resolution, self.img_resolution, self.method.head.out_channels, 3, True,
-                               self.sr_channel_base or self.channel_base, self.sr_channel_max or self.channel_max,
-                               self.style_dim, self.mapping_layers)  # fmt: skip
+        return StyleUNetConfig(
+            self.img_resolution,
+            self.img_resolution,
+            self.method.head.out_channels,
+            3,
+            True,
+            self.sr_channel_base or self.channel_base,
+            self.sr_channel_max or self.channel_max,
+            self.style_dim,
+            self.mapping_layers,
+        )
 
     @property
     def plane_shape(self) -> tuple[int, int, int, int]:
@@ -362,23 +447,67 @@ class ModelConfig:
         every resolution), the background is that of the procedural pictures, white, and no noise is added.
         """
         method = _preset(preset).replace(**_HEADS)
-        return cls(method.replace(**overrides), 128, 64, 64, 128, 1280, 40, 64, 4, 1024, 24, True, True,
-                   ProceduralHead.basis, 'mean', world=WorldConfig(_HEADS_SCALE))  # fmt: skip
+        return cls(
+            method.replace(**overrides),
+            128,
+            64,
+            64,
+            128,
+            1280,
+            40,
+            64,
+            4,
+            1024,
+            24,
+            True,
+            True,
+            ProceduralHead.basis,
+            'mean',
+            world=WorldConfig(_HEADS_SCALE),
+        )
 
     @classmethod
     def small(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:
         """``heads`` at 32 pixels: large enough to compare variants with, trained in minutes."""
         method = _preset(preset).replace(**_HEADS).replace(**_SMALL).replace(**overrides)
-        return cls(method, 32, 16, 16, 32, 256, 16, 32, 2, 0, 0, True, True, ProceduralHead.basis, 'mean',
-                   world=WorldConfig(_HEADS_SCALE))  # fmt: skip
+        return cls(
+            method,
+            32,
+            16,
+            16,
+            32,
+            256,
+            16,
+            32,
+            2,
+            0,
+            0,
+            True,
+            True,
+            ProceduralHead.basis,
+            'mean',
+            world=WorldConfig(_HEADS_SCALE),
+        )
 
     @classmethod
     def tiny(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:
         """For tests: a few thousand parameters, every part present."""
-        tiny = {'field__points': 60, 'field__feature_dim': 4, 'field__hidden': 8, 'head__plane_channels': 4,
-                'head__width': 8, 'head__color_width': 8, 'head__out_channels': 4, 'samples': 4, 'fine_samples': 4,
-                'train__batch_size': 2, 'train__iterations': 4, 'loss__network': 'pyramid', 'loss__box_size': 16,
-                'background': 1.0}  # fmt: skip
+        tiny = {
+            'field__points': 60,
+            'field__feature_dim': 4,
+            'field__hidden': 8,
+            'head__plane_channels': 4,
+            'head__width': 8,
+            'head__color_width': 8,
+            'head__out_channels': 4,
+            'samples': 4,
+            'fine_samples': 4,
+            'train__batch_size': 2,
+            'train__iterations': 4,
+            'loss__network': 'pyramid',
+            'loss__box_size': 16,
+            'background': 1.0,
+        }
         method = _preset(preset).replace(**tiny).replace(**overrides)
         return cls(method, 16, 8, 8, 16, 32, 4, 8, 2, 0, 0, False, False, ProceduralHead.basis, 'mean')
 

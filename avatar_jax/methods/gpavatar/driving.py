@@ -28,7 +28,9 @@ def smooth_cameras(transforms: jax.Array, alpha: float = ALPHA) -> jax.Array:
 
 
 def orbit(azimuth: jax.Array, distance: float, elevation: float = ELEVATION) -> jax.Array:
-    """Cameras [...,3,4] on a circle, looking at the origin with +y up; azimuth and elevation in degrees, 0 is frontal."""
+    """Cameras [...,3,4] on a circle, looking at the origin with +y up; azimuth and elevation in degrees, 0 is
+    frontal.
+    """
     a, e = jnp.deg2rad(jnp.asarray(azimuth)), jnp.deg2rad(elevation)
     place = distance * jnp.stack([jnp.cos(e) * jnp.sin(a), jnp.sin(e) * jnp.ones_like(a), jnp.cos(e) * jnp.cos(a)], -1)
     z = -place / jnp.linalg.norm(place, axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
 """The per-frame function of an avatar as a portable program (``jax.export``).
 
-Weights, tri-planes and the head model are arguments: the program itself has some hundred kilobytes, serves every avatar of the
-same weights, and runs without this package's code.
+Weights, tri-planes and the head model are arguments: the program itself has some hundred kilobytes, serves every avatar
+of the same weights, and runs without this package's code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from avatar_jax.types import Avatar
 
 
 def frame_function(config: ModelConfig):
-    """(variables, identity, expression [N,64], labels [N,25]) -> pictures [N,S,S,3] in [-1,1], without host callbacks."""
+    """(variables, identity, expression [N,64], labels [N,25]) -> pictures [N,S,S,3] in [-1,1], without host
+    callbacks.
+    """
     # The tree on the host cannot leave this process.
     field = dataclasses.replace(config.method.field, knn='brute')
     config = dataclasses.replace(config, method=dataclasses.replace(config.method, field=field))
@@ -30,8 +32,13 @@ def frame_function(config: ModelConfig):
     return picture
 
 
-def export_frame(variables: Mapping[str, Any], config: ModelConfig, avatar: Avatar, frames: int = 1,
-                 platforms: Sequence[str] = ('cpu', 'cuda', 'tpu')) -> tuple[jax.export.Exported, dict[str, Any]]:  # fmt: skip
+def export_frame(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    avatar: Avatar,
+    frames: int = 1,
+    platforms: Sequence[str] = ('cpu', 'cuda', 'tpu'),
+) -> tuple[jax.export.Exported, dict[str, Any]]:
     """The exported program for ``frames`` frames at once, and the variables to call it with.
 
     Returns:

@@ -35,9 +35,9 @@ class FieldConfig:
     """The expression field.
 
     Attributes:
-        kind: 'points'; 'expression', which hands the coefficients to the head directly (the paper's ablation); or 'both',
-            their sum: where the points are those of a mean head, they stand beside a person's own lids, and what small
-            things do is known better from the coefficients.
+        kind: 'points'; 'expression', which hands the coefficients to the head directly (the paper's ablation); or
+            'both', their sum: where the points are those of a mean head, they stand beside a person's own lids, and
+            what small things do is known better from the coefficients.
         points: of the head mesh that the weights belong to. choice: of them, where the mesh has more: 'even' (random),
             or 'strained', more of them where expressions stretch the mesh. feature_dim: of each point's learnt feature,
             and of the result. hidden: width between the two layers.
@@ -74,11 +74,15 @@ class FieldConfig:
     tile: int = 1024
 
     def __post_init__(self):
-        for name, value, allowed in (('kind', self.kind, KINDS), ('choice', self.choice, ('even', 'strained')),
-                                     ('direction', self.direction, ('unit', 'offset')),
-                                     ('normalise', self.normalise, ('samples', 'neighbours')),
-                                     ('power', self.power, (1, 2)), ('layers', self.layers, (1, 2)),
-                                     ('knn', self.knn, METHODS)):  # fmt: skip
+        for name, value, allowed in (
+            ('kind', self.kind, KINDS),
+            ('choice', self.choice, ('even', 'strained')),
+            ('direction', self.direction, ('unit', 'offset')),
+            ('normalise', self.normalise, ('samples', 'neighbours')),
+            ('power', self.power, (1, 2)),
+            ('layers', self.layers, (1, 2)),
+            ('knn', self.knn, METHODS),
+        ):
             if value not in allowed:
                 raise UserError(f'field.{name}: {value!r}; use one of {", ".join(map(str, allowed))}')
         if not 1 <= self.neighbours <= self.points or self.octaves < 1:
@@ -141,7 +145,10 @@ def init_linear(key: jax.Array, inputs: int, features: int) -> dict[str, jax.Arr
     """weight [I,O] and bias [O], uniform in +-1/sqrt(I)."""
     a, b = jax.random.split(key)
     limit = inputs**-0.5
-    return {'weight': host_draws.uniform(a, (inputs, features), limit), 'bias': host_draws.uniform(b, (features,), limit)}
+    return {
+        'weight': host_draws.uniform(a, (inputs, features), limit),
+        'bias': host_draws.uniform(b, (features,), limit),
+    }
 
 
 def linear(params: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
@@ -156,9 +163,12 @@ def prepare_points(params: Mapping[str, Any], config: FieldConfig) -> jax.Array:
 
 
 def neighbours_of(places: jax.Array, points: jax.Array, config: FieldConfig) -> Neighbours:
-    """First phase, over all places [B,M,3] of a call: nearest points [B,P,3] and, if the weights need them, the sums."""
-    index = jnp.stack([nearest(q, p, config.neighbours, config.knn, config.tile)
-                       for q, p in zip(places, points, strict=True)])  # fmt: skip
+    """First phase, over all places [B,M,3] of a call: nearest points [B,P,3] and, if the weights need them, the
+    sums.
+    """
+    index = jnp.stack(
+        [nearest(q, p, config.neighbours, config.knn, config.tile) for q, p in zip(places, points, strict=True)]
+    )
     if config.normalise != 'samples':
         return Neighbours(index, None)
     sums = jax.vmap(lambda q, p, i: jnp.sum(closeness(squared_distances(q, p, i), config), 0))(places, points, index)
@@ -174,8 +184,14 @@ def closeness(square: jax.Array, config: FieldConfig) -> jax.Array:
     return near if config.max_distance is None else jnp.where(square <= config.max_distance**2, near, 0.0)
 
 
-def point_features(params: Mapping[str, Any], prepared: jax.Array, config: FieldConfig, places: jax.Array,
-                   points: jax.Array, neighbours: Neighbours) -> jax.Array:  # fmt: skip
+def point_features(
+    params: Mapping[str, Any],
+    prepared: jax.Array,
+    config: FieldConfig,
+    places: jax.Array,
+    points: jax.Array,
+    neighbours: Neighbours,
+) -> jax.Array:
     """Second phase, for any portion of the places.
 
     Args:

@@ -36,7 +36,9 @@ def front_surface(vertices: np.ndarray, triangles: np.ndarray, size: int) -> np.
     wanted, size = size, min(size, FINEST)
     corners = np.asarray(vertices)[triangles]
     extent = np.ptp(corners[..., :2], axis=1).max(-1) * size / 2
-    steps = 2 ** np.ceil(np.log2(np.maximum(4 * extent, 4))).astype(int)  # places on a triangle: a quarter of a pixel apart
+    steps = 2 ** np.ceil(np.log2(np.maximum(4 * extent, 4))).astype(
+        int
+    )  # places on a triangle: a quarter of a pixel apart
     top = np.full((size, size), -np.inf)
     for count in np.unique(steps):
         index = np.array([(i, j, count - i - j) for i in range(count + 1) for j in range(count + 1 - i)])
@@ -103,7 +105,10 @@ def _before(places: jax.Array, transforms: jax.Array, at: jax.Array) -> jax.Arra
         return jnp.ones(at.shape[:-1])
     cells = size // COARSE
     depth = (places @ transforms[:, None, :, 2, None])[..., 0] + transforms[:, 2, 3][:, None, None]
-    depth, at = depth[:, COARSE // 2 :: COARSE, COARSE // 2 :: COARSE], at[:, COARSE // 2 :: COARSE, COARSE // 2 :: COARSE]
+    depth, at = (
+        depth[:, COARSE // 2 :: COARSE, COARSE // 2 :: COARSE],
+        at[:, COARSE // 2 :: COARSE, COARSE // 2 :: COARSE],
+    )
     cell = jnp.clip(jnp.floor(at / size * cells).astype(jnp.int32), 0, cells - 1)
     flat = (cell[..., 1] * cells + cell[..., 0]).reshape(len(at), -1)
     front = jax.vmap(lambda d, i: jnp.full(cells * cells, jnp.inf).at[i].min(d))(depth.reshape(len(at), -1), flat)

@@ -55,8 +55,9 @@ def scores(params: Mapping[str, Any], query: jax.Array, planes: jax.Array, scale
     return jnp.sum(q * k, -1) * scale
 
 
-def attention_weights(params: Mapping[str, Any], query: jax.Array, planes: jax.Array, scale: jax.Array,
-                      kind: str = 'attention') -> jax.Array:  # fmt: skip
+def attention_weights(
+    params: Mapping[str, Any], query: jax.Array, planes: jax.Array, scale: jax.Array, kind: str = 'attention'
+) -> jax.Array:
     """Shares of V portraits at every pixel: planes [B,V,3,H,W,C] -> [B,V,3,H,W]."""
     if kind == 'mean':
         return jnp.full(planes.shape[:-1], 1 / planes.shape[1])
@@ -66,8 +67,9 @@ def attention_weights(params: Mapping[str, Any], query: jax.Array, planes: jax.A
     return found / _away_from_zero(found.sum(1, keepdims=True))
 
 
-def fuse(params: Mapping[str, Any], query: jax.Array, planes: jax.Array, scale: jax.Array,
-         kind: str = 'attention') -> jax.Array:  # fmt: skip
+def fuse(
+    params: Mapping[str, Any], query: jax.Array, planes: jax.Array, scale: jax.Array, kind: str = 'attention'
+) -> jax.Array:
     """Planes of V portraits [B,V,3,H,W,C] -> [B,3,H,W,C]. One portrait is returned as it is."""
     if planes.shape[1] == 1:
         return planes[:, 0]
@@ -92,8 +94,9 @@ class FusionState:
         """Before the first portrait; ``shape`` is that of the planes, (3,H,W,C)."""
         return cls(jnp.full(shape[:-1], -jnp.inf), jnp.zeros(shape[:-1]), jnp.zeros(shape))
 
-    def add(self, params: Mapping[str, Any], query: jax.Array, planes: jax.Array, scale: jax.Array,
-            kind: str = 'attention') -> FusionState:  # fmt: skip
+    def add(
+        self, params: Mapping[str, Any], query: jax.Array, planes: jax.Array, scale: jax.Array, kind: str = 'attention'
+    ) -> FusionState:
         """After one more portrait with planes [3,H,W,C]."""
         if kind == 'mean':
             return FusionState(self.top, self.total + 1, self.planes + planes)

@@ -81,10 +81,11 @@ def init_head(config: HeadConfig, field: FieldConfig, key: jax.Array) -> dict[st
 
 
 def keep_variance(params: Mapping[str, Any]) -> dict[str, Any]:
-    """First values with which differences of the features reach the colour (He's scale, no biases), of fresh ``init_head``.
+    """First values with which differences of the features reach the colour (He's scale, no biases), of fresh
+    ``init_head``.
 
-    PyTorch's own shrink them by more than half in every layer. The points' features, which Adam moves by as much in a step
-    as any other number, start small, so that they learn faster.
+    PyTorch's own shrink them by more than half in every layer. The points' features, which Adam moves by as much in a
+    step as any other number, start small, so that they learn faster.
     """
 
     def scaled(path, value):
@@ -102,8 +103,14 @@ def positive(x: jax.Array) -> jax.Array:
     return jnp.where(scaled > 20, x, jnp.logaddexp(jnp.minimum(scaled, 20.0), 0.0) / SHARPNESS)
 
 
-def decode(params: Mapping[str, Any], config: HeadConfig, features: jax.Array, places: jax.Array,
-           directions: jax.Array, density: bool = False) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+def decode(
+    params: Mapping[str, Any],
+    config: HeadConfig,
+    features: jax.Array,
+    places: jax.Array,
+    directions: jax.Array,
+    density: bool = False,
+) -> tuple[jax.Array, jax.Array]:
     """Features [...,C+F] of places [...,3] seen along directions [...,3] -> opacity [...,1] in [0,1), colour [...,O].
 
     The opacity belongs to the sample, not to a length: there is no step size in it. It is 0 outside the open cube.
@@ -118,11 +125,21 @@ def decode(params: Mapping[str, Any], config: HeadConfig, features: jax.Array, p
         view = harmonic_encoding(unit_vector(directions), config.octaves)
         z = jnp.concatenate([z, jnp.broadcast_to(view, (*z.shape[:-1], view.shape[-1]))], -1)
     color = linear(params['rgb_layers_2'], jax.nn.relu(linear(params['rgb_layers_0'], z)))
-    return amount if density else -jnp.expm1(-amount), jnp.concatenate([wide_sigmoid(color[..., :3]), color[..., 3:]], -1)
+    return amount if density else -jnp.expm1(-amount), jnp.concatenate(
+        [wide_sigmoid(color[..., :3]), color[..., 3:]], -1
+    )
 
 
-def query(params: Mapping[str, Any], config: HeadConfig, field: FieldConfig, scene: Scene, places: jax.Array,
-          directions: jax.Array, chunk: int | None = None, density: bool = False) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+def query(
+    params: Mapping[str, Any],
+    config: HeadConfig,
+    field: FieldConfig,
+    scene: Scene,
+    places: jax.Array,
+    directions: jax.Array,
+    chunk: int | None = None,
+    density: bool = False,
+) -> tuple[jax.Array, jax.Array]:
     """Opacity (or density) [B,R,S,1] and colour [B,R,S,O] at S places on each of R rays.
 
     Args:

@@ -1,4 +1,6 @@
-"""Pictures on their way in: value ranges, and the warp into the canonical frontal frame (the square [-1,1]^2 at z = 0)."""
+"""Pictures on their way in: value ranges, and the warp into the canonical frontal frame (the square [-1,1]^2 at z =
+0).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ CORNERS = np.array([[-1, 1, 0], [1, 1, 0], [1, -1, 0], [-1, -1, 0]], np.float32)
 
 
 def shorter_side(images: jax.Array, size: int) -> jax.Array:
-    """Resizes [...,H,W,C] (antialiased bilinear) so that the shorter side has ``size`` pixels; the longer is truncated."""
+    """Resizes [...,H,W,C] (antialiased bilinear) so that the shorter side has ``size`` pixels; the longer is
+    truncated.
+    """
     height, width = images.shape[-3:-1]
     short = min(height, width)
     return resize(images, (int(size * height / short), int(size * width / short)), antialias=True)
@@ -32,7 +36,9 @@ def to_bytes(images: jax.Array) -> jax.Array:
     return images * 255
 
 
-def warp_coefficients(transforms: np.ndarray, focal: np.ndarray | float, size: int, corners: str = 'integer') -> np.ndarray:
+def warp_coefficients(
+    transforms: np.ndarray, focal: np.ndarray | float, size: int, corners: str = 'integer'
+) -> np.ndarray:
     """Homographies [...,8] that map pixels of the canonical picture to pixels of the given ones; on the host.
 
     (x, y) -> ((a x + b y + c) / (g x + h y + 1), (d x + e y + f) / (g x + h y + 1)).

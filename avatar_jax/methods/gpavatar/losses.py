@@ -52,8 +52,10 @@ def network_of(config: LossConfig, alexnet: Mapping[str, Any] | None) -> str:
         UserError: AlexNet is asked for by name and its weights are not here.
     """
     if config.network == 'alexnet' and alexnet is None:
-        raise UserError("loss.network: 'alexnet' needs its weights: those of the released checkpoint, or give "
-                        "--config.perception=('alexnet=FILE',)")  # fmt: skip
+        raise UserError(
+            "loss.network: 'alexnet' needs its weights: those of the released checkpoint, or give "
+            "--config.perception=('alexnet=FILE',)"
+        )
     if config.network == 'auto':
         return 'pyramid' if alexnet is None else 'alexnet'
     return config.network
@@ -79,7 +81,9 @@ def crop_matrix(low: jax.Array, high: jax.Array, size: int, out: int) -> jax.Arr
 
 
 def crop(images: jax.Array, boxes: jax.Array, out: int) -> jax.Array:
-    """Face boxes [B,4] (x1,y1,x2,y2 relative to the width, cut to the picture, whole pixels) of images -> [B,out,out,C]."""
+    """Face boxes [B,4] (x1,y1,x2,y2 relative to the width, cut to the picture, whole pixels) of images ->
+    [B,out,out,C].
+    """
     height, width = images.shape[1:3]
     x1, y1, x2, y2 = jnp.trunc(jnp.clip(boxes, 0, 1) * width).T
     high = jax.lax.Precision.HIGHEST
@@ -98,8 +102,9 @@ def difference(config: LossConfig, a: jax.Array, b: jax.Array) -> jax.Array:
     return found + config.squared * jnp.mean((a - b) ** 2) if config.squared else found
 
 
-def box_terms(config: LossConfig, distance: Distance, images: Mapping[str, jax.Array], target: jax.Array,
-              boxes: jax.Array) -> dict[str, jax.Array]:  # fmt: skip
+def box_terms(
+    config: LossConfig, distance: Distance, images: Mapping[str, jax.Array], target: jax.Array, boxes: jax.Array
+) -> dict[str, jax.Array]:
     """The face box's term of every picture, by name, weighted."""
     found = {}
     for name, image in images.items():
@@ -109,8 +114,14 @@ def box_terms(config: LossConfig, distance: Distance, images: Mapping[str, jax.A
     return found
 
 
-def losses(config: LossConfig, distance: Distance, images: Mapping[str, jax.Array], target: jax.Array,
-           opacities: jax.Array, boxes: jax.Array | None = None) -> dict[str, jax.Array]:  # fmt: skip
+def losses(
+    config: LossConfig,
+    distance: Distance,
+    images: Mapping[str, jax.Array],
+    target: jax.Array,
+    opacities: jax.Array,
+    boxes: jax.Array | None = None,
+) -> dict[str, jax.Array]:
     """All terms, weighted; their sum is the loss.
 
     Args:
@@ -142,11 +153,15 @@ def ray_losses(config: LossConfig, coarse: jax.Array, fine: jax.Array, target: j
 
 
 def opacity_term(config: LossConfig, opacity: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Weighted squared difference of rendered opacities to the head's mask, both of one shape; empty without the term."""
+    """Weighted squared difference of rendered opacities to the head's mask, both of one shape; empty without the
+    term.
+    """
     return {'opacity': config.opacity * jnp.mean((opacity - mask) ** 2)} if config.opacity else {}
 
 
-def depth_term(config: LossConfig, weights: jax.Array, depths: jax.Array, surface: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+def depth_term(
+    config: LossConfig, weights: jax.Array, depths: jax.Array, surface: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
     """Weighted mean distance of what is seen from the known surface; empty without the term.
 
     Args:

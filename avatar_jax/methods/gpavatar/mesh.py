@@ -19,11 +19,11 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.flame import FLAME, NUM_EXPRESSION
-from avatar_jax.faces.procedural.expressions import EXPRESSION_DIM
-from avatar_jax.faces.procedural.model import ProceduralHead
 from avatar_jax.methods.gpavatar.cameras import WorldConfig
 from avatar_jax.methods.gpavatar.config import FLAME_BASIS, ModelConfig
 from avatar_jax.methods.gpavatar.front import front_surface
+from avatar_jax.procedural.expressions import EXPRESSION_DIM
+from avatar_jax.procedural.model import ProceduralHead
 
 NUM_SHAPE = {ProceduralHead.basis: ProceduralHead.num_id, FLAME_BASIS: 100}
 FLAME_SCALE = 5.0  # cube units per metre
@@ -61,12 +61,17 @@ def _procedural(points: int, choice: str) -> dict[str, np.ndarray]:
     head = ProceduralHead()
     mean = head.mean
     if points > len(mean):
-        raise UserError(f'field.points: {points}, but the procedural head has {len(mean)} vertices; use at most that many')
+        raise UserError(
+            f'field.points: {points}, but the procedural head has {len(mean)} vertices; use at most that many'
+        )
     shapes = head.vertices(np.eye(head.num_id, dtype=np.float32), np.zeros(EXPRESSION_DIM, np.float32)) - mean
     moves = head.vertices(np.zeros(head.num_id, np.float32), np.eye(EXPRESSION_DIM, dtype=np.float32)) - mean
     ids = point_ids(len(mean), points) if choice == 'even' else strained_ids(mean, moves, points)
-    return {'mean': mean[ids].astype(np.float32), 'shapes': shapes[:, ids].astype(np.float32),
-            'moves': moves[:, ids].astype(np.float32)}  # fmt: skip
+    return {
+        'mean': mean[ids].astype(np.float32),
+        'shapes': shapes[:, ids].astype(np.float32),
+        'moves': moves[:, ids].astype(np.float32),
+    }
 
 
 def load_mesh(config: ModelConfig, flame: FLAME | str | os.PathLike | None = None) -> dict[str, Any]:
@@ -93,8 +98,10 @@ def load_mesh(config: ModelConfig, flame: FLAME | str | os.PathLike | None = Non
     count = model.template.shape[0]
     if points > count:
         source = 'FLAME' if isinstance(flame, FLAME | None) else os.fspath(flame)
-        raise UserError(f'{source}: has {count} vertices, the weights expect {points}; give the head model that the weights '
-                        'were trained with')  # fmt: skip
+        raise UserError(
+            f'{source}: has {count} vertices, the weights expect {points}; give the head model that the weights '
+            'were trained with'
+        )
     neutral = np.asarray(model.shaped(np.zeros(NUM_SHAPE[FLAME_BASIS]), np.zeros(NUM_EXPRESSION)))
     found = {}
     if with_points:
@@ -123,17 +130,21 @@ def _flame_moves(model: FLAME, neutral: np.ndarray) -> np.ndarray:
 
 
 def _flame_file() -> os.PathLike:
-    from avatar_jax.asset_list import VARIABLE, find
+    from avatar_jax.io.assets import VARIABLE, find
 
     (present,) = [p for p in find() if p.asset.name == 'flame']
     if present.imported:
         return present.imported[0]
     asset = present.asset
     if present.originals:
-        raise UserError(f'FLAME: {present.originals[0]} is here but not imported; run avatar-jax convert {present.originals[0]} '
-                        '--to assets')  # fmt: skip
-    raise UserError(f'FLAME: {asset.files[0]} is missing; obtain it from {asset.source} ({asset.licence}), import it with '
-                    f'avatar-jax convert {asset.files[0]} --to assets, and run from there or set {VARIABLE}')  # fmt: skip
+        raise UserError(
+            f'FLAME: {present.originals[0]} is here but not imported; run avatar-jax convert {present.originals[0]} '
+            '--to assets'
+        )
+    raise UserError(
+        f'FLAME: {asset.files[0]} is missing; obtain it from {asset.source} ({asset.licence}), import it with '
+        f'avatar-jax convert {asset.files[0]} --to assets, and run from there or set {VARIABLE}'
+    )
 
 
 def head_points(config: ModelConfig, mesh: Mapping[str, Any], shape: jax.Array, expression: jax.Array) -> jax.Array:
@@ -165,8 +176,8 @@ def shape_of(config: ModelConfig, shapes: list[Any]) -> np.ndarray:
     known = [np.asarray(s, np.float32).reshape(-1) for s in shapes if s is not None]
     for shape in known:
         if len(shape) != size:
-            raise UserError(f'portrait: has {len(shape)} shape coefficients, the {config.basis} head has {size}; '
-                            f"give a portrait fitted with '{config.basis}'")  # fmt: skip
+            raise UserError(
+                f'portrait: has {len(shape)} shape coefficients, the {config.basis} head has {size}; '
+                f"give a portrait fitted with '{config.basis}'"
+            )
     return np.mean(known, 0) if known else np.zeros(size, np.float32)
-
-

@@ -1,11 +1,11 @@
 """GPAvatar's networks together: an avatar in one forward pass of its portraits, and its frames.
 
 Variables are nested dicts, collections first, as weight files hold them (see ``release``): ``params``, ``noise``,
-``constants``; with imported weights also ``perception`` and ``unused``. ``load_model`` adds ``mesh``, the head model that
-moves the points, which no weight file contains.
+``constants``; with imported weights also ``perception`` and ``unused``. ``load_model`` adds ``mesh``, the head model
+that moves the points, which no weight file contains.
 
-``build`` encodes portraits one by one and fuses their tri-planes; they are kept in the avatar. ``animate`` computes only
-what depends on motion and camera. Pictures are in [-1,1] outside and in [0,1] inside this package.
+``build`` encodes portraits one by one and fuses their tri-planes; they are kept in the avatar. ``animate`` computes
+only what depends on motion and camera. Pictures are in [-1,1] outside and in [0,1] inside this package.
 """
 
 from __future__ import annotations
@@ -67,8 +67,13 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
 def with_coefficients(variables: Mapping[str, Any], config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
     """Networks whose field knows the points alone, as such of the kind 'both' that do not heed the coefficients yet."""
     field, params = config.method.field, dict(variables['params'])
-    querier = {**params['nerf_mlp']['points_querier'], 'expression_layer': {
-        'weight': jnp.zeros((field.expression_dim, field.feature_dim)), 'bias': jnp.zeros(field.feature_dim)}}  # fmt: skip
+    querier = {
+        **params['nerf_mlp']['points_querier'],
+        'expression_layer': {
+            'weight': jnp.zeros((field.expression_dim, field.feature_dim)),
+            'bias': jnp.zeros(field.feature_dim),
+        },
+    }
     params['nerf_mlp'] = {**params['nerf_mlp'], 'points_querier': querier}
     return {**variables, 'params': params}, config.with_method(field__kind='both')
 
@@ -83,10 +88,15 @@ ONE_PASS = True  # one avatar from all portraits, without optimisation
 per_video = None  # nothing is computed once per video: ``animate`` takes no ``basis``
 
 
-def save_model(path: str | os.PathLike, variables: Mapping[str, Any], config: ModelConfig,
-               provenance: Mapping[str, Any], storage: str = 'float32') -> str:  # fmt: skip
+def save_model(
+    path: str | os.PathLike,
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    provenance: Mapping[str, Any],
+    storage: str = 'float32',
+) -> str:
     """Writes a weight file of this method (without mesh); returns its SHA-256."""
-    from avatar_jax.weights import check_tree, save_weights
+    from avatar_jax.io.weights import check_tree, save_weights
 
     variables = {k: v for k, v in variables.items() if k != 'mesh'}
     check_tree(path, {k: variables[k] for k in OWN}, abstract(config))
@@ -102,7 +112,7 @@ def load_model(path: str | os.PathLike, flame: Any = None) -> tuple[dict[str, An
     Raises:
         UserError: missing, damaged or foreign file; weights that do not fit their configuration; no head model.
     """
-    from avatar_jax.weights import check_tree, load_weights
+    from avatar_jax.io.weights import check_tree, load_weights
 
     weights = load_weights(path, method=METHOD)
     config = ModelConfig.from_dict(weights.config)
@@ -114,8 +124,9 @@ def load_model(path: str | os.PathLike, flame: Any = None) -> tuple[dict[str, An
 # ------------------------------------------------------------------------------------------------------------ networks
 
 
-def noise_of(variables: Mapping[str, Any], config: ModelConfig, name: str, kind: str, batch: int,
-             key: jax.Array | None) -> list[jax.Array] | None:  # fmt: skip
+def noise_of(
+    variables: Mapping[str, Any], config: ModelConfig, name: str, kind: str, batch: int, key: jax.Array | None
+) -> list[jax.Array] | None:
     """Noise maps for one call of a network (``style_tplane`` or ``up_renderer``); None adds none."""
     sizes = getattr(config, NETS[name])
     if kind == 'stored':
@@ -125,7 +136,9 @@ def noise_of(variables: Mapping[str, Any], config: ModelConfig, name: str, kind:
     return None
 
 
-def encode(params: PyTree, config: ModelConfig, images: jax.Array, noise: Sequence[jax.Array] | None = None) -> jax.Array:
+def encode(
+    params: PyTree, config: ModelConfig, images: jax.Array, noise: Sequence[jax.Array] | None = None
+) -> jax.Array:
     """Canonical pictures [N,H,W,3 or 4] in [0,1] -> tri-planes [N,3,h,w,C]; rows of the planes grow upwards.
 
     The fourth channel, of ``canonical``, is no input of the network; ``plane_skip`` shows it to the head.
@@ -148,8 +161,8 @@ def fuse(params: PyTree, scale: jax.Array, config: ModelConfig, planes: jax.Arra
 
 @struct.dataclass
 class Views:
-    """N rendered views with values in [0,1] (not clamped): ``coarse``, ``fine`` [N,R,R,O] whose first three channels are
-    RGB, ``image`` [N,S,S,3] or None, ``depth``, ``opacity`` [N,R,R,1], ``coarse_opacities`` [N,R*R,samples]."""
+    """N rendered views with values in [0,1] (not clamped): ``coarse``, ``fine`` [N,R,R,O] whose first three channels
+    are RGB, ``image`` [N,S,S,3] or None, ``depth``, ``opacity`` [N,R,R,1], ``coarse_opacities`` [N,R*R,samples]."""
 
     coarse: jax.Array
     fine: jax.Array
@@ -159,9 +172,16 @@ class Views:
     image: jax.Array | None = None
 
 
-def render_views(params: PyTree, config: ModelConfig, scene: head.Scene, transforms: jax.Array, focal: jax.Array,
-                 draws: render.Draws | None = None, noise: Sequence[jax.Array] | None = None,
-                 sr: bool = True) -> Views:  # fmt: skip
+def render_views(
+    params: PyTree,
+    config: ModelConfig,
+    scene: head.Scene,
+    transforms: jax.Array,
+    focal: jax.Array,
+    draws: render.Draws | None = None,
+    noise: Sequence[jax.Array] | None = None,
+    sr: bool = True,
+) -> Views:
     """Renders N scenes from N cameras [N,3,4] with focal lengths [] or [N].
 
     Args:
@@ -170,14 +190,23 @@ def render_views(params: PyTree, config: ModelConfig, scene: head.Scene, transfo
     """
     size = config.raw_size
     found = render_rays(params, config, scene, *cameras.rays(transforms, focal, size, size), draws)
-    coarse, fine, depth, opacity = (render.to_image(x, size, size) for x in (
-        found.coarse, found.fine, found.distance[..., None], found.opacity[..., None]))  # fmt: skip
+    coarse, fine, depth, opacity = (
+        render.to_image(x, size, size)
+        for x in (found.coarse, found.fine, found.distance[..., None], found.opacity[..., None])
+    )
     image = superresolve(params, config, fine, noise) if sr else None
     return Views(coarse, fine, depth, opacity, found.coarse_opacities, image)
 
 
-def render_rays(params: PyTree, config: ModelConfig, scene: head.Scene, origins: jax.Array, directions: jax.Array,
-                draws: render.Draws | None = None, more: jax.Array | None = None) -> render.Rendered:  # fmt: skip
+def render_rays(
+    params: PyTree,
+    config: ModelConfig,
+    scene: head.Scene,
+    origins: jax.Array,
+    directions: jax.Array,
+    draws: render.Draws | None = None,
+    more: jax.Array | None = None,
+) -> render.Rendered:
     """Renders rays [N,M,3] through N scenes, without super-resolution.
 
     Args:
@@ -192,8 +221,9 @@ def render_rays(params: PyTree, config: ModelConfig, scene: head.Scene, origins:
     return render.render(field, origins, directions, c.samples, fine, draws, c.background, density=c.density, more=more)
 
 
-def superresolve(params: PyTree, config: ModelConfig, features: jax.Array,
-                 noise: Sequence[jax.Array] | None = None) -> jax.Array:  # fmt: skip
+def superresolve(
+    params: PyTree, config: ModelConfig, features: jax.Array, noise: Sequence[jax.Array] | None = None
+) -> jax.Array:
     """Rendered features [N,R,R,O] -> pictures [N,S,S,3] in (-0.001, 1.001); with ``sr_skip`` they may be beyond."""
     found = StyleUNet(config.superresolution).apply({'params': params['up_renderer']}, features, noise)
     return found - 0.5 + resize(features[..., :3], config.img_resolution) if config.sr_skip else found
@@ -202,7 +232,9 @@ def superresolve(params: PyTree, config: ModelConfig, features: jax.Array,
 # ------------------------------------------------------------------------------------------------------ build, animate
 
 
-def canonical(config: ModelConfig, images: jax.Array, views: jax.Array | None, front: jax.Array | None = None) -> jax.Array:
+def canonical(
+    config: ModelConfig, images: jax.Array, views: jax.Array | None, front: jax.Array | None = None
+) -> jax.Array:
     """Pictures [N,S,S,3] in [0,1] as the encoder wants them, brought to the canonical frame.
 
     Args:
@@ -211,7 +243,11 @@ def canonical(config: ModelConfig, images: jax.Array, views: jax.Array | None, f
     c = config.method
     if not c.warp:
         return images
-    return warp(images, views, c.background, c.warp_border) if c.warp_surface == 'plane' else on_front(images, views, front)
+    return (
+        warp(images, views, c.background, c.warp_border)
+        if c.warp_surface == 'plane'
+        else on_front(images, views, front)
+    )
 
 
 def views_of(config: ModelConfig, labels: np.ndarray) -> np.ndarray:
@@ -235,8 +271,15 @@ def _add_portrait(variables, front, state, image, view, key, *, config):
     return added, planes
 
 
-def build(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait | Sequence[Portrait], *, bank: Any = None,
-          key: jax.Array | None = None, weights: str = '') -> Avatar:  # fmt: skip
+def build(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    portrait: Portrait | Sequence[Portrait],
+    *,
+    bank: Any = None,
+    key: jax.Array | None = None,
+    weights: str = '',
+) -> Avatar:
     """The avatar of one person from any number of portraits, in one forward pass of each.
 
     Portraits are encoded one after the other and fused as they come: memory does not grow with their number.
@@ -258,7 +301,10 @@ def build(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait 
     if len(portraits) > MAX_PORTRAITS:
         raise UserError(f'portraits: {len(portraits)} given; use at most {MAX_PORTRAITS}')
     shape = shape_of(config, [p.shape if config.shape == 'own' else None for p in portraits])
-    networks, front = {k: variables[k] for k in OWN}, variables['mesh'].get('front')  # nothing that inference does not read
+    networks, front = (
+        {k: variables[k] for k in OWN},
+        variables['mesh'].get('front'),
+    )  # nothing that inference does not read
     state, planes = fusion.FusionState.start(config.plane_shape), None
     for k, one in enumerate(portraits):
         view = jnp.asarray(views_of(config, np.asarray(one.camera.label)))
@@ -266,12 +312,26 @@ def build(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait 
         state, planes = _add_portrait(networks, front, state, jnp.asarray(one.image), view, step_key, config=config)
     planes = planes if len(portraits) == 1 else state.result(config.method.fusion)
     source = ', '.join(p.source for p in portraits[:8] if p.source) + (', ...' if len(portraits) > 8 else '')
-    return Avatar({'planes': planes, 'shape': jnp.asarray(shape)}, camera=Camera.from_label(np.asarray(portraits[0].camera.label)),
-                  method=METHOD, config=config, basis=config.basis, weights=weights, source=source)  # fmt: skip
+    return Avatar(
+        {'planes': planes, 'shape': jnp.asarray(shape)},
+        camera=Camera.from_label(np.asarray(portraits[0].camera.label)),
+        method=METHOD,
+        config=config,
+        basis=config.basis,
+        weights=weights,
+        source=source,
+    )
 
 
-def frame(variables: Mapping[str, Any], config: ModelConfig, identity: Mapping[str, jax.Array], expression: jax.Array,
-          labels: jax.Array, key: jax.Array | None = None, sr: bool = True) -> Views:  # fmt: skip
+def frame(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    identity: Mapping[str, jax.Array],
+    expression: jax.Array,
+    labels: jax.Array,
+    key: jax.Array | None = None,
+    sr: bool = True,
+) -> Views:
     """N frames side by side: all that depends on expressions [N,64] and cameras [N,25]; for ``jax.export``."""
     c, count = config.method, expression.shape[0]
     transforms, focal = cameras.camera_of_label(labels, config.world)
@@ -282,8 +342,18 @@ def frame(variables: Mapping[str, Any], config: ModelConfig, identity: Mapping[s
     return render_views(variables['params'], config, scene, transforms, focal, noise=noise, sr=sr)
 
 
-def animate(variables: Mapping[str, Any], config: ModelConfig, avatar: Avatar, windows: jax.Array, labels: jax.Array, *,
-            basis: jax.Array | None = None, chunk: int = 1, key: jax.Array | None = None, sr: bool = True) -> Frames:  # fmt: skip
+def animate(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    avatar: Avatar,
+    windows: jax.Array,
+    labels: jax.Array,
+    *,
+    basis: jax.Array | None = None,
+    chunk: int = 1,
+    key: jax.Array | None = None,
+    sr: bool = True,
+) -> Frames:
     """Renders an avatar with someone's motion.
 
     Args:
@@ -316,8 +386,10 @@ def animate(variables: Mapping[str, Any], config: ModelConfig, avatar: Avatar, w
 
 def source_windows(portrait: Portrait) -> jax.Array:
     """[27,70] motion window of a still picture: its own coefficients, zero where they were not measured."""
-    row = [np.zeros(n, np.float32) if v is None else np.asarray(v, np.float32)
-           for v, n in ((portrait.expression, 64), (portrait.angle, 3), (portrait.translation, 3))]  # fmt: skip
+    row = [
+        np.zeros(n, np.float32) if v is None else np.asarray(v, np.float32)
+        for v, n in ((portrait.expression, 64), (portrait.angle, 3), (portrait.translation, 3))
+    ]
     return jnp.broadcast_to(jnp.asarray(np.concatenate(row)), (2 * RADIUS + 1, 70))
 
 

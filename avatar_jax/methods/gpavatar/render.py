@@ -36,8 +36,8 @@ class Draws(NamedTuple):
 
 @struct.dataclass
 class Rendered:
-    """``coarse``, ``fine`` [B,R,C]; ``coarse_opacities`` [B,R,S] of the samples as the field gave them; ``opacity``, ``distance`` [B,R]
-    (fine); ``weights``, ``depths`` [B,R,S'] of all samples, by depth.
+    """``coarse``, ``fine`` [B,R,C]; ``coarse_opacities`` [B,R,S] of the samples as the field gave them; ``opacity``,
+    ``distance`` [B,R] (fine); ``weights``, ``depths`` [B,R,S'] of all samples, by depth.
 
     ``distance``: mean depth; what light passes is taken to stop at the farthest sample of the batch.
     """
@@ -52,7 +52,9 @@ class Rendered:
 
 
 def bin_depths(near: jax.Array, far: jax.Array, samples: int, jitter: jax.Array | None = None) -> jax.Array:
-    """Depths [...,S] of the middles of S equal bins between near and far [...]; ``jitter`` [...,S+1] moves their edges."""
+    """Depths [...,S] of the middles of S equal bins between near and far [...]; ``jitter`` [...,S+1] moves their
+    edges.
+    """
     edges = near[..., None] + jnp.arange(samples + 1, dtype=jnp.float32) / samples * (far - near)[..., None]
     if jitter is not None:
         middles = (edges[..., 1:] + edges[..., :-1]) / 2
@@ -73,7 +75,9 @@ def light_weights(opacities: jax.Array) -> jax.Array:
     return opacities * jnp.concatenate([jnp.ones_like(through[..., :1]), through[..., :-1]], -1)
 
 
-def composite(opacities: jax.Array, values: jax.Array, background: float = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
+def composite(
+    opacities: jax.Array, values: jax.Array, background: float = 0.0
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Samples sorted by depth -> (values [...,C], opacity [...], weights [...,S]).
 
     Args:
@@ -124,13 +128,25 @@ def merge(*samples: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, 
     """Sets of (depths [...,S], opacities [...,S], values [...,S,C]) -> one, sorted by depth."""
     depths, opacities, values = (jnp.concatenate(x, axis) for x, axis in zip(zip(*samples), (-1, -1, -2), strict=True))
     order = jnp.argsort(depths, -1, stable=True)
-    return (jnp.take_along_axis(depths, order, -1), jnp.take_along_axis(opacities, order, -1),
-            jnp.take_along_axis(values, order[..., None], -2))  # fmt: skip
+    return (
+        jnp.take_along_axis(depths, order, -1),
+        jnp.take_along_axis(opacities, order, -1),
+        jnp.take_along_axis(values, order[..., None], -2),
+    )
 
 
-def render(field: Field, origins: jax.Array, directions: jax.Array, samples: int, fine_samples: int,
-           draws: Draws | None = None, background: float = 0.0, span: tuple[float, float] | None = None,
-           density: bool = False, more: jax.Array | None = None) -> Rendered:  # fmt: skip
+def render(
+    field: Field,
+    origins: jax.Array,
+    directions: jax.Array,
+    samples: int,
+    fine_samples: int,
+    draws: Draws | None = None,
+    background: float = 0.0,
+    span: tuple[float, float] | None = None,
+    density: bool = False,
+    more: jax.Array | None = None,
+) -> Rendered:
     """Renders rays [B,R,3] through a field, coarse then fine.
 
     Args:

@@ -75,8 +75,15 @@ class RunConfig:
     storage: str = 'float32'
 
     # What a resumed run may change.
-    MAY_DIFFER = ('output.*', 'data.num_threads', 'data.prefetch', 'data.in_memory', 'parallel', 'storage',
-                  'model.method.train.iterations')  # fmt: skip
+    MAY_DIFFER = (
+        'output.*',
+        'data.num_threads',
+        'data.prefetch',
+        'data.in_memory',
+        'parallel',
+        'storage',
+        'model.method.train.iterations',
+    )
 
     def __post_init__(self):
         if self.method != METHOD:
@@ -114,7 +121,9 @@ def join(a: PyTree, b: PyTree) -> PyTree:
 
 
 def split(params: PyTree) -> dict[str, PyTree]:
-    """Parameters by group: ``main`` and ``slow`` (``split_slow``), and the same two of super-resolution, ``sr`` and ``sr_slow``."""
+    """Parameters by group: ``main`` and ``slow`` (``split_slow``), and the same two of super-resolution, ``sr`` and
+    ``sr_slow``.
+    """
     main, slow = split_slow({k: v for k, v in params.items() if k != SR})
     sr, sr_slow = split_slow({SR: params[SR]})
     return {'main': main, 'slow': slow, 'sr': sr, 'sr_slow': sr_slow}
@@ -146,7 +155,9 @@ def learning_rate_scale(config: ModelConfig, step: jax.Array) -> jax.Array:
     return jnp.asarray(train.gamma, jnp.float32) ** passed
 
 
-def update(config: ModelConfig, state: TrainState, grads: PyTree, which: str = 'all') -> tuple[TrainState, dict[str, jax.Array]]:
+def update(
+    config: ModelConfig, state: TrainState, grads: PyTree, which: str = 'all'
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the optimizer for 'all' groups, those of super-resolution ('sr') or the 'others'; counts the step.
 
     Averages begin with a shorter memory: after n updates of a group, its decay is at most (1 + n) / (10 + n).
@@ -170,10 +181,20 @@ def update(config: ModelConfig, state: TrainState, grads: PyTree, which: str = '
 # -------------------------------------------------------------------------------------------------------------- step
 
 
-def forward(params: PyTree, config: ModelConfig, scale: jax.Array, sources: jax.Array, scene: Callable[[jax.Array], head.Scene],
-            transforms: jax.Array, focal: jax.Array, *, single: jax.Array | bool = False,
-            draws: render.Draws | None = None, encoder_noise: Sequence[jax.Array] | None = None,
-            noise: Sequence[jax.Array] | None = None) -> Views:  # fmt: skip
+def forward(
+    params: PyTree,
+    config: ModelConfig,
+    scale: jax.Array,
+    sources: jax.Array,
+    scene: Callable[[jax.Array], head.Scene],
+    transforms: jax.Array,
+    focal: jax.Array,
+    *,
+    single: jax.Array | bool = False,
+    draws: render.Draws | None = None,
+    encoder_noise: Sequence[jax.Array] | None = None,
+    noise: Sequence[jax.Array] | None = None,
+) -> Views:
     """Portraits to rendered views.
 
     Args:
@@ -186,8 +207,14 @@ def forward(params: PyTree, config: ModelConfig, scale: jax.Array, sources: jax.
     return render_views(params, config, scene(planes), transforms, focal, draws, noise)
 
 
-def fused_planes(params: PyTree, config: ModelConfig, scale: jax.Array, sources: jax.Array, single: jax.Array | bool = False,
-                 noise: Sequence[jax.Array] | None = None) -> jax.Array:  # fmt: skip
+def fused_planes(
+    params: PyTree,
+    config: ModelConfig,
+    scale: jax.Array,
+    sources: jax.Array,
+    single: jax.Array | bool = False,
+    noise: Sequence[jax.Array] | None = None,
+) -> jax.Array:
     """Canonical pictures [B,V,S,S,3 or 4] in [0,1] -> tri-planes [B,3,h,w,C] of all, or of the first if ``single``."""
     batch, views = sources.shape[:2]
     planes = encode(params, config, _merge(sources), noise)
@@ -210,7 +237,8 @@ def near_surface(keys: jax.Array, rays: tuple[jax.Array, jax.Array], surface: ja
 
 
 def draw_pixels(key: jax.Array, importance: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Random pixels of a picture: rows and columns [count], drawn with probability in proportion to ``importance`` [H,W].
+    """Random pixels of a picture: rows and columns [count], drawn with probability in proportion to ``importance``
+    [H,W].
 
     The draws are spread evenly over the cumulated importance, so that no region is missed or met twice by chance.
     """
@@ -220,24 +248,32 @@ def draw_pixels(key: jax.Array, importance: jax.Array, count: int) -> tuple[jax.
     return pixel // importance.shape[1], pixel % importance.shape[1]
 
 
-def loss_terms(config: ModelConfig, views: Views, target: jax.Array, boxes: jax.Array | None,
-               alexnet: PyTree | None) -> dict[str, jax.Array]:  # fmt: skip
+def loss_terms(
+    config: ModelConfig, views: Views, target: jax.Array, boxes: jax.Array | None, alexnet: PyTree | None
+) -> dict[str, jax.Array]:
     """Weighted terms of views against pictures [B,S,S,3] in [0,1]."""
     images = {'coarse': views.coarse[..., :3], 'fine': views.fine[..., :3], 'image': views.image}
     loss = config.method.loss
     return losses(loss, distance_of(loss, alexnet), images, target, views.coarse_opacities, boxes)
 
 
-def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any],
-               axis_name: str | None = None) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
+def train_step(
+    config: ModelConfig,
+    seed: int,
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    frozen: Mapping[str, Any],
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step.
 
     Args:
         config, seed: static.
         batch: this device's share: ``images`` [B,D+V,H,W,3] in [-1,1], the drivers first, ``labels`` [B,D+V,25],
-            ``windows`` [B,D+V,27,70], ``views`` [B,V,8 or 13] of the portraits (``model.views_of``), ``boxes`` [B,D,4] of
-            the drivers' faces, ``masks`` [B,D,H,W] in [0,1], ``shapes`` [B,S] of the heads. With ``importance`` [B,D,H,W] of the drivers'
-            pixels it is a step of rays; ``loss.depth`` then needs ``depths`` [B,D,H,W] as well.
+            ``windows`` [B,D+V,27,70], ``views`` [B,V,8 or 13] of the portraits (``model.views_of``), ``boxes`` [B,D,4]
+            of the drivers' faces, ``masks`` [B,D,H,W] in [0,1], ``shapes`` [B,S] of the heads. With ``importance``
+            [B,D,H,W] of the drivers' pixels it is a step of rays; ``loss.depth`` then needs ``depths`` [B,D,H,W] as
+            well.
         frozen: ``mesh``, and ``alexnet`` or None.
     """
     c, train = config.method, config.method.train
@@ -280,8 +316,19 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
         target = resize(shown, config.img_resolution, antialias=True)
         if train.whole_trains == 'sr':
             params = {k: v if k == SR else jax.lax.stop_gradient(v) for k, v in params.items()}
-        found = forward(params, config, scale, sources, scene, transforms, focal, single=single, draws=draws,
-                        encoder_noise=noises('style_tplane', first), noise=noises('up_renderer', second, drivers))  # fmt: skip
+        found = forward(
+            params,
+            config,
+            scale,
+            sources,
+            scene,
+            transforms,
+            focal,
+            single=single,
+            draws=draws,
+            encoder_noise=noises('style_tplane', first),
+            noise=noises('up_renderer', second, drivers),
+        )
         terms = loss_terms(config, found, target, _merge(batch['boxes']), frozen['alexnet'])
         terms |= opacity_term(c.loss, found.opacity, resize(masks[..., None], config.raw_size, antialias=True))
         return total(terms), {**terms, 'mse': jnp.mean((found.image - target) ** 2)}
@@ -332,11 +379,15 @@ def with_host_arrays(config: ModelConfig, batch: Mapping[str, np.ndarray], rays:
     out['boxes'] = face_boxes(landmarks, batch['images'].shape[2])
     if rays:
         flat = batch['masks'][:, :drivers].reshape(-1, *batch['masks'].shape[2:])
-        found = importance(flat, part_boxes(landmarks.reshape(-1, *landmarks.shape[2:])), config.method.train.importance)
+        found = importance(
+            flat, part_boxes(landmarks.reshape(-1, *landmarks.shape[2:])), config.method.train.importance
+        )
         out['importance'] = found.reshape(out['masks'].shape)
         if config.method.loss.depth:
             if 'depths' not in batch:
-                raise UserError("model.method.loss.depth: these data have no depths; use data.source='heads', or set it to 0")
+                raise UserError(
+                    "model.method.loss.depth: these data have no depths; use data.source='heads', or set it to 0"
+                )
             out['depths'] = batch['depths'][:, :drivers].astype(np.float32)
     return out
 
@@ -367,14 +418,22 @@ def _sample(variables, frozen, batch, *, config):
         points = head_points(config, frozen['mesh'], batch['shapes'], expression)
     rows = []
     for use in (1, views):
-        found = forward(variables['params'], config, variables['constants']['attn_module']['scale'], sources[:, :use],
-                        lambda planes: head.Scene(planes, points, expression), transforms, focal)  # fmt: skip
+        found = forward(
+            variables['params'],
+            config,
+            variables['constants']['attn_module']['scale'],
+            sources[:, :use],
+            lambda planes: head.Scene(planes, points, expression),
+            transforms,
+            focal,
+        )
         rows.append((found.image, found.fine[..., :3]))
     return resize(unit[:, 0], config.img_resolution, antialias=True), unit[:, drivers:], rows
 
 
-def sample_sheet(config: ModelConfig, state: TrainState, batch: Mapping[str, np.ndarray],
-                 frozen: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, float]]:  # fmt: skip
+def sample_sheet(
+    config: ModelConfig, state: TrainState, batch: Mapping[str, np.ndarray], frozen: Mapping[str, Any]
+) -> tuple[np.ndarray, dict[str, float]]:
     """What the (averaged) networks make of a batch: a row for each person.
 
     Columns: portraits; driver; result of the first portrait; of all; volume rendering of all.
@@ -382,10 +441,17 @@ def sample_sheet(config: ModelConfig, state: TrainState, batch: Mapping[str, np.
     Returns:
         the sheet, uint8, and scores ``sample/psnr_one``, ``sample/psnr_all``.
     """
-    target, portraits, rows = _sample(variables_of(state), frozen, {k: jnp.asarray(v) for k, v in batch.items()}, config=config)
+    target, portraits, rows = _sample(
+        variables_of(state), frozen, {k: jnp.asarray(v) for k, v in batch.items()}, config=config
+    )
     size = config.img_resolution
-    columns = [*(resize(p, size) for p in jnp.moveaxis(portraits, 1, 0)), target, rows[0][0], rows[1][0],
-               resize(rows[1][1], size, 'nearest')]  # fmt: skip
+    columns = [
+        *(resize(p, size) for p in jnp.moveaxis(portraits, 1, 0)),
+        target,
+        rows[0][0],
+        rows[1][0],
+        resize(rows[1][1], size, 'nearest'),
+    ]
     sheet = np.concatenate([np.concatenate(list(np.asarray(c)), 0) for c in columns], 1)
     scores = {}
     for name, (image, _) in zip(('one', 'all'), rows, strict=True):

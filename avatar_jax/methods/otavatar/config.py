@@ -62,7 +62,9 @@ class TrainConfig:
         _choice('train.frame_sampling', self.frame_sampling, 'uniform', 'expression')
         _choice('train.generator_subset', self.generator_subset, 'all', 'superresolution')
         if self.batch_size < 1 or self.frames_per_clip < 1 or self.iterations < 0:
-            raise UserError('train.batch_size and train.frames_per_clip must be at least 1, train.iterations at least 0')
+            raise UserError(
+                'train.batch_size and train.frames_per_clip must be at least 1, train.iterations at least 0'
+            )
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ class OTAvatarConfig:
     def paper(cls, **overrides: Any) -> OTAvatarConfig:
         """What the paper describes. Where it gives no number (loss weights) the released one is used.
 
-        Overrides are dotted paths with ``__`` for the dot (``decoupling__controller_steps=5``) or whole groups (``loss=LossConfig()``).
+        Overrides are dotted paths with ``__`` for the dot (``decoupling__controller_steps=5``) or whole groups
+        (``loss=LossConfig()``).
         """
         return _with(cls(preset='paper'), {k.replace('__', '.'): v for k, v in overrides.items()})
 

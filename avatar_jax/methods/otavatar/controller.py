@@ -141,9 +141,7 @@ def combine_codes(w: jax.Array, code: MotionCode, sigma: jax.Array | None = None
     return (w if code.scaling is None else w * (1 + code.scaling)) + offset
 
 
-def clamp_codes(
-    ws: jax.Array, w_avg: jax.Array, radius: float | None, sigma: jax.Array | None = None
-) -> jax.Array:
+def clamp_codes(ws: jax.Array, w_avg: jax.Array, radius: float | None, sigma: jax.Array | None = None) -> jax.Array:
     """Limits ws [B,L,D] to ``w_avg +- radius * sigma`` element by element; radius None leaves it as it is."""
     if radius is None:
         return ws
@@ -226,9 +224,7 @@ class _Refine(nn.Module):
     @nn.compact
     def __call__(self, f):  # [B,channels] -> [B,rows * K (* 2)]
         c = self.config
-        hidden = [
-            _Linear(c.channels, c.init_gain, name=str(2 * i)) for i in range(1 if c.mlp_shared else c.mlp_layers)
-        ]
+        hidden = [_Linear(c.channels, c.init_gain, name=str(2 * i)) for i in range(1 if c.mlp_shared else c.mlp_layers)]
         u = f
         for i in range(c.mlp_layers):
             u = hidden[0 if c.mlp_shared else i](u if i == 0 else nn.leaky_relu(u, c.leaky_slope))

@@ -69,7 +69,9 @@ class Inversion:
 
 def transforms(config: ModelConfig) -> Transforms:
     """The optimizers of codes and corrections."""
-    return Transforms(*(make_optimizer(o) for o in (config.method.optimizers.codes, config.method.optimizers.intrinsics)))
+    return Transforms(
+        *(make_optimizer(o) for o in (config.method.optimizers.codes, config.method.optimizers.intrinsics))
+    )
 
 
 class Problem(NamedTuple):
@@ -80,7 +82,9 @@ class Problem(NamedTuple):
     label: jax.Array
 
 
-def pose_problem(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait, bank: PerceptionBank) -> Problem:
+def pose_problem(
+    variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait, bank: PerceptionBank
+) -> Problem:
     """Prepares one portrait."""
     landmarks = None if portrait.landmarks is None else jnp.asarray(portrait.landmarks)[None]
     targets = prepare_targets(bank, config, jnp.asarray(portrait.image)[None], landmarks)
@@ -100,8 +104,15 @@ def first_code(variables: Mapping[str, Any], config: ModelConfig) -> tuple[jax.A
     return jnp.broadcast_to(start, (config.generator.num_ws, start.shape[-1])), jnp.zeros((18,), start.dtype)
 
 
-def assess(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait, bank: PerceptionBank, code: jax.Array,
-           bias: jax.Array, generator: Mapping[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
+def assess(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    portrait: Portrait,
+    bank: PerceptionBank,
+    code: jax.Array,
+    bias: jax.Array,
+    generator: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Reconstruction of the portrait and its quality: the fields ``image`` ... ``psnr_mask`` of ``Inversion``."""
     targets, motion, label = pose_problem(variables, config, portrait, bank)
     generator = network(variables, 'generator') if generator is None else generator
@@ -118,28 +129,47 @@ def assess(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait
         'psnr_raw': psnr(to_unit(raw), pictures[raw.shape[1]])[0],
         'psnr_mask': jnp.nan if mask is None else psnr(to_unit(image), pictures[image.shape[1]], mask=mask)[0],
     }
-    return {'image': image[0], 'raw': raw[0], 'terms': view_terms(bank, config, views, targets),
-            **{k: jnp.asarray(v) for k, v in scores.items()}}  # fmt: skip
+    return {
+        'image': image[0],
+        'raw': raw[0],
+        'terms': view_terms(bank, config, views, targets),
+        **{k: jnp.asarray(v) for k, v in scores.items()},
+    }
 
 
-def make_avatar(config: ModelConfig, portrait: Portrait, code: jax.Array, bias: jax.Array, weights: str,
-                generator: PyTree = None) -> Avatar:  # fmt: skip
+def make_avatar(
+    config: ModelConfig, portrait: Portrait, code: jax.Array, bias: jax.Array, weights: str, generator: PyTree = None
+) -> Avatar:
     """The avatar of a code; ``generator``: parameters tuned to the person."""
     identity = {'code': code, 'bias': bias} | ({} if generator is None else {'generator': generator})
-    return Avatar(identity, camera=portrait.camera, method=METHOD, config=config, basis=config.basis, weights=weights,
-                  source=portrait.source)  # fmt: skip
+    return Avatar(
+        identity,
+        camera=portrait.camera,
+        method=METHOD,
+        config=config,
+        basis=config.basis,
+        weights=weights,
+        source=portrait.source,
+    )
 
 
-def invert_portrait(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait,
-                    bank: PerceptionBank | None = None, key: jax.Array | None = None, *,
-                    weights: str = '') -> Inversion:  # fmt: skip
+def invert_portrait(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    portrait: Portrait,
+    bank: PerceptionBank | None = None,
+    key: jax.Array | None = None,
+    *,
+    weights: str = '',
+) -> Inversion:
     """Inverts one portrait; ``jit``- and ``vmap``-able (``config`` static). See ``model.build`` for the arguments."""
     bank = PerceptionBank() if bank is None else bank
     loss = loss_of(variables, config, pose_problem(variables, config, portrait, bank), bank, key is not None)
     code, bias = first_code(variables, config)
     stages = config.method.inversion.stages()
     code, bias, results = inversion.invert(
-        loss, code, bias, jax.random.key(0) if key is None else key, stages, transforms(config))
+        loss, code, bias, jax.random.key(0) if key is None else key, stages, transforms(config)
+    )
     quality = assess(variables, config, portrait, bank, code, bias)
     return Inversion(make_avatar(config, portrait, code, bias, weights), results, **quality)
 
@@ -178,9 +208,16 @@ def _assess_all(variables, portraits, bank, codes, biases, *, config):
     return jax.vmap(lambda p, c, b: assess(variables, config, p, bank, c, b))(portraits, codes, biases)
 
 
-def invert_people(variables: Mapping[str, Any], config: ModelConfig, portraits: list[Portrait],
-                  bank: PerceptionBank | None = None, key: jax.Array | None = None, *, weights: str = '',
-                  on_step: Callable[[int, float], None] | None = None) -> list[Inversion]:  # fmt: skip
+def invert_people(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    portraits: list[Portrait],
+    bank: PerceptionBank | None = None,
+    key: jax.Array | None = None,
+    *,
+    weights: str = '',
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[Inversion]:
     """Inverts many portraits side by side.
 
     Args:
@@ -208,15 +245,30 @@ def invert_people(variables: Mapping[str, Any], config: ModelConfig, portraits: 
             states = jax.vmap(inversion.begin_phase)(states)
             steps = max(n for n in range(1, STEPS_PER_CALL + 1) if length % n == 0)
             for first in range(begin, begin + length, steps):
-                states, out = _advance(variables, problems, bank, states, stage_keys, jnp.int32(first),
-                                       jnp.asarray(stage.space == 'w'), config=config, stage=rule, count=steps, sr=sr,
-                                       jitter=key is not None)  # fmt: skip
+                states, out = _advance(
+                    variables,
+                    problems,
+                    bank,
+                    states,
+                    stage_keys,
+                    jnp.int32(first),
+                    jnp.asarray(stage.space == 'w'),
+                    config=config,
+                    stage=rule,
+                    count=steps,
+                    sr=sr,
+                    jitter=key is not None,
+                )
                 outs.append(out)
                 done += steps
                 if on_step is not None:
                     losses_now = np.asarray(out[0])
-                    on_step(done, float(losses_now[np.isfinite(losses_now)].mean()) if np.isfinite(losses_now).any()
-                            else float('nan'))  # fmt: skip
+                    on_step(
+                        done,
+                        float(losses_now[np.isfinite(losses_now)].mean())
+                        if np.isfinite(losses_now).any()
+                        else float('nan'),
+                    )
         result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
         codes, biases = result.code, result.bias
         results.append(result)
@@ -234,10 +286,18 @@ def num_steps(config: ModelConfig) -> int:
     return sum(stage.steps for stage in config.method.inversion.stages())
 
 
-def finetune_generator(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait, inverted: Inversion,
-                       bank: PerceptionBank | None = None, key: jax.Array | None = None, *, steps: int = 50,
-                       optimizer: OptimizerConfig | None = None,
-                       stop_psnr: float | None = None) -> tuple[Inversion, jax.Array]:  # fmt: skip
+def finetune_generator(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    portrait: Portrait,
+    inverted: Inversion,
+    bank: PerceptionBank | None = None,
+    key: jax.Array | None = None,
+    *,
+    steps: int = 50,
+    optimizer: OptimizerConfig | None = None,
+    stop_psnr: float | None = None,
+) -> tuple[Inversion, jax.Array]:
     """Tunes a copy of the generator to one person around the code that inversion found (pivotal tuning).
 
     An extension: the released program has such an option, but passes a wrong code to the generator. All parameters
@@ -295,13 +355,16 @@ def report(inverted: Inversion) -> dict[str, Any]:
     stages = []
     for result in inverted.stages:
         steps = int(result.steps)
-        stages.append({
-            'steps': steps,
-            'converged': bool(result.converged),
-            'loss': np.asarray(result.curve)[:steps].tolist() if np.isfinite(result.curve[:steps]).all()
-            else np.asarray(result.curve).tolist(),
-            'terms': {name: np.asarray(curve).tolist() for name, curve in result.terms.items()},
-        })  # fmt: skip
+        stages.append(
+            {
+                'steps': steps,
+                'converged': bool(result.converged),
+                'loss': np.asarray(result.curve)[:steps].tolist()
+                if np.isfinite(result.curve[:steps]).all()
+                else np.asarray(result.curve).tolist(),
+                'terms': {name: np.asarray(curve).tolist() for name, curve in result.terms.items()},
+            }
+        )
     return {
         'psnr': float(inverted.psnr),
         'psnr_raw': float(inverted.psnr_raw),

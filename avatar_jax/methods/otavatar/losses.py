@@ -32,9 +32,19 @@ from avatar_jax.losses.pixel import match_size, pyramid_loss, smooth_l1
 
 LEVELS = ('raw', 'sr')
 _WEIGHTS = (
-    'perceptual', 'style', 'pyramid', 'head_features', 'local', 'pixel', 'identity', 'monotonic', 'tv', 'alpha_norm',
-    'alpha_mutual', 'controller_l1',
-)  # fmt: skip
+    'perceptual',
+    'style',
+    'pyramid',
+    'head_features',
+    'local',
+    'pixel',
+    'identity',
+    'monotonic',
+    'tv',
+    'alpha_norm',
+    'alpha_mutual',
+    'controller_l1',
+)
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,10 @@ class ModelConfig:
     def __post_init__(self):
         c, g = self.method.controller, self.generator
         if (c.num_ws, c.w_dim) != (g.num_ws, g.w_dim):
-            raise UserError(f'method.controller: makes codes of {c.num_ws} rows of {c.w_dim}, the generator reads '
-                            f'{g.num_ws} of {g.w_dim}; set num_ws and w_dim alike')  # fmt: skip
+            raise UserError(
+                f'method.controller: makes codes of {c.num_ws} rows of {c.w_dim}, the generator reads '
+                f'{g.num_ws} of {g.w_dim}; set num_ws and w_dim alike'
+            )
 
     @classmethod
     def of(cls, generator: GeneratorConfig, method: OTAvatarConfig | None = None, **other: Any) -> ModelConfig:
@@ -82,11 +84,16 @@ class ModelConfig:
         sr_steps = 2 if preset == 'release' else 5
         method = base.replace(
             controller=ControllerConfig(num_ws=generator.num_ws, w_dim=generator.w_dim, directions=4, channels=16),
-            decoupling__identity_steps=3, decoupling__controller_steps=2, decoupling__sr_steps=sr_steps,
-            loss__density_points=32, loss__perceptual_scales_sr=3, train__batch_size=2,
-            inversion__w_steps=4, inversion__wplus_steps=4,
+            decoupling__identity_steps=3,
+            decoupling__controller_steps=2,
+            decoupling__sr_steps=sr_steps,
+            loss__density_points=32,
+            loss__perceptual_scales_sr=3,
+            train__batch_size=2,
+            inversion__w_steps=4,
+            inversion__wplus_steps=4,
             **({'inversion__sr_steps': 2} if preset == 'release' else {}),
-        )  # fmt: skip
+        )
         return cls(generator, method)
 
     @classmethod
@@ -167,10 +174,15 @@ def sigma(variables: Mapping[str, Any], config: ModelConfig) -> jax.Array | None
     return variables['constants']['w_std'] if config.method.sigma_w == 'std' else None
 
 
-def save_model(path: str | os.PathLike, variables: Mapping[str, Any], config: ModelConfig,
-               provenance: Mapping[str, Any], storage: str = 'float32') -> str:  # fmt: skip
-    """Writes a weight file (``avatar_jax.weights``) of this method; returns its SHA-256."""
-    from avatar_jax.weights import check_tree, save_weights
+def save_model(
+    path: str | os.PathLike,
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    provenance: Mapping[str, Any],
+    storage: str = 'float32',
+) -> str:
+    """Writes a weight file (``avatar_jax.io.weights``) of this method; returns its SHA-256."""
+    from avatar_jax.io.weights import check_tree, save_weights
 
     check_tree(path, variables, abstract(config))
     return save_weights(path, variables, method=METHOD, config=config.to_dict(), provenance=provenance, storage=storage)
@@ -182,7 +194,7 @@ def load_model(path: str | os.PathLike) -> tuple[dict[str, Any], ModelConfig, st
     Raises:
         UserError: missing, damaged or foreign file, or weights that do not fit their configuration.
     """
-    from avatar_jax.weights import check_tree, load_weights
+    from avatar_jax.io.weights import check_tree, load_weights
 
     weights = load_weights(path, method=METHOD)
     config = ModelConfig.from_dict(weights.config)
@@ -225,8 +237,9 @@ def controller_basis(variables: Mapping[str, Any], config: ModelConfig) -> jax.A
 per_video = controller_basis  # what ``animate`` takes as ``basis``
 
 
-def driven_codes(w: jax.Array, code: MotionCode, config: ModelConfig, variables: Mapping[str, Any],
-                 clamp: bool) -> jax.Array:  # fmt: skip
+def driven_codes(
+    w: jax.Array, code: MotionCode, config: ModelConfig, variables: Mapping[str, Any], clamp: bool
+) -> jax.Array:
     """What the generator gets, [N,L,D]: identity plus motion, with ``clamp`` kept near the average code."""
     scale = sigma(variables, config)
     ws = combine_codes(w, code, scale)
@@ -239,8 +252,14 @@ def sample_draws(keys: jax.Array, config: GeneratorConfig, resolution: int) -> R
     return jax.tree.map(lambda x: x[:, 0], draws)
 
 
-def render_views(generator: Mapping[str, Any], config: GeneratorConfig, ws: jax.Array, labels: jax.Array,
-                 keys: jax.Array | None = None, sr: bool = True) -> Views:  # fmt: skip
+def render_views(
+    generator: Mapping[str, Any],
+    config: GeneratorConfig,
+    ws: jax.Array,
+    labels: jax.Array,
+    keys: jax.Array | None = None,
+    sr: bool = True,
+) -> Views:
     """Renders codes [N,L,D] from cameras [N,25].
 
     Args:
@@ -268,9 +287,18 @@ def identity_of(avatar: Avatar, variables: Mapping[str, Any]) -> tuple[jax.Array
     return identity['code'], identity['bias'], generator
 
 
-def animate(variables: Mapping[str, Any], config: ModelConfig, avatar: Avatar, windows: jax.Array, labels: jax.Array,
-            *, basis: jax.Array | None = None, chunk: int = 1, key: jax.Array | None = None,
-            sr: bool = True) -> Frames:  # fmt: skip
+def animate(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    avatar: Avatar,
+    windows: jax.Array,
+    labels: jax.Array,
+    *,
+    basis: jax.Array | None = None,
+    chunk: int = 1,
+    key: jax.Array | None = None,
+    sr: bool = True,
+) -> Frames:
     """Renders an avatar with someone's motion.
 
     Args:
@@ -315,8 +343,15 @@ def animate(variables: Mapping[str, Any], config: ModelConfig, avatar: Avatar, w
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, rest)
 
 
-def build(variables: Mapping[str, Any], config: ModelConfig, portrait: Any, *, bank: Any = None,
-          key: jax.Array | None = None, weights: str = '') -> Avatar:  # fmt: skip
+def build(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    portrait: Any,
+    *,
+    bank: Any = None,
+    key: jax.Array | None = None,
+    weights: str = '',
+) -> Avatar:
     """The avatar of one portrait, by one-shot inversion (paper section 3.3).
 
     Args:

@@ -35,7 +35,9 @@ def level_sizes(config: ModelConfig) -> dict[str, int]:
     return {'raw': config.generator.neural_rendering_resolution, 'sr': config.generator.img_resolution}
 
 
-def prepare_targets(bank: PerceptionBank, config: ModelConfig, images: jax.Array, landmarks: jax.Array | None) -> PyTree:
+def prepare_targets(
+    bank: PerceptionBank, config: ModelConfig, images: jax.Array, landmarks: jax.Array | None
+) -> PyTree:
     """What views will be compared with, for images [..., H, W, 3] and landmarks [..., 68, 2]; leading axes are kept."""
     lead = images.shape[:-3]
     flat = images.reshape(-1, *images.shape[-3:])
@@ -44,7 +46,9 @@ def prepare_targets(bank: PerceptionBank, config: ModelConfig, images: jax.Array
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
 
 
-def view_terms(bank: PerceptionBank, config: ModelConfig, views: Views, targets: Mapping[str, Any]) -> dict[str, jax.Array]:
+def view_terms(
+    bank: PerceptionBank, config: ModelConfig, views: Views, targets: Mapping[str, Any]
+) -> dict[str, jax.Array]:
     """Weighted image terms of N views, averaged over them; those of 'sr' where the views have an image."""
     terms = losses.image_terms(bank, config.method.loss, views.raw, targets['raw'], 'raw')
     if views.image is not None:
@@ -111,8 +115,16 @@ def training_objective(config: ModelConfig, bank: PerceptionBank, frozen: Mappin
     return Objective(motion, loss)
 
 
-def portrait_loss(config: ModelConfig, bank: PerceptionBank, generator: Mapping[str, Any], variables: Mapping[str, Any],
-                  motion: MotionCode, label: jax.Array, targets: Mapping[str, Any], jitter: bool):  # fmt: skip
+def portrait_loss(
+    config: ModelConfig,
+    bank: PerceptionBank,
+    generator: Mapping[str, Any],
+    variables: Mapping[str, Any],
+    motion: MotionCode,
+    label: jax.Array,
+    targets: Mapping[str, Any],
+    jitter: bool,
+):
     """The loss of one person's picture, as ``inversion.invert`` takes it: (code [L,D], bias [18], key, sr).
 
     Args:

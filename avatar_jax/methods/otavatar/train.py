@@ -66,7 +66,8 @@ class RunConfig:
         init: weight file to start from: a path, or the name of a shipped file; '' starts from fresh networks.
         perception: 'name=file' of frozen networks for the losses (see ``losses.perception.NETWORKS``).
         stand_ins: let the losses look through the shipped stand-in networks where nothing better is given.
-        parallel: 'pmap', 'shard_map', 'single' or 'sharded'; scale: how a step is made to fit (``avatar_jax.parallel``).
+        parallel: 'pmap', 'shard_map', 'single' or 'sharded'; scale: how a step is made to fit
+            (``avatar_jax.parallel``).
     """
 
     seed: int = 0
@@ -80,8 +81,18 @@ class RunConfig:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
     # What a resumed run may change.
-    MAY_DIFFER = ('output.*', 'data.num_workers', 'data.num_threads', 'data.prefetch', 'data.in_memory', 'parallel',
-                  'scale.*', 'model.generator.remat', 'model.method.train.iterations', 'perception')  # fmt: skip
+    MAY_DIFFER = (
+        'output.*',
+        'data.num_workers',
+        'data.num_threads',
+        'data.prefetch',
+        'data.in_memory',
+        'parallel',
+        'scale.*',
+        'model.generator.remat',
+        'model.method.train.iterations',
+        'perception',
+    )
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
@@ -125,8 +136,15 @@ def variables_of(state: TrainState, averaged: bool = True) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- iteration
 
 
-def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping[str, jax.Array],
-               bank: PerceptionBank, axis_name: str | None = None, accumulate: int = 1) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
+def train_step(
+    config: ModelConfig,
+    seed: int,
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    bank: PerceptionBank,
+    axis_name: str | None = None,
+    accumulate: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One iteration of decoupling-by-inverting.
 
     Args:
@@ -142,9 +160,17 @@ def train_step(config: ModelConfig, seed: int, state: TrainState, batch: Mapping
     targets = prepare_targets(bank, config, batch['images'], batch.get('landmarks'))
     inner = {'windows': batch['windows'], 'labels': batch['labels'], 'targets': targets}
     state, metrics, _, _ = decoupling_iteration(
-        state, inner, step_key(seed, state.step), objective=training_objective(config, bank, state.extra),
-        config=config.method.decoupling, optimizers=optimizers(config), w_avg=w_avg(state.extra),
-        num_frames=batch['images'].shape[1], axis_name=axis_name, accumulate=accumulate)  # fmt: skip
+        state,
+        inner,
+        step_key(seed, state.step),
+        objective=training_objective(config, bank, state.extra),
+        config=config.method.decoupling,
+        optimizers=optimizers(config),
+        w_avg=w_avg(state.extra),
+        num_frames=batch['images'].shape[1],
+        axis_name=axis_name,
+        accumulate=accumulate,
+    )
     return state, metrics
 
 
@@ -166,13 +192,16 @@ def _both_ways(variables, codes, biases, windows, labels, *, config):
     generator = network(variables, 'generator')
     found = []
     for code in (motion, still):
-        views = render_views(generator, config.generator, driven_codes(codes, code, config, variables, clamp=False), labels)
+        views = render_views(
+            generator, config.generator, driven_codes(codes, code, config, variables, clamp=False), labels
+        )
         found.append((views.image, views.raw))
     return found
 
 
-def sample_sheet(config: ModelConfig, state: TrainState, batch: Mapping[str, np.ndarray], bank: PerceptionBank,
-                 people: int) -> tuple[np.ndarray, dict[str, float]]:  # fmt: skip
+def sample_sheet(
+    config: ModelConfig, state: TrainState, batch: Mapping[str, np.ndarray], bank: PerceptionBank, people: int
+) -> tuple[np.ndarray, dict[str, float]]:
     """What the networks make of the first people of a batch.
 
     Frame 0 of each is inverted as at inference (with the averages). One column per frame; rows: target; then for the
@@ -217,5 +246,11 @@ def _portrait(batch: Mapping[str, np.ndarray], index: int) -> Portrait:
     """Frame 0 of a clip as the portrait that inference would get; the centre of its window is its own motion."""
     row = batch['windows'][index, 0][batch['windows'].shape[2] // 2]
     landmarks = batch['landmarks'][index, 0] if 'landmarks' in batch else None
-    return Portrait(image=batch['images'][index, 0], camera=Camera.from_label(batch['labels'][index, 0]),
-                    expression=row[:64], angle=row[64:67], translation=row[67:70], landmarks=landmarks)  # fmt: skip
+    return Portrait(
+        image=batch['images'][index, 0],
+        camera=Camera.from_label(batch['labels'][index, 0]),
+        expression=row[:64],
+        angle=row[64:67],
+        translation=row[67:70],
+        landmarks=landmarks,
+    )

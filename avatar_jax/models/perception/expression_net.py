@@ -1,9 +1,9 @@
 """From the expressions that a landmark fit finds to the expression numbers behind them, in the procedural basis.
 
-Landmarks tell where the face moves, but its 64 numbers overlap: jaw and vowels open the same mouth, and identity is never
-exactly known. What helps is how people speak: few mouth shapes at a time, one after the other. This network of two
-convolutions in time reads the fitted numbers of about half a second, the clip's mean of them and the head's angle, and
-answers with the expected numbers. It was trained on speech of the project's motion generator and on independent
+Landmarks tell where the face moves, but its 64 numbers overlap: jaw and vowels open the same mouth, and identity is
+never exactly known. What helps is how people speak: few mouth shapes at a time, one after the other. This network of
+two convolutions in time reads the fitted numbers of about half a second, the clip's mean of them and the head's angle,
+and answers with the expected numbers. It was trained on speech of the project's motion generator and on independent
 expressions, fitted to landmarks with errors (``launch/train_expression_net.py``).
 """
 
@@ -30,7 +30,9 @@ class ExpressionNetConfig:
 
     def __post_init__(self):
         if self.hidden < 1 or self.kernel != 5:
-            raise ValueError(f'expression network: hidden {self.hidden} must be positive, kernel {self.kernel} must be 5')
+            raise ValueError(
+                f'expression network: hidden {self.hidden} must be positive, kernel {self.kernel} must be 5'
+            )
 
 
 class ExpressionNet(nn.Module):
@@ -58,8 +60,12 @@ class ExpressionNet(nn.Module):
         x = jnp.concatenate([(fitted - mean) / scale_in - middle, 3 * angle, middle], -1)
         hidden = nn.silu(nn.Dense(self.config.hidden, name='enter')(x))
         for name, dilation in (('near', 1), ('far', 2)):
-            conv = nn.Conv(self.config.hidden, (self.config.kernel,), kernel_dilation=dilation, padding='SAME', name=name)
+            conv = nn.Conv(
+                self.config.hidden, (self.config.kernel,), kernel_dilation=dilation, padding='SAME', name=name
+            )
             hidden = hidden + nn.silu(conv(hidden))
         correction = nn.Dense(NUM_EXPRESSION, name='leave')(hidden)
-        correction = correction + nn.Dense(NUM_EXPRESSION, use_bias=False, kernel_init=nn.initializers.zeros, name='straight')(x)
+        correction = correction + nn.Dense(
+            NUM_EXPRESSION, use_bias=False, kernel_init=nn.initializers.zeros, name='straight'
+        )(x)
         return fitted + scale_out * correction

@@ -2,8 +2,8 @@
 
 One small network reads a square crop around a face (``CROP_SIDE`` pixels). A pyramid of residual convolutions down to
 4 x 4 cells and back to 16 x 16 gives, for every landmark, a map of where it is and the offset from each cell; the
-landmark is the mean of the cells' votes. Expression (procedural basis), head angle and uncertainties come from the 4 x 4
-cells together with the landmarks. It was trained on rendered procedural heads only (``launch/train_face_net.py``).
+landmark is the mean of the cells' votes. Expression (procedural basis), head angle and uncertainties come from the 4 x
+4 cells together with the landmarks. It was trained on rendered procedural heads only (``launch/train_face_net.py``).
 """
 
 from __future__ import annotations
@@ -141,13 +141,17 @@ class FaceNet(nn.Module):
             # 1 x 1 convolutions commute with repeating pixels: the cheaper order.
             lifted = _double(Conv(up.shape[-1], width, 1, 1, 0, name=f'lift{i}')(up))
             up = lifted + Conv(c.widths[i], width, 1, 1, 0, name=f'skip{i}')(levels[i])
-            up = _Unit(width, width, name=f'neck{i}')(jax.nn.relu(BatchNorm(width, name=f'neck_norm{i}')(up, train)), train)
+            up = _Unit(width, width, name=f'neck{i}')(
+                jax.nn.relu(BatchNorm(width, name=f'neck_norm{i}')(up, train)), train
+            )
 
         votes = Conv(c.neck[1], 3 * NUM_LANDMARKS, 1, 1, 0, use_bias=True, name='votes')(up)
         landmarks = self._mean_vote(0.3 * votes)
         fine = _double(Conv(c.neck[1], 16, 1, 1, 0, name='mask_lift')(up))
         fine = fine + Conv(c.widths[0], 16, 1, 1, 0, name='mask_skip')(levels[0])
-        mask = Conv(16, 1, 3, use_bias=True, name='mask')(jax.nn.relu(BatchNorm(16, name='mask_norm')(fine, train)))[..., 0]
+        mask = Conv(16, 1, 3, use_bias=True, name='mask')(jax.nn.relu(BatchNorm(16, name='mask_norm')(fine, train)))[
+            ..., 0
+        ]
 
         # Geometry alone tells most of the expression; no gradient, so that landmarks stay what is seen.
         seen = jax.lax.stop_gradient(landmarks)

@@ -29,7 +29,8 @@ def normalize_batch(
     x: jax.Array, weight: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, eps: float = 1e-5
 ) -> jax.Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last axis."""
-    # One scale and one shift, rounded as PyTorch does it: activations near the kink of a ReLU then fall on the same side.
+    # One scale and one shift, rounded as PyTorch does it: activations near the kink of a ReLU then fall on the same
+    # side.
     scale = weight * (1 / jnp.sqrt(var + eps))
     return x * scale + (bias - mean * scale)
 
@@ -46,7 +47,12 @@ def batch_statistics(
     mean = x.mean(axes)
     var = jnp.square(x - mean).mean(axes)
     unbiased = var * (count / max(count - 1, 1))
-    return mean, var, (1 - momentum) * running_mean + momentum * mean, (1 - momentum) * running_var + momentum * unbiased
+    return (
+        mean,
+        var,
+        (1 - momentum) * running_mean + momentum * mean,
+        (1 - momentum) * running_var + momentum * unbiased,
+    )
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
@@ -59,9 +65,7 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Ar
         x = jnp.pad(x, pads, constant_values=-jnp.inf)
     for axis in (1, 2):
         last = (x.shape[axis] - window) // stride * stride
-        x = functools.reduce(
-            jnp.maximum, [lax.slice_in_dim(x, k, k + last + 1, stride, axis) for k in range(window)]
-        )
+        x = functools.reduce(jnp.maximum, [lax.slice_in_dim(x, k, k + last + 1, stride, axis) for k in range(window)])
     return x
 
 

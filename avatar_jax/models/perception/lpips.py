@@ -1,7 +1,7 @@
 """LPIPS (Zhang et al. 2018): AlexNet, VGG-16 or SqueezeNet-1.1 features, channel-normalised, with learned weights.
 
-Two groups of weights: the trunk (keys ``features.N.*`` of torchvision, ImageNet-trained) and one non-negative number per
-channel (keys ``lin{k}.model.1.weight`` of the LPIPS project, version 0.1; version 0.0 belongs to a release that
+Two groups of weights: the trunk (keys ``features.N.*`` of torchvision, ImageNet-trained) and one non-negative number
+per channel (keys ``lin{k}.model.1.weight`` of the LPIPS project, version 0.1; version 0.0 belongs to a release that
 forgot the input scaling).
 """
 
@@ -87,8 +87,16 @@ def _ceil_pool(x):
 class _SqueezeFeatures(nn.Module):
     @nn.compact
     def __call__(self, x):
-        fires = {3: (64, 16, 64), 4: (128, 16, 64), 6: (128, 32, 128), 7: (256, 32, 128), 9: (256, 48, 192),
-                 10: (384, 48, 192), 11: (384, 64, 256), 12: (512, 64, 256)}  # fmt: skip
+        fires = {
+            3: (64, 16, 64),
+            4: (128, 16, 64),
+            6: (128, 32, 128),
+            7: (256, 32, 128),
+            9: (256, 48, 192),
+            10: (384, 48, 192),
+            11: (384, 64, 256),
+            12: (512, 64, 256),
+        }
         x = jax.nn.relu(Conv(3, 64, 3, 2, 0, use_bias=True, name='0')(x))
         taps = [x]
         for index, sizes in fires.items():

@@ -48,8 +48,12 @@ def filter_bands(images: jax.Array, gains: jax.Array) -> jax.Array:
     taps = jnp.matmul(gains, BANK, precision=jax.lax.Precision.HIGHEST)  # [N, 43]
     for axis in (2, 1):
         size = images.shape[axis]
-        images = jnp.einsum('noi,naib->naob' if axis == 2 else 'noi,niab->noab', _reflected(taps, size), images,
-                            precision=jax.lax.Precision.HIGHEST)  # fmt: skip
+        images = jnp.einsum(
+            'noi,naib->naob' if axis == 2 else 'noi,niab->noab',
+            _reflected(taps, size),
+            images,
+            precision=jax.lax.Precision.HIGHEST,
+        )
     return images
 
 

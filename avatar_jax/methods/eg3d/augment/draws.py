@@ -33,8 +33,19 @@ class Draws(Protocol):
 
 # One block of numbers per sample, drawn at once: many small draws take XLA longer to compile than all the transforms.
 _UNIFORMS = ('xflip', 'rotate90', 'xint', 'rotate', 'rotate_after', 'lumaflip', 'hue', 'cutout/centre')
-_NORMALS = ('scale', 'aniso', 'xfrac', 'brightness', 'contrast', 'saturation', 'imgfilter0', 'imgfilter1', 'imgfilter2',
-            'imgfilter3', 'noise')  # fmt: skip
+_NORMALS = (
+    'scale',
+    'aniso',
+    'xfrac',
+    'brightness',
+    'contrast',
+    'saturation',
+    'imgfilter0',
+    'imgfilter1',
+    'imgfilter2',
+    'imgfilter3',
+    'noise',
+)
 _CHOSEN = tuple(dict.fromkeys(n for n in (*_UNIFORMS, *_NORMALS, 'cutout') if '/' not in n))
 _WIDTH = 2  # numbers per name, the most that a transform asks for
 

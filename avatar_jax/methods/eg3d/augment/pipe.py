@@ -92,8 +92,9 @@ PRESETS = {name: (name,) for name in _PARTS} | {
 }
 
 
-def augment(config: AugmentConfig, images: jax.Array, p: jax.Array | float, draws: Draws,
-            shared_margins: bool = False) -> jax.Array:  # fmt: skip
+def augment(
+    config: AugmentConfig, images: jax.Array, p: jax.Array | float, draws: Draws, shared_margins: bool = False
+) -> jax.Array:
     """Transforms each image at random, differentiably.
 
     Args:

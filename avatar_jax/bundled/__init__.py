@@ -1,0 +1,1 @@
+"""How the networks and weights in the package were made."""

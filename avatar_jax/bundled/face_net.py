@@ -1,0 +1,276 @@
+"""Training and testing of the landmark network (`models.perception.face_net`) on rendered heads.
+
+The data are arrays of ``data_pipelines.face_crops``; ``face_augment.example`` makes an example of one. The example at a
+place of a batch is a function of (seed, step, place) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avatar_jax.bundled.face_augment import example, example_or_empty
+from avatar_jax.errors import UserError
+from avatar_jax.eval.faces import eye_openness, mouth_opening
+from avatar_jax.eval.statistics import pearson
+from avatar_jax.models.perception.face_net import FaceNet, FaceNetConfig, FaceNetOutput
+from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
+from avatar_jax.train.state import Group, TrainState
+
+Data = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class FaceTrainConfig:
+    """One training.
+
+    Attributes:
+      net: sizes of the network.
+      steps, batch, seed: length, pictures per step, seed of everything.
+      optimizer: its rate is full after ``warmup`` steps and falls to zero over the last ``cooling`` of the run.
+      average: decay of the moving average of the parameters, which is what is kept.
+      landmarks, openings, uncertainty, mask, expression, angle, present: weights of the terms.
+    """
+
+    net: FaceNetConfig = field(default_factory=FaceNetConfig)
+    steps: int = 4000
+    batch: int = 32
+    seed: int = 0
+    warmup: int = 100
+    cooling: float = 0.4
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig('adamw', 2e-3, weight_decay=0.02))
+    average: float = 0.998
+    landmarks: float = 1.0
+    openings: float = 0.5
+    uncertainty: float = 0.02
+    mask: float = 0.3
+    expression: float = 0.3
+    angle: float = 0.3
+    present: float = 0.2
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch < 2 or self.warmup < 0 or not 0 < self.cooling <= 1:
+            raise UserError(
+                'face network: steps must be at least 1, batch at least 2, warmup not negative, cooling 0 to 1'
+            )
+
+
+def init_state(config: FaceTrainConfig, data: Data) -> TrainState:
+    """A fresh network; the output scale of expression and angle is that of the data."""
+    side = config.net.side
+    variables = FaceNet(config.net).init(jax.random.key(config.seed), jnp.zeros((1, side, side, 3)))
+    expression = np.maximum(data['expression'].std(0), 0.05)
+    stats = dict(variables['batch_stats'])
+    stats['scale'] = jnp.asarray(np.concatenate([expression, data['angle'].std(0) + 0.1]), jnp.float32)
+    stats['offset'] = jnp.asarray(np.concatenate([data['expression'].mean(0), [0, 0, 0]]), jnp.float32)
+    group = Group.create(variables['params'], make_optimizer(config.optimizer), ema=True)
+    return TrainState.create({'net': group}, stats)
+
+
+def batches(config: FaceTrainConfig, data: Data, start: int) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches from step ``start`` on."""
+    step, count = start, len(data['rgb'])
+    while True:
+        order = np.random.default_rng([config.seed, step]).choice(count, config.batch, replace=count < config.batch)
+        examples = [
+            example_or_empty(np.random.default_rng([config.seed, step, place]), data, int(index), config.net.side)
+            for place, index in enumerate(order)
+        ]
+        yield {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+        step += 1
+
+
+def _openings(points: jax.Array) -> jax.Array:
+    """Gap vectors between lips and lids [N,11,2]; small numbers that matter."""
+    pairs = (
+        (61, 67),
+        (62, 66),
+        (63, 65),
+        (51, 57),
+        (50, 58),
+        (52, 56),
+        (37, 41),
+        (38, 40),
+        (43, 47),
+        (44, 46),
+        (48, 54),
+    )
+    a, b = np.array(pairs).T
+    return points[:, b] - points[:, a]
+
+
+def _huber(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.abs(x) < 1, 0.5 * x**2, jnp.abs(x) - 0.5)
+
+
+def loss(params: Any, stats: Any, config: FaceTrainConfig, batch: Mapping[str, jax.Array]):
+    """``(loss, (new batch statistics, weighted terms))``."""
+    image = batch['rgb'].astype(jnp.float32) / 127.5 - 1
+    out, changed = FaceNet(config.net).apply(
+        {'params': params, 'batch_stats': stats}, image, True, mutable=['batch_stats']
+    )
+    error = (out.landmarks - batch['landmarks']) * 50  # two hundredths of the side, about 7 % of the eye distance, is 1
+    distance = jnp.sqrt((error**2).sum(-1) + 1e-4)
+    gaps = jnp.abs(_openings(out.landmarks) - _openings(batch['landmarks'])) * 50
+    fixed = jax.lax.stop_gradient(jnp.sqrt((error**2).sum(-1) / 2) / 50 + 1e-4)
+    uncertainty = fixed / jnp.exp(out.log_sigma) + out.log_sigma
+    n, grid = out.mask.shape[:2]
+    share = batch['mask'].astype(jnp.float32).reshape(n, grid, 4, grid, 4).mean((2, 4)) / 255
+    mask = jnp.mean(jnp.logaddexp(0, out.mask) - share * out.mask)
+    scale = stats['scale']
+    present = batch['present']
+
+    def seen(values):
+        """Mean over the pictures that show a face, and over everything else of [N, ...]."""
+        return jnp.sum(values.reshape(n, -1).mean(1) * present) / jnp.maximum(present.sum(), 1)
+
+    terms = {
+        'landmarks': config.landmarks * seen(distance),
+        'openings': config.openings * seen(gaps),
+        'uncertainty': config.uncertainty * seen(uncertainty),
+        'mask': config.mask * mask,
+        'expression': config.expression * seen(_huber((out.expression - batch['expression']) / scale[:64])),
+        'angle': config.angle * seen(_huber((out.angle - batch['angle']) / scale[64:] * 3)),
+        'present': config.present * jnp.mean(jnp.logaddexp(0, out.present) - present * out.present),
+    }
+    total = sum(terms.values())
+    eyes = jnp.linalg.norm(batch['landmarks'][:, 36:42].mean(1) - batch['landmarks'][:, 42:48].mean(1), axis=-1)
+    of_eyes = seen((jnp.linalg.norm(error, axis=-1) / 50).mean(1) / jnp.maximum(eyes, 0.1))
+    return total, (changed['batch_stats'], {**terms, 'loss': total, 'error_of_eye_distance': of_eyes})
+
+
+def make_step(config: FaceTrainConfig):
+    """Compiled ``(state, batch) -> (state, metrics)``."""
+    tx = make_optimizer(config.optimizer)
+
+    @jax.jit
+    def step(state: TrainState, batch):
+        group = state.groups['net']
+        grads, (stats, metrics) = jax.grad(loss, has_aux=True)(group.params, state.extra, config, batch)
+        done = state.step.astype(jnp.float32)
+        rate = jnp.clip((config.steps - done) / (config.cooling * config.steps), 0, 1)
+        rate = rate * jnp.minimum(1.0, (done + 1) / max(config.warmup, 1))
+        group, norms = group.apply_gradients(grads, tx, lr_scale=rate, max_norm=5.0)
+        group = group.update_ema(jnp.minimum(config.average, (1 + done) / (10 + done)))
+        state = state.with_groups(net=group).replace(step=state.step + 1, extra=stats)
+        return state, {**metrics, 'grad_norm': norms['grad_norm']}
+
+    return step
+
+
+def variables_of(state: TrainState) -> dict[str, Any]:
+    """What a weight file holds: collection -> arrays, with the averaged parameters."""
+    return {'params': state.groups['net'].inference_params, 'batch_stats': state.extra}
+
+
+def solve_expression(
+    variables: Mapping[str, Any], net: FaceNetConfig, data: Data, count: int = 1024, seed: int = 2, ridge: float = 30.0
+) -> dict[str, Any]:
+    """The network with the expression part of its last layer solved by least squares on ``count`` training examples.
+
+    Most expression numbers are zero most of the time: steps of an optimiser leave their rows near the mean for long,
+    while for a linear layer the best answer can be written down.
+    """
+    rng = np.random.default_rng(seed)
+    index = rng.integers(0, len(data['rgb']), count)
+    module = FaceNet(net)
+
+    @jax.jit
+    def hidden(x):
+        _, state = module.apply(
+            variables,
+            x.astype(jnp.float32) / 127.5 - 1,
+            mutable=['intermediates'],
+            capture_intermediates=lambda m, _: m.name == 'hidden_norm',
+        )
+        return jax.nn.relu(state['intermediates']['hidden_norm']['__call__'][0])
+
+    rows, targets = [], []
+    size = min(32, count)
+    for first in range(0, count - size + 1, size):
+        examples = [
+            example(np.random.default_rng([seed, first + k]), data, int(index[first + k]), net.side)
+            for k in range(size)
+        ]
+        rows.append(np.asarray(hidden(np.stack([e['rgb'] for e in examples])), np.float64))
+        targets.append(np.stack([e['expression'] for e in examples]))
+    stats = variables['batch_stats']
+    h, e = np.concatenate(rows), stats['scale'].shape[0] - 3
+    y = (np.concatenate(targets) - np.asarray(stats['offset'])[:e]) / np.asarray(stats['scale'])[:e]
+    middle, mean = h.mean(0), y.mean(0)
+    spread = h.std(0) + 1e-3
+    z = (h - middle) / spread
+    weight = np.linalg.solve(z.T @ z + ridge * np.eye(z.shape[1]), z.T @ (y - mean)) / spread[:, None]
+    out = {k: np.array(v) for k, v in variables['params']['out'].items()}
+    out['weight'][:, :e], out['bias'][:e] = weight, mean - middle @ weight
+    return {**variables, 'params': {**variables['params'], 'out': out}}
+
+
+# ------------------------------------------------------------------------------------------------------------- testing
+
+
+def predict(variables: Mapping[str, Any], net: FaceNetConfig, rgb: np.ndarray, batch: int = 32) -> FaceNetOutput:
+    """Output (numpy) for crops [N,side,side,3] uint8."""
+    run = jax.jit(lambda v, x: FaceNet(net).apply(v, x.astype(jnp.float32) / 127.5 - 1))
+    outputs = []
+    for first in range(0, len(rgb), batch):
+        chunk = rgb[first : first + batch]
+        size = len(chunk)
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), 0)])  # one shape, one compilation
+        outputs.append(jax.tree.map(lambda a, n=size: np.asarray(a)[:n], run(variables, padded)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+
+
+def evaluate(variables: Mapping[str, Any], net: FaceNetConfig, data: Data, seed: int = 1):
+    """Held-out figures, and how wrong expression and angle are: every head of ``data`` once, augmented as in training.
+
+    Returns:
+      (figures, {'expression': [64], 'angle': [3]} root-mean-square errors, float32).
+    """
+    examples = [example(np.random.default_rng([seed, i]), data, i, net.side) for i in range(len(data['rgb']))]
+    truth = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+    empty = [
+        example_or_empty(np.random.default_rng([seed, i]), data, i, net.side, 1.0)['rgb'] for i in range(len(examples))
+    ]
+    found, nothing = predict(variables, net, truth['rgb']), predict(variables, net, np.stack(empty))
+    figures = {
+        **errors(found, truth),
+        'faces_missed': float((found.present < 0).mean()),
+        'faces_imagined': float((nothing.present > 0).mean()),
+    }
+    return figures, {
+        k: np.sqrt(((getattr(found, k) - truth[k]) ** 2).mean(0)).astype(np.float32) for k in ('expression', 'angle')
+    }
+
+
+def errors(found: FaceNetOutput, truth: Data) -> dict[str, float]:
+    """Landmark error in eye distances, correlations of openings and expression, angle in degrees, mask overlap."""
+    distance = np.linalg.norm(found.landmarks - truth['landmarks'], axis=-1)
+    eyes = np.linalg.norm(truth['landmarks'][:, 36:42].mean(1) - truth['landmarks'][:, 42:48].mean(1), axis=-1)
+    front = np.abs(truth['angle'][:, 1]) < np.deg2rad(30)
+    relative = distance.mean(1) / np.maximum(eyes, 0.1)
+    n, grid = found.mask.shape[:2]
+    share = truth['mask'].astype(np.float32).reshape(n, grid, 4, grid, 4).mean((2, 4)) > 127
+    guess = found.mask > 0
+    spread = np.std(truth['expression'], 0) > 0.03
+    correlations = [pearson(found.expression[:, i], truth['expression'][:, i]) for i in np.flatnonzero(spread)]
+    sigma = np.exp(found.log_sigma)
+    return {
+        'pictures': n,
+        'landmarks_of_eye_distance': float(relative.mean()),
+        'landmarks_of_eye_distance_median': float(np.median(relative)),
+        'landmarks_of_eye_distance_front': float(relative[front].mean()),
+        'mouth_opening_correlation': pearson(mouth_opening(found.landmarks), mouth_opening(truth['landmarks'])),
+        'eye_openness_correlation': pearson(
+            eye_openness(found.landmarks).mean(-1)[front], eye_openness(truth['landmarks']).mean(-1)[front]
+        ),
+        'expression_correlation': float(np.mean(correlations)),
+        'angle_degrees': float(np.rad2deg(np.abs(found.angle - truth['angle']).mean())),
+        'uncertainty_correlation': pearson(np.log(distance.ravel() + 1e-4), np.log(sigma.ravel())),
+        'mask_iou': float((share & guess).sum() / max((share | guess).sum(), 1)),
+    }
