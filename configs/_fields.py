@@ -29,6 +29,16 @@ def fields_of(config: Any) -> config_dict.ConfigDict:
     return config_dict.ConfigDict(out)
 
 
+def run_fields(method: str, config: Any, training: str = '') -> config_dict.ConfigDict:
+    """The fields of a run's configuration, and whose training it is (see ``launch.config_args.load_run``)."""
+    found = fields_of(config)
+    with found.unlocked():
+        found.method = method
+        if training:
+            found.training = training
+    return found
+
+
 def _concrete(hint: Any) -> type:
     """The type that an optional field holds when it is not None."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

@@ -14,9 +14,9 @@ instead of one by one. Variants as in ``eg3d_ffhq512_64.py``.
 from __future__ import annotations
 
 from configs._eg3d import ffhq
-from configs._fields import fields_of
+from configs._fields import run_fields
 
 
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
-    return fields_of(ffhq(variant, final=128))
+    return run_fields('eg3d', ffhq(variant, final=128))

@@ -15,9 +15,9 @@ Join with commas.
 from __future__ import annotations
 
 from configs._eg3d import ffhq
-from configs._fields import fields_of
+from configs._fields import run_fields
 
 
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
-    return fields_of(ffhq(variant))
+    return run_fields('eg3d', ffhq(variant))

@@ -16,9 +16,9 @@ Variants: ``scratch`` (fresh networks, FFHQ's learning rates and blur), ``ada`` 
 from __future__ import annotations
 
 from configs._eg3d import heads
-from configs._fields import fields_of
+from configs._fields import run_fields
 
 
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
-    return fields_of(heads(variant))
+    return run_fields('eg3d', heads(variant))

@@ -17,9 +17,6 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 
-SPEECH_FRAMES = 100
-STILL_FRAMES = 25
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
@@ -86,9 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status."""
-    from avatar_jax.methods.animate import camera_labels, check_drivable, render_motion
-    from avatar_jax.methods.registry import check_weights, choose_model, load_avatar
+    from avatar_jax.driving.cameras import camera_labels
+    from avatar_jax.driving.plan import Plan
+    from avatar_jax.driving.request import Request
+    from avatar_jax.driving.signals import make_drive
+    from avatar_jax.methods.model import check_weights, choose_model, load_avatar
     from avatar_jax.progress import Progress
+    from data_pipelines.tables import clip_motion
 
     if (args.frames is not None and args.frames < 1) or args.per_call < 1 or args.side_by_side < 1:
         raise UserError('--frames, --per-call and --side-by-side must be at least 1')
@@ -97,21 +98,16 @@ def run(args: argparse.Namespace) -> int:
     avatar = load_avatar(args.avatar)
     model = choose_model(args.method or avatar.method or None, args.weights)
     check_weights(avatar, model)
-    motion, sound, notes = driving_motion(args, model.config.basis, avatar)
+    plan = Plan(args.relative, args.neutral, tuple(args.only), args.amplify, args.amplify_pose)
+    request = Request(args.motion, tuple(args.slider), plan, args.face, args.fps, args.frames, args.sound)
+    motion, sound, notes = request.read(model.config.basis, avatar, clip_motion)
     for note in notes:
         print(f'avatar-jax: {args.motion or "sliders"}: {note}', file=sys.stderr)
-    check_drivable(model.config, avatar, motion, model.sha256)
+    drive = make_drive(model.method, model.config, {'motion': motion, 'sound': sound}, motion.fps, motion.source)
     labels = camera_labels(args.camera, model.config, avatar, motion)
     with Progress(motion.num_frames, 'animating (compiles first)', unit='frame') as bar:
-        pictures = render_motion(
-            model.variables,
-            model.config,
-            avatar,
-            motion,
-            labels,
-            per_call=args.per_call,
-            chunk=args.side_by_side,
-            on_frames=bar.update,
+        pictures = model.stream(
+            avatar, drive, labels, per_call=args.per_call, chunk=args.side_by_side, on_frames=bar.update
         )
         count = write_outputs(args, pictures, motion.fps, provenance_of(args, model, avatar, motion), sound)
     for note in () if sound is None else sound.notes:
@@ -120,116 +116,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def driving_motion(args: argparse.Namespace, basis: str, avatar: Any) -> tuple[Any, Any, tuple[str, ...]]:
-    """The avatar's motion, its sound track or None, and what was done, from the command's options."""
-    from avatar_jax.driving.plan import Plan, apply_plan
-    from avatar_jax.driving.retarget import retarget
-    from avatar_jax.driving.sliders import parse_sliders
-    from avatar_jax.io.sound import SoundTrack, sound_of
-
-    if args.motion is None and not args.slider:
-        raise UserError('--motion: who drives the avatar? give --motion FILE, or numbers with --slider')
-    plan = Plan(args.relative, args.neutral, tuple(args.only), args.amplify, args.amplify_pose)
-    sliders = parse_sliders(args.slider, basis) if args.slider else None
-    sound, notes = None, ()
-    if args.motion is None:
-        motion = sliders.motion(args.frames or STILL_FRAMES)
-        if sliders.basis != basis:
-            motion = retarget(motion, basis)
-    else:
-        driver = read_driver(args)
-        motion = driver.motion
-        if motion.num_frames == 1:
-            motion = held(motion, args.frames or STILL_FRAMES)
-        elif args.frames is not None:
-            motion = motion.frames(0, args.frames)
-        motion, notes = apply_plan(motion, plan, basis, avatar)
-        notes = (*driver.notes, *notes)
-        if sliders is not None:
-            motion = slid(motion, sliders)
-        if driver.media is not None and args.sound is None:
-            sound = sound_of(driver.media, driver.start)
-    if args.sound not in (None, 'none'):
-        sound = SoundTrack(args.sound)
-    return motion, sound, notes
-
-
-def held(motion: Any, frames: int) -> Any:
-    """The first frame of a motion, ``frames`` times."""
-    parts = {
-        k: np.repeat(np.asarray(getattr(motion, k))[:1], frames, 0) for k in ('expression', 'angle', 'translation')
-    }
-    return motion.replace(**parts)
-
-
-def slid(motion: Any, sliders: Any) -> Any:
-    """A motion with slider values in place of its own; names of another basis are moved over as a whole expression."""
-    from avatar_jax.driving.retarget import retarget
-
-    if sliders.basis == motion.basis:
-        return sliders.applied(motion)
-    moved = retarget(sliders.motion(1), motion.basis)
-    changed = sliders.applied(motion.replace(basis=sliders.basis))  # pose alone is read from this one
-    expression = np.asarray(motion.expression) + np.asarray(moved.expression)
-    return motion.replace(expression=expression, angle=changed.angle, translation=changed.translation)
-
-
-def read_driver(args: argparse.Namespace) -> Any:
-    """The ``Driver`` behind the ``--motion`` option."""
-    from avatar_jax.driving.drivers import Driver, open_driver
-    from avatar_jax.io.video import frame_rate
-
-    spec = args.motion
-    fps = None if args.fps is None else float(frame_rate(args.fps))
-    if spec.startswith('speech:') and not Path(spec).exists():
-        return Driver(made_up_speech(spec))
-    if not Path(spec).exists() and spec.count(':') >= 2:
-        return Driver(data_set_motion(spec))
-    return open_driver(spec, fps=fps, frames=args.frames, face=args.face)
-
-
-def made_up_speech(spec: str) -> Any:
-    """The motion of ``speech:SEED[:FRAMES]``."""
-    from avatar_jax.procedural.motion import speech_motion
-
-    try:
-        seed, *rest = (int(x) for x in spec.split(':')[1:])
-        frames = rest[0] if rest else SPEECH_FRAMES
-        if len(rest) > 1 or seed < 0 or frames < 1:
-            raise ValueError
-    except ValueError:
-        raise UserError(f'--motion {spec}: give speech:SEED or speech:SEED:FRAMES') from None
-    return speech_motion(seed, frames)
-
-
-def data_set_motion(spec: str) -> Any:
-    """The motion of a clip of a built data set, ``FOLDER:SPLIT:CLIP`` (name or number of the clip)."""
-    from avatar_jax.types import Motion
-    from data_pipelines.tables import load_table
-
-    folder, split, clip = spec.rsplit(':', 2)
-    table = load_table(folder, split)
-    names = [str(n) for n in table.name]
-    if clip in names:
-        index = names.index(clip)
-    elif clip.isdigit() and int(clip) < len(names):
-        index = int(clip)
-    else:
-        raise UserError(
-            f'--motion {spec}: {split} has no clip {clip!r}; give a number below {len(names)} or a name such '
-            f'as {names[0]}'
-        )
-    start, length = table.record(index, 0, 0), int(table.num_frames[index])
-    rows = table.motion[start : start + length]
-    fps = float(table.fps if table.clip_fps is None else table.clip_fps[index])
-    return Motion(rows[:, :64], rows[:, 64:67], rows[:, 67:70], fps, table.basis, f'clip {names[index]}')
-
-
 def provenance_of(args: argparse.Namespace, model: Any, avatar: Any, motion: Any) -> Any:
     """What the files say about their origin."""
     from avatar_jax.io.inputs import file_sha256
     from avatar_jax.io.provenance import Provenance
-    from avatar_jax.methods.registry import AVATAR_FILE
+    from avatar_jax.methods.model import AVATAR_FILE
 
     folder = Path(args.avatar)
     sources = {AVATAR_FILE: file_sha256(folder / AVATAR_FILE if folder.is_dir() else folder)}

@@ -94,9 +94,9 @@ def feature_network(inception: Path | None, resolution: int) -> tuple[Any, str, 
     Raises:
         UserError: no weights were given and there is no stand-in for pictures of this size.
     """
+    from avatar_jax.losses.networks import default_bank
     from avatar_jax.losses.perception import PerceptionBank
     from avatar_jax.models.perception.inception import fid_features
-    from launch.perception import default_bank
 
     if inception is not None:
         bank = PerceptionBank.load({'inception': inception})
@@ -116,7 +116,7 @@ def head_scores(
 
     from avatar_jax.eval import generators
     from avatar_jax.eval.feature_sets import spread
-    from launch.perception import default_bank
+    from avatar_jax.losses.networks import default_bank
 
     bank, scores = default_bank(config.img_resolution), {}
     if not bank.has('head_identity') or not bank.has('head_coefficients'):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-_QUICK = '--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1'
+_QUICK = '--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0'
 
 
 def _xla_takes(flags: str) -> bool:

@@ -16,8 +16,8 @@ from avatar_jax.io.inputs import file_sha256
 from avatar_jax.io.motion import save_motion
 from avatar_jax.io.sound import has_sound
 from avatar_jax.io.video import VideoFrame, VideoReader, write_video
+from avatar_jax.methods.model import save_avatar
 from avatar_jax.methods.otavatar import model
-from avatar_jax.methods.registry import save_avatar
 from avatar_jax.procedural.motion import speech_motion
 from avatar_jax.types import Avatar
 from data_pipelines.clips import evaluation_clips

@@ -28,10 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.eval import faces, image
+from avatar_jax.eval import faces
 from avatar_jax.eval.cases import Case, Views, keep_expression
 from avatar_jax.eval.estimators import Estimators
 from avatar_jax.eval.statistics import pearson
+from avatar_jax.ops import image_metrics as image
 
 ANIMATE_BATCH = 8
 

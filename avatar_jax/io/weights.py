@@ -305,3 +305,11 @@ def shipped(name: str) -> Path:
         hint = f"did you mean '{close[0]}'?" if close else f'there are: {", ".join(names) or "none"}'
         raise UserError(f"weights '{name}': not shipped with avatar_jax; {hint}")
     return Path(str(resources.files('avatar_jax') / 'assets' / (name + SUFFIX)))
+
+
+def weight_file(name: str | os.PathLike) -> Path:
+    """The weight file behind a path or the name of a shipped one. Raises ``UserError`` for an unknown name."""
+    text = os.fspath(name)
+    if Path(name).exists() or os.sep in text or text.endswith(SUFFIX):
+        return Path(name)
+    return shipped(text)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
-from avatar_jax.io.weights import check_config, check_tree, load_weights, save_weights
+from avatar_jax.io.weights import check_config, check_tree, load_weights, save_weights, weight_file
 from avatar_jax.methods.eg3d.config import DiscriminatorConfig, RunConfig
 from avatar_jax.models.triplane import GeneratorConfig, init_generator
 from avatar_jax.train.checkpoints import Checkpoints
@@ -73,12 +73,10 @@ def load_generator(path: str | os.PathLike) -> tuple[dict[str, PyTree], Generato
     Raises:
         UserError: missing, damaged or foreign file.
     """
-    from avatar_jax.methods.registry import model_path
-
     if Path(path).is_dir():
         start, config = load_run(path)
         return {**start.generator, 'params': start.ema}, config.generator, start.digest
-    path = model_path(path)
+    path = weight_file(path)
     weights = load_weights(path)
     if weights.method == METHOD:
         config = from_plain(GeneratorConfig, weights.config)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.eval.image import psnr, to_unit
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.inversion import invert as inversion
 from avatar_jax.inversion.invert import FinetuneConfig, StageResult, Transforms, interpolate
@@ -37,6 +36,7 @@ from avatar_jax.methods.otavatar.model import (
     w_avg,
 )
 from avatar_jax.methods.otavatar.objective import portrait_loss, prepare_targets, view_terms
+from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.types import Avatar, Portrait
 

@@ -1,4 +1,4 @@
-"""Stages of GPAvatar for ``avatar-jax bench --method gpavatar``, with random weights.
+"""Stages of GPAvatar for ``avatar-jax bench``, with random weights.
 
 | stage | what is timed |
 |---|---|
@@ -19,23 +19,22 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import label_from_pose
+from avatar_jax.methods.gpavatar import cameras, field, head, mesh, model, render, train
+from avatar_jax.methods.gpavatar.config import ModelConfig
 
-STAGES = ('encoder', 'fusion', 'points', 'neighbours', 'field', 'rendering', 'superresolution', 'frame', 'training')
-PRESETS = ('full', 'heads', 'tiny')
-PAPER = 'the paper reports 15 frames per second (66 ms per frame) on an A100 for the full size, batch 1'
 
-
-def preset(name: str, dtype: str | None = None, ray_chunk: int | None = None) -> Any:
-    """The model configuration of that name; `UserError` if there is none."""
-    from avatar_jax.methods.gpavatar.config import ModelConfig
-
-    if name not in PRESETS:
-        raise UserError(f'--preset {name}: unknown for gpavatar; use one of {", ".join(PRESETS)}')
+def config_of(preset: str, dtype: str | None = None, ray_chunk: int | None = None) -> ModelConfig:
+    """The model of a preset. Raises ``UserError`` for another type than float32."""
     if dtype not in (None, 'float32'):
         raise UserError(f'--dtype {dtype}: GPAvatar computes in float32 (its weights are tiny numbers); leave it out')
     # The full size with the built-in head, which has no fewer vertices than FLAME: no licence is needed to measure.
-    config = ModelConfig.full(basis='procedural') if name == 'full' else getattr(ModelConfig, name)()
+    config = ModelConfig.full(basis='procedural') if preset == 'full' else getattr(ModelConfig, preset)()
     return config.with_method(ray_chunk=ray_chunk) if ray_chunk is not None else config
 
 
@@ -43,12 +42,6 @@ class Stages:
     """Functions and example arguments of all stages for one batch size."""
 
     def __init__(self, config: Any, batch: int):
-        import jax
-        import jax.numpy as jnp
-
-        from avatar_jax.faces.camera_labels import label_from_pose
-        from avatar_jax.methods.gpavatar import mesh, model
-
         self.config, self.batch = config, batch
         self.variables = {**model.init(config, jax.random.key(0)), 'mesh': mesh.load_mesh(config)}
         keys = jax.random.split(jax.random.key(1), 4)
@@ -64,11 +57,6 @@ class Stages:
 
     def stage(self, name: str) -> tuple[Callable, tuple, tuple[int, ...]]:
         """Function, arguments and the numbers of those that may be overwritten."""
-        import jax
-        import jax.numpy as jnp
-
-        from avatar_jax.methods.gpavatar import cameras, field, head, mesh, model, render
-
         c, method = self.config, self.config.method
         points = mesh.head_points(c, self.variables['mesh'], self.shape, self.expression)
         identity = {'planes': self.planes, 'shape': self.shape}
@@ -115,7 +103,7 @@ class Stages:
             'rendering': (rendering, (self.planes, points, self.labels)),
             'superresolution': (lambda v, x: model.superresolve(v['params'], c, x), (self.features,)),
             'frame': (
-                lambda v, i, e, labels: model.frame(v, c, i, e, labels).image,
+                lambda v, i, e, labels: model.views(v, c, i, e, labels).image,
                 (identity, self.expression, self.labels),
             ),
         }
@@ -123,12 +111,6 @@ class Stages:
         return function, (self.variables, *arguments), ()
 
     def _training(self) -> tuple[Callable, tuple, tuple[int, ...]]:
-        import jax
-        import jax.numpy as jnp
-        import numpy as np
-
-        from avatar_jax.methods.gpavatar import model, train
-
         c, count = self.config, self.batch
         c = dataclasses.replace(c, method=c.method.replace(train__batch_size=count, loss__network='pyramid'))
         views, drivers, size = c.method.train.sources, c.method.train.drivers, c.img_resolution

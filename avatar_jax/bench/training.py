@@ -20,12 +20,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from avatar_jax.bench.stages import machine
 from avatar_jax.errors import UserError
 from avatar_jax.processes import is_first
+from avatar_jax.train.program import Program
 
 
 def run_train_benchmark(
-    config: Any,
+    program: Program,
     counts: Sequence[int] = (1,),
     rows: int = 0,
     repeats: int = 3,
@@ -34,10 +36,10 @@ def run_train_benchmark(
     report: Callable[[str], None] | None = None,
     count_only: bool = False,
 ) -> dict[str, Any]:
-    """Measures (or counts) the training step of a run's configuration.
+    """Measures (or counts) a training step.
 
     Args:
-        config: a method's ``RunConfig``.
+        program: the step with made-up data.
         counts: numbers of devices, ascending.
         rows: samples of each device; 0: the configuration's batch over the largest count, at least 1.
         repeats: timed steps of each variant, after one that is not counted.
@@ -54,9 +56,6 @@ def run_train_benchmark(
     """
     import jax
 
-    from launch.benchmark import _machine
-    from launch.programs import program_of
-
     if repeats < 1 or rows < 0 or min(counts, default=0) < 1:
         raise UserError('--repeats and --devices: must be at least 1, --rows at least 0')
     counts = sorted(set(counts))
@@ -65,9 +64,8 @@ def run_train_benchmark(
         raise UserError(f'--devices: with several processes give the number of all devices, {have}')
     if have < counts[-1] and not count_only:
         raise UserError(f'--devices {counts[-1]}: there are only {have} here')
-    program = program_of(config)
     rows = rows or max(program.batch // counts[-1], 1)
-    result: dict[str, Any] = {'method': program.name, 'parallel': kind, 'machine': _machine(), 'results': []}
+    result: dict[str, Any] = {'method': program.name, 'parallel': kind, 'machine': machine(), 'results': []}
     for count in counts:
         measured = _counted(program, count, rows) if count_only else _measured(program, count, rows, repeats, kind)
         first = result['results'][0] if result['results'] else measured
