@@ -34,7 +34,6 @@ _PLACES = {
     'load_avatar': 'avatar_jax.methods.model',
     'load_model': 'avatar_jax.methods.model',
     'method': 'avatar_jax.methods.base',
-    'methods': 'avatar_jax.methods.base',
     'read_motion': 'avatar_jax.methods.reading',
     'read_portraits': 'avatar_jax.methods.reading',
     'save_avatar': 'avatar_jax.methods.model',
