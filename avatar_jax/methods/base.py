@@ -24,6 +24,7 @@ from avatar_jax.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from avatar_jax.io.assets import Asset
     from avatar_jax.types import Avatar, Portrait
 
 GROUP = 'avatar_jax.methods'
@@ -358,3 +359,15 @@ def training(method_name: str, name: str = '') -> Training:
     if name not in owner.trainings:
         raise UserError(f"training '{name}': {method_name} has {', '.join(owner.trainings)}")
     return owner.trainings[name]
+
+
+def all_assets() -> tuple[Asset, ...]:
+    """The optional files of all methods and of what they share."""
+    from avatar_jax.io.assets import ASSETS
+
+    return (*(asset for m in methods() for asset in m.assets), *ASSETS)
+
+
+def an_example() -> str:
+    """A config file that shows a training, for messages and defaults: that of the default method."""
+    return training(DEFAULT).example

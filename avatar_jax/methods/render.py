@@ -7,19 +7,17 @@ program for all frames of all avatars, a few frames at a time, over all devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from avatar_jax.methods.base import Method, method
+from avatar_jax.parallel import on_all, over_devices
 from avatar_jax.types import Avatar, Drive, Frames
 
-AXIS = 'frames'
 PyTree = Any
 
 
@@ -76,28 +74,16 @@ def _prepare(variables, identity, *, name, config):
 
 
 @partial(jax.jit, static_argnames=('name', 'config', 'chunk', 'sr', 'devices'))
-def _render(variables, identity, prepared, signals, labels, keys, *, name, config, chunk, sr, devices):
-    def some(variables, identity, prepared, signals, labels, keys):
+def _render(shared, rows, *, name, config, chunk, sr, devices):
+    def some(shared, rows):
+        variables, identity, prepared = shared
+
         def part(inputs):
             return method(name).frame(variables, config, identity, prepared, *inputs, sr)
 
-        return _in_chunks(part, (signals, labels, keys), labels.shape[0], chunk)
+        return _in_chunks(part, rows, rows[1].shape[0], chunk)
 
-    if len(devices) > 1:
-        rows = P(AXIS)
-        some = jax.shard_map(
-            some,
-            mesh=_mesh(devices),
-            in_specs=(P(), P(), P(), rows, rows, rows),
-            out_specs=rows,
-            check_vma=False,
-        )
-    return some(variables, identity, prepared, signals, labels, keys)
-
-
-@lru_cache(maxsize=8)
-def _mesh(devices: tuple[jax.Device, ...]) -> Mesh:
-    return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return over_devices(some, devices)(shared, rows)
 
 
 def stream(
@@ -135,29 +121,23 @@ def stream(
     labels = np.asarray(labels, np.float32)
     total, unit = len(labels), chunk * len(devices)
     per_call = -(-min(per_call, max(total, 1)) // unit) * unit
-    spread = NamedSharding(_mesh(devices), P())
-    everywhere = (
-        jax.device_put((variables, avatar.identity), spread) if len(devices) > 1 else (variables, avatar.identity)
-    )
+    variables, identity = on_all((variables, avatar.identity), devices)
     prepared = None
     if owner.prepare is not None:
-        prepared = _prepare(*everywhere, name=owner.name, config=config)
+        prepared = _prepare(variables, identity, name=owner.name, config=config)
 
     def call(start: int) -> tuple[int, Frames]:
         index = np.minimum(np.arange(start, start + per_call), total - 1)
         keys = None if key is None else jax.random.split(jax.random.fold_in(key, start), per_call)
-        part = drive.frames(index)
+        signals = jax.tree.map(np.asarray, drive.frames(index).signals)
         rendered = _render(
-            *everywhere,
-            prepared,
-            jax.tree.map(np.asarray, part.signals),
-            labels[index],
-            keys,
+            (variables, identity, prepared),
+            (signals, labels[index], keys),
             name=owner.name,
             config=config,
             chunk=chunk,
             sr=sr,
-            devices=devices if len(devices) > 1 else (),
+            devices=devices,
         )
         return min(per_call, total - start), rendered
 
