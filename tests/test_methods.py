@@ -92,6 +92,9 @@ def test_invert_and_animate(run, toy, tmp_path):
     film = ('--avatar', tmp_path / 'two' / 'a', '--weights', toy / 'toy.safetensors', '--out', tmp_path / 'v.mp4')
     assert run('animate', '--motion', 'speech:0:5', '--per-call', 2, *film)[0] == 0
     assert (tmp_path / 'v.mp4').stat().st_size > 100
+    assert run('animate', '--motion', 'speech:0:3', '--towards', tmp_path / 'one' / 'a', *film)[0] == 0
+    status, _, err = run('animate', '--motion', 'speech:0:3', '--amount', 0.5, *film)
+    assert status == 2 and '--amount: goes with --towards' in err
     status, _, err = run('invert', '--image', toy / 'a.png', '--out', tmp_path / 'x', '--steps', 3, *weights)
     assert status == 2 and '--steps: Toy has no such option; leave it out (it has --darker)' in err
     status, _, err = run('invert', '--image', toy / 'a.png', '--out', tmp_path / 'x', '--darker', 'much', *weights)
@@ -141,6 +144,9 @@ def test_frames_do_not_depend_on_the_devices(toy):
     whole = model.frames(avatar, rows, labels, per_call=5)
     parts = model.frames(avatar, rows, labels, per_call=2, chunk=2)
     np.testing.assert_array_equal(whole.rgb, parts.rgb)
+    white = avatar.replace(identity={'color': jax.numpy.ones(3)})
+    mixed = model.frames(avatar, 0 * rows, labels, per_call=2, towards=(white, np.linspace(0, 1, 5)))
+    np.testing.assert_allclose(mixed.rgb[:, 0, 0, 0], np.linspace(0, 1, 5), atol=1e-6)
     expected = rows[:, :1] * np.float32([0.5, 0.4, 0.3])
     np.testing.assert_allclose(whole.rgb[:, 0, 0], expected, atol=1e-6)
 

@@ -192,6 +192,7 @@ METHOD = Method(
     build_options=BuildOptions,
     signals=('expression',),
     frame=frame,
+    interpolate=lambda a, b, amount: jax.tree.map(lambda x, y: (1 - amount) * x + amount * y, a, b),
     trainings={'colours': Training(run_config, start, program, 'tests/toy_config.py')},
     bench=Bench(('small', 'large'), ('frame',), bench_config, stages, 'a toy is quick'),
     assets=(Asset('toy', 'a colour', 'none', 'nowhere', ('toy.bin',), ('toy',)),),

@@ -218,6 +218,8 @@ class Method:
         frame: (variables, configuration, identity, prepared, signals, labels, keys, sr) -> ``Frames``: N frames side by
             side, from signals [N, ...], camera labels [N,25], keys [N] or None; ``sr`` False leaves super-resolution
             out. A pure function.
+        interpolate: (identity, identity, amount) -> the identity between two people; ``prepare`` must not depend on the
+            identity then. None: avatars cannot be mixed.
         networks: (configuration, bank) -> {loss: network in words}: what the losses of ``build`` look through.
         trainings: name -> ``Training``; the first is the default.
         bench: its stages. foreign: () -> tuple of ``convert.base`` objects, one for each kind of foreign file.
@@ -241,6 +243,7 @@ class Method:
     own_signals: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable | None = None
     frame: Callable | None = None
+    interpolate: Callable | None = None
     networks: Callable | None = None
     trainings: Mapping[str, Training] = field(default_factory=dict)
     bench: Bench | None = None

@@ -60,6 +60,7 @@ METHOD = Method(
     build=later('avatar_jax.methods.gpavatar.build:build'),
     signals=('expression',),
     frame=later('avatar_jax.methods.gpavatar.model:frame'),
+    interpolate=later('avatar_jax.inversion.invert:interpolate'),
     trainings={
         'sets': Training(
             config=later('avatar_jax.methods.gpavatar.training:run_config'),

@@ -46,6 +46,7 @@ METHOD = Method(
     signals=('windows',),
     prepare=later('avatar_jax.methods.otavatar.model:prepare'),
     frame=later('avatar_jax.methods.otavatar.model:frame'),
+    interpolate=later('avatar_jax.inversion.invert:interpolate'),
     networks=later('avatar_jax.methods.otavatar.build:networks'),
     trainings={
         'decoupling': Training(
