@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.tensor_files import Damaged, read_metadata
 
 VARIABLE = 'AVATAR_ASSETS'
 _DEPTH = 3
@@ -237,11 +238,8 @@ def _files(folder: Path, depth: int = _DEPTH) -> list[Path]:
 def _method(path: Path) -> str | None:
     """What an imported weight file holds, from its header alone."""
     try:
-        with open(path, 'rb') as file:
-            length = int.from_bytes(file.read(8), 'little')
-            table = json.loads(file.read(length)) if length <= 100_000_000 else {}
-        return json.loads(table['__metadata__']['avatar_jax'])['method']
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return json.loads(read_metadata(path)['avatar_jax'])['method']
+    except (OSError, Damaged, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -43,6 +43,17 @@ def later(place: str) -> Callable:
     return call
 
 
+def later_value(place: str) -> Callable:
+    """A function that gives the object ``'module:name'``, imported when it is first asked for."""
+    module, _, name = place.partition(':')
+
+    def value() -> Any:
+        return attrgetter(name)(importlib.import_module(module))
+
+    value.place = place
+    return value
+
+
 # ------------------------------------------------------------------------------------------------ what goes in and out
 
 
@@ -222,7 +233,7 @@ class Method:
             identity then. None: avatars cannot be mixed.
         networks: (configuration, bank) -> {loss: network in words}: what the losses of ``build`` look through.
         trainings: name -> ``Training``; the first is the default.
-        bench: its stages. foreign: () -> tuple of ``convert.base`` objects, one for each kind of foreign file.
+        bench: its stages. foreign: () -> tuple of ``convert.base.ForeignFile``, one for each kind of file that other programs wrote.
         assets: optional files (``io.assets.Asset``). tables: name -> ``Table``.
     """
 
