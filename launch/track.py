@@ -9,6 +9,7 @@ set of pictures with camera labels. An input that cannot be used is reported and
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,8 @@ def track_source(
             observed = FileLandmarks(points, name=f'file {Path(file).name}').observe(reader, source.path, bar.update)
         else:
             observed = observe(reader, tools.reader, tools.choose, careful=not source.moving, on_frame=bar.update)
+    for note in reader.notes:
+        print(f'avatar-jax: {source.path}: {note}', file=sys.stderr)
     seen = time.monotonic()
     track = track_clip(observed, tools.basis, tools.config, tools.network.calibration)
     if args.pixels:

@@ -91,7 +91,7 @@ def evenly(rows: np.ndarray, times: np.ndarray, fps: float) -> np.ndarray:
     """
     if len(rows) < 2 or np.abs(times - times[0] - np.arange(len(times)) / fps).max() < _UNEVEN / fps:
         return rows
-    wanted = times[0] + np.arange(1 + int(np.floor((times[-1] - times[0]) * fps + 1e-6))) / fps
+    wanted = times[0] + np.arange(1 + int(np.floor((times[-1] - times[0]) * fps + 0.01))) / fps
     return np.stack([np.interp(wanted, times, column) for column in rows.T], axis=1).astype(rows.dtype)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,9 +19,9 @@ from typing import Any, Self
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.io import atomic
+from avatar_jax.io import atomic, stamps
 from avatar_jax.io.images import MAX_SIDE, to_uint8
-from avatar_jax.io.inputs import input_file, open_media
+from avatar_jax.io.inputs import input_file, open_media, picture_tracks
 from avatar_jax.io.provenance import Provenance
 
 _BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix alike
@@ -197,14 +198,17 @@ class VideoFrame:
 class VideoReader:
     """Reads a video file frame by frame; can be iterated several times.
 
+    Time comes from the stamps of the packets, which are read once, not from the header: a wrong rate is corrected,
+    stamps that do not rise or jump by seconds are mended at the usual step (``io.stamps``).
+
     Attributes:
         path: the file.
         fps: average frame rate, a ``Fraction``.
         size: (width, height) of the frames that are given out: upright, square pixels, at most ``max_side``.
         duration: seconds, or None when the file does not say.
-        num_frames: what the container claims, or None; the true number is known after reading.
+        num_frames: how many frames are to be expected, or None; the true number is known after reading.
         metadata: the container's text entries.
-        notes: what is done to the frames, one phrase each, for reports.
+        notes: what is done to the frames, one phrase each, for reports; complete after reading.
 
     Raises:
         UserError: the file is missing, damaged, not a video, or has no picture track.
@@ -213,23 +217,32 @@ class VideoReader:
     def __init__(self, path: str | os.PathLike, *, max_side: int = MAX_SIDE):
         self.path = input_file(path)
         self._max_side = max_side
-        with self._container() as container:
-            stream = container.streams.video[0]
+        with self._container() as (container, stream):
             self.metadata = dict(container.metadata)
-            rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-            self.fps = frame_rate(rate) if rate else Fraction(25)
-            self.num_frames = stream.frames or None
             if stream.duration:
                 self.duration = float(stream.duration * stream.time_base)
             else:
                 self.duration = container.duration / 1e6 if container.duration else None
+            header = stream.average_rate or stream.guessed_rate or stream.base_rate
             first = next(iter(self._decode(container, stream)), None)
             if first is None:
                 raise UserError(f'{self.path}: holds no pictures; get the file again')
-            self.notes: tuple[str, ...] = self._plan(first, stream)
+            notes = self._plan(first, stream)
+            frames = stream.frames
+        self._stamps, _ = stamps.scan(self.path)
+        self.num_frames = frames or len(self._stamps.times) or None
+        rate, note = stamps.true_rate(header, self._stamps, self._decoded_rate)
+        self.fps = frame_rate(rate) if rate else Fraction(25)
+        self._planned: tuple[str, ...] = (*notes, note) if note else notes
+        self._met: tuple[str, ...] = ()  # what the last reading met
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is done to the frames, one phrase each."""
+        return self._planned + self._met
 
     @contextlib.contextmanager
-    def _container(self) -> Iterator[Any]:
+    def _container(self) -> Iterator[tuple[Any, Any]]:
         import av
 
         try:
@@ -240,12 +253,11 @@ class VideoReader:
                 'or convert it to MP4'
             ) from error
         with container:
-            # Cover pictures of audio files count as video tracks for FFmpeg.
-            tracks = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+            tracks = picture_tracks(container)
             if not tracks:
                 raise UserError(f'{self.path}: has no picture track (sound only?); give a video')
             tracks[0].thread_type = 'AUTO'
-            yield container
+            yield container, tracks[0]
 
     def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
         import av
@@ -260,6 +272,16 @@ class VideoReader:
                 f'{self.path}: the video is damaged after frame {number} ({_reason(error)}); get it again, or '
                 'cut it before that frame'
             ) from error
+
+    def _decoded_rate(self, most: int = 250) -> float:
+        """Average rate of the first decoded frames; NaN where it cannot be told."""
+        with self._container() as (container, stream), contextlib.suppress(UserError):
+            times = []
+            for frame in itertools.islice(self._decode(container, stream), most):
+                times.append(frame.time)
+        steps = np.diff([t for t in times if t is not None])
+        steps = steps[(steps >= 0) & (steps < stamps.jump_limit(self._stamps.step))]
+        return len(steps) / steps.sum() if steps.sum() > 0 else float('nan')
 
     def _plan(self, frame: Any, stream: Any) -> tuple[str, ...]:
         """Decides size and rotation from the first frame."""
@@ -282,14 +304,15 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[VideoFrame]:
         width, height = self._decoded_size
-        with self._container() as container:
-            stream = container.streams.video[0]
+        mend = stamps.Mender(float(1 / self.fps), self._stamps.jumps)
+        with self._container() as (container, stream):
             for index, frame in enumerate(self._decode(container, stream)):
                 pixels = frame.reformat(width=width, height=height, format='rgb24').to_ndarray()
                 if self._quarter_turns:
                     pixels = np.rot90(pixels, self._quarter_turns)
-                time = frame.time if frame.time is not None else float(index / self.fps)
-                yield VideoFrame(index, float(time), np.ascontiguousarray(pixels))
+                time = mend(frame.time)
+                self._met = mend.notes()
+                yield VideoFrame(index, time, np.ascontiguousarray(pixels))
 
 
 def _reason(error: BaseException) -> str:

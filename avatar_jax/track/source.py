@@ -64,7 +64,9 @@ class Reader:
 
     def __iter__(self) -> Iterator[VideoFrame]:
         if self._video is not None:
-            yield from self._video
+            for frame in self._video:
+                self.notes = self._video.notes  # complete after the last frame
+                yield frame
         elif self.source.kind == 'photo':
             picture = read_image(self.source.path, max_side=MAX_SIDE)
             self.notes = picture.notes
