@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.io import atomic, stamps
+from avatar_jax.io import atomic, colour, stamps
 from avatar_jax.io.images import MAX_SIDE, to_uint8
 from avatar_jax.io.inputs import input_file, open_media, picture_tracks
 from avatar_jax.io.provenance import Provenance
@@ -300,14 +300,14 @@ class VideoReader:
         if self._quarter_turns:
             notes.append(f'turned upright by {90 * self._quarter_turns} degrees')
         self.size = (height, width) if self._quarter_turns % 2 else (width, height)
-        return tuple(notes)
+        return (*notes, *colour.notes(colour.tags_of(frame, stream.codec_context), frame))
 
     def __iter__(self) -> Iterator[VideoFrame]:
         width, height = self._decoded_size
         mend = stamps.Mender(float(1 / self.fps), self._stamps.jumps)
         with self._container() as (container, stream):
             for index, frame in enumerate(self._decode(container, stream)):
-                pixels = frame.reformat(width=width, height=height, format='rgb24').to_ndarray()
+                pixels = colour.to_srgb(frame, width, height, colour.tags_of(frame, stream.codec_context))
                 if self._quarter_turns:
                     pixels = np.rot90(pixels, self._quarter_turns)
                 time = mend(frame.time)
