@@ -1,7 +1,8 @@
 """Videos in and out with PyAV (FFmpeg inside the wheel), frame by frame at bounded memory.
 
 Written: MP4, H.264 (libx264, yuv420p, BT.709), playable everywhere, with provenance in the metadata, complete or
-absent. Read: whatever FFmpeg decodes, as upright 8-bit RGB frames with square pixels and their time stamps.
+absent. Read: whatever FFmpeg decodes, as upright, whole 8-bit sRGB frames of one size with square pixels, and times
+that rise.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from avatar_jax.errors import UserError
 from avatar_jax.io import atomic, colour, stamps
 from avatar_jax.io.images import MAX_SIDE, to_uint8
 from avatar_jax.io.inputs import input_file, open_media, picture_tracks
+from avatar_jax.io.interlaced import NOTE as INTERLACED
+from avatar_jax.io.interlaced import Deinterlacer, interlaced
 from avatar_jax.io.provenance import Provenance
+from avatar_jax.io.upright import boxed, fitted, turn_of
 
 _BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix alike
 _LIMITED_RANGE = 1
@@ -224,11 +228,15 @@ class VideoReader:
             else:
                 self.duration = container.duration / 1e6 if container.duration else None
             header = stream.average_rate or stream.guessed_rate or stream.base_rate
-            first = next(iter(self._decode(container, stream)), None)
+            decoded = self._decode(container, stream)
+            first = next(decoded, None)
             if first is None:
                 raise UserError(f'{self.path}: holds no pictures; get the file again')
-            notes = self._plan(first, stream)
-            frames = stream.frames
+            notes, frames = self._plan(first, stream), stream.frames
+            self._interlaced = ''
+            with contextlib.suppress(UserError):  # damage is met, and told, when it is read
+                self._interlaced = interlaced(itertools.chain([first], decoded))
+            notes += (INTERLACED,) if self._interlaced else ()
         self._stamps, _ = stamps.scan(self.path)
         self.num_frames = frames or len(self._stamps.times) or None
         rate, note = stamps.true_rate(header, self._stamps, self._decoded_rate)
@@ -284,35 +292,57 @@ class VideoReader:
         return len(steps) / steps.sum() if steps.sum() > 0 else float('nan')
 
     def _plan(self, frame: Any, stream: Any) -> tuple[str, ...]:
-        """Decides size and rotation from the first frame."""
+        """Decides size and orientation from the first frame."""
         notes = []
-        aspect = stream.sample_aspect_ratio or Fraction(1)
-        width, height = frame.width, frame.height
-        if aspect > 0 and aspect != 1:
-            width = max(1, round(width * aspect))
-            notes.append(f'pixel aspect {aspect} made square')
+        width, height = self._square(frame, stream)
+        if width != frame.width:
+            notes.append(f'pixel aspect {stream.sample_aspect_ratio} made square')
         if max(width, height) > self._max_side:
             scale = self._max_side / max(width, height)
             notes.append(f'reduced from {width}x{height} pixels')
             width, height = max(1, round(width * scale)), max(1, round(height * scale))
-        self._decoded_size = width, height
-        self._quarter_turns = round(frame.rotation / 90) % 4
-        if self._quarter_turns:
-            notes.append(f'turned upright by {90 * self._quarter_turns} degrees')
-        self.size = (height, width) if self._quarter_turns % 2 else (width, height)
-        return (*notes, *colour.notes(colour.tags_of(frame, stream.codec_context), frame))
+        self._turn = turn_of(frame)
+        self._first_size = frame.width, frame.height
+        self.size = self._turn.size(width, height)
+        return (
+            *notes,
+            *filter(None, [self._turn.note]),
+            *colour.notes(colour.tags_of(frame, stream.codec_context), frame),
+        )
+
+    @staticmethod
+    def _square(frame: Any, stream: Any) -> tuple[int, int]:
+        """(width, height) of a frame with square pixels."""
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        return max(1, round(frame.width * aspect)) if aspect > 0 else frame.width, frame.height
 
     def __iter__(self) -> Iterator[VideoFrame]:
-        width, height = self._decoded_size
-        mend = stamps.Mender(float(1 / self.fps), self._stamps.jumps)
+        mend, met, self._met = stamps.Mender(float(1 / self.fps), self._stamps.jumps), {}, ()
         with self._container() as (container, stream):
-            for index, frame in enumerate(self._decode(container, stream)):
-                pixels = colour.to_srgb(frame, width, height, colour.tags_of(frame, stream.codec_context))
-                if self._quarter_turns:
-                    pixels = np.rot90(pixels, self._quarter_turns)
-                time = mend(frame.time)
-                self._met = mend.notes()
-                yield VideoFrame(index, time, np.ascontiguousarray(pixels))
+            frames = self._decode(container, stream)
+            pairs = Deinterlacer(self._interlaced == 'combed')(frames) if self._interlaced else ((f, f) for f in frames)
+            for index, (decoded, whole) in enumerate(pairs):
+                pixels = self._shown(decoded, whole, stream, index, met)
+                time = mend(decoded.time)
+                self._met = (*met.values(), *mend.notes())
+                yield VideoFrame(index, time, pixels)
+
+    def _shown(self, decoded: Any, whole: Any, stream: Any, index: int, met: dict[str, str]) -> np.ndarray:
+        """Upright pixels of ``self.size``; what is unusual about a frame is noted once in ``met``."""
+        turn = turn_of(decoded, self._turn)
+        size = (decoded.width, decoded.height)
+        shown = self.size
+        if size != self._first_size or turn != self._turn:
+            shown = fitted(turn.size(*self._square(decoded, stream)), self.size)
+        if size != self._first_size:
+            first = 'x'.join(map(str, self._first_size))
+            text = f'the size changes from {first} to {size[0]}x{size[1]} at frame {index}: fitted in, aspect kept'
+            met.setdefault('size', text)
+        elif turn != self._turn:
+            met.setdefault('turn', f'the orientation changes at frame {index}: followed, aspect kept')
+        tags = colour.tags_of(decoded, stream.codec_context)
+        pixels = turn.apply(colour.to_srgb(whole, *turn.size(*shown), tags))
+        return np.ascontiguousarray(boxed(pixels, self.size))
 
 
 def _reason(error: BaseException) -> str:
