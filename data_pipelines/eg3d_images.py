@@ -197,10 +197,10 @@ class Eg3dImages:
         found = hashlib.sha256(self.all_labels().tobytes())
         for name in self.names:
             if self.path.is_dir():
-                found.update(f'{name} {(self.path / name).stat().st_size}'.encode())
+                found.update(f'{name} {(self.path / name).stat().st_size}'.encode('utf-8', 'surrogateescape'))
             else:
                 entry = self._archive().getinfo(name)
-                found.update(f'{name} {entry.file_size} {entry.CRC}'.encode())
+                found.update(f'{name} {entry.file_size} {entry.CRC}'.encode('utf-8', 'surrogateescape'))
         return found.hexdigest()[:16]
 
     def __getstate__(self):

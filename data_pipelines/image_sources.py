@@ -20,7 +20,11 @@ def digest(*parts: Any) -> str:
     """Short SHA-256 of arrays and texts."""
     found = hashlib.sha256()
     for part in parts:
-        found.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else str(part).encode())
+        found.update(
+            np.ascontiguousarray(part).tobytes()
+            if isinstance(part, np.ndarray)
+            else str(part).encode('utf-8', 'surrogateescape')
+        )
     return found.hexdigest()[:16]
 
 

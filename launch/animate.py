@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 SPEECH_FRAMES = 100
 STILL_FRAMES = 25
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     check_weights(avatar, model)
     motion, sound, notes = driving_motion(args, model.config.basis, avatar)
     for note in notes:
-        print(f'avatar-jax: {args.motion or "sliders"}: {note}', file=sys.stderr)
+        print(shown(f'avatar-jax: {args.motion or "sliders"}: {note}'), file=sys.stderr)
     check_drivable(model.config, avatar, motion, model.sha256)
     labels = camera_labels(args.camera, model.config, avatar, motion)
     with Progress(motion.num_frames, 'animating (compiles first)', unit='frame') as bar:
@@ -115,8 +116,9 @@ def run(args: argparse.Namespace) -> int:
         )
         count = write_outputs(args, pictures, motion.fps, provenance_of(args, model, avatar, motion), sound)
     for note in () if sound is None else sound.notes:
-        print(f'avatar-jax: {sound.path}: {note}', file=sys.stderr)
-    print(f'{args.out}: {count} frames at {motion.fps:g} per second{"" if sound is None else ", with sound"}')
+        print(shown(f'avatar-jax: {sound.path}: {note}'), file=sys.stderr)
+    end = '' if sound is None else ', with sound'
+    print(shown(f'{args.out}: {count} frames at {motion.fps:g} per second{end}'))
     return 0
 
 

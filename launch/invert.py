@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 SIDE_VIEWS = np.deg2rad([-30.0, 30.0])
 
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
                 label_mode=config.label_mode,
             )
         for warning in prepared.warnings:
-            print(f'avatar-jax: {prepared.path}: {warning}', file=sys.stderr)
+            print(shown(f'avatar-jax: {prepared.path}: {warning}'), file=sys.stderr)
         portrait = prepared.portrait()
         if own is not None and own.basis != config.basis:
             own = None
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         reports += invert_group(model, config, bank, people[start : start + args.group], names, out, args)
     write_summary(out, model, bank, config, reports, batch.skipped, args)
     for r in reports:
-        print(f'{out / r["name"]}: {r["psnr"]:.1f} dB to the portrait, alignment {r["alignment"]}')
+        print(shown(f'{out / r["name"]}: {r["psnr"]:.1f} dB to the portrait, alignment {r["alignment"]}'))
     return batch.finish()
 
 

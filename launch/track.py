@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     if batch.results and args.crops != 'none':
         write_json(out / 'dataset.json', {'labels': dataset_labels(out, [r['name'] for r in batch.results])})
     for r in batch.results:
-        print(summary(out, r))
+        print(shown(summary(out, r)))
     return batch.finish()
 
 
@@ -178,7 +179,7 @@ def track_source(
         else:
             observed = observe(reader, tools.reader, tools.choose, careful=not source.moving, on_frame=bar.update)
     for note in reader.notes:
-        print(f'avatar-jax: {source.path}: {note}', file=sys.stderr)
+        print(shown(f'avatar-jax: {source.path}: {note}'), file=sys.stderr)
     seen = time.monotonic()
     track = track_clip(observed, tools.basis, tools.config, tools.network.calibration)
     if args.pixels:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import media_url
 
 
 def read_error(path: str | os.PathLike, error: OSError) -> UserError:
@@ -65,7 +66,7 @@ def open_media(path: str | os.PathLike) -> Any:
 
     # Before version 19, PyAV is strict about them unless told otherwise; from then on there is nothing to tell.
     strict = int(av.__version__.partition('.')[0]) < 19
-    return av.open(os.fspath(path), **({'metadata_errors': 'replace'} if strict else {}))
+    return av.open(media_url(path), **({'metadata_errors': 'replace'} if strict else {}))
 
 
 def picture_tracks(container: Any) -> list[Any]:

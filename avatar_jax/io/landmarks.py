@@ -37,7 +37,7 @@ def find_landmarks(picture: str | os.PathLike) -> Path | None:
                 if suffix == '.json' and not ending:
                     continue  # too common a name for something else
                 path = stem.with_name(stem.name + ending + suffix)
-                if path != picture and path.is_file():
+                if path != picture and os.path.isfile(path):
                     return path
     return None
 

@@ -25,6 +25,7 @@ from avatar_jax.io.images import MAX_SIDE, to_uint8
 from avatar_jax.io.inputs import input_file, open_media, picture_tracks
 from avatar_jax.io.interlaced import NOTE as INTERLACED
 from avatar_jax.io.interlaced import Deinterlacer, interlaced
+from avatar_jax.io.names import media_url
 from avatar_jax.io.provenance import Provenance
 from avatar_jax.io.upright import boxed, fitted, turn_of
 
@@ -143,7 +144,7 @@ class VideoWriter:
         import av
 
         options = {'movflags': 'use_metadata_tags+faststart'}  # our own metadata key; index at the start of the file
-        self._container = av.open(str(self._temporary), 'w', format='mp4', options=options)
+        self._container = av.open(media_url(self._temporary), 'w', format='mp4', options=options)
         if self._provenance:
             self._container.metadata.update(self._provenance.video_metadata())
         stream = self._container.add_stream('libx264', rate=self.rate, options=self._options)
@@ -168,7 +169,7 @@ class VideoWriter:
         import av
 
         try:
-            with av.open(str(self._temporary)) as container:
+            with av.open(media_url(self._temporary)) as container:
                 found = container.streams.video[0].frames
         except (OSError, ValueError, IndexError):
             found = 0

@@ -107,7 +107,7 @@ def find_sources(inputs: Sequence[str | os.PathLike], sequence: bool = False, fp
     found: list[tuple[Path, str]] = []
     for item in inputs:
         path = Path(item)
-        if not path.is_dir():
+        if not os.path.isdir(path):  # unlike ``Path.is_dir``, an answer for names that are too long, too
             found.append((path, _kind(path)))
             continue
         if sequence:
@@ -136,7 +136,7 @@ def find_sources(inputs: Sequence[str | os.PathLike], sequence: bool = False, fp
 def _kind(path: Path) -> str:
     if path.suffix.lower() in VIDEOS:
         return 'video'
-    if path.suffix.lower() in PICTURES or not path.is_file():
+    if path.suffix.lower() in PICTURES or not os.path.isfile(path):
         return 'photo'
     from PIL import Image
 

@@ -135,7 +135,9 @@ def videos_and_folders(folder: Path) -> Iterable[tuple[Path, Path | tuple[Path, 
 
 def share(name: str, salt: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(f'{salt}:{name}'.encode()).digest()[:8], 'big') / 2**64
+    return (
+        int.from_bytes(hashlib.sha256(f'{salt}:{name}'.encode('utf-8', 'surrogateescape')).digest()[:8], 'big') / 2**64
+    )
 
 
 def stem(path: Path) -> str:
