@@ -1,10 +1,12 @@
 """Landmark files beside a picture or video: 5, 68, 98 or 478 points; text, ``.npy`` or JSON.
 
-``portrait.jpg`` is looked up as ``portrait.landmarks5.txt``, ``portrait.landmarks68.txt``,
-``portrait.landmarks98.txt``, ``portrait.landmarks478.txt``, ``portrait.landmarks.txt``, ``portrait.txt``, and the same
-with ``.npy`` and ``.json``. Points are (x, y) pixels of the upright picture, y downwards, one per row; 5 points are
-image-left eye, image-right eye, nose tip, image-left and image-right mouth corner; 68 are in iBUG, 98 in WFLW, 478 in
-MediaPipe order. A third number per point (depth) is left out.
+``portrait.jpg`` is looked up as ``portrait.landmarks5.txt``, ``portrait.landmarks68.txt``, ..., ``portrait.landmarks.txt``,
+and the same with ``.npy``, ``.json``, ``.pts`` and ``.csv``: such a file binds, and is refused where something is wrong
+with it. ``portrait.txt``, ``portrait.npy`` and ``portrait.pts`` are guesses, for captions, transcripts and sound
+features have such names, too: they are used where they hold landmarks, and ignored with a note where they do not.
+Points are (x, y) pixels of the upright picture, y downwards, one per row; 5 points are image-left eye, image-right eye,
+nose tip, image-left and image-right mouth corner; 68 are in iBUG, 98 in WFLW, 478 in MediaPipe order. A third number
+per point (depth) is left out.
 
 A video's file holds all frames: ``.npy`` [T, N, 2], text with one frame per row, JSON with a list of frames; NaN or
 null stands for a frame without a face.
@@ -12,6 +14,7 @@ null stands for a frame without a face.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -23,23 +26,60 @@ from avatar_jax.errors import UserError
 from avatar_jax.io.inputs import input_file
 
 NUM_POINTS = (5, 68, 98, 468, 478)
-_ENDINGS = ('.landmarks5', '.landmarks68', '.landmarks98', '.landmarks478', '.landmarks', '')
+_BINDING = ('.landmarks5', '.landmarks68', '.landmarks98', '.landmarks468', '.landmarks478', '.landmarks')
+_SUFFIXES = ('.txt', '.npy', '.json', '.pts', '.csv')
+_GUESSED = ('.txt', '.npy', '.pts')  # '.json' is too common a name for something else
 _JSON_KEYS = ('landmarks', 'landmarks68', 'points', 'keypoints')
 _EXPECTED = '5 or 68 points (x, y) (98 and 478 are read as well)'
 
 
+@dataclasses.dataclass(frozen=True)
+class SideFile:
+    """What lies beside a picture or video.
+
+    Attributes:
+        path: the landmark file, or None.
+        guessed: only its name suggests that it belongs there: where it does not fit it is to be ignored.
+        notes: files that were ignored, one phrase each.
+    """
+
+    path: Path | None = None
+    guessed: bool = False
+    notes: tuple[str, ...] = ()
+
+    def ignored(self, reason: str) -> SideFile:
+        """Without a guessed file that does not fit after all."""
+        return SideFile(None, False, (*self.notes, f'{self.path.name} beside it was ignored: {reason}'))
+
+
+def side_file(picture: str | os.PathLike) -> SideFile:
+    """The landmark file that belongs to ``picture``; guessed ones only where they hold landmarks."""
+    picture = Path(picture)
+    stems = (picture.with_suffix(''), picture)  # portrait.landmarks5.txt, then portrait.jpg.landmarks5.txt
+    for stem in stems:
+        for ending in _BINDING:
+            for suffix in _SUFFIXES:
+                path = stem.with_name(stem.name + ending + suffix)
+                if os.path.isfile(path):
+                    return SideFile(path)
+    found = SideFile()
+    for stem in stems:
+        for suffix in _GUESSED:
+            path = stem.with_name(stem.name + suffix)
+            if path == picture or not os.path.isfile(path):
+                continue
+            found = dataclasses.replace(found, path=path, guessed=True)
+            try:
+                read_landmark_frames(path)
+                return found
+            except UserError:
+                found = found.ignored('it holds no landmarks')
+    return found
+
+
 def find_landmarks(picture: str | os.PathLike) -> Path | None:
     """The landmark file that belongs to ``picture``, or None."""
-    picture = Path(picture)
-    for stem in (picture.with_suffix(''), picture):  # portrait.landmarks5.txt, then portrait.jpg.landmarks5.txt
-        for ending in _ENDINGS:
-            for suffix in ('.txt', '.npy', '.json'):
-                if suffix == '.json' and not ending:
-                    continue  # too common a name for something else
-                path = stem.with_name(stem.name + ending + suffix)
-                if path != picture and os.path.isfile(path):
-                    return path
-    return None
+    return side_file(picture).path
 
 
 def read_landmarks(path: str | os.PathLike) -> np.ndarray:
