@@ -23,10 +23,11 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import mirror_label, pose_from_label
+from avatar_jax.io.images import decode_image
 from data_pipelines.stream import Batches, Order
 
 MIRRORS = ('off', 'images', 'images+labels')
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jfif', '.webp', '.bmp', '.tif', '.tiff', '.avif')
 RADIUS_RANGE = (1.0, 6.0)  # distance of the camera from the origin of the volume; FFHQ has 2.7
 
 
@@ -168,13 +169,7 @@ class Eg3dImages:
         return labels
 
     def _decode(self, name: str) -> np.ndarray:
-        from PIL import Image
-
-        try:
-            with Image.open(io.BytesIO(self._read(name))) as picture:
-                image = np.asarray(picture.convert('RGB'))
-        except (OSError, ValueError, SyntaxError) as e:
-            raise UserError(f'{self.path}: {name} is not a readable picture ({e})') from e
+        image = decode_image(self._read(name), f'{self.path}: {name}').pixels
         size = getattr(self, 'resolution', image.shape[0])
         if image.shape[:2] != (size, size):
             raise UserError(

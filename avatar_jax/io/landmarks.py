@@ -1,8 +1,8 @@
 """Landmark files beside a picture or video: 5, 68, 98 or 478 points; text, ``.npy`` or JSON.
 
-``portrait.jpg`` is looked up as ``portrait.landmarks5.txt``, ``portrait.landmarks68.txt``, ..., ``portrait.landmarks.txt``,
-and the same with ``.npy``, ``.json``, ``.pts`` and ``.csv``: such a file binds, and is refused where something is wrong
-with it. ``portrait.txt``, ``portrait.npy`` and ``portrait.pts`` are guesses, for captions, transcripts and sound
+``portrait.jpg`` is looked up as ``portrait.landmarks5.txt``, ``portrait.landmarks68.txt``, ``portrait.landmarks.txt``
+and so on, also with ``.npy``, ``.json``, ``.pts`` and ``.csv``: such a file binds, and is refused where something is
+wrong with it. ``portrait.txt``, ``portrait.npy`` and ``portrait.pts`` are guesses, for captions, transcripts and sound
 features have such names, too: they are used where they hold landmarks, and ignored with a note where they do not.
 Points are (x, y) pixels of the upright picture, y downwards, one per row; 5 points are image-left eye, image-right eye,
 nose tip, image-left and image-right mouth corner; 68 are in iBUG, 98 in WFLW, 478 in MediaPipe order. A third number

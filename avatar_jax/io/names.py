@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from avatar_jax.errors import UserError
 
@@ -29,7 +30,7 @@ def _shown(c: str) -> str:
 
 def media_url(path: str | os.PathLike) -> str:
     """What FFmpeg is given, to which ``12:30.mp4`` would be a protocol."""
-    return 'file:' + os.fspath(path)
+    return os.fspath(Path(path).absolute())
 
 
 def to_bytes(name: str) -> bytes:

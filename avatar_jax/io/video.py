@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.io import atomic, colour, stamps
+from avatar_jax.io import atomic, colour, kinds, stamps
 from avatar_jax.io.images import MAX_SIDE, to_uint8
 from avatar_jax.io.inputs import input_file, open_media, picture_tracks
 from avatar_jax.io.interlaced import NOTE as INTERLACED
@@ -221,6 +221,10 @@ class VideoReader:
 
     def __init__(self, path: str | os.PathLike, *, max_side: int = MAX_SIDE):
         self.path = input_file(path)
+        known = kinds.format_of(self.path)
+        if known is not None and known.kind == kinds.PICTURE:
+            kinds.check_readable(self.path, known)
+            raise UserError(f'{self.path}: is not a video but a picture ({known.name}); give a video')
         self._max_side = max_side
         with self._container() as (container, stream):
             self.metadata = dict(container.metadata)
@@ -262,6 +266,8 @@ class VideoReader:
                 'or convert it to MP4'
             ) from error
         with container:
+            if kinds.is_still_format(container.format.name):
+                raise UserError(f'{self.path}: is not a video but a picture or a text; give a video')
             tracks = picture_tracks(container)
             if not tracks:
                 raise UserError(f'{self.path}: has no picture track (sound only?); give a video')

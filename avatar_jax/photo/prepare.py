@@ -20,6 +20,7 @@ from avatar_jax.faces.alignment import (
 from avatar_jax.faces.camera_labels import canonical_label
 from avatar_jax.io.images import Picture, read_image, to_float
 from avatar_jax.io.inputs import file_sha256
+from avatar_jax.io.kinds import need_picture
 from avatar_jax.io.landmarks import SideFile, read_landmarks, side_file
 from avatar_jax.photo.background import separate
 from avatar_jax.photo.detect import Face, detect_faces
@@ -122,6 +123,7 @@ def prepare(
         raise UserError(f"background '{background}': choose one of {', '.join(BACKGROUNDS)}")
     if size < 16:
         raise UserError(f'size {size}: the crop needs at least 16 pixels')
+    need_picture(path)
     picture = read_image(path)
     warnings: list[str] = []
     found = _find_points(picture, face, landmarks, warnings, required=not aligned)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from avatar_jax.driving.measure import PICTURE_ENDINGS, VIDEO_ENDINGS
 from avatar_jax.errors import UserError
+from avatar_jax.io.kinds import PICTURE_ENDINGS, VIDEO_ENDINGS
 
 SPLIT_FOLDERS = {
     'train': 'train',
