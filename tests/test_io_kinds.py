@@ -176,6 +176,17 @@ def test_avif_is_upright(tmp_path):
     assert close(read_image(tmp_path / 'a.avif').pixels, picture(), 25)
 
 
+def test_heic_is_upright_by_its_container_or_else_by_exif(tmp_path):
+    heif = pytest.importorskip('pillow_heif')
+    heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.fromarray(np.ascontiguousarray(np.rot90(picture())))
+    lying.save(tmp_path / 'a.heic', exif=exif, quality=95)
+    assert close(read_image(tmp_path / 'a.heic').pixels, picture(), 30)
+    assert close(decode_image((tmp_path / 'a.heic').read_bytes(), 'a').pixels, picture(), 30)
+
+
 def gray16(value):
     """A 16-bit gray PNG whose picture is 8-bit gray ``value``."""
     data = io.BytesIO()

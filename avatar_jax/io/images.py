@@ -28,6 +28,8 @@ MIN_SIDE = 32
 MAX_SIDE = 4096
 WHITE = (255, 255, 255)
 
+_ORIENTATION = 'avatar_jax orientation'  # in ``Image.info``: EXIF's, where it is not in the picture's EXIF data
+
 # What Pillow's decoders raise for damaged files.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 
@@ -122,6 +124,7 @@ def _read(file: Any, path: Path, max_side: int, min_side: int, background: tuple
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow warns of large or odd files that it then reads correctly
             with Image.open(file) as image:
+                _keep_orientation(image, file)
                 return decoded(image, path, max_side, min_side, background)
     except UnidentifiedImageError as error:
         file.seek(0)
@@ -137,6 +140,19 @@ def _read(file: Any, path: Path, max_side: int, min_side: int, background: tuple
         raise UserError(f'{path}: not enough memory to decode the picture; reduce it first') from error
     except DAMAGED as error:
         raise UserError(f'{path}: the picture is damaged ({first_line(error)}); get the file again') from error
+
+
+def _keep_orientation(image: PIL.Image.Image, file: Any) -> None:
+    """HEIC: pillow-heif sets EXIF's orientation aside, for the container turns the picture; but not in all files."""
+    orientation = image.info.get('original_orientation')
+    if orientation is None:
+        return
+    place = file.tell()
+    file.seek(0)
+    head = file.read(1 << 18)
+    file.seek(place)
+    if b'irot' not in head and b'imir' not in head:
+        image.info[_ORIENTATION] = orientation
 
 
 def _by_ffmpeg(file: Any, path: Path, max_side: int, min_side: int, background: tuple[int, int, int]) -> Picture | None:
@@ -203,6 +219,8 @@ def _upright(image: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
 
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if _ORIENTATION in image.info:
+            orientation = image.info[_ORIENTATION]
     except Exception:
         notes.append('EXIF data unreadable, orientation taken as upright')
         return image
