@@ -8,6 +8,9 @@ Points are (x, y) pixels of the upright picture, y downwards, one per row; 5 poi
 nose tip, image-left and image-right mouth corner; 68 are in iBUG, 98 in WFLW, 478 in MediaPipe order. A third number
 per point (depth) is left out.
 
+Text may have a byte order mark, be UTF-16, hold ``#`` comments and a line of column names; ``.pts`` is iBUG's form, its
+numbers taken as they are.
+
 A video's file holds all frames: ``.npy`` [T, N, 2], text with one frame per row, JSON with a list of frames; NaN or
 null stands for a frame without a face.
 """
@@ -24,6 +27,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.inputs import input_file
+from avatar_jax.io.text import lines, read_text
 
 NUM_POINTS = (5, 68, 98, 468, 478)
 _BINDING = ('.landmarks5', '.landmarks68', '.landmarks98', '.landmarks468', '.landmarks478', '.landmarks')
@@ -112,13 +116,9 @@ def read_landmark_frames(path: str | os.PathLike) -> np.ndarray:
         if suffix == '.npy':
             points = np.load(path, allow_pickle=False)
         elif suffix == '.json':
-            points = _from_json(json.loads(path.read_text(encoding='utf-8')))
+            points = _from_json(json.loads(read_text(path)))
         else:
-            rows = [row.replace(',', ' ').split() for row in path.read_text(encoding='utf-8').splitlines()]
-            rows = [row for row in rows if row]
-            if len({len(row) for row in rows}) > 1:
-                rows = [[word for row in rows for word in row]]
-            points = np.array(rows, np.float64)
+            points = _from_text(read_text(path))
         points = np.asarray(points, np.float64)
     except (ValueError, OSError, EOFError, UnicodeDecodeError, TypeError, RecursionError) as error:
         raise wrong from error
@@ -133,6 +133,32 @@ def read_landmark_frames(path: str | os.PathLike) -> np.ndarray:
     if points.ndim != 3 or points.shape[1] not in NUM_POINTS or not len(points):
         raise UserError(f'{path}: holds {points.shape} numbers; expected {_EXPECTED}')
     return points.astype(np.float32)
+
+
+def _from_text(text: str) -> np.ndarray:
+    """The numbers of a text file: points by rows, or iBUG's ``.pts`` with a head and braces."""
+    rows = lines(text, ('#', '//'))
+    expected = None
+    if '{' in rows and '}' in rows:
+        head = dict(row.split(':', 1) for row in rows[: rows.index('{')] if ':' in row)
+        expected = int(head['n_points']) if 'n_points' in head else None
+        rows = rows[rows.index('{') + 1 : rows.index('}')]
+    table = [row.replace(',', ' ').replace(';', ' ').split() for row in rows]
+    if len(table) > 1 and not any(map(_is_number, table[0])):  # the names of the columns
+        table = table[1:]
+    if expected is not None and expected != len(table):
+        raise ValueError('another number of points than the head says')
+    if len({len(row) for row in table}) > 1:
+        table = [[word for row in table for word in row]]
+    return np.array(table, np.float64)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _from_json(content: Any) -> np.ndarray:

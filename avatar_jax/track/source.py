@@ -119,13 +119,15 @@ def find_sources(inputs: Sequence[str | os.PathLike], sequence: bool = False, fp
             files = sorted(
                 p
                 for p in path.iterdir()
-                if p.is_file() and p.suffix.lower() in kinds.PICTURE_ENDINGS + kinds.VIDEO_ENDINGS
+                if p.is_file()
+                and not p.name.startswith('.')
+                and p.suffix.lower() in kinds.PICTURE_ENDINGS + kinds.VIDEO_ENDINGS
             )
         except OSError as error:
             raise UserError(f'{path}: could not be read ({error.strerror or error}); check the path') from error
         if not files:
             raise UserError(f'{path}: holds no pictures and no videos')
-        found += [(p, _kind(p)) for p in files if not p.name.startswith('.')]
+        found += [(p, _kind(p)) for p in files]
     sources, names = [], set()
     for path, kind in found:
         stem, number = path.stem if kind != 'frames' else path.name, 2

@@ -18,6 +18,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.kinds import PICTURE_ENDINGS, VIDEO_ENDINGS
+from avatar_jax.io.text import decode
 
 SPLIT_FOLDERS = {
     'train': 'train',
@@ -158,8 +159,8 @@ def read_list(path: Path) -> list[str] | None:
     if not path.is_file():
         return None
     try:
-        lines = path.read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as e:
+        lines = decode(path.read_bytes()).splitlines()
+    except (OSError, ValueError) as e:
         raise UserError(f'{path}: is not a readable list of clip names; expected one name per line') from e
     return [stem(Path(line.strip())) for line in lines if line.strip()]
 
