@@ -24,6 +24,7 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import mirror_label, pose_from_label
 from avatar_jax.io.images import decode_image
+from avatar_jax.progress import Console
 from data_pipelines.stream import Batches, Order
 
 MIRRORS = ('off', 'images', 'images+labels')
@@ -385,7 +386,7 @@ def main(argv: list[str] | None = None) -> int:
     path = parser.parse_args(argv).path
     try:
         reader = Eg3dImages(path)
-        for i in tqdm(range(len(reader)), desc='pictures', disable=None):
+        for i in tqdm(range(len(reader)), desc='pictures', file=Console(), disable=None):
             reader[i]
     except UserError as e:
         print(f'error: {e}', file=sys.stderr)

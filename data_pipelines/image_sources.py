@@ -14,6 +14,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import mirror_label
+from avatar_jax.progress import Console
 
 
 def digest(*parts: Any) -> str:
@@ -40,7 +41,7 @@ class ArrayImages:
         """All pictures of another source, decoded or drawn once."""
         from tqdm import tqdm
 
-        bar = tqdm(range(len(source)), desc='pictures into memory', disable=None if progress else True)
+        bar = tqdm(range(len(source)), desc='pictures into memory', file=Console(), disable=None if progress else True)
         rows = [source[i] for i in bar]
         found = cls(np.stack([r['image'] for r in rows]), np.stack([r['label'] for r in rows]))
         found.fingerprint = source.fingerprint  # of what was read

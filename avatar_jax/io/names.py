@@ -53,6 +53,11 @@ def check_utf8(path: str | os.PathLike, what: str) -> None:
 
 def prepare_streams() -> None:
     """Makes stdout and stderr show what they can of every text, and exist: services have none."""
+    for number in (0, 1, 2):  # or else the next file that is opened gets the number, and what libraries print to it
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
         if stream is None:  # closed before the program began
