@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from avatar_jax.progress import Console
 from data_pipelines.clips import ClipOptions, make_clip
 from data_pipelines.fingerprint import head_fingerprint
 from data_pipelines.tables import TABLE_NAME
@@ -129,7 +130,7 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
         ]
         table: dict[str, list] = {k: [] for k in ('name', 'person', 'first', 'num_frames', 'num_cameras', 'motion')}
         key = 0
-        with tqdm(total=len(tasks), desc=f'{split} clips', disable=not self.show_progress) as bar:
+        with tqdm(total=len(tasks), desc=f'{split} clips', file=Console(), disable=not self.show_progress) as bar:
             for clip, examples in (self.pool.map if self.pool else map)(render_clip, tasks):
                 table['first'].append(key)
                 for k, v in clip.items():
