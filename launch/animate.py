@@ -69,6 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='track',
         help="track: as the driver's head turns; orbit: around the head; fixed: the portrait's camera",
     )
+    parser.add_argument(
+        '--towards',
+        metavar='DIR',
+        help='another avatar of the same weights: the person turns into that one in the course of the video',
+    )
+    parser.add_argument(
+        '--amount', type=float, metavar='F', help='with --towards: show this mixture in all frames, 0 to 1'
+    )
     parser.add_argument('--out', default='avatar.mp4', metavar='FILE.mp4', help='the video')
     parser.add_argument('--png', metavar='DIR', help='also write every frame as a PNG into this folder')
     parser.add_argument('--raw', action='store_true', help='show the volume rendering beside the final picture')
@@ -105,15 +113,39 @@ def run(args: argparse.Namespace) -> int:
         print(f'avatar-jax: {args.motion or "sliders"}: {note}', file=sys.stderr)
     drive = make_drive(model.method, model.config, {'motion': motion, 'sound': sound}, motion.fps, motion.source)
     labels = camera_labels(args.camera, model.config, avatar, motion)
+    other = mixture(args, avatar, model, motion.num_frames)
     with Progress(motion.num_frames, 'animating (compiles first)', unit='frame') as bar:
         pictures = model.stream(
-            avatar, drive, labels, per_call=args.per_call, chunk=args.side_by_side, on_frames=bar.update
+            avatar,
+            drive,
+            labels,
+            per_call=args.per_call,
+            chunk=args.side_by_side,
+            towards=other,
+            on_frames=bar.update,
         )
         count = write_outputs(args, pictures, motion.fps, provenance_of(args, model, avatar, motion), sound)
     for note in () if sound is None else sound.notes:
         print(f'avatar-jax: {sound.path}: {note}', file=sys.stderr)
     print(f'{args.out}: {count} frames at {motion.fps:g} per second{"" if sound is None else ", with sound"}')
     return 0
+
+
+def mixture(args: argparse.Namespace, avatar: Any, model: Any, frames: int) -> tuple[Any, np.ndarray] | None:
+    """The avatar of --towards and how much of it each frame shows."""
+    from avatar_jax.methods.model import check_weights, load_avatar
+    from avatar_jax.methods.render import check_mixable
+
+    if args.towards is None:
+        if args.amount is not None:
+            raise UserError('--amount: goes with --towards')
+        return None
+    if args.amount is not None and not 0 <= args.amount <= 1:
+        raise UserError(f'--amount {args.amount}: must be between 0 and 1')
+    other = load_avatar(args.towards)
+    check_weights(other, model)
+    check_mixable(model.method, avatar, other, args.side_by_side)
+    return other, np.linspace(0, 1, frames) if args.amount is None else np.full(frames, args.amount)
 
 
 def provenance_of(args: argparse.Namespace, model: Any, avatar: Any, motion: Any) -> Any:
@@ -124,6 +156,8 @@ def provenance_of(args: argparse.Namespace, model: Any, avatar: Any, motion: Any
 
     folder = Path(args.avatar)
     sources = {AVATAR_FILE: file_sha256(folder / AVATAR_FILE if folder.is_dir() else folder)}
+    if args.towards is not None:
+        sources['towards'] = str(args.towards)
     if args.motion is None:
         sources['sliders'] = ' '.join(args.slider)
     elif Path(args.motion).is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from avatar_jax.errors import UserError
 from avatar_jax.io import assets
+from avatar_jax.methods.base import all_assets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table."""
-    known = {asset.name for asset in assets.ASSETS}
+    listed = all_assets()
+    known = {asset.name for asset in listed}
     for name in args.names:
         if name not in known:
             raise UserError(f'{name}: unknown; there are {", ".join(sorted(known))}')
@@ -31,9 +33,9 @@ def run(args: argparse.Namespace) -> None:
     for place in places:
         if not place.is_dir():
             raise UserError(f'{place}: no such folder; give another one for --folder')
-    found = [p for p in assets.find(places, args.check) if not args.names or p.asset.name in args.names]
+    found = [p for p in assets.find(places, args.check, listed) if not args.names or p.asset.name in args.names]
     print('\n'.join(assets.table(found, args.all or bool(args.names))))
-    listed = ', '.join(map(str, places)) or 'no folder (there is no ./assets, and $AVATAR_ASSETS is not set)'
-    print(f'\nlooked in: {listed}')
+    where = ', '.join(map(str, places)) or 'no folder (there is no ./assets, and $AVATAR_ASSETS is not set)'
+    print(f'\nlooked in: {where}')
     if not args.names and not args.all:
         print('avatar-jax assets NAME: licence, source and usual files of one; --all: of each')

@@ -11,6 +11,20 @@ from avatar_jax.errors import UserError
 T = TypeVar('T')
 
 
+def share_of(count: int, share: str | None) -> list[int]:
+    """The numbers below ``count`` that a share such as '2/4' (the second of four) has; all without one.
+
+    Raises:
+        UserError: not such a text.
+    """
+    if share is None:
+        return list(range(count))
+    part, _, parts = share.partition('/')
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise UserError(f'--share {share}: give K/N, e.g. 2/4 for the second of four shares')
+    return list(range(int(part) - 1, count, int(parts)))
+
+
 class Batch:
     """Runs work on inputs one by one and remembers what was skipped.
 

@@ -10,7 +10,7 @@ import argparse
 
 from avatar_jax import processes
 from avatar_jax.errors import UserError
-from avatar_jax.methods.base import DEFAULT, method, methods
+from avatar_jax.methods.base import DEFAULT, an_example, method, methods
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         '--config',
         metavar='FILE[:VARIANT]',
-        default='configs/otavatar_heads.py:tiny',
+        default=f'{an_example()}:tiny',
         help='the run (default: %(default)s)',
     )
     train.add_argument(

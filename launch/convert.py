@@ -64,10 +64,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     from avatar_jax.convert.convert import convert
+    from avatar_jax.methods.foreign_files import all_kinds
 
     done = convert(
         args.source,
         args.to,
+        all_kinds(),
         kind=args.kind,
         prefix=args.prefix,
         allow=args.allow,
@@ -82,18 +84,20 @@ def _import(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from avatar_jax.convert.export import export
+    from avatar_jax.methods.foreign_files import all_kinds
 
     if args.export != 'safetensors':
         raise UserError(f'--export {args.export}: unknown; use safetensors')
     if Path(args.source).is_dir():
         raise UserError(f'{args.source}: is a folder; give one of the weight files in it')
-    print(export(args.source, args.to))
+    print(export(args.source, args.to, all_kinds()))
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
     from avatar_jax.convert.verify import verify
+    from avatar_jax.methods.foreign_files import all_kinds
 
-    comparison = verify(args.verify, args.source)
+    comparison = verify(args.verify, args.source, all_kinds())
     print('\n'.join(comparison.lines()))
     return 0 if comparison.passed else 1

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--dataset',
         type=Path,
         metavar='DIR',
-        help='a built data set, or clips processed for OTAvatar (LMDB), instead of fresh procedural heads',
+        help='a built data set, or processed clips (LMDB, docs/datasets.md), instead of fresh procedural heads',
     )
     parser.add_argument(
         '--split', default='test', help='split of --dataset, or of the procedural people (default: test)'
@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='NAME=FILE',
         help='weights of a frozen network (vgg19, arcface18, lpips_alex, ...); may be repeated',
     )
+    parser.add_argument(
+        '--share',
+        metavar='K/N',
+        help='only the K-th of N equal shares of the people, for several machines with one --out; the command without '
+        'this option then writes the report of all',
+    )
     parser.add_argument('--no-sheets', action='store_true', help='write no contact sheets')
     add_build_options(parser)
 
@@ -62,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.losses.networks import bank_of
     from avatar_jax.methods.model import choose_model
     from data_pipelines.test_people import items_of
+    from launch.batch import share_of
 
     out = atomic.output_folder(args.out)
     if args.identities < 1 or args.portraits < 1:
@@ -85,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     report = evaluate(
         out,
         measured,
-        items,
+        [items[i] for i in share_of(len(items), args.share)],
         estimators=from_bank(measured.bank),
         seed=args.seed,
         settings={**data, 'protocol': asdict(protocol)},

@@ -16,6 +16,11 @@ from typing import Any
 from avatar_jax.errors import UserError
 from avatar_jax.methods.options import add_build_options, given_options
 
+SHARE_HELP = (
+    'only the K-th of N equal shares of the pictures, for several machines that work on one list; each writes its own '
+    'report_K_of_N.json'
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
@@ -50,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--perception', nargs='+', default=(), metavar='NAME=FILE', help='networks for the losses')
     add('--jitter', action='store_true', help='random draws where the method has some (default: none)')
     add('--group', type=int, default=4, metavar='N', help='how many avatars are computed side by side (default: 4)')
+    add('--share', metavar='K/N', help=SHARE_HELP)
     add('--seed', type=int, default=0, help='of the random draws')
     add_build_options(parser)
 
@@ -63,12 +69,13 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.methods.avatars import Person, build_avatars, write_summary
     from avatar_jax.methods.base import Source
     from avatar_jax.methods.model import choose_model
-    from launch.batch import Batch
+    from launch.batch import Batch, share_of
     from launch.pictures import Pictures
 
     if args.group < 1 or args.seed < 0:
         raise UserError('--group: must be at least 1, and --seed not negative')
     pictures = Pictures(args)
+    share_of(1, args.share)
     out = output_folder(args.out)
     model = choose_model(args.method, args.weights)
     options = given_options(args, model.method)
@@ -76,8 +83,11 @@ def run(args: argparse.Namespace) -> int:
     bank = bank_of(args.perception, model.config.img_resolution)
 
     batch = Batch()
-    batch.run(range(len(args.image)), lambda i: pictures.read(i, model.config), name=lambda i: args.image[i])
-    read = [(i, *found) for i, found in batch.numbered]
+    mine = share_of(len(args.image), args.share)
+    batch.run(mine, lambda i: pictures.read(i, model.config), name=lambda i: args.image[i])
+    read = [(mine[k], *found) for k, found in batch.numbered]
+    if args.share is not None and model.method.joins_portraits:
+        raise UserError(f'--share {args.share}: {model.method.title} makes one avatar of all pictures; leave it out')
     if model.method.joins_portraits and read:
         people = [Person(Source([p for _, _, p in read], name=pictures.names[0]), [m for _, m, _ in read])]
     else:
@@ -87,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
         reports.append(report)
         say(out / report['name'], report)
     if reports:
-        write_summary(out, model, options, bank, reports, batch.skipped, args.seed)
+        name = 'report.json' if args.share is None else f'report_{args.share.replace("/", "_of_")}.json'
+        write_summary(out / name, model, options, bank, reports, batch.skipped, args.seed)
     return batch.finish()
 
 

@@ -18,10 +18,10 @@ from avatar_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    from avatar_jax.methods.base import DEFAULT, training
+    from avatar_jax.methods.base import an_example
     from launch.config_args import add_config_argument
 
-    add_config_argument(parser, default=training(DEFAULT).example)
+    add_config_argument(parser, default=an_example())
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of the run')
     parser.add_argument('--resume', action='store_true', help='continue the run in --out (or start, if there is none)')
     processes.add_arguments(parser)

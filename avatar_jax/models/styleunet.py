@@ -19,13 +19,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from avatar_jax.errors import UserError
-from avatar_jax.losses.pixel import halve
 from avatar_jax.models import host_draws
 from avatar_jax.models.perception.layers import flatten_chw
 from avatar_jax.ops.activations import SQRT2, normalize_2nd_moment
 from avatar_jax.ops.conv import conv2d
 from avatar_jax.ops.modulated import modulated_conv2d
-from avatar_jax.ops.resize import double, resize
+from avatar_jax.ops.resize import double, halve, resize
 
 SLOPE = 0.2
 # Sigmoids are widened by a thousandth on both sides so that 0 and 1 can be reached.

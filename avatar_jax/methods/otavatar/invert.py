@@ -7,7 +7,7 @@ steps at a time, so that it can show progress, ends when everybody has stopped, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ from avatar_jax.methods.otavatar.model import (
 )
 from avatar_jax.methods.otavatar.objective import portrait_loss, prepare_targets, view_terms
 from avatar_jax.ops.image_metrics import psnr, to_unit
+from avatar_jax.parallel import on_all, over_devices
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.types import Avatar, Portrait
 
@@ -187,25 +188,38 @@ def stack_portraits(portraits: list[Portrait]) -> Portrait:
     return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v, jnp.float32) for v in x]), *common)
 
 
-@partial(jax.jit, static_argnames='config')
-def _pose_all(variables, portraits, bank, *, config):
-    return jax.vmap(lambda p: pose_problem(variables, config, p, bank))(portraits)
+@partial(jax.jit, static_argnames=('config', 'devices'))
+def _pose_all(shared, portraits, *, config, devices):
+    def all_of(shared, portraits):
+        variables, bank = shared
+        return jax.vmap(lambda p: pose_problem(variables, config, p, bank))(portraits)
+
+    return over_devices(all_of, devices)(shared, portraits)
 
 
-@partial(jax.jit, static_argnames=('config', 'stage', 'count', 'sr', 'jitter'))
-def _advance(variables, problems, bank, states, keys, first, tied, *, config, stage, count, sr, jitter):
+@partial(jax.jit, static_argnames=('config', 'stage', 'count', 'sr', 'jitter', 'devices'))
+def _advance(shared, people, first, tied, *, config, stage, count, sr, jitter, devices):
     """``count`` steps for all people; one program for both spaces, as only ``tied`` tells them apart."""
 
-    def one(problem, state, key):
-        loss = loss_of(variables, config, problem, bank, jitter)
-        return inversion.advance(loss, state, key, first, count, sr, tied, stage, transforms(config))
+    def all_of(shared, people):
+        variables, bank, first, tied = shared
 
-    return jax.vmap(one)(problems, states, keys)
+        def one(problem, state, key):
+            loss = loss_of(variables, config, problem, bank, jitter)
+            return inversion.advance(loss, state, key, first, count, sr, tied, stage, transforms(config))
+
+        return jax.vmap(one)(*people)
+
+    return over_devices(all_of, devices)((*shared, first, tied), people)
 
 
-@partial(jax.jit, static_argnames='config')
-def _assess_all(variables, portraits, bank, codes, biases, *, config):
-    return jax.vmap(lambda p, c, b: assess(variables, config, p, bank, c, b))(portraits, codes, biases)
+@partial(jax.jit, static_argnames=('config', 'devices'))
+def _assess_all(shared, people, *, config, devices):
+    def all_of(shared, people):
+        variables, bank = shared
+        return jax.vmap(lambda p, c, b: assess(variables, config, p, bank, c, b))(*people)
+
+    return over_devices(all_of, devices)(shared, people)
 
 
 def invert_people(
@@ -217,10 +231,12 @@ def invert_people(
     *,
     weights: str = '',
     on_step: Callable[[int, float], None] | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> list[Inversion]:
     """Inverts many portraits side by side.
 
     Args:
+        devices: over which people are spread, with the same results as on one; None: all of this process.
         on_step: called with (steps done, mean loss) after every few steps; ``num_steps(config)`` is their total.
 
     Returns:
@@ -228,13 +244,16 @@ def invert_people(
         ``fold_in(key, index)``.
     """
     bank = PerceptionBank() if bank is None else bank
-    people, count = stack_portraits(portraits), len(portraits)
+    devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
+    count = -(-len(portraits) // len(devices)) * len(devices)  # the last one fills up
+    people = stack_portraits([*portraits, *[portraits[-1]] * (count - len(portraits))])
+    shared = on_all((variables, bank), devices)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0) if key is None else key, i))(jnp.arange(count))
     code, bias = first_code(variables, config)
     codes, biases = (jnp.broadcast_to(x, (count, *x.shape)) for x in (code, bias))
     moves, stages, results, done = transforms(config), config.method.inversion.stages(), [], 0
     inversion.check_order(stages)
-    problems = _pose_all(variables, people, bank, config=config)
+    problems = _pose_all(shared, people, config=config, devices=devices)
     for i, stage in enumerate(stages):
         states = jax.vmap(lambda c, b: inversion.start(c, b, moves))(codes, biases)
         stage_keys = jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
@@ -246,11 +265,8 @@ def invert_people(
             steps = max(n for n in range(1, STEPS_PER_CALL + 1) if length % n == 0)
             for first in range(begin, begin + length, steps):
                 states, out = _advance(
-                    variables,
-                    problems,
-                    bank,
-                    states,
-                    stage_keys,
+                    shared,
+                    (problems, states, stage_keys),
                     jnp.int32(first),
                     jnp.asarray(stage.space == 'w'),
                     config=config,
@@ -258,6 +274,7 @@ def invert_people(
                     count=steps,
                     sr=sr,
                     jitter=key is not None,
+                    devices=devices,
                 )
                 outs.append(out)
                 done += steps
@@ -272,7 +289,7 @@ def invert_people(
         result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
         codes, biases = result.code, result.bias
         results.append(result)
-    quality = _assess_all(variables, people, bank, codes, biases, config=config)
+    quality = _assess_all(shared, (people, codes, biases), config=config, devices=devices)
     found = []
     for i, portrait in enumerate(portraits):
         own, stage_results = jax.tree.map(lambda x, i=i: x[i], (quality, results))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from avatar_jax.io.assets import Asset
-from avatar_jax.methods.base import Method, Training, later, option
+from avatar_jax.methods.base import Method, Training, later, later_value, option
 from avatar_jax.methods.eg3d.method import GENERATOR_BENCH
 
 
@@ -46,6 +46,7 @@ METHOD = Method(
     signals=('windows',),
     prepare=later('avatar_jax.methods.otavatar.model:prepare'),
     frame=later('avatar_jax.methods.otavatar.model:frame'),
+    interpolate=later('avatar_jax.inversion.invert:interpolate'),
     networks=later('avatar_jax.methods.otavatar.build:networks'),
     trainings={
         'decoupling': Training(
@@ -56,6 +57,7 @@ METHOD = Method(
         )
     },
     bench=GENERATOR_BENCH,
+    foreign=later_value('avatar_jax.methods.otavatar.foreign:FOREIGN'),
     assets=(
         Asset(
             'otavatar',

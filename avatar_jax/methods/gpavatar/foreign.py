@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
-from avatar_jax.convert.kinds.base import Kind, Plan, Source, has, places
+from avatar_jax.convert.base import ForeignFile, Plan, Source, has, places
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.methods.gpavatar.config import METHOD, GPAvatarConfig, ModelConfig
@@ -99,9 +98,13 @@ def _plan(source: Source, report: Report) -> list[Plan]:
     return [Plan(FILE, METHOD, config.to_dict(), taken, variables_of)]
 
 
-GPAVATAR = (Kind(METHOD, 'checkpoint of GPAvatar', lambda tensors: places(tensors, QUERY, fits), _plan),)
-
-
-def original(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """All entries under the released names, in the released layouts."""
-    return state_dict(variables)
+FOREIGN = (
+    ForeignFile(
+        METHOD,
+        'checkpoint of GPAvatar',
+        METHOD,
+        lambda tensors: places(tensors, QUERY, fits),
+        _plan,
+        export=lambda weights: state_dict(weights.variables),
+    ),
+)

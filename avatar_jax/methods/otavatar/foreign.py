@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.configure import from_plain, to_plain
-from avatar_jax.convert.kinds.base import Kind, Plan, Source, has, match, places
-from avatar_jax.convert.kinds.eg3d import abstract_generator, fits_generator, from_shapes
+from avatar_jax.convert.base import Checkpoint, ForeignFile, Plan, Source, has, match, places
+from avatar_jax.convert.comparison import NET, VALUE, Run, thinned
 from avatar_jax.convert.layout import from_torch
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.faces.bfm import BFM
+from avatar_jax.io.weights import Weights
+from avatar_jax.methods.eg3d.files import METHOD as GENERATOR_METHOD
+from avatar_jax.methods.eg3d.files import abstract_generator
+from avatar_jax.methods.eg3d.foreign import GENERATOR_RECORDS, compare_generator, find_generators
+from avatar_jax.methods.eg3d.state_dicts import from_shapes, generator_keys
 from avatar_jax.methods.otavatar.config import OTAvatarConfig
-from avatar_jax.methods.otavatar.controller import ControllerConfig, abstract_params
-from avatar_jax.methods.otavatar.model import METHOD, ModelConfig, join
+from avatar_jax.methods.otavatar.controller import (
+    CONTROLLER_METHOD,
+    Controller,
+    ControllerConfig,
+    abstract_params,
+    load_controller,
+    to_release_keys,
+)
+from avatar_jax.methods.otavatar.model import METHOD, ModelConfig, join, load_model, network
 
-CONTROLLER_METHOD = 'otavatar_controller'
 ROLES = ('net_G_ema', 'net_Warp_ema', 'net_G', 'net_Warp')
 FILES = {'_ema': 'otavatar.safetensors', '': 'otavatar_training.safetensors'}
 Flat = Mapping[str, np.ndarray]
@@ -168,11 +181,87 @@ def find_controllers(tensors: Flat) -> list[str]:
 
 
 def _find(tensors: Flat) -> list[str]:
-    generators = places(tensors, 'backbone.synthesis.b4.const', fits_generator)
+    generators = find_generators(tensors)
     return [*generators, *find_controllers(tensors)] if generators else []
 
 
-OTAVATAR = (
-    Kind(METHOD, 'checkpoint of OTAvatar (generator and controller)', _find, _plan),
-    Kind(CONTROLLER_METHOD, 'motion controller of OTAvatar alone', find_controllers, _plan_controller),
+def _complete(roles: Collection[str]) -> bool:
+    return any({f'net_G{ending}', f'net_Warp{ending}'} <= set(roles) for ending in FILES)
+
+
+# -------------------------------------------------------------------------------------------- export and verification
+
+
+def _export(weights: Weights) -> dict[str, np.ndarray]:
+    config = ModelConfig.from_dict(weights.config)
+    generator = generator_keys(network(weights.variables, 'generator'), config.generator.superresolution)
+    controller = to_release_keys(network(weights.variables, 'controller')['params'], config.method.controller)
+    return {f'net_G_ema.{k}': v for k, v in generator.items()} | {f'net_Warp_ema.{k}': v for k, v in controller.items()}
+
+
+def _export_controller(weights: Weights) -> dict[str, np.ndarray]:
+    return to_release_keys(weights.variables['params'], from_plain(ControllerConfig, weights.config))
+
+
+def _compare_controller(run: Run) -> None:
+    golden = run.golden
+    weights = run.find(CONTROLLER_METHOD, METHOD)
+    if weights.method == CONTROLLER_METHOD:
+        variables, config = load_controller(weights.path)
+    else:
+        variables, model, _, _ = load_model(weights.path)
+        variables, config = network(variables, 'controller'), model.method.controller
+    hyper = golden.config.get('hyper', {})
+    told = {'short_cut': hyper.get('if_short_cut', True), 'scaling': hyper.get('if_plus_scaling', False)}
+    differ = [k for k, v in told.items() if getattr(config, k) != v]
+    if differ:
+        raise UserError(f'{golden.path}: was recorded with other options of the controller: {", ".join(differ)}')
+    run.weights(to_release_keys(variables['params'], config))
+    module, motion = Controller(config), jnp.asarray(golden.inp['driving'].transpose(0, 2, 1))
+    code, state = module.apply(variables, motion, method='codes', mutable='intermediates')
+    run.compare('ws_trans', code.w_x, VALUE)
+    run.compare('alpha', code.alpha, VALUE)
+    if code.scaling is not None:
+        run.compare('ws_scaling', code.scaling, VALUE)
+    run.compare('Q', module.apply(variables, method='basis'), VALUE)
+    inner = state['intermediates']['mapping_3DMM']
+    run.compare('pooled', np.asarray(inner['pooled'][0])[:, :, None], VALUE)
+    for name in golden.out:
+        if name == 'first' or name.startswith('encoder'):
+            value = np.asarray(inner[f'after_{name}'][0]).transpose(0, 2, 1)
+            run.compare(name, thinned(value, golden.out[name]), VALUE)
+    if 'scalar' in golden.out:
+        target = jnp.asarray(golden.inp['target'])
+        run.compare('scalar', jnp.sum(code.w_x * target) / 100 + jnp.mean(code.alpha**2), NET)
+
+
+_CONTROLLER_RECORDS = dict.fromkeys(('controller_full', 'controller_variant'), _compare_controller)
+
+FOREIGN = (
+    ForeignFile(
+        METHOD,
+        'checkpoint of OTAvatar (generator and controller)',
+        METHOD,
+        _find,
+        _plan,
+        export=_export,
+        verify=dict.fromkeys(GENERATOR_RECORDS, partial(compare_generator, METHOD)) | _CONTROLLER_RECORDS,
+        checkpoint=Checkpoint(
+            ROLES,
+            (GENERATOR_METHOD, CONTROLLER_METHOD),
+            _complete,
+            'holds generators and controllers, but not as net_G and net_Warp; '
+            f'--as {GENERATOR_METHOD} or --as {CONTROLLER_METHOD} with --prefix takes one of them',
+        ),
+    ),
+    ForeignFile(
+        CONTROLLER_METHOD,
+        'motion controller of OTAvatar alone',
+        CONTROLLER_METHOD,
+        find_controllers,
+        _plan_controller,
+        export=_export_controller,
+        verify=_CONTROLLER_RECORDS,
+        preferred='net_Warp_ema',
+    ),
 )

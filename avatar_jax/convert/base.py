@@ -1,22 +1,25 @@
-"""What every kind of convertible file shares: where it is in a file, and matching its entries with a network's."""
+"""A kind of foreign file as one object, and what the kinds share: finding a network's entries, matching them with it.
+
+Nothing here knows a method or a network. Those have a module ``foreign`` beside them with ``FOREIGN``, a tuple of
+``ForeignFile``; the functions of this package (``convert``, ``recognise``, ``export``, ``verify``) take such objects.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from avatar_jax.convert.layout import COLLECTIONS, KEEP, from_torch, torch_shapes
+from avatar_jax.convert.comparison import Run
+from avatar_jax.convert.layout import COLLECTIONS, from_torch, to_torch, torch_shapes
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.io.foreign import RawFile
-
-EXPORT_KEY = 'avatar_jax_export'
-"""Entry of an exported file's metadata that says what it holds."""
+from avatar_jax.io.weights import Weights
 
 FIR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype(np.float32) / 64
 _NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float64))
@@ -77,22 +80,75 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Something that can be converted.
+class Checkpoint:
+    """Several networks of one file that are imported together.
+
+    Attributes:
+        roles: names of the containers that they are in.
+        of: names of the kinds that these networks are, each for itself.
+        complete: whether the roles that a file has are enough.
+        otherwise: what a file has instead if they are not, and what to do; ends a message.
+    """
+
+    roles: tuple[str, ...]
+    of: tuple[str, ...]
+    complete: Callable[[Collection[str]], bool]
+    otherwise: str = ''
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A kind that is distributed as a folder.
+
+    Attributes:
+        title: of the distribution, for messages.
+        mark: name of the file by which the folder is recognised.
+        read: the folder -> its arrays.
+    """
+
+    title: str
+    mark: str
+    read: Callable[[Path], RawFile]
+
+
+def _state_dict(weights: Weights) -> dict[str, np.ndarray]:
+    return to_torch(weights.variables)
+
+
+@dataclass(frozen=True)
+class ForeignFile:
+    """One kind of file of another program: how it is recognised, imported, exported and verified.
 
     Attributes:
         name: for ``--as``.
         title: in words.
+        method: of the weight file that it becomes (of the first one, if there are several).
         find: tensors by name -> starts of the names under which it occurs.
-        plan: (source, report) -> weight files; says in the report what becomes of every entry at its places.
+        plan: (source, report) -> weight files to be written, each with the function that builds its variables; says in
+            the report what becomes of every entry at its places.
+        export: a weight file -> arrays under the original names, in the original layouts; None: never written again.
+        verify: kind of record -> repeats the recorded computation with the imported weights and compares.
         variants: further names for ``--as`` that also choose a configuration.
+        checkpoint: for files that hold several networks at once.
+        containers: names of containers, beside the roles of the checkpoint, that the network is in.
+        preferred: the container that is taken if the kind is asked for by name and is in several.
+        folder: for what is distributed as a folder.
+        left_out: shell patterns of entries that lie beside the networks of such files -> why they are not imported.
     """
 
     name: str
     title: str
+    method: str
     find: Callable[[Mapping[str, np.ndarray]], list[str]]
     plan: Callable[[Source, Report], list[Plan]]
+    export: Callable[[Weights], dict[str, np.ndarray]] | None = _state_dict
+    verify: Mapping[str, Callable[[Run], None]] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
+    checkpoint: Checkpoint | None = None
+    containers: tuple[str, ...] = ()
+    preferred: str = ''
+    folder: Folder | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def under(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -176,24 +232,3 @@ def match(
             report.unexpected[name] = ''
     report.missing += [place + key for key in wanted if key not in flat]
     return taken
-
-
-def export_hint(raw: RawFile) -> dict[str, Any]:
-    """What an exported file says about itself: {'kind': ..., 'config': ...}, or nothing.
-
-    Raises:
-        UserError: it is not what an export writes.
-    """
-    text = raw.facts.get(EXPORT_KEY) if raw.kind == 'safetensors' else None
-    if text is None:
-        return {}
-    try:
-        hint = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{raw.path}: its metadata are damaged; export it again') from error
-    if not isinstance(hint, dict) or not isinstance(hint.get('kind'), str) or not isinstance(hint.get('config'), dict):
-        raise UserError(f'{raw.path}: its metadata are damaged; export it again')
-    return hint
-
-
-__all__ = ['EXPORT_KEY', 'FIR', 'KEEP', 'Kind', 'Plan', 'Source', 'export_hint', 'has', 'match', 'places', 'under']
