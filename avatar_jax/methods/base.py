@@ -233,7 +233,8 @@ class Method:
             identity then. None: avatars cannot be mixed.
         networks: (configuration, bank) -> {loss: network in words}: what the losses of ``build`` look through.
         trainings: name -> ``Training``; the first is the default.
-        bench: its stages. foreign: () -> tuple of ``convert.base.ForeignFile``, one for each kind of file that other programs wrote.
+        bench: its stages.
+        foreign: () -> tuple of ``convert.base.ForeignFile``, one for each kind of file that other programs wrote.
         assets: optional files (``io.assets.Asset``). tables: name -> ``Table``.
     """
 
