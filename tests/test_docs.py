@@ -1,6 +1,7 @@
 """What README and docs/ mention exists: files, links, modules, commands, their options, and fields of configs."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import re
@@ -21,13 +22,16 @@ ROOMS = {p.stem for p in (ROOT / 'avatar_jax').iterdir() if p.name[0] not in '_.
 ENDINGS = ('.py', '.md', '.npz', '.safetensors', '.json', '.jsonl', '.cfg')
 OPTION = re.compile(r'(?<![\w-])--[a-z][\w.-]*')
 
+MODULE_RUN = r'python -m ((?:data_pipelines|launch)[\w.]*)(.*)'
+COMMAND_RUN = r'(?:^|[ (])avatar-jax ([a-z]\w*)(.*)'
+
 each_doc = pytest.mark.parametrize('doc', DOCS, ids=lambda p: p.name)
 
 
 def snippets(text):
     """Texts that show code: inline code, and the lines of code blocks with their continuations, without comments."""
-    blocks = re.findall(r'^```\w*\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
-    outside = re.sub(r'^```\w*\n.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r'^ *```\w*\n(.*?)^ *```', text, re.MULTILINE | re.DOTALL)
+    outside = re.sub(r'^ *```\w*\n.*?^ *```', '', text, flags=re.MULTILINE | re.DOTALL)
     blocks += re.findall(r'(?:^ {4}.*\n)+', outside, re.MULTILINE)
     for block in blocks:
         for line in re.sub(r'\\\n\s*', '', block).splitlines():
@@ -153,10 +157,9 @@ def options_of(program):
 def programs_in(snippet):
     """(program, its part of the text) of a snippet: a command, a module, or a module with a command after ``--``."""
     first, _, second = snippet.partition(' -- ')
-    if (m := re.search(r'python -m ((?:data_pipelines|launch)[\w.]*)(.*)', first)) or (
-        m := re.search(r'(?:^|[ (])avatar-jax ([a-z]\w*)(.*)', first)
-    ):
-        yield m[1], m[2]
+    module, command = (re.search(p, first) for p in (MODULE_RUN, COMMAND_RUN))
+    if module or command:
+        yield (module or command).groups()
     elif first.split(' ')[0] in COMMANDS and '--' in first:  # `invert --image FILE`
         yield first.split(' ')[0], first
     if second and '--' in first:
@@ -196,6 +199,19 @@ def test_fields_of_configs_exist(doc):
         fields = re.findall(r'(--config\.[\w.]+=\S*)', snippet)
         if spec and fields:
             check_names(load_config(spec[1]), fields)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_option_has_a_text(command):
+    parser = Parser(prog=command)
+    importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+    assert [a.option_strings or a.dest for a in parser._actions if not a.help] == []
+
+
+def test_every_field_of_drawn_heads_is_an_option():
+    for module, config in (('fast_heads', 'FastHeadsConfig'), ('face_crops', 'FaceCropsConfig')):
+        module = importlib.import_module(f'data_pipelines.{module}')
+        assert {*module.TEXTS, 'version'} == {f.name for f in dataclasses.fields(getattr(module, config))}
 
 
 def test_what_is_missing_is_noticed():
