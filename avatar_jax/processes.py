@@ -89,16 +89,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--coordinator',
         default='',
         metavar='HOST:PORT',
-        help="where process 0 listens; 'auto' under Slurm, on TPU pods, on GKE and under MPI",
+        help="address at which process 0 listens; 'auto' under Slurm, on TPU pods, on GKE and under MPI",
     )
-    group.add_argument('--num-processes', type=int, default=-1, metavar='N', help='how many processes there are')
-    group.add_argument('--process-id', type=int, default=-1, metavar='I', help='which one this is, from 0')
+    group.add_argument('--num-processes', type=int, default=-1, metavar='N', help='number of processes')
+    group.add_argument('--process-id', type=int, default=-1, metavar='I', help='number of this process, from 0')
     group.add_argument(
         '--join-timeout',
         type=float,
         default=300.0,
         metavar='SECONDS',
-        help='give up when not all have joined by then (default: 300)',
+        help='time until all processes must have joined (default: 300)',
     )
 
 

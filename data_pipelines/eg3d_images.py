@@ -382,7 +382,7 @@ def main(argv: list[str] | None = None) -> int:
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(description='Checks an EG3D folder or zip: labels and every picture.')
-    parser.add_argument('path', type=Path)
+    parser.add_argument('path', type=Path, metavar='PATH', help='folder or zip with dataset.json')
     path = parser.parse_args(argv).path
     try:
         reader = Eg3dImages(path)
