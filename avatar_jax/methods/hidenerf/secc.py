@@ -58,7 +58,7 @@ class HeadMesh:
 
 
 def build_mesh(model: Any, code: np.ndarray | None = None) -> HeadMesh:
-    """The mesh of a model behind ``faces.base.MorphableModel``: procedural head, BFM, FLAME, ICT, or another linear one.
+    """The mesh of a head model (``faces.base.MorphableModel``): procedural head, BFM, FLAME, ICT or another linear one.
 
     Of the procedural head everything but hair and clothes is drawn, which belong to its style and hide the brows.
 
