@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.ops.grid_sample import PLANE_AXES, grid_sample
-from avatar_jax.render.cameras import FFHQ_FOCAL
+from avatar_jax.render.cameras import FFHQ_FOCAL, mirror_pose, pack_label, unpack_label
 
 TRANSFORMS = ('exact', 'plane_warp', 'none')
 AXES = 'ordered'  # planes xy, xz, yz
@@ -103,6 +103,13 @@ def warp_planes(
         places = apply_map(affine, points)[..., jnp.asarray([first, second])]
         warped.append(grid_sample(planes[:, k], places))
     return jnp.stack(warped, 1)
+
+
+def mirror(labels: jax.Array) -> jax.Array:
+    """Labels [...,25] of horizontally flipped pictures: the world mirrored at x = 0, the principal point too."""
+    cam2world, intrinsics = unpack_label(labels)
+    flipped = intrinsics.at[..., 0, 2].set(1 - intrinsics[..., 0, 2]).at[..., 0, 1].multiply(-1)
+    return pack_label(mirror_pose(cam2world), flipped)
 
 
 def view_angle(cam2world: np.ndarray, pivot: tuple[float, float, float]) -> float:
