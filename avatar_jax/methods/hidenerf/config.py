@@ -315,6 +315,11 @@ class ModelConfig:
             _need(kind == 'single', f"{name}.kind: {kind!r}; both discriminators judge one picture, use 'single'")
 
     @property
+    def img_resolution(self) -> int:
+        """Side of the final picture."""
+        return self.image_size
+
+    @property
     def fill(self) -> float:
         """The background's value in [-1, 1]."""
         return BACKGROUNDS[self.background]

@@ -95,7 +95,9 @@ def reconstruction(
         if importance is None:
             raise ValueError('loss.focus needs importances')
         weights = [importance[..., None], resize(importance[..., None], raw, antialias=True)]
+        # Normalised by picture, so that the term is a mean over samples.
         terms['focus'] = config.focus * sum(
-            (e * w).mean() / jnp.maximum(w.mean(), 1e-6) for e, w in zip(errors, weights, strict=True)
+            ((e * w).mean((1, 2, 3)) / jnp.maximum(w.mean((1, 2, 3)), 1e-6)).mean()
+            for e, w in zip(errors, weights, strict=True)
         )
     return terms

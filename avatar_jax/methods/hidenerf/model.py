@@ -1,12 +1,14 @@
 """HiDe-NeRF's networks together: a source seen once, and its frames.
 
-Variables are ``{'params': {...}}`` as weight files hold them; the head mesh that draws the codes is handed over beside
-them. ``encode`` computes everything that depends on the source alone (planes, identity features, canonical code);
-``frame`` only what depends on expression and camera. Pictures are in [-1, 1], with the background removed.
+Variables are ``{'params': {...}}`` as weight files hold them; ``load_model`` adds ``mesh``, the head model that draws
+the codes, which no weight file contains. ``encode`` computes everything that depends on the source alone (planes,
+identity features, canonical code); ``frame`` only what depends on expression and camera. Pictures are in [-1, 1], with
+the background removed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +18,14 @@ from flax import struct
 
 from avatar_jax.methods.hidenerf import cameras, field, secc
 from avatar_jax.methods.hidenerf.appearance import Appearance, Planes
-from avatar_jax.methods.hidenerf.config import ModelConfig
+from avatar_jax.methods.hidenerf.config import METHOD, ModelConfig
 from avatar_jax.methods.hidenerf.deformation import Deformation
 from avatar_jax.methods.hidenerf.refine import IdentityEncoder, Maps, Refine
 from avatar_jax.methods.hidenerf.secc import HeadMesh
 from avatar_jax.models.decoder import OSGDecoder
 from avatar_jax.parallel import sample_keys
 from avatar_jax.render.cameras import unpack_label
+from avatar_jax.types import Frames
 
 PyTree = Any
 SOURCE_PARTS, FRAME_PARTS = ('appearance', 'identity'), ('deformation', 'points', 'refine')
@@ -71,12 +74,12 @@ class Views:
     """N rendered frames.
 
     Attributes:
-        raw: [N,r,r,3] volume-rendered picture. image: [N,R,R,3] final one; neither is limited to [-1, 1].
+        raw: [N,r,r,3] volume-rendered picture. image: [N,R,R,3] final one, or None; neither is limited to [-1, 1].
         depth, opacity: [N,r,r,1]. shift: displacements [N,r,r,S,3] of the sample points, world units.
     """
 
     raw: jax.Array
-    image: jax.Array
+    image: jax.Array | None
     depth: jax.Array
     opacity: jax.Array
     shift: jax.Array
@@ -120,7 +123,46 @@ def abstract(config: ModelConfig) -> dict[str, Any]:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
+def save_model(
+    path: str | os.PathLike,
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    provenance: Mapping[str, Any],
+    storage: str = 'float32',
+) -> str:
+    """Writes a weight file of this method (without mesh); returns its SHA-256."""
+    from avatar_jax.io.weights import check_tree, save_weights
+
+    kept = {'params': variables['params']}
+    check_tree(path, kept, abstract(config))
+    return save_weights(path, kept, method=METHOD, config=config.to_dict(), provenance=provenance, storage=storage)
+
+
+def load_model(path: str | os.PathLike, head: Any = None) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
+    """Reads a weight file of this method: (variables with the mesh, configuration, SHA-256, provenance).
+
+    Args:
+        head: the head model that draws the codes; None: that of the weights' basis, from the package or the user's
+            asset folders.
+
+    Raises:
+        UserError: missing, damaged or foreign file; weights that do not fit their configuration; no head model.
+    """
+    from avatar_jax.io.weights import check_tree, load_weights
+
+    weights = load_weights(path, method=METHOD)
+    config = ModelConfig.from_dict(weights.config)
+    check_tree(path, weights.variables, abstract(config))
+    mesh = secc.load_mesh(config.basis, head, str(path))
+    return {**jax.tree.map(jnp.asarray, weights.variables), 'mesh': mesh}, config, weights.sha256, weights.provenance
+
+
 # -------------------------------------------------------------------------------------------------------------- source
+
+
+def masked(images: jax.Array, masks: jax.Array, fill: float) -> jax.Array:
+    """Pictures [...,H,W,3] before a plain background: where masks [...,H,W] in [0, 1] are 0."""
+    return images * masks[..., None] + fill * (1 - masks[..., None])
 
 
 def encode(
@@ -154,6 +196,36 @@ def encode(
     if canonical is None:
         canonical = secc.canonical(mesh, shape, config.secc, mirrored)
     return Source(planes, affine, identity, shape, canonical)
+
+
+def identity_of(source: Source) -> dict[str, Any]:
+    """One source (its arrays without a leading axis) as nested dicts, as avatar files hold it."""
+
+    def numbered(arrays):
+        return {str(k): x for k, x in enumerate(arrays)}
+
+    return {
+        'planes': numbered(source.planes),
+        'affine': source.affine,
+        'identity': numbered(source.identity),
+        'shape': source.shape,
+        'canonical': source.canonical,
+    }
+
+
+def source_of(identity: Mapping[str, Any]) -> Source:
+    """The inverse of ``identity_of``."""
+
+    def listed(arrays):
+        return tuple(arrays[str(k)] for k in range(len(arrays)))
+
+    return Source(
+        listed(identity['planes']),
+        identity['affine'],
+        listed(identity['identity']),
+        identity['shape'],
+        identity['canonical'],
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- frame
@@ -193,11 +265,13 @@ def render(
     driving: jax.Array,
     labels: jax.Array,
     draws: Draws | None = None,
+    refine: bool = True,
 ) -> Views:
     """Frames of N sources with driving codes [N,S,S,3] from cameras [N,25].
 
     Args:
         draws: random places of the samples and perturbation, for training; None: neither.
+        refine: also run the refine network (static).
     """
     draws = Draws() if draws is None else draws
     size = config.raw_size
@@ -208,7 +282,9 @@ def render(
     features, depth, opacity = (
         x.reshape(len(labels), size, size, -1) for x in (found.features, found.depth, found.opacity)
     )
-    image = Refine(config.refine, config.image_size).apply({'params': params['refine']}, features, source.identity)
+    image = None
+    if refine:
+        image = Refine(config.refine, config.image_size).apply({'params': params['refine']}, features, source.identity)
     return Views(features[..., :3], image, depth, opacity, shift)
 
 
@@ -228,15 +304,33 @@ def driving_codes(
 def frame(
     variables: Mapping[str, Any],
     config: ModelConfig,
-    mesh: HeadMesh,
-    source: Source,
-    expression: jax.Array,
+    identity: Mapping[str, Any],
+    prepared: None,
+    signals: Mapping[str, jax.Array],
     labels: jax.Array,
-) -> Views:
-    """T frames of one source side by side: all that depends on expressions [T,64] and cameras [T,25]."""
-    many = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(labels), *x.shape[1:])), source)
-    driving = driving_codes(config, mesh, many.shape, expression, labels)
-    return render(variables['params'], config, many, driving, labels)
+    keys: jax.Array | None = None,
+    sr: bool = True,
+) -> Frames:
+    """N frames side by side: deformation, point network and refine network, nothing of the source's.
+
+    A pure function (``config`` and ``sr`` static under ``jit``).
+
+    Args:
+        variables: with ``mesh``. identity: of ``identity_of``. prepared, keys: not needed; nothing is drawn at random.
+        signals: ``expression`` [N,64] of the driver. labels: [N,25] cameras.
+        sr: False leaves the refine network out; ``rgb`` is then the raw rendering.
+
+    Returns:
+        ``Frames`` with rgb and raw limited to [-1,1].
+    """
+    del prepared, keys
+    count = labels.shape[0]
+    source = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), source_of(identity))
+    driving = driving_codes(config, variables['mesh'], source.shape, signals['expression'], labels)
+    found = render(variables['params'], config, source, driving, labels, refine=sr)
+    raw = jnp.clip(found.raw, -1, 1)
+    rgb = raw if found.image is None else jnp.clip(found.image, -1, 1)
+    return Frames(rgb, raw, found.depth, found.opacity)
 
 
 def count_parameters(tree: PyTree) -> int:

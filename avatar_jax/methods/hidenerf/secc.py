@@ -111,6 +111,29 @@ def procedural_mesh() -> HeadMesh:
     return build_mesh(ProceduralHead())
 
 
+def load_mesh(basis: str, head: Any = None, source: str = 'weights') -> HeadMesh:
+    """The mesh of a basis.
+
+    Args:
+        head: the head model; None: the procedural one, or the user's file in the asset folders.
+        source: what asks for it, for messages.
+
+    Raises:
+        UserError: ``head`` is of another basis, or the file of the basis is not there (says which, and where from).
+    """
+    if head is None:
+        if basis == ProceduralHead.basis:
+            return procedural_mesh()
+        from avatar_jax.driving.fields import load_head_model
+
+        head = load_head_model(basis)
+    if head.basis != basis:
+        raise UserError(
+            f"{source}: needs a head of the basis '{basis}', but the {head.name} head has '{head.basis}'; give that one"
+        )
+    return build_mesh(head)
+
+
 def mirror_partners(rest: np.ndarray, moves: np.ndarray) -> np.ndarray:
     """[V] the vertex that lies where each vertex's mirror image is.
 

@@ -219,16 +219,11 @@ def flip(
     return out
 
 
-def masked(images: jax.Array, masks: jax.Array, fill: float) -> jax.Array:
-    """Pictures [...,H,W,3] before a plain background: where masks [...,H,W] in [0, 1] are 0."""
-    return images * masks[..., None] + fill * (1 - masks[..., None])
-
-
 def prepared(config: ModelConfig, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The batch in the size of the networks, its pictures masked."""
     size = config.image_size
     masks = resize(batch['masks'][..., None], size, antialias=True)[..., 0]
-    images = resize(masked(batch['images'], batch['masks'], config.fill), size, antialias=True)
+    images = resize(model.masked(batch['images'], batch['masks'], config.fill), size, antialias=True)
     out = {**batch, 'images': images, 'masks': masks}
     if 'importance' in batch:
         out['importance'] = resize(batch['importance'][..., None], size, antialias=True)[..., 0]
