@@ -118,8 +118,10 @@ def _march_rays(decode, planes, config, origins, directions, limits, draws):
     return composited, depth, weights.sum(-1), depths.min(-1), depths.max(-1)
 
 
-def _in_chunks(function, chunk, *inputs):
-    """``function`` over axis 1 of the inputs, ``chunk`` rays at a time and with one chunk's memory in both passes."""
+def in_chunks(function, chunk, *inputs):
+    """``function`` over axis 1 of the inputs [N, M, ...], ``chunk`` rays at a time, with one chunk's memory in both
+    passes.
+    """
     total = jax.tree.leaves(inputs)[0].shape[1]
     whole = total // chunk
     function = jax.checkpoint(function)
@@ -166,7 +168,7 @@ def render_rays(
     batch, rays = origins.shape[:2]
     chunk = rays if config.ray_chunk is None else max(1, config.ray_chunk // batch)
     inputs = (origins, directions, limits, draws)
-    outputs = march(*inputs) if chunk >= rays else _in_chunks(march, chunk, *inputs)
+    outputs = march(*inputs) if chunk >= rays else in_chunks(march, chunk, *inputs)
     composited, depth, opacity, lowest, highest = outputs
     opacity = opacity[..., None]
     return RayOutput(

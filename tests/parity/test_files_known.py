@@ -20,7 +20,6 @@ LATER = {
         'resblk_plain',
         'e4e',
         'nofa_maths',
-        'hidenerf_maths',
         'deepspeech_windows',
         'gfpgan',
     ),
