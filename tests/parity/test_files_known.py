@@ -13,6 +13,7 @@ LATER = {
     'otavatar': (),
     'face_models': (),
     'gpavatar': (),
+    'hfagp': (),
     'metrics': (),
     'blocks': (
         'spade',
@@ -21,7 +22,6 @@ LATER = {
         'e4e',
         'nofa_maths',
         'hidenerf_maths',
-        'deepspeech_windows',
         'gfpgan',
     ),
 }

@@ -29,6 +29,7 @@ from avatar_jax.configure import from_plain, to_plain, updated
 from avatar_jax.errors import UserError
 from avatar_jax.methods.hfagp.encoders import PICTURE_CHANNELS, SOUND_CHANNELS
 from avatar_jax.models.triplane import GeneratorConfig
+from avatar_jax.sound.features import FEATURES
 from avatar_jax.train.optimizers import OptimizerConfig
 
 METHOD = 'hfagp'
@@ -77,7 +78,9 @@ class EncoderConfig:
         picture_channels: channels of its trunk at 4, 8, 16, ... ``picture_size`` pixels; empty takes the released ones.
         coefficients: how many numbers drive the coefficient encoder (76 in NerFACE's data, 64 of most face models).
         sound_code: length of the code of a window of speech features.
-        sound_channels: numbers per row of such a window (29 of DeepSpeech).
+        sound_channels: numbers per row of such a window (29 of both kinds of features).
+        sound_features: which features (``sound.features.FEATURES``): 'deepspeech' (from files that the user has) or
+            'mel' (made here from the sound itself).
         softmax: weights are positive and sum to one (off in the release).
     """
 
@@ -87,6 +90,7 @@ class EncoderConfig:
     coefficients: int = 76
     sound_code: int = 64
     sound_channels: int = SOUND_CHANNELS
+    sound_features: str = 'deepspeech'
     softmax: bool = False
 
     def __post_init__(self):
@@ -102,6 +106,8 @@ class EncoderConfig:
             raise UserError(
                 f'encoder.sound_code: {self.sound_code}; attention reads 32 numbers of it, give at least 32'
             )
+        if self.sound_features not in FEATURES:
+            raise UserError(f'encoder.sound_features: {self.sound_features!r}; use one of {", ".join(FEATURES)}')
         if min(self.width, self.coefficients, self.sound_channels) < 1:
             raise UserError('encoder: width, coefficients and sound_channels must be at least 1')
 
@@ -246,6 +252,7 @@ SHARED_CHOICES: dict[str, tuple[str, ...]] = {
         'encoder.coefficients',
         'encoder.sound_code',
         'encoder.sound_channels',
+        'encoder.sound_features',
     ),
     'camera: Deep3DFaceRecon with the conversion of EG3D, without its normalisation of the radius': ('label_mode',),
 }
@@ -316,7 +323,7 @@ class ModelConfig:
         method = replace(
             method,
             basis=replace(method.basis, start='average'),
-            encoder=EncoderConfig(256, 128, (128, 128, 96, 64, 32, 16), 64),
+            encoder=EncoderConfig(256, 128, (128, 128, 96, 64, 32, 16), 64, sound_features='mel'),
             loss=replace(method.loss, size=128),
         )
         return cls(GeneratorConfig.heads128(), method, **other)
@@ -329,7 +336,7 @@ class ModelConfig:
         method = replace(
             method,
             basis=replace(method.basis, size=6),
-            encoder=EncoderConfig(16, generator.img_resolution, (12, 8, 8, 8), 7, 32, 29),
+            encoder=EncoderConfig(16, generator.img_resolution, (12, 8, 8, 8), 7, 32, 29, 'mel'),
             loss=replace(method.loss, size=generator.img_resolution, pyramid_scales=2),
             train=replace(method.train, iterations=4, tune_iter=2, batch_size=2),
         )

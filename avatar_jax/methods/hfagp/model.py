@@ -98,6 +98,13 @@ def check_signal(config: ModelConfig, driver: str, signal: Any, source: str = 'd
         raise UserError(f'{source}: has NaN or infinite numbers; check how it was made')
 
 
+def check_sound_features(config: ModelConfig, features: str, source: str = 'driver') -> None:
+    """``UserError`` when sound windows are made of other features than this model was trained with."""
+    wanted = config.method.encoder.sound_features
+    if features != wanted:
+        raise UserError(f'{source}: gives {features} features, this avatar was trained with {wanted}; give those')
+
+
 def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     """Fresh variables."""
     generator = init_generator(config.generator, jax.random.fold_in(key, 0))
