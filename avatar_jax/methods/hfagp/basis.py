@@ -30,7 +30,7 @@ def lapack_signs(q: jax.Array) -> jax.Array:
 
     A Householder step reflects the leading entry of its column away from zero, so the first k rows of its Q minus the
     identity have an LU factorisation without pivoting whose pivots all lie in [-2, -1]. Eliminating column by column,
-    the sign of each is the one that makes its pivot so.
+    the sign of each is the one that makes its pivot so. (The last column of a square matrix is not reflected.)
     """
     k = q.shape[1]
     rows = jnp.arange(k)
@@ -38,7 +38,8 @@ def lapack_signs(q: jax.Array) -> jax.Array:
     def eliminate(j, state):
         m, signs = state
         pivot = m[j, j]
-        sign = jnp.where(pivot > 0, -1.0, 1.0).astype(m.dtype)
+        reflected = j < q.shape[0] - 1
+        sign = jnp.where((pivot > 0) == reflected, -1.0, 1.0).astype(m.dtype)
         column = m[:, j] * sign
         factors = jnp.where(rows > j, column / (pivot * sign - 1), 0.0)
         return m - factors[:, None] * jnp.where(rows > j, m[j], 0.0), signs.at[j].set(sign)
