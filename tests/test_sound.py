@@ -213,6 +213,7 @@ def test_feature_files(tmp_path):
         np.save(tmp_path / f'{name}.npy', value)
         with pytest.raises(UserError, match=message):
             load_sound_features(tmp_path / f'{name}.npy', frame_times(60, 25))
-    (tmp_path / 'broken.npy').write_bytes(b'\x93NUMPY\x01')
-    with pytest.raises(UserError, match='cannot be read'):
-        load_sound_features(tmp_path / 'broken.npy', times)
+    for name, data in (('broken.npy', b'\x93NUMPY\x01'), ('broken.npz', b'PK\x03\x04')):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match='cannot be read'):
+            load_sound_features(tmp_path / name, times)

@@ -8,6 +8,8 @@ between two others are interpolated, so that a window stays centred on its frame
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -108,7 +110,7 @@ def _load(path: str | os.PathLike) -> np.ndarray:
                 if len(found.files) != 1:
                     raise UserError(f'{path}: holds {len(found.files)} arrays; give a file with one')
                 found = found[found.files[0]]
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path}: cannot be read as .npy or .npz; make it again') from error
     if found.dtype.kind not in 'fiu' or not found.size:
         raise UserError(f'{path}: holds no numbers (or not numbers); give the array of sound features')
