@@ -1,6 +1,7 @@
 """HFA-GP's configuration, basis, encoders, rendering and checkpoint names."""
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -11,8 +12,9 @@ import pytest
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import split_label
+from avatar_jax.io.sound import write_wav
 from avatar_jax.losses.perception import PerceptionBank
-from avatar_jax.methods.hfagp import basis, cameras, losses, model, release
+from avatar_jax.methods.hfagp import basis, cameras, driving, losses, model, release
 from avatar_jax.methods.hfagp.config import (
     ABLATIONS,
     DRIVERS,
@@ -26,7 +28,8 @@ from avatar_jax.methods.hfagp.config import (
 )
 from avatar_jax.methods.hfagp.encoders import ATTENDED, PictureEncoder, SoundEncoder, sound_neighbours
 from avatar_jax.models.triplane import GeneratorConfig
-from avatar_jax.types import Avatar
+from avatar_jax.types import Avatar, Motion
+from tests.parity import golden
 
 
 def option(config, path):
@@ -406,8 +409,10 @@ def test_names_of_the_published_checkpoints():
     _, sections = personal('picture')
     own = {k: v.shape for k, v in sections['gen'].items() if not k.startswith('generator.')}
     assert own == expected
-    generator = {k for k in sections['gen'] if k.startswith('generator.')}
-    assert {'generator.backbone.mapping.fc0.weight', 'generator.decoder.net.0.weight'} <= generator
+    generator = {k.removeprefix('generator.'): v.shape for k, v in sections['gen'].items() if 'generator.' in k}
+    assert len(generator) == 176  # of EG3D's FFHQ generator of 512 pixels
+    if (table := golden.root() / 'eg3d' / 'state_dict_ffhq512.json').is_file():
+        assert generator == {key: tuple(shape) for key, shape, *_ in json.loads(table.read_text())['G']}
     linear = {f'weights_3dmm.fc.{i}.weight': (512, 512) for i in range(1, 6)}
     linear |= {f'weights_3dmm.fc.{i}.bias': (512,) for i in range(6)}
     linear |= {'weights_3dmm.fc.6.weight': (50, 512), 'weights_3dmm.fc.6.bias': (50,)}
@@ -461,3 +466,31 @@ def test_checkpoints_come_in_and_go_out(driver):
         release.variables_of(sections, found)
     with pytest.raises(UserError, match='not one of HFA-GP'):
         release.driver_of({'gen': {'x': np.zeros(1)}})
+
+
+# --------------------------------------------------------------------------------------------------------- the drivers
+
+
+def test_signals_of_motions_pictures_and_sounds(tmp_path):
+    config = ModelConfig.tiny('paper', *DRIVERS)
+    motion = Motion(np.zeros((4, 7)), np.zeros((4, 3)), np.zeros((4, 3)), basis='procedural')
+    assert driving.coefficient_signal(config, motion)['coefficients'].shape == (4, 7)
+    with pytest.raises(UserError, match="trained with 'procedural'"):
+        driving.coefficient_signal(config, motion.replace(basis='bfm'))
+    with pytest.raises(UserError, match='has 64 coefficients'):
+        driving.coefficient_signal(config, motion.replace(expression=np.zeros((4, 64))), 'talk.npz')
+    crops = [np.full((64, 64, 3), v, np.uint8) for v in (0, 255)]
+    found = driving.picture_signal(config, crops)['picture']
+    assert found.shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(found[:, 0, 0, 0], [-1, 1])
+    for bad, text in (([], 'no frames of picture'), ([np.zeros((4, 5, 3), np.uint8)], 'square')):
+        with pytest.raises(UserError, match=text):
+            driving.picture_signal(config, bad)
+    write_wav(tmp_path / 'a.wav', np.sin(np.arange(16000) / 3))
+    signal, heard = driving.sound_windows(config, tmp_path / 'a.wav')
+    assert signal['sound'].shape == (25, 16, 29) and heard.features == 'mel'
+    np.save(tmp_path / 'aud.npy', np.zeros((25, 16, 29)))
+    with pytest.raises(UserError, match='gives deepspeech features, but this avatar reads mel'):
+        driving.sound_windows(config, tmp_path / 'aud.npy', np.arange(5) / 25)
+    with pytest.raises(UserError, match='was trained for coefficients'):
+        driving.sound_windows(ModelConfig.tiny('paper', 'coefficients'), tmp_path / 'a.wav')

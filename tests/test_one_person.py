@@ -1,5 +1,6 @@
 """Videos of one person: released layouts, tracked folders, procedural talking videos, batches for training."""
 
+import dataclasses
 import json
 from itertools import islice
 
@@ -245,6 +246,15 @@ def test_batches_are_a_function_of_seed_and_step(talking):
     config = ModelConfig.tiny('paper', 'picture', 'coefficients', 'sound')
     wide = config.method.with_options({'encoder': {'coefficients': 64}, 'train': {'smooth_from': 3}})
     config = ModelConfig(config.generator, wide)
+    narrow = ModelConfig(config.generator, config.method.with_options({'encoder': {'coefficients': 7}}))
+    for wrong, text in (
+        (narrow, 'has 64 coefficients per frame, this avatar was trained with 7'),
+        (dataclasses.replace(config, basis='bfm'), "of the basis 'procedural', the configuration's of 'bfm'"),
+    ):
+        with pytest.raises(UserError, match=text):
+            next(training_batches(video, wrong, 1))
+    with pytest.raises(UserError, match='gives deepspeech features'):
+        next(training_batches(dataclasses.replace(video, features='deepspeech'), config, 1))
     whole = list(islice(training_batches(video, config, 1), 5))
     later = list(islice(training_batches(video, config, 1, start=2), 3))
     for a, b in zip(whole[2:], later, strict=True):

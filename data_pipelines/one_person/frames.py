@@ -149,6 +149,23 @@ def training_batch(
     return out
 
 
+def check_video(config: Any, video: PersonVideo) -> None:
+    """``UserError`` unless a video has every signal that a configuration trains with, of the right kind and length."""
+    from avatar_jax.methods.hfagp.model import check_signal, check_sound_features
+
+    for driver in config.method.drivers:
+        video.need(driver)
+        if driver == 'sound':
+            check_sound_features(config, video.features, video.name)
+        if driver == 'coefficients' and video.basis != config.basis:
+            raise UserError(
+                f"{video.name}: its coefficients are of the basis '{video.basis}', the configuration's of "
+                f"'{config.basis}'; set model.basis alike"
+            )
+        if driver != 'picture':
+            check_signal(config, driver, video.signals[driver], video.name)
+
+
 def training_batches(video: PersonVideo, config: Any, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Batches of the updates from ``start`` on, with their stage (``methods.hfagp.train.with_stage``); endless.
 
@@ -157,6 +174,7 @@ def training_batches(video: PersonVideo, config: Any, seed: int, start: int = 0)
     """
     from avatar_jax.methods.hfagp.train import frame_numbers, smooths, with_stage
 
+    check_video(config, video)
     method, done = config.method, start
     while True:
         frames = frame_numbers(method.train, seed, done, len(video.train))

@@ -260,7 +260,7 @@ def merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def state_dicts(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, dict[str, np.ndarray]]:
-    """The inverse of ``variables_of``: the sections of a checkpoint, blur kernels included.
+    """The inverse of ``variables_of``: the sections of a checkpoint, blur kernels and constant filters included.
 
     Raises:
         UserError: several drivers, no offset, or a basis of its own for the driver is nothing that a checkpoint holds.
@@ -281,5 +281,10 @@ def state_dicts(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, 
     if driver == 'picture':
         sections['gen'] |= {f'encoder.{k}': BLUR for k in kernel_keys(size)}
     own = {c: tree['generator'] for c, tree in variables.items() if 'generator' in tree}
-    sections['gen'] |= {f'generator.{k}': v for k, v in to_torch(own).items()}
+    flat = to_torch(own)
+    layers = {k.rpartition('.')[0] for k in flat if k.endswith('.noise_const')}
+    filtered = layers | {layer.rpartition('.')[0] for layer in layers}  # layers and their blocks
+    filtered |= set() if config.generator.superresolution == '8XDC' else {'superresolution'}
+    flat |= {f'{owner}.resample_filter': BLUR for owner in filtered}
+    sections['gen'] |= {f'generator.{k}': v for k, v in flat.items()}
     return sections
