@@ -121,24 +121,25 @@ class LossConfig:
     """What a training picture is compared by (paper section 3.3).
 
     Attributes:
-        perceptual: weight (lambda) of the perceptual term beside the mean squared error: 5 in the paper, 1 in the
-            release.
-        network: what it looks through: 'lpips' (AlexNet, needs its weights), 'pyramid' (a comparison of pixels and
-            edges that needs no network), 'none', or 'auto': 'lpips' where its weights are given, else 'pyramid'.
+        perceptual: weight (lambda) of LPIPS beside the mean squared error: 5 in the paper, 1 in the release.
+        network: what the perceptual term looks through: 'lpips' (AlexNet, needs its weights), 'pyramid' (a comparison
+            of pixels and edges that needs no network), 'none', or 'auto': 'lpips' where its weights are given, else
+            'pyramid'.
         size: side at which pictures are compared; the generator's picture is averaged over areas to it.
-        pyramid_scales: halvings of 'pyramid'.
+        pyramid: weight of 'pyramid', which has another scale than LPIPS. pyramid_scales: its halvings.
     """
 
     perceptual: float = 5.0
     network: str = 'auto'
     size: int = 256
+    pyramid: float = 0.2
     pyramid_scales: int = 4
 
     def __post_init__(self):
         if self.network not in PERCEPTUAL:
             raise UserError(f'loss.network: {self.network!r}; use one of {", ".join(PERCEPTUAL)}')
-        if self.perceptual < 0 or self.pyramid_scales < 1:
-            raise UserError('loss: perceptual must not be negative and pyramid_scales at least 1')
+        if min(self.perceptual, self.pyramid) < 0 or self.pyramid_scales < 1:
+            raise UserError('loss: perceptual and pyramid must not be negative and pyramid_scales at least 1')
         if self.size < 2**self.pyramid_scales:
             raise UserError(f'loss.size: {self.size} pixels cannot be halved for {self.pyramid_scales} pyramid_scales')
 

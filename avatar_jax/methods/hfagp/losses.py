@@ -31,16 +31,21 @@ def network_of(config: LossConfig, bank: PerceptionBank | None) -> str:
     Raises:
         UserError: LPIPS is asked for by name and its weights are not there.
     """
-    there = bank is not None and bank.has('lpips_alex')
-    if config.perceptual == 0:
+    there, name = bank is not None and bank.has('lpips_alex'), config.network
+    if name == 'auto':
+        name = 'lpips' if there else 'pyramid'
+    if weight_of(config, name) == 0:
         return 'none'
-    if config.network == 'auto':
-        return 'lpips' if there else 'pyramid'
-    if config.network == 'lpips' and not there:
+    if name == 'lpips' and not there:
         raise UserError(
             "loss.network: 'lpips' needs the weights of alexnet and of lpips_alex; give their files, or use 'pyramid'"
         )
-    return config.network
+    return name
+
+
+def weight_of(config: LossConfig, name: str) -> float:
+    """Weight of the perceptual term that looks through ``name``."""
+    return {'lpips': config.perceptual, 'pyramid': config.pyramid, 'none': 0.0}[name]
 
 
 def report(config: LossConfig, bank: PerceptionBank | None) -> str:
@@ -75,7 +80,7 @@ def terms(
         image: generated pictures [N, H, W, 3], not clamped, H a multiple of S or not.
 
     Returns:
-        ``mse + perceptual * distance``, and the unweighted parts by name (``mse``, and ``lpips`` or ``pyramid``).
+        ``mse + weight * distance``, and the unweighted parts by name (``mse``, and ``lpips`` or ``pyramid``).
     """
     name, function = distance
     shown = supervised(image, config.size)
@@ -83,5 +88,5 @@ def terms(
     total = parts['mse']
     if function is not None:
         parts[name] = function(target, shown)
-        total = total + config.perceptual * parts[name]
+        total = total + weight_of(config, name) * parts[name]
     return total, parts

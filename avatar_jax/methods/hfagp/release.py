@@ -22,6 +22,7 @@ again on export. Optimizer states, arguments and a second person's basis (``base
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -149,6 +150,22 @@ def to_flat(tree: Mapping[str, Any], table: Mapping[str, Path]) -> dict[str, np.
 
 
 # ------------------------------------------------------------------------------------------------- whole checkpoints
+
+
+def sections_of(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """State dicts of a checkpoint, from its arrays under names like ``gen.bases`` or ``gen/bases``.
+
+    Raises:
+        UserError: there is an entry that no checkpoint of HFA-GP has.
+    """
+    sections: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in tensors.items():
+        place, key = (re.split(r'[./]', name, maxsplit=1) + [''])[:2]
+        if place in SECTIONS['sound']:
+            sections.setdefault(place, {})[key] = value
+        elif place not in IGNORED:
+            raise UserError(f'checkpoint: {name} is no entry of a checkpoint of HFA-GP')
+    return sections
 
 
 def driver_of(sections: Mapping[str, Mapping[str, Any]]) -> str:
