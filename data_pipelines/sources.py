@@ -2,7 +2,8 @@
 
 A source has a ``table`` (``tables.ClipTable``), a length and random access: ``source[record]`` is a dict with
 ``image`` [H,W,3] uint8, ``mask`` [H,W] uint8 (255 = head), ``label`` [25], ``landmarks`` [68,2] (pixels),
-``identity`` [192]. Sources pickle, so that worker processes can have their own copy.
+``identity`` [192]; and ``sound`` [16,29] in data sets that were built with ``--audio``. Sources pickle, so that worker
+processes can have their own copy.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class BuiltFrames:
             'label': row['label'],
             'landmarks': row['landmarks'],
             'identity': row['identity'],
+            **({'sound': row['sound']} if 'sound' in row else {}),
         }
 
 

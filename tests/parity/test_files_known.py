@@ -13,6 +13,7 @@ LATER = {
     'otavatar': (),
     'face_models': (),
     'gpavatar': (),
+    'hfagp': (),
     'metrics': (),
     'blocks': (
         'spade',
@@ -20,7 +21,6 @@ LATER = {
         'resblk_plain',
         'e4e',
         'nofa_maths',
-        'deepspeech_windows',
         'gfpgan',
     ),
 }
