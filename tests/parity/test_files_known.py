@@ -15,9 +15,6 @@ LATER = {
     'gpavatar': (),
     'metrics': (),
     'blocks': (
-        'spade',
-        'spade_resblk',
-        'resblk_plain',
         'e4e',
         'nofa_maths',
         'hidenerf_maths',
