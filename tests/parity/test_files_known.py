@@ -15,7 +15,6 @@ LATER = {
     'gpavatar': (),
     'metrics': (),
     'blocks': (
-        'e4e',
         'nofa_maths',
         'hidenerf_maths',
         'deepspeech_windows',
