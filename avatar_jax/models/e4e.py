@@ -39,6 +39,7 @@ class EncoderConfig:
         coarse, middle: rows before ``coarse`` are read from the smallest map, those before ``middle`` from the next,
             the others from the largest.
         shared: rows are offsets from the first one (e4e), or independent (pSp).
+        head_width: channels inside the heads; None: ``w_dim``, as published.
     """
 
     image_size: int = 256
@@ -51,6 +52,7 @@ class EncoderConfig:
     coarse: int = 3
     middle: int = 7
     shared: bool = True
+    head_width: int | None = None
 
     def __post_init__(self):
         for name in ('widths', 'units'):
@@ -64,6 +66,8 @@ class EncoderConfig:
             raise UserError(
                 f'encoder.coarse, middle: {self.coarse}, {self.middle} of {self.num_ws} rows; they must not decrease'
             )
+        if self.head_width is not None and self.head_width < 1:
+            raise UserError(f'encoder.head_width: {self.head_width}; at least 1, or null for w_dim')
         if self.reduction < 1 or min(self.widths) < self.reduction:
             raise UserError(f'encoder.reduction: {self.reduction}; at most the smallest width, {min(self.widths)}')
 
@@ -94,12 +98,13 @@ class _Convs(nn.Module):
 
 class _Head(nn.Module):
     inputs: int
+    width: int
     features: int
     count: int
 
     @nn.compact
     def __call__(self, x):
-        x = _Convs(self.inputs, self.features, self.count, name='convs')(x)
+        x = _Convs(self.inputs, self.width, self.count, name='convs')(x)
         return FullyConnected(self.features, name='linear')(x[:, 0, 0])
 
 
@@ -111,7 +116,7 @@ class _Heads(nn.Module):
         """The rows 0 .. wanted - 1, each [N,w_dim]."""
         c = self.config
         return [
-            _Head(c.widths[3], c.w_dim, c.depth(j), name=str(j))(maps[c.level(j)])
+            _Head(c.widths[3], c.head_width or c.w_dim, c.w_dim, c.depth(j), name=str(j))(maps[c.level(j)])
             for j in range(c.num_ws if self.is_initializing() else wanted)
         ]
 

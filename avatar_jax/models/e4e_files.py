@@ -56,10 +56,11 @@ def config_of(flat: Flat, shared: bool = True) -> EncoderConfig:
         units[-1] += 1
     heads = number_of_heads(flat)
     depths = [sum(k.startswith(f'styles.{j}.convs.') and k.endswith('.weight') for k in flat) for j in range(heads)]
+    width_of_rows, inner = flat['styles.0.linear.weight'].shape[:2]
     return EncoderConfig(
         image_size=16 * 2 ** depths[0],
         num_ws=heads,
-        w_dim=flat['styles.0.linear.weight'].shape[0],
+        w_dim=width_of_rows,
         stem=inputs,
         widths=tuple(widths),
         units=tuple(units),
@@ -67,6 +68,7 @@ def config_of(flat: Flat, shared: bool = True) -> EncoderConfig:
         coarse=depths.count(depths[0]),
         middle=depths.count(depths[0]) + depths.count(depths[0] + 1),
         shared=shared,
+        head_width=None if inner == width_of_rows else inner,
     )
 
 

@@ -15,10 +15,8 @@ LATER = {
     'gpavatar': (),
     'metrics': (),
     'blocks': (
-        'nofa_maths',
         'hidenerf_maths',
         'deepspeech_windows',
-        'gfpgan',
     ),
 }
 
