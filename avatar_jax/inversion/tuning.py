@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from avatar_jax.errors import UserError
-from avatar_jax.inversion.invert import FinetuneConfig, finetune
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 
 PyTree = Any
@@ -127,7 +127,7 @@ class LocalityConfig:
         weight: of the term; 0 leaves it out. radius: distance from the pivot, along the way to a random code, at which
             the tuned and the untouched generator are compared.
         pixel, perceptual: weights of the mean squared error and the perceptual distance between their pictures.
-        every: so often the term is computed.
+        every: the term is computed in one of so many steps, drawn at random, with as much more weight.
     """
 
     weight: float = 0.0
@@ -173,10 +173,6 @@ class TuningConfig:
                 'to one picture; set it to 0'
             )
 
-    def loop(self) -> FinetuneConfig:
-        """The settings of the loop."""
-        return FinetuneConfig(self.steps, self.stop_term, self.stop_below)
-
 
 class Tuned(NamedTuple):
     """What tuning gave one person.
@@ -193,6 +189,77 @@ class Tuned(NamedTuple):
     stopped: jax.Array
 
 
+class State(NamedTuple):
+    """Tuning under way: parameters, optimizer state, updates made (int32), whether the stopping rule was met (bool)."""
+
+    params: PyTree
+    opt_state: PyTree
+    steps: jax.Array
+    stopped: jax.Array
+
+
+def start(params: PyTree, config: TuningConfig) -> State:
+    """Before the first step."""
+    opt_state = make_optimizer(config.optimizer).init(params)
+    return State(params, opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+
+def advance(
+    loss_fn: LossFn,
+    state: State,
+    key: jax.Array,
+    count: int,
+    config: TuningConfig,
+    locality: Callable[[PyTree, jax.Array], jax.Array] | None = None,
+) -> tuple[State, tuple[jax.Array, dict[str, jax.Array]]]:
+    """Up to ``count`` steps: fewer at the end, and where the stopping rule is met.
+
+    A program that wants to show progress calls this itself and gets the same numbers as ``tune``.
+
+    Args:
+        locality: of ``locality_term``; needed where ``config.locality.weight`` is not 0.
+
+    Returns:
+        the state, and (losses [count], terms), NaN for steps that were not made.
+
+    Raises:
+        ValueError: the regulariser has a weight but is not given, or the stopping rule names an unknown term.
+    """
+    loss_fn = _with_locality(loss_fn, config.locality, locality)
+    tx = make_optimizer(config.optimizer)
+
+    def step(state: State):
+        step_key = jax.random.fold_in(key, state.steps)
+        (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, step_key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        stopped = terms[config.stop_term] < config.stop_below if config.stop_term else state.stopped
+        params = optax.apply_updates(state.params, updates)
+        return State(params, opt_state, state.steps + 1, stopped), (loss, dict(terms))
+
+    shapes = jax.eval_shape(loss_fn, state.params, key)
+    if config.stop_term and config.stop_term not in shapes[1]:
+        raise ValueError(f'stop_term={config.stop_term!r}: the loss has {sorted(shapes[1])}')
+    buffers = jax.tree.map(lambda s: jnp.full((count, *s.shape), jnp.nan, s.dtype), (shapes[0], dict(shapes[1])))
+
+    def going(loop):
+        i, state, _ = loop
+        return (i < count) & (state.steps < config.steps) & ~state.stopped
+
+    def body(loop):
+        i, state, buffers = loop
+        state, out = step(state)
+        return i + 1, state, jax.tree.map(lambda b, o: b.at[i].set(o), buffers, out)
+
+    _, state, buffers = jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state, buffers))
+    return state, buffers
+
+
+def finish(state: State, outs: list[tuple[jax.Array, dict[str, jax.Array]]]) -> Tuned:
+    """The result from the final state and the outputs of ``advance`` in order."""
+    curve, terms = jax.tree.map(lambda *x: jnp.concatenate(x), *outs)
+    return Tuned(state.params, curve, terms, state.steps, state.stopped)
+
+
 def tune(
     loss_fn: LossFn,
     params: PyTree,
@@ -200,38 +267,33 @@ def tune(
     config: TuningConfig,
     locality: Callable[[PyTree, jax.Array], jax.Array] | None = None,
 ) -> Tuned:
-    """Fits ``params`` of one person's ``loss_fn(params, key) -> (loss, terms)``.
+    """Fits ``params`` of one person's ``loss_fn(params, key) -> (loss, terms)``. See ``advance``."""
+    state, out = advance(loss_fn, start(params, config), key, config.steps, config, locality)
+    return finish(state, [out])
 
-    Args:
-        locality: of ``locality_term``; needed where ``config.locality.weight`` is not 0.
 
-    Raises:
-        ValueError: the regulariser has a weight but is not given, or the stopping rule names an unknown term.
-    """
-    local = config.locality
-    if local.weight and locality is None:
+def _with_locality(
+    loss_fn: LossFn, config: LocalityConfig, locality: Callable[[PyTree, jax.Array], jax.Array] | None
+) -> LossFn:
+    if not config.weight:
+        return loss_fn
+    if locality is None:
         raise ValueError('tuning: locality.weight is set, but there is nothing to compare with')
 
-    def loss(params, step_key):
-        value, terms = loss_fn(params, step_key)
-        if not local.weight:
-            return value, terms
-        own = jax.random.fold_in(step_key, 1)
-        if local.every == 1:
-            term = local.weight * locality(params, own)
+    def loss(params, key):
+        value, terms = loss_fn(params, key)
+        own, due_key = jax.random.split(jax.random.fold_in(key, 1))
+        if config.every == 1:
+            term = config.weight * locality(params, own)
         else:
-            # The loop hands over keys and no numbers; every n-th on average, with as much weight more.
-            due = jax.random.bernoulli(jax.random.fold_in(step_key, 2), 1 / local.every)
-            term = jax.lax.cond(due, lambda p: local.every * local.weight * locality(p, own), lambda p: 0.0, params)
+            # Every n-th step on average, with as much weight more: the loop hands over keys and no numbers.
+            due = jax.random.bernoulli(due_key, 1 / config.every)
+            term = jax.lax.cond(
+                due, lambda p: config.every * config.weight * locality(p, own), lambda p: jnp.zeros(()), params
+            )
         return value + term, {**terms, LOCAL: term}
 
-    tx = make_optimizer(config.optimizer)
-    tuned, curve, terms, steps = finetune(loss, params, key, config.loop(), tx)
-    stopped = jnp.zeros((), bool)
-    if config.stop_term:
-        last = jnp.maximum(steps - 1, 0)
-        stopped = terms[config.stop_term][last] < config.stop_below
-    return Tuned(tuned, curve, terms, steps, stopped)
+    return loss
 
 
 def nearby_code(pivot: jax.Array, other: jax.Array, radius: float) -> jax.Array:

@@ -13,6 +13,7 @@ from typing import Any
 from avatar_jax.configure import from_plain, to_plain, updated
 from avatar_jax.errors import UserError
 from avatar_jax.inversion.tuning import PivotConfig, TuningConfig
+from avatar_jax.losses.distance import CHOICES
 from avatar_jax.models.e4e import EncoderConfig
 from avatar_jax.models.spade import RESIZES
 from avatar_jax.models.triplane import GeneratorConfig
@@ -21,9 +22,8 @@ from avatar_jax.train.optimizers import OptimizerConfig
 METHOD = 'nofa'
 STAGES = ('general', 'teeth', 'compensation')
 GAINS = ('unit', 'rms')
-PERCEPTUAL = ('auto', 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'pyramid', 'none')
 IDENTITY = ('auto', 'irse50', 'head_identity', 'none')
-TEACHERS = ('none', 'gfpgan')
+TEACHERS = ('none', 'gfpgan', 'truth')
 PIVOTS = ('encoder', 'search')
 
 
@@ -151,7 +151,7 @@ class LossConfig:
     mouth_enlarge: float = 1.4
 
     def __post_init__(self):
-        _choice('loss.perceptual_network', self.perceptual_network, *PERCEPTUAL)
+        _choice('loss.perceptual_network', self.perceptual_network, *CHOICES)
         _choice('loss.identity_network', self.identity_network, *IDENTITY)
         _choice('loss.latent', self.latent, 'norm', 'mse')
         if self.pyramid_scales < 1 or self.mouth_size < 8 or not self.mouth_enlarge > 0:
@@ -213,7 +213,8 @@ class TrainConfig:
         train_generator: move backbone, decoder and super-resolution in the first two stages. Its mapping network never
             moves. generator_lr: factor of their learning rate.
         encoder: extra terms.
-        teacher: of the teeth stage: 'none' (the picture itself: the term is then 0) or 'gfpgan'.
+        teacher: of the teeth stage: 'none' (the picture itself: the term is then 0), 'gfpgan', or 'truth' (the target
+            picture: for made data, where that is the better mouth).
         align_teacher: the teacher sees the face aligned to its template, and only the mouth is taken from it.
     """
 

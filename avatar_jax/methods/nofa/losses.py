@@ -7,7 +7,7 @@ are always those of the target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -17,9 +17,10 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.losses.codes import code_norm
+from avatar_jax.losses.distance import Distance, describe, distance_kind, distance_of
 from avatar_jax.losses.identity import cosine_distance, face_matrix
 from avatar_jax.losses.perception import PerceptionBank
-from avatar_jax.losses.pixel import match_size, pyramid_loss
+from avatar_jax.losses.pixel import match_size
 from avatar_jax.methods.nofa.config import LossConfig, Weights
 from avatar_jax.methods.nofa.model import Views, Volume
 from avatar_jax.ops.roi_align import apply_roi, roi_matrices
@@ -27,7 +28,6 @@ from avatar_jax.ops.warp import warp_affine
 
 MOUTH = slice(48, 68)
 FACE_SIZE = 112
-Distance = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 # ---------------------------------------------------------------------------------------------- what terms look through
@@ -35,14 +35,9 @@ Distance = Callable[[jax.Array, jax.Array], jax.Array]
 
 def perceptual_kind(config: LossConfig, bank: PerceptionBank) -> str:
     """The perceptual distance in use: 'lpips_...', 'pyramid' or 'none'. ``UserError`` if asked for and not here."""
-    choice = config.perceptual_network
-    if choice == 'auto':
-        return 'lpips_alex' if bank.has('lpips_alex') else 'pyramid'
-    if choice.startswith('lpips_') and not bank.has(choice):
-        raise UserError(
-            f'loss.perceptual_network: {choice!r} needs the weights of its trunk and of {choice}; give them'
-        )
-    return choice
+    if config.perceptual == 0:
+        return 'none'
+    return distance_kind(bank, config.perceptual_network, 'loss.perceptual_network')
 
 
 def identity_kind(config: LossConfig, bank: PerceptionBank) -> str:
@@ -58,24 +53,13 @@ def identity_kind(config: LossConfig, bank: PerceptionBank) -> str:
 def networks(config: LossConfig, bank: PerceptionBank) -> dict[str, str]:
     """What the losses look through, in words."""
     sources = dict(bank.sources)
-    kind, who = perceptual_kind(config, bank), identity_kind(config, bank)
-    texts = {'pyramid': 'no network: multi-scale pixel and edge distance (pyramid)', 'none': 'off'}
+    who = identity_kind(config, bank)
     people = {
         'irse50': f'ArcFace IR-SE-50 ({sources.get("irse50", "")})',
         'head_identity': f'stand-in: head_identity ({sources.get("head_identity", "")})',
         'none': 'off: no network given',
     }
-    return {'perceptual': texts.get(kind, f'LPIPS ({kind}: {sources.get(kind, "")})'), 'identity': people[who]}
-
-
-def distance_of(config: LossConfig, bank: PerceptionBank) -> Distance | None:
-    """The perceptual distance of two batches of pictures, a mean over them; None if it is off."""
-    kind = perceptual_kind(config, bank)
-    if kind == 'none' or config.perceptual == 0:
-        return None
-    if kind == 'pyramid':
-        return lambda a, b: pyramid_loss(a, b, config.pyramid_scales)
-    return lambda a, b: jnp.mean(bank.lpips(kind.removeprefix('lpips_'), a, b))
+    return {'perceptual': describe(bank, perceptual_kind(config, bank)), 'identity': people[who]}
 
 
 def embedding(who: str, bank: PerceptionBank, image: jax.Array, matrix: jax.Array | None) -> jax.Array:
@@ -221,7 +205,8 @@ def objective_terms(
         volume: where ``weights.depth`` is set and there is compensation.
         restored: the teacher's picture of ``views.image``, where ``weights.teeth`` is set.
     """
-    distance, image, terms = distance_of(config, bank), views.image, {}
+    distance = distance_of(bank, perceptual_kind(config, bank), config.pyramid_scales)
+    image, terms = views.image, {}
     if weights.reconstruction:
         terms['reconstruction'] = weights.reconstruction * compared(config, distance, image, targets.image)
         if config.raw:
