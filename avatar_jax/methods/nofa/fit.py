@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.eval.image import psnr, to_unit
 from avatar_jax.inversion import tuning
 from avatar_jax.inversion.tuning import Pivot, Tuned, TuningConfig
 from avatar_jax.losses.distance import distance_of
@@ -42,6 +41,7 @@ from avatar_jax.methods.nofa.model import (
 )
 from avatar_jax.methods.nofa.train import assembled, join_generator, split_generator
 from avatar_jax.models.triplane import TriPlaneGenerator
+from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.types import Avatar, Portrait
 
