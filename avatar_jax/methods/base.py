@@ -233,6 +233,8 @@ class Method:
             identity then. None: avatars cannot be mixed.
         networks: (configuration, bank) -> {loss: network in words}: what the losses of ``build`` look through.
         trainings: name -> ``Training``; the first is the default.
+        generator: path -> (variables, ``models.triplane.GeneratorConfig``, digest) of a weight file or run that holds a
+            generator: what ``avatar-jax metrics`` scores.
         bench: its stages.
         foreign: () -> tuple of ``convert.base.ForeignFile``, one for each kind of file that other programs wrote.
         assets: optional files (``io.assets.Asset``). tables: name -> ``Table``.
@@ -258,6 +260,7 @@ class Method:
     interpolate: Callable | None = None
     networks: Callable | None = None
     trainings: Mapping[str, Training] = field(default_factory=dict)
+    generator: Callable | None = None
     bench: Bench | None = None
     foreign: Callable[[], tuple] | None = None
     assets: tuple = ()
