@@ -1,4 +1,4 @@
-"""No module imports another in a circle; which room may import which is a contract of import-linter (pyproject.toml)."""
+"""No module imports another in a circle. Which room imports which is a contract of import-linter (pyproject.toml)."""
 
 import pytest
 
