@@ -60,7 +60,7 @@ class LoopConfig:
         log_every, sample_every, checkpoint_every: intervals; 0 switches samples or checkpoints (but the last) off.
         keep, keep_every: the ``keep`` latest checkpoints stay, and those of every ``keep_every``-th step (0: none).
         nonfinite: 'stop' or 'skip' (needs a step made with ``skip_nonfinite``).
-        max_skipped: with 'skip', so many skipped steps in a row stop the run all the same.
+        max_skipped: number of skipped steps in a row that stop the run even with 'skip'.
         tensorboard: write event files when ``tensorboardX`` is installed.
     """
 
