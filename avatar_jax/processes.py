@@ -217,6 +217,19 @@ def agree(what: str, value: Any) -> None:
         )
 
 
+def told_by_first(text: str) -> str:
+    """``text`` of process 0 in every process (cut to 1,000 bytes); all must call it."""
+    if not several():
+        return text
+    from jax.experimental import multihost_utils
+
+    line = np.zeros(1000, np.uint8)
+    data = text.encode('utf-8', 'backslashreplace')[:1000]
+    line[: len(data)] = np.frombuffer(data, np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(line))
+    return told.tobytes().rstrip(b'\0').decode('utf-8', 'ignore')
+
+
 @contextlib.contextmanager
 def ending_together(where: str) -> Iterator[None]:
     """Around the work of one process among several: an error ends the process at once, with its line and status.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     request = Request(args.motion, tuple(args.slider), plan, args.face, args.fps, args.frames, args.sound)
     motion, sound, notes = request.read(model.config.basis, avatar, clip_motion)
     for note in notes:
-        print(f'avatar-jax: {args.motion or "sliders"}: {note}', file=sys.stderr)
+        print(shown(f'avatar-jax: {args.motion or "sliders"}: {note}'), file=sys.stderr)
     drive = make_drive(model.method, model.config, {'motion': motion, 'sound': sound}, motion.fps, motion.source)
     labels = camera_labels(args.camera, model.config, avatar, motion)
     other = mixture(args, avatar, model, motion.num_frames)
@@ -148,8 +149,9 @@ def run(args: argparse.Namespace) -> int:
         )
         count = write_outputs(args, pictures, motion.fps, provenance_of(args, model, avatar, motion), sound)
     for note in () if sound is None else sound.notes:
-        print(f'avatar-jax: {sound.path}: {note}', file=sys.stderr)
-    print(f'{args.out}: {count} frames at {motion.fps:g} per second{"" if sound is None else ", with sound"}')
+        print(shown(f'avatar-jax: {sound.path}: {note}'), file=sys.stderr)
+    end = '' if sound is None else ', with sound'
+    print(shown(f'{args.out}: {count} frames at {motion.fps:g} per second{end}'))
     return 0
 
 

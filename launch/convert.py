@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +76,7 @@ def _import(args: argparse.Namespace) -> int:
         kind=args.kind,
         prefix=args.prefix,
         allow=args.allow,
-        on_step=lambda text: print(text, file=sys.stderr),
+        on_step=lambda text: print(shown(text), file=sys.stderr),
     )
     print('\n'.join(done.report.lines(args.all)))
     for path, method in done.files.items():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 from avatar_jax.methods.options import add_build_options, given_options
 
 SHARE_HELP = (
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 def say(folder: Path, report: dict[str, Any]) -> None:
     """One avatar in a line, and what its maker should know."""
     for note in report['notes']:
-        print(f'avatar-jax: {note}', file=sys.stderr)
+        print(shown(f'avatar-jax: {note}'), file=sys.stderr)
     count = len(report['portraits'])
     which = 'the portrait' if count == 1 else f'the first of {count} portraits'
-    print(f'{folder}: {report["psnr"]:.1f} dB to {which}, alignment {report["alignment"]}')
+    print(shown(f'{folder}: {report["psnr"]:.1f} dB to {which}, alignment {report["alignment"]}'))

@@ -9,11 +9,13 @@ set of pictures with camera labels. An input that cannot be used is reported and
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     if batch.results and args.crops != 'none':
         write_json(out / 'dataset.json', {'labels': dataset_labels(out, [r['name'] for r in batch.results])})
     for r in batch.results:
-        print(summary(out, r))
+        print(shown(summary(out, r)))
     return batch.finish()
 
 
@@ -182,21 +184,32 @@ def track_source(
     source: Any, folder: Path, tools: Tools, args: argparse.Namespace, landmarks: str | None
 ) -> dict[str, Any]:
     """Tracks one input into ``folder``; returns its report."""
-    from avatar_jax.io.landmarks import find_landmarks, read_landmark_frames
+    from avatar_jax.io.landmarks import SideFile, read_landmark_frames, side_file
     from avatar_jax.progress import Progress
     from avatar_jax.track import output
     from avatar_jax.track.clip import track_clip
     from avatar_jax.track.observe import FileLandmarks, observe
 
     reader = source.open()
-    file = landmarks or (None if args.mediapipe else find_landmarks(source.path))
+    beside = SideFile() if landmarks or args.mediapipe else side_file(source.path)
+    observed = None
     began = time.monotonic()
     with Progress(reader.count, f'{source.path.name}: landmarks', unit='frame') as bar:
-        if file is not None:
-            points = read_landmark_frames(file)
-            observed = FileLandmarks(points, name=f'file {Path(file).name}').observe(reader, source.path, bar.update)
-        else:
+        if (file := landmarks or beside.path) is not None:
+            known = FileLandmarks(read_landmark_frames(file), name=f'file {Path(file).name}')
+            try:
+                observed = known.observe(reader, source.path, bar.update)
+            except UserError as error:
+                if not beside.guessed:
+                    raise
+                beside = beside.ignored(str(error).removeprefix(f'{source.path}: '))
+        if observed is not None and beside.guessed and not observed.found.any():
+            observed, beside = None, beside.ignored('its points do not lie on the picture')
+        if observed is None:
             observed = observe(reader, tools.reader, tools.choose, careful=not source.moving, on_frame=bar.update)
+    observed.notes.extend(beside.notes)
+    for note in (*beside.notes, *reader.notes):
+        print(shown(f'avatar-jax: {source.path}: {note}'), file=sys.stderr)
     seen = time.monotonic()
     track = track_clip(observed, tools.basis, tools.config, tools.network.calibration)
     if args.pixels:

@@ -26,12 +26,14 @@ def customised(
     clips: int | None = None,
     frames: int | None = None,
     cameras: int | None = None,
+    audio: bool = False,
 ):
     """A config with some numbers changed, under a name that says so; unchanged numbers keep the name."""
     changes = {
         k: v for k, v in (('seed', seed), ('train_people', people), ('clips_per_person', clips)) if v is not None
     }
     inner = {k: v for k, v in (('num_frames', frames), ('num_cameras', cameras)) if v is not None}
+    changes |= {'audio': True} if audio else {}
     new = dataclasses.replace(config, **changes, clips=dataclasses.replace(config.clips, **inner))
     if new.recipe() == config.recipe():
         return config
@@ -51,7 +53,7 @@ def build(
       data_dir: TFDS root; the data set goes into ``procedural_heads/<config>/<version>`` below it.
       workers: rendering processes.
       progress: show bars.
-      changes: ``seed, people, clips, frames, cameras`` as on the command line.
+      changes: ``seed, people, clips, frames, cameras, audio`` as on the command line.
     Raises:
       UserError: unknown config, or the folder cannot be written.
     """
@@ -95,6 +97,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--clips', type=int, metavar='N', help='clips per person')
     parser.add_argument('--frames', type=int, metavar='N', help='frames per clip')
     parser.add_argument('--cameras', type=int, metavar='N', help='cameras of the clips with several')
+    parser.add_argument(
+        '--audio', action='store_true', help='with the sound of the speech: features per frame, WAV files per clip'
+    )
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # TFDS announces a config that is not in its list as a warning
