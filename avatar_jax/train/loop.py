@@ -35,8 +35,14 @@ from avatar_jax.io.lock import FolderLock
 from avatar_jax.parallel import to_host
 from avatar_jax.processes import agree, is_first, several, told_by_first
 from avatar_jax.train.checkpoints import Checkpoints, config_dict
-from avatar_jax.train.logging import MetricWriter, NonFiniteError, Progress, nonfinite_terms, scalars
-from avatar_jax.train.logging import to_host as metrics_to_host
+from avatar_jax.train.logging import (
+    MetricWriter,
+    NonFiniteError,
+    RunProgress,
+    metrics_to_host,
+    nonfinite_terms,
+    scalars,
+)
 from avatar_jax.train.state import TrainState
 
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL: the same command continues the run
@@ -249,7 +255,7 @@ def fit(
                 folder, resume_step=start if latest is not None else None, tensorboard=loop.tensorboard
             )
         stack.callback(writer.close)
-        progress = Progress(
+        progress = RunProgress(
             loop.total_steps, start=start, label=label, stream=None if first and not quiet else _Silent()
         )
         stack.callback(progress.close)
