@@ -67,12 +67,13 @@ def measure(weights: str, out: Path, args: Any) -> dict[str, Any]:
     """All scores that the options allow; see the module text."""
     from avatar_jax.eval import generators
     from avatar_jax.eval.feature_sets import collect
-    from avatar_jax.methods.eg3d.config import DataConfig
-    from avatar_jax.methods.eg3d.files import load_generator
+    from avatar_jax.methods.base import methods
+    from avatar_jax.train.run import PicturesConfig
     from data_pipelines.image_sources import open_images
 
-    variables, config, digest = load_generator(weights)
-    data = DataConfig(source=args.source, folder=args.data, split=args.split, count=args.real_count or args.count)
+    owner = next(m for m in methods() if m.generator is not None)
+    variables, config, digest = owner.generator(weights)
+    data = PicturesConfig(source=args.source, folder=args.data, split=args.split, count=args.real_count or args.count)
     source = open_images(data, config.img_resolution)
     labels = np.asarray(source.all_labels(), np.float32)
     real_count = min(args.real_count or len(source), len(source))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.methods.base import methods
 
 LOOK = 0.15  # jaw of the driver, so that it is neither portrait's expression
 
@@ -111,7 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--weights', default='gpavatar128', help='weight file, or a shipped one (default: gpavatar128)')
+    shipped = next(m.weights for m in methods() if m.joins_portraits and m.weights)
+    parser.add_argument('--weights', default=shipped, help='weight file, or a shipped one (default: %(default)s)')
     parser.add_argument('--people', type=int, default=4)
     parser.add_argument('--seed', type=int, default=11)
     args = parser.parse_args(argv)

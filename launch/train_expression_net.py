@@ -53,7 +53,7 @@ def independent(seed: int, frames: int, every: float = 8.0) -> np.ndarray:
 
 def simulated(index: int, basis: Any) -> dict[str, Any]:
     """One clip of simulated landmarks, fitted: arrays of ``FittedClip``."""
-    from avatar_jax.faces.landmark_layouts import FILE_SIGMA
+    from avatar_jax.ops.landmark_layouts import FILE_SIGMA
     from avatar_jax.procedural import motion, sample_identity
     from avatar_jax.track.camera import from_translation
     from avatar_jax.track.clip import TrackConfig, project_clip, track_clip

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def heads(folder: Path, split: str, people: int, pictures: int, resolution: int, seed: int, workers: int) -> dict:
     """Renders (or finds) heads of one split and returns the arrays that `train.head_nets` takes."""
-    from avatar_jax.faces.windows import RADIUS
+    from avatar_jax.ops.windows import RADIUS
     from data_pipelines.fast_heads import FastHeadsConfig, generate, load_shards
 
     config = FastHeadsConfig(seed=seed, split=split, resolution=resolution, frames_per_identity=pictures)

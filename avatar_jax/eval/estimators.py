@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.faces.coefficients import NUM_COEFFICIENTS, SLICES
 from avatar_jax.losses.identity import aligned_gray, face_matrix
 from avatar_jax.losses.perception import PerceptionBank
+from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, SLICES
 from avatar_jax.procedural import EXPRESSION_NAMES, ProceduralHead
 
 PRESENT = 0.25  # expression coefficient from which a movement counts as there

@@ -239,6 +239,8 @@ class Method:
             identity then. None: avatars cannot be mixed.
         networks: (configuration, bank) -> {loss: network in words}, the networks of ``build``'s losses, for reports.
         trainings: name -> ``Training``; the first is the default.
+        generator: path -> (variables, ``models.triplane.GeneratorConfig``, digest) of a weight file or run that holds a
+            generator: what ``avatar-jax metrics`` scores.
         bench: its stages, for ``avatar-jax bench``.
         foreign: () -> tuple of ``convert.base.ForeignFile``, one for each kind of file that other programs wrote.
         assets: optional files (``io.assets.Asset``). tables: name -> ``Table``.
@@ -264,6 +266,7 @@ class Method:
     interpolate: Callable | None = None
     networks: Callable | None = None
     trainings: Mapping[str, Training] = field(default_factory=dict)
+    generator: Callable | None = None
     bench: Bench | None = None
     foreign: Callable[[], tuple] | None = None
     assets: tuple = ()

@@ -22,7 +22,6 @@ from avatar_jax.inversion import tuning
 from avatar_jax.inversion.tuning import Pivot, Tuned, TuningConfig
 from avatar_jax.losses.distance import distance_of
 from avatar_jax.losses.perception import PerceptionBank
-from avatar_jax.losses.pixel import match_size
 from avatar_jax.methods.nofa import losses
 from avatar_jax.methods.nofa.config import PIVOTS, ModelConfig, Weights
 from avatar_jax.methods.nofa.model import (
@@ -42,6 +41,7 @@ from avatar_jax.methods.nofa.model import (
 from avatar_jax.methods.nofa.train import assembled, join_generator, split_generator
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
+from avatar_jax.ops.resize import match_size
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.types import Avatar, Portrait
 

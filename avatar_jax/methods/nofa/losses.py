@@ -20,9 +20,9 @@ from avatar_jax.losses.codes import code_norm
 from avatar_jax.losses.distance import Distance, describe, distance_kind, distance_of
 from avatar_jax.losses.identity import cosine_distance, face_matrix
 from avatar_jax.losses.perception import PerceptionBank
-from avatar_jax.losses.pixel import match_size
 from avatar_jax.methods.nofa.config import LossConfig, Weights
 from avatar_jax.methods.nofa.model import Views, Volume
+from avatar_jax.ops.resize import match_size
 from avatar_jax.ops.roi_align import apply_roi, roi_matrices
 from avatar_jax.ops.warp import warp_affine
 
