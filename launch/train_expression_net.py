@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def independent(seed: int, frames: int, every: float = 8.0) -> np.ndarray:
-    """[T,64]: independent expressions, one every so many frames, with smooth changes between them."""
+    """[T,64]: independent expressions, one after every ``every`` frames, with smooth changes between them."""
     from avatar_jax.procedural import motion
     from avatar_jax.procedural.random_expressions import random_expressions
     from avatar_jax.procedural.streams import Stream
