@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status."""
+    from avatar_jax.io.atomic import output_file, output_place
     from avatar_jax.methods.animate import camera_labels, check_drivable, render_motion
     from avatar_jax.methods.registry import check_weights, choose_model, load_avatar
     from avatar_jax.progress import Progress
@@ -95,6 +96,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('--frames, --per-call and --side-by-side must be at least 1')
     if Path(args.out).suffix.lower() not in ('.mp4', '.m4v'):
         raise UserError(f'--out {args.out}: videos are written as MP4; choose a name that ends in .mp4')
+    output_file(args.out)  # before minutes of rendering
+    if args.png:
+        output_place(args.png)
     avatar = load_avatar(args.avatar)
     model = choose_model(args.method or avatar.method or None, args.weights)
     check_weights(avatar, model)
