@@ -12,6 +12,7 @@ generator. All functions are pure and take a static configuration, so they pass 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -142,6 +143,11 @@ def init_personal(config: ModelConfig, key: jax.Array, average: jax.Array) -> di
 
 def abstract(config: ModelConfig) -> dict[str, Any]:
     """Names and shapes of the variables, without computing anything."""
+    return jax.tree.map(lambda x: x, _abstract(config))  # a tree of its own for every caller
+
+
+@functools.lru_cache(maxsize=8)  # tracing the networks takes a second
+def _abstract(config: ModelConfig) -> dict[str, Any]:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
