@@ -1,4 +1,4 @@
-"""The five things that pass between tracking, methods and output: Portrait, Motion, Camera, Avatar, Frames.
+"""The six things that pass between tracking, methods and output: Portrait, Motion, Drive, Camera, Avatar, Frames.
 
 All are ``flax.struct`` dataclasses: arrays are pytree leaves (so the objects pass through ``jit`` and ``vmap``), text
 and settings are static. Every array may carry leading batch dimensions; the shapes below are those of one item.
@@ -125,6 +125,30 @@ class Motion:
             angle=self.angle[..., part, :],
             translation=self.translation[..., part, :],
         )
+
+
+@struct.dataclass
+class Drive:
+    """What drives an avatar for T frames: the signals that its method reads (``driving.signals`` makes them).
+
+    Attributes:
+        signals: name -> [T, ...], e.g. ``expression`` [T, 64] or ``windows`` [T, 27, 70].
+        fps: frames per second.
+        source: SHA-256 of what was measured, or a description.
+    """
+
+    signals: dict[str, Array]
+    fps: float = struct.field(pytree_node=False, default=25.0)
+    source: str = struct.field(pytree_node=False, default='')
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return len(next(iter(self.signals.values())))
+
+    def frames(self, index: Array | slice) -> Drive:
+        """The frames of an index array or slice."""
+        return self.replace(signals={k: v[index] for k, v in self.signals.items()})
 
 
 @struct.dataclass

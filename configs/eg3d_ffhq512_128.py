@@ -13,10 +13,10 @@ instead of one by one. Variants as in ``eg3d_ffhq512_64.py``.
 
 from __future__ import annotations
 
+from avatar_jax.configure import run_fields
 from configs._eg3d import ffhq
-from configs._fields import fields_of
 
 
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
-    return fields_of(ffhq(variant, final=128))
+    return run_fields('eg3d', ffhq(variant, final=128))

@@ -14,10 +14,10 @@ Join with commas.
 
 from __future__ import annotations
 
+from avatar_jax.configure import run_fields
 from configs._eg3d import ffhq
-from configs._fields import fields_of
 
 
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
-    return fields_of(ffhq(variant))
+    return run_fields('eg3d', ffhq(variant))

@@ -15,10 +15,10 @@ Variants: ``scratch`` (fresh networks, FFHQ's learning rates and blur), ``ada`` 
 
 from __future__ import annotations
 
+from avatar_jax.configure import run_fields
 from configs._eg3d import heads
-from configs._fields import fields_of
 
 
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
-    return fields_of(heads(variant))
+    return run_fields('eg3d', heads(variant))

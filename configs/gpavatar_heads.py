@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs._fields import fields_of, unknown_variant
+from avatar_jax.configure import run_fields, unknown_variant
 
 SIZES = ('tiny', 'small', 'full')
 OTHERS = ('eyes', 'paper', 'release')
@@ -63,4 +63,4 @@ def get_config(variant: str = ''):
     for name in names:
         if name in ABLATIONS:
             model = dataclasses.replace(model, method=model.method.ablation(name))
-    return fields_of(dataclasses.replace(config, model=model))
+    return run_fields('gpavatar', dataclasses.replace(config, model=model))

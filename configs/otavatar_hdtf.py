@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs._fields import fields_of, unknown_variant
+from avatar_jax.configure import run_fields, unknown_variant
 
 
 def get_config(variant: str = ''):
@@ -49,4 +49,4 @@ def get_config(variant: str = ''):
     for name in names:
         if name in ABLATIONS:
             method = method.ablation(name)
-    return fields_of(dataclasses.replace(config, model=dataclasses.replace(config.model, method=method)))
+    return run_fields('otavatar', dataclasses.replace(config, model=dataclasses.replace(config.model, method=method)))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs._fields import fields_of, unknown_variant
+from avatar_jax.configure import run_fields, unknown_variant
+from configs._heads import heads_controller, heads_generator
 
 
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
-    from avatar_jax.bundled.prior import heads_controller, heads_generator
     from avatar_jax.methods.otavatar.config import ABLATIONS, OTAvatarConfig
     from avatar_jax.methods.otavatar.model import ModelConfig
     from avatar_jax.methods.otavatar.train import DataConfig, RunConfig
@@ -61,4 +61,4 @@ def get_config(variant: str = ''):
     for name in names:
         if name in ABLATIONS:
             method = method.ablation(name)
-    return fields_of(dataclasses.replace(config, model=dataclasses.replace(config.model, method=method)))
+    return run_fields('otavatar', dataclasses.replace(config, model=dataclasses.replace(config.model, method=method)))

@@ -16,6 +16,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.windows import RADIUS
+from avatar_jax.progress import Console
 from data_pipelines.clips import Clip, ClipOptions, make_clip
 from data_pipelines.tables import WindowTable, load_table, table_of_clips
 
@@ -188,7 +189,9 @@ class MemoryFrames:
         from tqdm import tqdm
 
         self.table = source.table
-        rows = [source[i] for i in tqdm(range(len(source)), desc='frames into memory', disable=not progress)]
+        rows = [
+            source[i] for i in tqdm(range(len(source)), desc='frames into memory', file=Console(), disable=not progress)
+        ]
         self._arrays = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.windows import MIN_FRAME_WEIGHT, window_indices
+from avatar_jax.types import Motion
 
 TABLE_NAME = 'clips-{split}.npz'
 MOTION_DIM = 70
@@ -142,3 +143,23 @@ def table_of_clips(clips: list) -> ClipTable:
         motion=np.concatenate([c.motion_rows(k) for c in clips for k in range(c.num_cameras)]),
         fps=clips[0].options.fps,
     )
+
+
+def clip_motion(spec: str) -> Motion:
+    """The motion of a clip of a built data set, ``FOLDER:SPLIT:CLIP`` (name or number of the clip)."""
+    folder, split, clip = spec.rsplit(':', 2)
+    table = load_table(folder, split)
+    names = [str(n) for n in table.name]
+    if clip in names:
+        index = names.index(clip)
+    elif clip.isdigit() and int(clip) < len(names):
+        index = int(clip)
+    else:
+        raise UserError(
+            f'--motion {spec}: {split} has no clip {clip!r}; give a number below {len(names)} or a name such '
+            f'as {names[0]}'
+        )
+    start, length = table.record(index, 0, 0), int(table.num_frames[index])
+    rows = table.motion[start : start + length]
+    fps = float(table.fps if table.clip_fps is None else table.clip_fps[index])
+    return Motion(rows[:, :64], rows[:, 64:67], rows[:, 67:70], fps, table.basis, f'clip {names[index]}')

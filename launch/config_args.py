@@ -12,22 +12,26 @@ import difflib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from avatar_jax.errors import UserError
 
 if TYPE_CHECKING:
     import ml_collections
 
+    from avatar_jax.methods.base import Training
+
 
 def add_config_argument(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """Adds ``--config`` to a subcommand; ``--config.field=value`` options are then collected in ``args.overrides``."""
+    from avatar_jax.methods.base import an_example
+
     parser.add_argument(
         '--config',
         metavar='FILE[:VARIANT]',
         default=default,
         required=default is None,
-        help='config file, e.g. configs/otavatar_heads.py:tiny'
+        help=f'config file, e.g. {an_example()}:tiny'
         + (f' (default: {default})' if default else '')
         + '; single fields are set with --config.FIELD=VALUE',
     )
@@ -91,6 +95,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
         raise UserError(f'--config {spec}: {type(error).__name__}: {_one_line(error)}') from error
     if not isinstance(config, config_dict.ConfigDict):
         raise UserError(f'--config {spec}: get_config returned {type(config).__name__}, not a ConfigDict')
+    check_names(config, overrides)
     values = flags.FlagValues()
     argv = ['avatar-jax', *overrides]
     try:
@@ -99,6 +104,46 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f'{_at_fault(overrides, error)}: {_one_line(error)}') from error
     return values['config'].value
+
+
+def load_run(spec: str, overrides: Sequence[str] = ()) -> tuple[Training, Any]:
+    """The training that a config file belongs to, and its run's configuration.
+
+    Raises:
+        UserError: as ``load_config``; or the file names no method, or one that is not known.
+    """
+    from avatar_jax.methods.base import names, training
+
+    values = load_config(spec, overrides).to_dict()
+    if 'method' not in values:
+        raise UserError(
+            f"--config {spec}: does not say whose training it is; add config.method = '{names()[0]}' (there are: "
+            f'{", ".join(names())})'
+        )
+    found = training(values.pop('method'), values.pop('training', ''))
+    return found, found.config(values)
+
+
+def check_names(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+    """Raises ``UserError`` for an override of a field that there is not; suggests the nearest."""
+    from ml_collections import config_dict
+
+    for option in overrides:
+        if not option.startswith('--config.'):
+            continue  # the value of the option before
+        node, path = config, option.removeprefix('--config.').partition('=')[0].split('.')
+        for depth, part in enumerate(path):
+            where = '.'.join(path[:depth])
+            if not isinstance(node, config_dict.ConfigDict):
+                if isinstance(node, tuple | list):
+                    break  # --config.perception[0]
+                raise UserError(f'{option}: {where} is a single value; set it with --config.{where}=VALUE')
+            name = part.partition('[')[0]
+            if name not in node:
+                close = difflib.get_close_matches(name, list(node), 1)
+                hint = f"did you mean '{close[0]}'?" if close else f'there are: {", ".join(node)}'
+                raise UserError(f"{option}: {f'{where} has ' if where else ''}no option '{name}'; {hint}")
+            node = node[name]
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,9 +1,9 @@
 """Makes avatars from portraits: aligned frames or raw photographs, one or many at once.
 
-Methods that encode (gpavatar) make one avatar of all pictures, in a folder of the first one's name. With the others,
-for each picture a folder appears in --out with the avatar, a picture (portrait | reconstruction | side views) and a
-report; report.json in --out lists them all. A picture that cannot be used is reported and skipped. The quality of an
-avatar is bounded by what the weights have seen: a model of procedural heads makes a procedural likeness.
+Some methods make one avatar of all pictures, in a folder named after the first; the others make one of each picture. An
+avatar's folder holds the avatar, a picture (portraits | reconstruction | side views) and a report; report.json in --out
+lists all avatars. A picture that cannot be used is reported and skipped. An avatar can only be as good as what its
+weights were trained on: weights of procedural heads make a likeness in the style of procedural heads.
 """
 
 from __future__ import annotations
@@ -13,293 +13,113 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
+from avatar_jax.methods.options import add_build_options, given_options
 
-SIDE_VIEWS = np.deg2rad([-30.0, 30.0])
+SHARE_HELP = (
+    'only the K-th of N equal shares of the pictures, for several machines that work on one list; each writes its own '
+    'report_K_of_N.json'
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    parser.add_argument(
-        '--image', nargs='+', required=True, metavar='FILE', help='portraits, or folders of avatar-jax track'
+    from avatar_jax.methods.base import DEFAULT, methods
+
+    able = ', '.join(
+        f'{m.name} ({"one avatar of all portraits" if m.joins_portraits else "an avatar of each portrait"})'
+        for m in methods()
+        if m.has_avatars
     )
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the avatars')
-    parser.add_argument(
-        '--method',
-        metavar='NAME',
-        help='otavatar (one avatar for each portrait, the default) or gpavatar '
-        '(one avatar of all portraits, which show one person)',
+    add = parser.add_argument
+    add(
+        '--image',
+        nargs='+',
+        required=True,
+        metavar='FILE',
+        help='pictures of faces, or folders that avatar-jax track wrote',
     )
-    parser.add_argument('--weights', metavar='FILE|NAME', help='weight file, or a shipped one')
-    parser.add_argument('--steps', type=int, metavar='N', help='steps of each stage, W and W+ (default: as configured)')
-    parser.add_argument('--space', choices=('w', 'w+'), default='w+', help="'w' leaves out the W+ stage")
-    parser.add_argument('--early-stop', action='store_true', help='end for each person when the loss no longer falls')
-    parser.add_argument(
-        '--pti',
-        type=int,
-        default=0,
-        metavar='N',
-        help='then tune a copy of the generator to the person for N steps (bigger avatar files)',
-    )
-    parser.add_argument(
+    add('--out', required=True, metavar='DIR', help='folder for the avatars')
+    add('--method', metavar='NAME', help=f'{able}; default: that of --weights, else {DEFAULT}')
+    add('--weights', metavar='FILE|NAME', help='weight file, or the name of one in the package')
+    add(
         '--motion',
         nargs='+',
         metavar='FILE',
-        help="motion files with the portraits' own coefficients (first frame), one per image or one for "
-        'all; default: a neutral face in the pose that was found',
+        help='motion files whose first frame has the expression and pose of the portrait, one for each picture or one '
+        'for all (default: what was measured on the picture, else a neutral face in the estimated pose)',
     )
-    parser.add_argument('--aligned', action='store_true', help='the pictures are aligned crops already')
-    parser.add_argument(
+    add('--aligned', action='store_true', help='the pictures are aligned crops already; no face is searched for')
+    add(
         '--landmarks',
         nargs='+',
         metavar='FILE',
-        help='5 or 68 points, one file per image (default: a file beside the picture, else the detector)',
+        help='files of 5 or 68 facial landmarks, one for each picture (default: a landmark file beside the picture, '
+        'else landmarks are detected)',
     )
-    parser.add_argument('--face', type=int, metavar='N', help='which face to take when there are several, 1 is largest')
-    parser.add_argument('--background', choices=('white', 'keep'), default='white', help='behind the head')
-    parser.add_argument('--perception', nargs='+', default=(), metavar='NAME=FILE', help='networks for the losses')
-    parser.add_argument('--jitter', action='store_true', help='move samples along the rays at random, as in training')
-    parser.add_argument('--group', type=int, default=4, metavar='N', help='people inverted side by side')
-    parser.add_argument('--seed', type=int, default=0, help='of the jitter')
+    add('--face', type=int, metavar='N', help='which face, if a picture has several; 1 is the largest')
+    add('--background', choices=('white', 'keep'), default='white', help='what is behind the head (default: white)')
+    add(
+        '--perception',
+        nargs='+',
+        default=(),
+        metavar='NAME=FILE',
+        help='weights of networks for the losses, e.g. vgg19=vgg19.npz (default: stand-ins)',
+    )
+    add('--jitter', action='store_true', help='sample at random where the method does in training, e.g. along the rays')
+    add('--group', type=int, default=4, metavar='N', help='avatars that are optimised at the same time (default: 4)')
+    add('--share', metavar='K/N', help=SHARE_HELP)
+    add('--seed', type=int, default=0, metavar='N', help='random seed (default: 0)')
+    add_build_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status (2 if a picture was skipped)."""
-    from avatar_jax.io.atomic import output_folder
-    from avatar_jax.methods.registry import choose_model, method
-    from avatar_jax.photo.prepare import prepare
-    from avatar_jax.track.folder import is_track
-    from avatar_jax.track.folder import prepared as from_track
-    from launch.batch import Batch
+    import jax
 
-    for name in ('landmarks', 'motion'):
-        files = getattr(args, name)
-        if files and len(files) not in ({len(args.image), 1} if name == 'motion' else {len(args.image)}):
-            raise UserError(f'--{name}: {len(files)} files for {len(args.image)} images; give one for each')
-    if args.group < 1 or args.pti < 0 or args.seed < 0 or (args.steps is not None and args.steps < 1):
-        raise UserError('--group and --steps must be at least 1, --pti and --seed not negative')
-    names = unique_names(args.image)
+    from avatar_jax.io.atomic import output_folder
+    from avatar_jax.losses.networks import bank_of
+    from avatar_jax.methods.avatars import Person, build_avatars, write_summary
+    from avatar_jax.methods.base import Source
+    from avatar_jax.methods.model import choose_model
+    from launch.batch import Batch, share_of
+    from launch.pictures import Pictures
+
+    if args.group < 1 or args.seed < 0:
+        raise UserError('--group: must be at least 1, and --seed not negative')
+    pictures = Pictures(args)
+    share_of(1, args.share)
     out = output_folder(args.out)
     model = choose_model(args.method, args.weights)
-    if getattr(method(model.method), 'ONE_PASS', False):
-        from launch.encode import encode
-
-        return encode(args, model, out)
-    config = adjusted(model.config, args.steps, args.space, args.early_stop)
-    bank = perception_bank(args.perception, config)
-    motions = own_motions(args.motion, len(args.image), config.basis)
-    size = config.generator.img_resolution
+    options = given_options(args, model.method)
+    model.steps(**options)  # their checks, before anything is read
+    bank = bank_of(args.perception, model.config.img_resolution)
 
     batch = Batch()
-
-    def ready(i: int) -> tuple[int, Any, Any]:
-        landmarks, own = args.landmarks[i] if args.landmarks else None, None
-        if is_track(args.image[i]):
-            prepared, own = from_track(
-                args.image[i], size=size, background=args.background, label_mode=config.label_mode
-            )
-        else:
-            prepared = prepare(
-                args.image[i],
-                size=size,
-                aligned=args.aligned,
-                background=args.background,
-                face=args.face,
-                landmarks=landmarks,
-                label_mode=config.label_mode,
-            )
-        for warning in prepared.warnings:
-            print(f'avatar-jax: {prepared.path}: {warning}', file=sys.stderr)
-        portrait = prepared.portrait()
-        if own is not None and own.basis != config.basis:
-            own = None
-        if motions[i] is not None or own is not None:
-            first = motions[i].frames(0, 1) if motions[i] is not None else own
-            portrait = portrait.replace(
-                expression=first.expression[0],
-                angle=first.angle[0],
-                translation=first.translation[0],
-                basis=config.basis,
-            )
-        return i, prepared, portrait
-
-    batch.run(range(len(args.image)), ready, name=lambda i: args.image[i])
-    people = batch.results
-    reports = []
-    for start in range(0, len(people), args.group):
-        reports += invert_group(model, config, bank, people[start : start + args.group], names, out, args)
-    write_summary(out, model, bank, config, reports, batch.skipped, args)
-    for r in reports:
-        print(f'{out / r["name"]}: {r["psnr"]:.1f} dB to the portrait, alignment {r["alignment"]}')
+    mine = share_of(len(args.image), args.share)
+    batch.run(mine, lambda i: pictures.read(i, model.config), name=lambda i: args.image[i])
+    read = [(mine[k], *found) for k, found in batch.numbered]
+    if args.share is not None and model.method.joins_portraits:
+        raise UserError(f'--share {args.share}: {model.method.title} makes one avatar of all pictures; leave it out')
+    if model.method.joins_portraits and read:
+        people = [Person(Source([p for _, _, p in read], name=pictures.names[0]), [m for _, m, _ in read])]
+    else:
+        people = [Person(Source([portrait], name=pictures.names[i]), [measured]) for i, measured, portrait in read]
+    key, reports = jax.random.key(args.seed) if args.jitter else None, []
+    for report in build_avatars(model, people, out, options, bank=bank, key=key, group=args.group, seed=args.seed):
+        reports.append(report)
+        say(out / report['name'], report)
+    if reports:
+        name = 'report.json' if args.share is None else f'report_{args.share.replace("/", "_of_")}.json'
+        write_summary(out / name, model, options, bank, reports, batch.skipped, args.seed)
     return batch.finish()
 
 
-def adjusted(config: Any, steps: int | None, space: str, early_stop: bool) -> Any:
-    """The model's configuration with other inversion settings."""
-    import dataclasses
-
-    inversion = config.method.inversion
-    changes: dict[str, Any] = {'early_stop': early_stop or inversion.early_stop}
-    if steps is not None:
-        changes |= {'w_steps': steps, 'wplus_steps': steps}
-    if space == 'w':
-        changes |= {'wplus_steps': 0, 'w_steps': steps or inversion.w_steps or inversion.wplus_steps}
-    inversion = dataclasses.replace(inversion, **changes)
-    return dataclasses.replace(config, method=dataclasses.replace(config.method, inversion=inversion))
-
-
-def unique_names(images: list[str]) -> list[str]:
-    """A folder name for each picture: its stem, numbered where stems repeat."""
-    names: list[str] = []
-    for image in images:
-        stem, number = Path(image).stem or 'portrait', 2
-        name = stem
-        while name in names:
-            name, number = f'{stem}-{number}', number + 1
-        names.append(name)
-    return names
-
-
-def own_motions(files: list[str] | None, count: int, basis: str) -> list[Any]:
-    """The motion file of each portrait, or None."""
-    from avatar_jax.io.motion import load_motion
-
-    if not files:
-        return [None] * count
-    motions = [load_motion(f, basis=basis) for f in files]
-    return motions if len(motions) == count else motions * count
-
-
-def perception_bank(options: tuple[str, ...] | list[str], config: Any, stand_ins: bool = True) -> Any:
-    """The networks of the losses: the shipped stand-ins (unless switched off), and what NAME=FILE options add."""
-    from avatar_jax.losses.perception import PerceptionBank
-    from launch.perception import default_bank
-
-    files = {}
-    for option in options:
-        name, equals, path = option.partition('=')
-        if not equals or not path:
-            raise UserError(f'--perception {option}: give NAME=FILE, e.g. vgg19=vgg19.npz')
-        files[name] = path
-    base = default_bank(config.generator.img_resolution) if stand_ins else PerceptionBank()
-    return PerceptionBank.load(files, base)
-
-
-def invert_group(
-    model: Any, config: Any, bank: Any, group: list, names: list[str], out: Path, args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Inverts some people side by side and writes their folders."""
-    import jax
-
-    from avatar_jax.methods.otavatar import invert
-    from avatar_jax.progress import Progress, activity
-
-    key = jax.random.key(args.seed) if args.jitter else None
-    title = group[0][1].path.name if len(group) == 1 else f'{len(group)} portraits'
-    with Progress(invert.num_steps(config), f'inverting {title} (compiles first)') as bar:
-        shown = 0
-
-        def on_step(done: int, loss: float) -> None:
-            nonlocal shown
-            bar.update(done - shown, loss=loss)
-            shown = done
-
-        found = invert.invert_people(
-            model.variables, config, [p for _, _, p in group], bank, key, weights=model.sha256, on_step=on_step
-        )
-    reports = []
-    for (i, prepared, portrait), inverted in zip(group, found, strict=True):
-        tuned = None
-        if args.pti:
-            with activity(f'tuning the generator to {prepared.path.name}'):
-                before = float(inverted.psnr)
-                inverted, curve = invert.finetune_generator(
-                    model.variables, config, portrait, inverted, bank, key, steps=args.pti
-                )
-                tuned = {'steps': args.pti, 'psnr_before': before, 'loss': np.asarray(curve).tolist()}
-        reports.append(
-            write_person(model, config, bank, out / names[i], names[i], prepared, portrait, inverted, tuned, args)
-        )
-    return reports
-
-
-def write_person(
-    model: Any,
-    config: Any,
-    bank: Any,
-    folder: Path,
-    name: str,
-    prepared: Any,
-    portrait: Any,
-    inverted: Any,
-    tuned: dict | None,
-    args: argparse.Namespace,
-) -> dict[str, Any]:
-    """Writes one avatar's folder, completely or not at all; returns its report."""
-    from avatar_jax.faces.camera_labels import yaw_label
-    from avatar_jax.io.atomic import atomic_folder, write_json
-    from avatar_jax.io.images import grid, write_png
-    from avatar_jax.io.provenance import Provenance
-    from avatar_jax.methods.otavatar import invert
-    from avatar_jax.methods.otavatar.model import source_windows
-    from avatar_jax.methods.registry import save_avatar
-
-    provenance = Provenance(
-        synthetic=True,
-        weights=model.sha256,
-        seed=args.seed,
-        command='invert',
-        sources={prepared.path.name: prepared.sha256},
-    )
-    label = np.asarray(portrait.camera.label, np.float32)
-    labels = np.stack([np.asarray(yaw_label(label, angle), np.float32) for angle in SIDE_VIEWS])
-    window = np.broadcast_to(np.asarray(source_windows(portrait)), (len(labels), 27, 70))
-    sides = np.asarray(model.animate(inverted.avatar, window, labels).rgb)
-    pictures = np.concatenate([np.asarray(portrait.image)[None], np.asarray(inverted.image)[None], sides])
-    kind = prepared.quality.grade if prepared.quality is not None else 'as given'
-    report = {
-        'name': name,
-        'psnr': float(inverted.psnr),
-        'alignment': kind,
-        'portrait': prepared.report(),
-        'source_expression': 'neutral (not measured)' if portrait.expression is None else 'from the motion file',
-        'inversion': invert.report(inverted),
-        'generator_tuning': tuned,
-        'networks': bank.report(config.method.loss.perceptual_network, config.method.loss.identity_network),
-        'limit': 'the likeness is bounded by the prior: what the weights have not seen they cannot show',
-        'provenance': provenance.as_dict(),
-    }
-    with atomic_folder(folder) as temporary:
-        save_avatar(temporary, inverted.avatar, provenance.as_dict())
-        write_png(temporary / 'reconstruction.png', grid(pictures, 4), provenance)
-        write_json(temporary / 'report.json', report)
-    return report
-
-
-def write_summary(
-    out: Path,
-    model: Any,
-    bank: Any,
-    config: Any,
-    reports: list[dict],
-    skipped: list[tuple[str, str]],
-    args: argparse.Namespace,
-) -> None:
-    """report.json of the whole command."""
-    from avatar_jax.configure import to_plain
-    from avatar_jax.io.atomic import write_json
-    from avatar_jax.io.provenance import Provenance
-
-    write_json(
-        out / 'report.json',
-        {
-            'avatars': [{k: r[k] for k in ('name', 'psnr', 'alignment')} for r in reports],
-            'skipped': [{'image': name, 'reason': reason} for name, reason in skipped],
-            'weights': {'source': model.source, 'sha256': model.sha256},
-            'inversion': to_plain(config.method.inversion),
-            'networks': bank.report(config.method.loss.perceptual_network, config.method.loss.identity_network),
-            'provenance': Provenance(True, model.sha256, args.seed, 'invert').as_dict(),
-        },
-    )
+def say(folder: Path, report: dict[str, Any]) -> None:
+    """One avatar in a line, and what its maker should know."""
+    for note in report['notes']:
+        print(shown(f'avatar-jax: {note}'), file=sys.stderr)
+    count = len(report['portraits'])
+    which = 'the portrait' if count == 1 else f'the first of {count} portraits'
+    print(shown(f'{folder}: {report["psnr"]:.1f} dB to {which}, alignment {report["alignment"]}'))

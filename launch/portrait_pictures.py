@@ -51,10 +51,9 @@ class Sitter:
 
 def rendered(model: Any, portraits: list[Any], label: np.ndarray, expression: np.ndarray) -> np.ndarray:
     """[r,r,3] in [-1,1]: the avatar of the portraits with that expression from that camera."""
-    window = np.zeros((1, 27, 70), np.float32)
-    window[..., :64] = expression
-    avatar = model.build(portraits).replace(source='')
-    return np.asarray(model.animate(avatar, window, label[None]).rgb)[0]
+    row = np.zeros((1, 70), np.float32)
+    row[:, :64] = expression
+    return model.frames(model.build(portraits).avatar, row, label[None]).rgb[0]
 
 
 def eyes_row(model: Any, sitter: Sitter) -> list[np.ndarray]:
@@ -81,14 +80,17 @@ def make(out: Path, weights: str, people: int, seed: int) -> dict[Path, dict[str
     """Writes both pictures; returns the mean PSNR in dB of each kind of avatar in them."""
     from PIL import Image
 
-    from avatar_jax.eval.image import psnr, to_unit
     from avatar_jax.io import atomic
     from avatar_jax.io.images import grid
-    from avatar_jax.methods.registry import choose_model
+    from avatar_jax.methods.model import choose_model
+    from avatar_jax.ops.image_metrics import psnr, to_unit
 
     model = choose_model(None, weights)
-    if model.method == 'otavatar':
-        raise UserError(f'{weights}: otavatar makes an avatar from one portrait; give weights of gpavatar')
+    if not model.method.joins_portraits:
+        raise UserError(
+            f'{weights}: {model.method.title} makes an avatar from one portrait; give weights of a method that '
+            'joins several'
+        )
     folder, found = atomic.output_folder(out), {}
     for name, row, kinds in (
         ('eyes.jpg', eyes_row, ('closed', 'open', 'both')),

@@ -18,12 +18,10 @@ from typing import Any
 from avatar_jax.errors import UserError
 
 
-def tables(config: Any, counts: Sequence[int], kinds: Sequence[str], rows: int) -> str:
+def tables(program: Any, counts: Sequence[int], kinds: Sequence[str], rows: int) -> str:
     """Markdown: what was counted for one device, then one row for each number of devices."""
     from avatar_jax.train.costs import find_device, predict
-    from launch.programs import program_of
 
-    program = program_of(config)
     devices = []
     for kind in kinds:
         device = find_device(kind)
@@ -103,7 +101,7 @@ def _time(seconds: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns the exit status."""
-    from launch.programs import load_run
+    from launch.config_args import load_run
 
     parser = argparse.ArgumentParser(
         prog='python -m launch.scaling', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -116,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if min([*args.devices, args.rows]) < 1:
             raise UserError('--devices and --rows: must be at least 1')
-        print(tables(load_run(args.config), args.devices, args.kinds, args.rows))
+        training, config = load_run(args.config)
+        print(tables(training.program(config), args.devices, args.kinds, args.rows))
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -96,13 +96,13 @@ def run(args: argparse.Namespace) -> None:
     from avatar_jax.train.costs import estimate
     from avatar_jax.train.loop import LoopConfig, fit
     from data_pipelines.stream import Batches
-    from launch.train import share_of_data
+    from data_pipelines.streams import share
 
     spread = parallelise(step, kind=args.kind, constants=np.float32(0), model_shards=2 if args.kind == 'sharded' else 0)
     processes.agree('the configuration', {'value': args.value})
 
     def batches(start):
-        with Batches(load, BATCH, start, *share_of_data(BATCH), num_threads=0) as stream:
+        with Batches(load, BATCH, start, *share(BATCH), num_threads=0) as stream:
             for batch in stream:
                 time.sleep(args.delay)
                 yield batch

@@ -192,8 +192,8 @@ def test_config_variant_and_overrides(config_file):
 @pytest.mark.parametrize(
     ('spec', 'overrides', 'message'),
     [
-        ('', ['--config.stesp=5'], r'--config.stesp=5: .*did you mean "steps"'),
-        ('', ['--config.model.widht=5'], r'--config.model.widht=5: .*did you mean "width"'),
+        ('', ['--config.stesp=5'], r'--config.stesp=5: .*did you mean .steps.'),
+        ('', ['--config.model.widht=5'], r'--config.model.widht=5: model has no option .widht.; did you mean .width.'),
         ('', ['--config.steps=many'], '--config.steps=many: .*invalid literal'),
         (':tiyn', [], 'choose tiny'),
     ],

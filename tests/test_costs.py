@@ -130,7 +130,8 @@ def test_arrays_are_cut_along_their_longest_divisible_axis():
 
 
 def test_what_is_checked_before_anything_is_compiled():
-    from launch.train import check_resolutions, devices_and_batch
+    from avatar_jax.methods.eg3d.config import check_resolutions
+    from avatar_jax.methods.otavatar.training import devices_and_batch
 
     run = tiny_run()
     generator = run.model.generator
@@ -147,14 +148,15 @@ def test_what_is_checked_before_anything_is_compiled():
         parallelise(scale_worker.step, kind='sharded', devices=jax.devices()[:1], model_shards=2)
 
 
-def test_training_benchmark_measures_and_counts(monkeypatch, tmp_path):
-    from launch import programs, scaling
-    from launch.benchmark_train import run_train_benchmark
+def test_training_benchmark_measures_and_counts(tmp_path):
+    from avatar_jax.bench.training import run_train_benchmark
+    from avatar_jax.train.program import Program
+    from launch import scaling
 
     def batch(rows):
         return {k: np.stack([scale_worker.load(i)[k] for i in range(rows)]) for k in ('x', 'y')}
 
-    program = programs.Program(
+    program = Program(
         'toy',
         ((0.75, 'often', scale_worker.step), (0.25, 'rare', scale_worker.step)),
         scale_worker.fresh_state,
@@ -166,21 +168,20 @@ def test_training_benchmark_measures_and_counts(monkeypatch, tmp_path):
         8,
         False,
     )
-    monkeypatch.setattr(programs, 'program_of', lambda config: program)
     lines = []
-    found = run_train_benchmark(None, [1], 4, 2, 'pmap', tmp_path / 'a' / 'b.json', lines.append)
+    found = run_train_benchmark(program, [1], 4, 2, 'pmap', tmp_path / 'a' / 'b.json', lines.append)
     (one,) = found['results']
     assert one['images'] == 8 and one['efficiency'] == 1 and one['images_per_s'] == pytest.approx(8 / one['step_s'])
     assert len(one['times_s']['rare']) == 2 and one['predicted_s'] > 0 and 'toy on 1 device(s), 4 rows each' in lines[0]
     assert json.loads((tmp_path / 'a' / 'b.json').read_text())['results'][0]['devices'] == 1
-    counted = run_train_benchmark(None, [1, 64], 4, count_only=True)['results']
+    counted = run_train_benchmark(program, [1, 64], 4, count_only=True)['results']
     assert (
         counted[0]['gflop'] == pytest.approx(one['gflop'], rel=0.1)
         and counted[1]['collectives'] >= 1
         and 'step_s' not in counted[1]
     )
     with pytest.raises(UserError, match='--devices 4096: there are only'):
-        run_train_benchmark(None, [4096])
-    text = scaling.tables(None, [1, 8, 64], ['H100', 'TPU v5p'], 4)
+        run_train_benchmark(program, [4096])
+    text = scaling.tables(program, [1, 8, 64], ['H100', 'TPU v5p'], 4)
     assert '| weak | 64 | 4 | 256 |' in text and 'batch of 8 does not divide among 64 devices' in text
     assert '| strong | 8 | 1 | 8 |' in text

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from avatar_jax.errors import UserError
+from avatar_jax.eval import evaluation as launcher
 from avatar_jax.eval.cases import ProtocolConfig, clip_case
 from avatar_jax.io.provenance import from_metadata
+from avatar_jax.losses.networks import named_files
 from avatar_jax.types import Frames, Motion
-from launch import evaluate as launcher
+from data_pipelines import test_people as people
 
 SIZE = 24
 
@@ -44,7 +46,9 @@ class Recorder:
 
     @property
     def method(self):
-        return launcher.Method('recorder', self.build, self.animate, weights='ab' * 32, networks={'perceptual': 'none'})
+        return launcher.Subject(
+            'recorder', self.build, self.animate, weights='ab' * 32, networks={'perceptual': 'none'}
+        )
 
 
 def items(count=3):
@@ -110,17 +114,17 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path):
 
 def test_procedural_items_depend_on_the_seed():
     config = ProtocolConfig(frames=2, clip_frames=20, resolution=32)
-    short, longer = (launcher.procedural_items(count, 1, config) for count in (2, 3))
+    short, longer = (people.procedural_items(count, 1, config) for count in (2, 3))
     assert [i.name for i in longer[:2]] == [i.name for i in short]
     a, b = short[0].make(), longer[0].make()
     np.testing.assert_array_equal(a.portrait.image, b.portrait.image)
     np.testing.assert_array_equal(a.driven.truth, b.driven.truth)
-    other = launcher.procedural_items(2, 2, config)[0].make()
+    other = people.procedural_items(2, 2, config)[0].make()
     assert np.abs(a.portrait.image - other.portrait.image).mean() > 0.01
     with pytest.raises(UserError, match='identities'):
-        launcher.procedural_items(0, 0, config)
+        people.procedural_items(0, 0, config)
     with pytest.raises(UserError, match='seed'):
-        launcher.procedural_items(1, -1, config)
+        people.procedural_items(1, -1, config)
 
 
 def test_clips_of_a_data_set():
@@ -129,7 +133,7 @@ def test_clips_of_a_data_set():
 
     options = ClipOptions(num_frames=4, multi_view_share=0)
     source = RenderedFrames.of_people(3, split='test', resolution=32, options=options)
-    found = launcher.clip_items(source, 2, ProtocolConfig(resolution=32, frames=2))
+    found = people.clip_items(source, 2, ProtocolConfig(resolution=32, frames=2))
     assert len(found) == 2 and found[0].name != found[1].name
     case = found[1].make()
     assert len(case.driven) == 2 and case.portrait.image.min() >= -1 and case.portrait.image.max() <= 1
@@ -138,14 +142,14 @@ def test_clips_of_a_data_set():
     assert case.source.mask[0, y, x] > 0.9
     np.testing.assert_array_equal(case.source.labels[0], source[4]['label'])
     with pytest.raises(UserError, match='32 pixels, the avatars have 64'):
-        launcher.clip_items(source, 2, ProtocolConfig(resolution=64))
+        people.clip_items(source, 2, ProtocolConfig(resolution=64))
 
 
 def test_perception_option():
-    assert launcher.named_files(['vgg19=a/b.npz'])['vgg19'].name == 'b.npz'
+    assert named_files(['vgg19=a/b.npz'])['vgg19'].name == 'b.npz'
     for wrong in ('vgg19', '=a.npz', 'vgg19='):
         with pytest.raises(UserError, match='NAME=FILE'):
-            launcher.named_files([wrong])
+            named_files([wrong])
 
 
 @pytest.mark.slow
@@ -156,23 +160,24 @@ def test_otavatar_from_a_weight_file(tmp_path, capsys):
     import jax
 
     from avatar_jax.methods.otavatar import model
+    from launch import evaluate as command
 
     config = model.ModelConfig.tiny('paper')
     weights = tmp_path / 'tiny.safetensors'
     model.save_model(weights, model.init(config, jax.random.key(0)), config, {'command': 'test'})
     parser = argparse.ArgumentParser()
-    launcher.add_arguments(parser)
+    command.add_arguments(parser)
 
     def run(*more):
         options = ['--out', str(tmp_path / 'out'), '--identities', '1', '--frames', '2', '--steps', '2']
-        return launcher.run(parser.parse_args([*options, '--weights', str(weights), *more]))
+        return command.run(parser.parse_args([*options, '--weights', str(weights), *more]))
 
     assert run() == 0
     printed = capsys.readouterr()
     assert 'PSNR in the head mask' in printed.out and 'test-000000-000' in printed.out
     report = json.loads((tmp_path / 'out/report.json').read_text())
     assert report['run']['weights'] == report['provenance']['weights'] != ''
-    assert report['run']['method_settings']['config']['method']['inversion']['w_steps'] == 2
+    assert report['run']['method_settings']['options']['steps'] == 2
     assert {'perceptual loss', 'identity loss', 'coefficients', 'lpips'} <= set(report['networks'])
     assert run() == 0 and 'done already' in capsys.readouterr().err
     with pytest.raises(UserError, match='different: method_settings'):

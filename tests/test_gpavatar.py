@@ -12,7 +12,7 @@ from avatar_jax.configure import from_plain
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose, yaw_label
 from avatar_jax.faces.flame import FLAME
-from avatar_jax.methods import registry
+from avatar_jax.methods import model as models
 from avatar_jax.methods.gpavatar import cameras, fusion, head, inputs, mesh, model
 from avatar_jax.methods.gpavatar import field as fields
 from avatar_jax.methods.gpavatar.config import ABLATIONS, PRESET_DIFFERENCES, GPAvatarConfig, ModelConfig
@@ -201,19 +201,19 @@ def test_avatar_of_portraits(variables, tmp_path):
     # Weight file and avatar file, and the common way to use them.
     path = tmp_path / 'weights.safetensors'
     digest = model.save_model(path, variables, CONFIG, {})
-    loaded = registry.choose_model('gpavatar', path)
+    loaded = models.choose_model('gpavatar', path)
     assert loaded.config == CONFIG and loaded.sha256 == digest
-    registry.save_avatar(tmp_path / 'avatar', loaded.build([one, two]), {})
-    again = registry.load_avatar(tmp_path / 'avatar')
+    models.save_avatar(tmp_path / 'avatar', loaded.build([one, two]).avatar, {})
+    again = models.load_avatar(tmp_path / 'avatar')
     assert again.config == CONFIG and again.weights == digest
     windows, labels = motion(3)
-    frames = loaded.animate(again, windows, labels)
+    frames = loaded.frames(again, windows, labels)
     assert frames.rgb.shape == (3, 16, 16, 3) and frames.raw.shape == (3, 8, 8, 3) and np.abs(frames.rgb).max() <= 1
     exported, needed = export_frame(loaded.variables, CONFIG, again, 1)
     picture = exported.call(needed, dict(again.identity), windows[:1, 13, :64], labels[:1])
     np.testing.assert_allclose(picture[0], frames.rgb[0], atol=2e-3)
     with pytest.raises(UserError, match=r"holds weights of 'gpavatar', but --method is otavatar"):
-        registry.choose_model('otavatar', path)
+        models.choose_model('otavatar', path)
 
 
 def test_a_hundred_portraits_need_the_memory_of_one(variables):
@@ -315,8 +315,8 @@ def test_configurations_survive_their_files():
 
 
 def test_variants_of_the_configuration_file():
+    from avatar_jax.methods.gpavatar.training import networks_of
     from launch.config_args import load_config
-    from launch.train_gpavatar import networks_of
 
     def model_of(variant):
         return from_plain(RunConfig, load_config(f'gpavatar_heads{variant}', []).to_dict()).model

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.eval import distributions, faces, image, statistics, sync
+from avatar_jax.eval import distributions, faces, statistics, sync
+from avatar_jax.ops import image_metrics as image
 
 
 def pictures(seed=0, batch=2, size=24):

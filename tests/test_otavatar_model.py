@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from avatar_jax.driving import cameras as animation
 from avatar_jax.errors import UserError
-from avatar_jax.methods import animate as animation
-from avatar_jax.methods import registry
+from avatar_jax.methods import base
+from avatar_jax.methods import model as models
 from avatar_jax.methods.otavatar import invert, model
 from avatar_jax.types import Avatar, Camera, Motion
 from tests.tiny_model import portrait, random_variables
@@ -94,11 +95,12 @@ def test_frames_do_not_depend_on_how_they_are_grouped():
     avatar, m = some_avatar(), motion(5)
     labels = animation.camera_labels('track', CONFIG, avatar, m)
     assert labels.shape == (5, 25)
-    together = registry.Model('otavatar', CONFIG, VARIABLES).animate(avatar, m.windows(), labels, chunk=5)
+    tiny = models.Model(base.method('otavatar'), CONFIG, VARIABLES)
+    together = tiny.frames(avatar, m, labels, chunk=5)
     assert together.rgb.shape == (5, 32, 32, 3) and together.raw.shape == (5, 16, 16, 3)
-    assert float(jnp.abs(together.rgb).max()) <= 1
-    parts = list(animation.render_motion(VARIABLES, CONFIG, avatar, m, labels, per_call=4, chunk=3))
-    assert [len(p.rgb) for p in parts] == [4, 1]
+    assert float(np.abs(together.rgb).max()) <= 1
+    parts = list(tiny.stream(avatar, m, labels, per_call=3, chunk=3))
+    assert [len(p.rgb) for p in parts] == [3, 2]
     np.testing.assert_allclose(np.concatenate([p.rgb for p in parts]), together.rgb, atol=1e-4)
     np.testing.assert_allclose(np.concatenate([p.depth for p in parts]), together.depth, atol=1e-3)
     assert np.abs(together.rgb[0] - together.rgb[1]).max() > 1e-3, 'motion shows'
@@ -117,15 +119,15 @@ def test_cameras():
     with pytest.raises(UserError, match="camera 'drone'"):
         animation.camera_labels('drone', CONFIG, avatar, m)
     with pytest.raises(UserError, match="belong to the basis 'bfm'"):
-        animation.check_drivable(CONFIG, avatar, m.replace(basis='bfm'))
+        models.Model(base.method('otavatar'), CONFIG, {}).drive(m.replace(basis='bfm'))
     with pytest.raises(UserError, match='made with other weights'):
-        animation.check_drivable(CONFIG, avatar, m, 'def')
+        models.check_weights(avatar, models.Model(base.method('otavatar'), CONFIG, {}, 'def'))
 
 
 def test_avatar_files(tmp_path):
     avatar = some_avatar(1)
-    registry.save_avatar(tmp_path / 'a', avatar, {'seed': 1})
-    back = registry.load_avatar(tmp_path / 'a')
+    models.save_avatar(tmp_path / 'a', avatar, {'seed': 1})
+    back = models.load_avatar(tmp_path / 'a')
     for a, b in zip(jax.tree.leaves(avatar), jax.tree.leaves(back), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (back.method, back.config, back.basis, back.weights, back.source) == (
@@ -137,17 +139,17 @@ def test_avatar_files(tmp_path):
     )
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='holds no avatar'):
-        registry.load_avatar(tmp_path / 'empty')
+        models.load_avatar(tmp_path / 'empty')
     with pytest.raises(UserError, match='holds no avatar .*; choose one of a in it'):
-        registry.load_avatar(tmp_path)
-    path = tmp_path / 'a' / registry.AVATAR_FILE
+        models.load_avatar(tmp_path)
+    path = tmp_path / 'a' / models.AVATAR_FILE
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match='damaged'):
-        registry.load_avatar(tmp_path / 'a')
+        models.load_avatar(tmp_path / 'a')
     with pytest.raises(UserError, match="did you mean 'otavatar'"):
-        registry.method('otavatr')
+        base.method('otavatr')
     with pytest.raises(UserError, match='other weights'):
-        registry.check_weights(avatar, registry.Model('otavatar', CONFIG, {}, sha256='xyz'))
+        models.check_weights(avatar, models.Model(base.method('otavatar'), CONFIG, {}, sha256='xyz'))
 
 
 def test_interpolation_between_people():
@@ -171,15 +173,15 @@ def test_portraits_of_unequal_knowledge_are_stacked():
 def test_model_files(tmp_path):
     path = tmp_path / 'tiny.safetensors'
     digest = model.save_model(path, VARIABLES, CONFIG, {'seed': 0})
-    loaded = registry.load_model(path)
-    assert (loaded.method, loaded.config, loaded.sha256) == ('otavatar', CONFIG, digest)
+    loaded = models.load_model(path)
+    assert (loaded.method.name, loaded.config, loaded.sha256) == ('otavatar', CONFIG, digest)
     for a, b in zip(jax.tree.leaves(VARIABLES), jax.tree.leaves(loaded.variables), strict=True):
         np.testing.assert_array_equal(a, b)
     wrong = {**VARIABLES, 'params': {'generator': VARIABLES['params']['generator']}}
     with pytest.raises(UserError, match='controller.*is missing'):
         model.save_model(path, wrong, CONFIG, {})
     with pytest.raises(UserError, match='not shipped'):
-        registry.load_model('no_such_weights')
+        models.load_model('no_such_weights')
 
 
 @pytest.mark.slow

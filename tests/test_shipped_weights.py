@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from avatar_jax.io.weights import shipped, shipped_names
+from avatar_jax.losses.networks import default_bank
 from avatar_jax.methods.otavatar import model
-from launch.perception import default_bank
 
 
 def test_names_and_size():
@@ -52,8 +52,8 @@ def test_random_codes_make_different_heads_on_white(shipped_model):
 @pytest.mark.slow
 def test_gpavatar_opens_eyes_that_one_of_two_portraits_shows():
     """A portrait with shut eyes alone does not say what is behind the lids; one more, with open eyes, does."""
-    from avatar_jax.eval.image import psnr, to_unit
-    from avatar_jax.methods.registry import choose_model
+    from avatar_jax.methods.model import choose_model
+    from avatar_jax.ops.image_metrics import psnr, to_unit
     from launch.portrait_pictures import Sitter, rendered
 
     chosen = choose_model('gpavatar', None)
@@ -76,7 +76,7 @@ def test_gpavatar_moves_lids():
     """
     from scipy.ndimage import gaussian_filter
 
-    from avatar_jax.methods.registry import choose_model
+    from avatar_jax.methods.model import choose_model
     from launch.portrait_pictures import Sitter, rendered
 
     chosen, shares = choose_model('gpavatar', None), []
@@ -92,8 +92,8 @@ def test_gpavatar_moves_lids():
 @pytest.mark.slow
 def test_gpavatar_shows_unseen_people_and_more_portraits_help():
     """Four people of the test split: whose they are, what their faces do, and that each further portrait adds to it."""
-    from avatar_jax.eval.image import psnr, to_unit
-    from avatar_jax.methods.registry import choose_model
+    from avatar_jax.methods.model import choose_model
+    from avatar_jax.ops.image_metrics import psnr, to_unit
     from launch.portrait_pictures import Sitter, rendered
 
     chosen = choose_model('gpavatar', None)

@@ -65,7 +65,7 @@ def tiny_run(batch=4, iterations=4, lazy=0, **train):
 RUN = """
 import sys
 sys.path.insert(0, {root!r})
-from launch.train_eg3d import train
+from tests.runs import train
 from tests.test_train_eg3d import tiny_run
 train(tiny_run(), {out!r}, resume={resume!r}, quiet=True)
 """
@@ -244,22 +244,21 @@ def test_gradients_are_cleaned_and_counted():
 
 
 def test_configs_and_their_variants():
-    from launch.config_args import load_config
-    from launch.train import method_of
-    from launch.train_eg3d import train
+    from avatar_jax.methods.base import training as training_of
+    from launch.config_args import load_config, load_run
 
     for name in ('eg3d_heads', 'eg3d_ffhq512_64', 'eg3d_ffhq512_128'):
         for variant in ('', ':tiny', ':bf16,ada'):
-            config, found = method_of(load_config(f'configs/{name}.py{variant}').to_dict())
-            assert isinstance(config, RunConfig) and found is train
-    ffhq, _ = method_of(load_config('configs/eg3d_ffhq512_64.py').to_dict())
+            found, config = load_run(f'configs/{name}.py{variant}')
+            assert isinstance(config, RunConfig) and found is training_of('eg3d')
+    _, ffhq = load_run('configs/eg3d_ffhq512_64.py')
     assert (ffhq.train.batch, ffhq.loss.r1_gamma, ffhq.train.kimg, ffhq.loss.blur_fade_kimg) == (32, 1, 25000, 200)
     assert ffhq.generator == GeneratorConfig.ffhq512() and ffhq.g_interval == 4 and not ffhq.augment.active
-    after, _ = method_of(load_config('configs/eg3d_ffhq512_128.py').to_dict())
+    _, after = load_run('configs/eg3d_ffhq512_128.py')
     assert after.loss.resolution_final == 128 and after.train.kimg == 2000 and after.train.ema_rampup is None
     with pytest.raises(UserError, match="did you mean 'rebalanced'"):
         load_config('configs/eg3d_ffhq512_64.py:rebalance')
-    heads, _ = method_of(load_config('configs/eg3d_heads.py').to_dict())
+    _, heads = load_run('configs/eg3d_heads.py')
     start = jax.eval_shape(lambda: files.starting_point(heads).generator)  # the shipped prior fits
     assert heads.init == 'heads128' and start['params']['decoder']
     longer = dataclasses.replace(heads, train=dataclasses.replace(heads.train, kimg=999.0))
@@ -267,7 +266,7 @@ def test_configs_and_their_variants():
 
 
 def test_bad_starts_are_one_line(tmp_path):
-    from launch.train_eg3d import train
+    from tests.runs import train
 
     config = tiny_run()
     cases = {

@@ -10,16 +10,16 @@ from avatar_jax.cli import main
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose
-from avatar_jax.methods import registry
+from avatar_jax.methods import base
 from avatar_jax.methods.gpavatar import train as training
+from avatar_jax.methods.gpavatar.build import strangers
 from avatar_jax.methods.gpavatar.config import ModelConfig
-from avatar_jax.methods.gpavatar.model import animate, build, init, load_model, with_coefficients
+from avatar_jax.methods.gpavatar.model import build, frame, init, load_model, with_coefficients
 from avatar_jax.methods.gpavatar.train import RunConfig
 from avatar_jax.train.logging import read_jsonl
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from avatar_jax.types import Camera, Portrait
-from launch.encode import warn_of_strangers
-from launch.train_gpavatar import train
+from tests.runs import train
 
 SETTINGS = {
     'loss__box': 0.0,
@@ -68,9 +68,11 @@ def test_coefficients_can_join_trained_points(trained, tmp_path):
     known, config, _, _ = load_model(weights)
     started, both = with_coefficients(known, config)
     assert both == config.with_method(field__kind='both')
-    window, label = jax.random.uniform(jax.random.key(0), (1, 27, 70)), FRONT[None]
+    signals, label = {'expression': jax.random.uniform(jax.random.key(0), (1, 64))}, FRONT[None]
     avatar = build(known, config, Portrait(image=np.zeros((16, 16, 3), np.float32), camera=Camera.from_label(FRONT)))
-    frames = [animate(v, c, avatar, window, label, sr=False).rgb for v, c in ((known, config), (started, both))]
+    frames = [
+        frame(v, c, avatar.identity, None, signals, label, sr=False).rgb for v, c in ((known, config), (started, both))
+    ]
     np.testing.assert_array_equal(*frames)  # it begins where the first training ended
     state = train(run, tmp_path / 'run', quiet=True)
     layer = state.groups['main'].params['nerf_mlp']['points_querier']['expression_layer']
@@ -147,7 +149,7 @@ def test_commands(trained, tmp_path, capsys, monkeypatch):
             str(tmp_path / 'out'),
         ]
     )
-    assert status == 0 and 'from 2 portraits' in capsys.readouterr().out
+    assert status == 0 and '2 portraits' in capsys.readouterr().out
     assert (tmp_path / 'out' / 'a' / 'reconstruction.png').is_file() and (tmp_path / 'out' / 'report.json').is_file()
     assert (
         main(
@@ -169,20 +171,21 @@ def test_commands(trained, tmp_path, capsys, monkeypatch):
     )
     assert (tmp_path / 'a.mp4').stat().st_size > 100
     capsys.readouterr()
-    monkeypatch.delitem(registry.DEFAULT_WEIGHTS, 'gpavatar')
+    without = dataclasses.replace(base.method('gpavatar'), weights='')
+    monkeypatch.setattr('avatar_jax.methods.model.method_with_avatars', lambda name: without)
     assert main(['invert', '--method', 'gpavatar', '--image', images[0], '--out', str(tmp_path / 'x')]) == 2
     assert 'no weights for it are in the package' in capsys.readouterr().err
     assert (
         main(['invert', '--weights', weights, '--steps', '3', '--image', images[0], '--out', str(tmp_path / 'x')]) == 2
     )
-    assert 'has no optimisation' in capsys.readouterr().err
+    assert '--steps: GPAvatar has no such option' in capsys.readouterr().err
 
 
-def test_portraits_of_different_people_are_told(capsys):
+def test_portraits_of_different_people_are_told():
     similarity = {'kind': 'head_identity', 'network': 'stand-in', 'values': [0.9, 0.01]}
-    (line,) = warn_of_strangers(['a.png', 'b.png', 'c.png'], similarity)
+    (line,) = strangers(['a.png', 'b.png', 'c.png'], similarity)
     assert line.startswith('c.png: may show another person than a.png (similarity 0.01')
-    assert warn_of_strangers(['a.png'], None) == []
+    assert strangers(['a.png'], None) == []
 
 
 def test_pictures_of_portraits_are_compared_with_the_truth(trained, tmp_path, monkeypatch, capsys):
@@ -207,13 +210,14 @@ def test_pictures_of_portraits_are_compared_with_the_truth(trained, tmp_path, mo
 
 
 def test_table_of_ablations_says_what_agrees_with_the_paper():
-    from launch.ablate import CLAIMS, GPAVATAR3, make_report, render
+    from avatar_jax.eval.ablation import make_report, render
 
-    scores = {row: [{'psnr': psnr, 'aed': aed}] * 2 for row, (_, _, psnr, aed) in GPAVATAR3.items()}
-    report = make_report(scores, {'size': 'tiny', 'seeds': 2})
-    assert len(report['claims']) == len(CLAIMS) and all(c['psnr'] and c['aed'] for c in report['claims'])
+    table = base.method('gpavatar').tables['gpavatar3']
+    scores = {name: [dict(row.paper)] * 2 for name, row in table.rows.items()}
+    report = make_report(table, scores, {'size': 'tiny', 'seeds': 2})
+    assert len(report['claims']) == len(table.claims) and all(c['psnr'] and c['aed'] for c in report['claims'])
     scores['one portrait'] = [{'psnr': 20.0, 'aed': 0.6}] * 2
-    text = render(make_report(scores, {}))
+    text = render(table, make_report(table, scores, {}))
     assert 'one portrait better than without field: PSNR the other way, AED the other way' in text
 
 

@@ -49,7 +49,7 @@ def tiny_run(iterations=3, **method):
 KILLED = """
 import sys
 sys.path.insert(0, {root!r})
-from launch.train import train
+from tests.runs import train
 from tests.test_train_otavatar import tiny_run
 train(tiny_run(), {out!r}, quiet=True)
 """
@@ -60,7 +60,7 @@ def leaves(state):
 
 
 def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
-    from launch.train import train
+    from tests.runs import train
 
     whole = train(tiny_run(), tmp_path / 'whole', quiet=True)
     out = tmp_path / 'killed'
@@ -194,9 +194,9 @@ def test_one_two_and_four_devices_make_the_same_update():
     ],
 )
 def test_config_files_become_run_configs(spec):
-    from launch.config_args import load_config
+    from launch.config_args import load_run
 
-    config = from_plain(RunConfig, load_config(spec).to_dict())
+    _, config = load_run(spec)
     assert from_plain(RunConfig, json.loads(json.dumps(to_plain(config)))) == config
     if spec == 'otavatar_hdtf':
         method, generator = config.model.method, config.model.generator
@@ -209,7 +209,7 @@ def test_config_files_become_run_configs(spec):
 def test_config_mistakes_are_named():
     from launch.config_args import load_config
 
-    with pytest.raises(UserError, match='did you mean "identity_steps"'):
+    with pytest.raises(UserError, match="did you mean 'identity_steps'"):
         load_config('otavatar_heads:tiny', ['--config.model.method.decoupling.identity_stepz=3'])
     with pytest.raises(UserError, match="did you mean 'release'"):
         load_config('otavatar_heads:relaese')
@@ -229,7 +229,7 @@ def test_config_mistakes_are_named():
 
 
 def test_batches_and_devices_are_checked_before_anything_is_compiled():
-    from launch.train import devices_and_batch
+    from avatar_jax.methods.otavatar.training import devices_and_batch
 
     with pytest.raises(UserError, match='frames_per_clip: 3'):
         devices_and_batch(tiny_run(train__frames_per_clip=3))
@@ -237,7 +237,7 @@ def test_batches_and_devices_are_checked_before_anything_is_compiled():
 
 
 def test_weights_of_other_networks_are_refused():
-    from launch.train import check_same_networks
+    from avatar_jax.methods.otavatar.training import check_same_networks
 
     small = ModelConfig.tiny()
     other = dataclasses.replace(small, method=small.method.replace(controller__channels=8))

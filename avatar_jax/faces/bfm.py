@@ -20,6 +20,7 @@ from avatar_jax.faces.base import ring_normals
 from avatar_jax.faces.coefficients import NUM_EXP, NUM_ID, NUM_TEX, Coefficients, unpack
 from avatar_jax.faces.lighting import INITIAL_LIGHT, shade
 
+METHOD = 'bfm2009_front'
 KEYS = (
     'meanshape',
     'idBase',

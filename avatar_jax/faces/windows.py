@@ -14,10 +14,10 @@ from avatar_jax.faces.pose import Array, namespace
 
 RADIUS = 13
 WINDOW = 2 * RADIUS + 1
-# What each method reads per frame. 'otavatar' is the released 70 (the paper says 73 = 'pirenderer').
+# What networks read per frame. OTAvatar's released program reads the 70 of 'motion' (its paper says 73: 'pirenderer').
 CHANNELS = {
     'expression': ('exp',),
-    'otavatar': ('exp', 'angle', 'trans'),
+    'motion': ('exp', 'angle', 'trans'),
     'pirenderer': ('exp', 'angle', 'trans', 'crop'),
 }
 CROP_SCALE_CHANNEL = 70  # of the 73-channel descriptor
@@ -32,12 +32,12 @@ def window_indices(frames: Array, length: int, radius: int = RADIUS) -> Array:
     return xp.clip(xp.asarray(frames)[..., None] + np.arange(-radius, radius + 1), 0, length - 1)
 
 
-def descriptors(records: Array, channels: str = 'otavatar') -> Array:
+def descriptors(records: Array, channels: str = 'motion') -> Array:
     """The numbers of each frame that a controller reads.
 
     Args:
       records: [..., 257] coefficients or [..., 260] video records.
-      channels: 'otavatar' (expression 64, angle 3, translation 3), 'pirenderer' (also crop 3), 'expression' (64).
+      channels: 'motion' (expression 64, angle 3, translation 3), 'pirenderer' (also crop 3), 'expression' (64).
 
     Returns:
       [..., C].
@@ -71,7 +71,7 @@ def windows(per_frame: Array, frames: Array | None = None, radius: int = RADIUS,
 def motion_windows(
     records: Array,
     frames: Array | None = None,
-    channels: str = 'otavatar',
+    channels: str = 'motion',
     radius: int = RADIUS,
     channel_first: bool = False,
 ) -> Array:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -20,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.io import atomic
-from avatar_jax.io.inputs import input_file, open_media
+from avatar_jax.io import atomic, stamps
+from avatar_jax.io.inputs import input_file, open_media, sound_track
 
 COPIED = (
     'aac',
@@ -32,6 +34,7 @@ COPIED = (
     'opus',
     'alac',
 )  # others (PCM, Vorbis, ...) are not played from MP4 everywhere
+_PAUSE = 0.1  # seconds: longer gaps in encoded sound are filled with silence
 _ENCODED_RATES = (48000, 44100, 32000, 24000, 22050, 16000)
 
 
@@ -47,7 +50,7 @@ def has_sound(path: str | os.PathLike) -> bool:
 
 
 class SoundTrack:
-    """The first sound track of a file, from ``start`` seconds on, for ``VideoWriter(sound=...)``.
+    """The default sound track of a file, from ``start`` seconds on, for ``VideoWriter(sound=...)``.
 
     Args:
         path: a video or a sound file.
@@ -75,9 +78,10 @@ class SoundTrack:
         if not tracks:
             self.close()
             raise UserError(f'{self.path}: has no sound track; leave the sound out or give another file')
-        self._stream = tracks[0]
+        self._stream = sound_track(self._container)
         if len(tracks) > 1:
-            self.notes.append(f'the first of {len(tracks)} sound tracks')
+            number = list(tracks).index(self._stream) + 1
+            self.notes.append(f'sound track {number} of {len(tracks)} taken (the default one, else the first)')
         self._output: Any = None
         self._pending: Any = None
         self._packets: Iterator[Any] = iter(())
@@ -101,6 +105,8 @@ class SoundTrack:
 
     def mux_until(self, container: Any, seconds: Fraction) -> None:
         """Writes the packets that begin before ``seconds`` of the output."""
+        import av
+
         while True:
             if self._pending is None:
                 self._pending = next(self._packets, None)
@@ -108,24 +114,43 @@ class SoundTrack:
             if packet is None or packet.pts * packet.time_base >= seconds:
                 return
             packet.stream = self._output
-            container.mux(packet)
             self._pending = None
+            try:
+                container.mux(packet)
+            except (av.error.FFmpegError, ValueError):
+                self._packets = iter(())
+                self._damaged()
 
     def _damaged(self) -> None:
         self.notes.append('the sound is damaged and ends early')
+
+    @functools.cached_property
+    def _mend(self) -> stamps.Mender:
+        """Stamps that go back, or jump where the pictures' stamps do, move what follows. Pauses stay."""
+        pictures, sound = stamps.scan(self.path)
+        pauses = [j for j in sound.jumps if not any(a < j[1] and b > j[0] for a, b in pictures.jumps)]
+        step = sound.step if np.isfinite(sound.step) else 0.02
+        return stamps.Mender(step, tuple(j for j in sound.jumps if j not in pauses), least=0.0)
+
+    def _say_mended(self) -> None:
+        note = 'time stamps of the sound go back or jump: what follows was moved along'
+        if (self._mend.back or self._mend.jumped) and note not in self.notes:
+            self.notes.append(note)
 
     def _copied(self) -> Iterator[Any]:
         """Packets moved to the output's time, which begins at ``start``."""
         import av
 
         base = self._stream.time_base
-        offset = round(self.start / base)
+        offset, last = round(self.start / base), None
         try:
             for packet in self._container.demux(self._stream):
                 if packet.pts is None or packet.size == 0:
                     continue
-                packet.pts -= offset
-                packet.dts = packet.pts if packet.dts is None else packet.dts - offset
+                packet.pts = round(self._mend(float(packet.pts * base)) / base) - offset
+                self._say_mended()
+                packet.pts = packet.dts = packet.pts if last is None else max(packet.pts, last + 1)
+                last = packet.pts
                 # A first packet that begins a little earlier would move all pictures: whole packets are left out.
                 if packet.pts >= 0 or (offset == 0 and packet.pts > -round(Fraction(1, 10) / base)):
                     yield packet
@@ -139,17 +164,31 @@ class SoundTrack:
         done = None  # samples of the output so far
         try:
             for frame in self._container.decode(self._stream):
-                if frame.time is not None and frame.time < self.start:
+                time = self._mend(frame.time) - float(self.start)
+                self._say_mended()
+                if time < 0:
                     continue
                 if done is None:
-                    done = max(0, round(((frame.time or 0) - float(self.start)) * rate))
-                for piece in resampler.resample(frame):
+                    done = max(0, round(time * rate))
+                pause = round(time * rate) - done
+                starts = range(0, pause, rate) if pause > _PAUSE * rate else ()
+                silence = (self._silence(min(rate, pause - k), rate, layout) for k in starts)
+                for piece in itertools.chain(silence, resampler.resample(frame)):
                     piece.pts, piece.time_base = done, Fraction(1, rate)
                     done += piece.samples
                     yield from self._output.encode(piece)
         except (av.error.FFmpegError, ValueError):
             self._damaged()
         yield from self._output.encode(None)
+
+    @staticmethod
+    def _silence(samples: int, rate: int, layout: str) -> Any:
+        import av
+
+        channels = 1 if layout == 'mono' else 2
+        frame = av.AudioFrame.from_ndarray(np.zeros((channels, samples), np.float32), format='fltp', layout=layout)
+        frame.sample_rate = rate
+        return frame
 
 
 def sound_of(path: str | os.PathLike, start: float = 0.0) -> SoundTrack | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from avatar_jax.ops.resize import resize
+from avatar_jax.ops.resize import halve, resize
 
 
 def match_size(target: jax.Array, size: int) -> jax.Array:
@@ -17,13 +17,6 @@ def smooth_l1(prediction: jax.Array, target: jax.Array, beta: float = 1.0) -> ja
     """Mean of ``d^2 / (2 beta)`` for ``|d| < beta``, else ``|d| - beta / 2``."""
     distance = jnp.abs(prediction - target)
     return jnp.mean(jnp.where(distance < beta, 0.5 / beta * distance**2, distance - 0.5 * beta))
-
-
-def halve(image: jax.Array) -> jax.Array:
-    """Half the size by 2x2 means (bilinear x0.5 without antialiasing); a last odd row or column is dropped."""
-    height, width = image.shape[1] // 2 * 2, image.shape[2] // 2 * 2
-    rows = image[:, 0:height:2, :width] + image[:, 1:height:2, :width]
-    return (rows[:, :, 0::2] + rows[:, :, 1::2]) * 0.25
 
 
 def pyramid_loss(prediction: jax.Array, target: jax.Array, scales: int) -> jax.Array:

@@ -88,15 +88,15 @@ def build(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--config', default='128', help='64, 128, 256, 512 or tiny')
-    parser.add_argument('--data-dir', default='data')
-    parser.add_argument('--workers', type=int, default=1)
-    parser.add_argument('--seed', type=int)
-    parser.add_argument('--people', type=int, help='people of the training split')
-    parser.add_argument('--clips', type=int, help='clips per person')
-    parser.add_argument('--frames', type=int, help='frames per clip')
-    parser.add_argument('--cameras', type=int, help='cameras of the multi-view part')
+    parser = argparse.ArgumentParser(prog='python -m data_pipelines.heads', description=__doc__.splitlines()[0])
+    parser.add_argument('--config', default='128', metavar='NAME', help='64, 128, 256, 512 or tiny (default: 128)')
+    parser.add_argument('--data-dir', default='data', metavar='DIR', help='where TFDS keeps data sets (default: data)')
+    parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes that draw (default: 1)')
+    parser.add_argument('--seed', type=int, metavar='N', help='chooses the people')
+    parser.add_argument('--people', type=int, metavar='N', help='people of the training split')
+    parser.add_argument('--clips', type=int, metavar='N', help='clips per person')
+    parser.add_argument('--frames', type=int, metavar='N', help='frames per clip')
+    parser.add_argument('--cameras', type=int, metavar='N', help='cameras of the clips with several')
     parser.add_argument(
         '--audio', action='store_true', help='with the sound of the speech: features per frame, WAV files per clip'
     )

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from avatar_jax.io.sound import SPEECH_RATE, Sound, write_wav
+from avatar_jax.progress import Console
 from avatar_jax.sound.features import mel_rows
 from avatar_jax.sound.windows import windows_at
 from data_pipelines.clips import ClipOptions, make_clip
@@ -136,7 +137,7 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
         ]
         table: dict[str, list] = {k: [] for k in ('name', 'person', 'first', 'num_frames', 'num_cameras', 'motion')}
         key = 0
-        with tqdm(total=len(tasks), desc=f'{split} clips', disable=not self.show_progress) as bar:
+        with tqdm(total=len(tasks), desc=f'{split} clips', file=Console(), disable=not self.show_progress) as bar:
             for clip, examples in (self.pool.map if self.pool else map)(render_clip, tasks):
                 table['first'].append(key)
                 if config.audio:

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.eval import distributions, image
+from avatar_jax.eval import distributions
 from avatar_jax.faces import alignment
+from avatar_jax.ops import image_metrics as image
 from avatar_jax.ops.warp import warp_affine
 from tests.comparison import close
 from tests.parity.golden import handles

@@ -159,7 +159,7 @@ def test_motion_windows(golden):
             if not name.startswith('window'):
                 continue
             kind, frame = name.rsplit('_', 1)
-            channels = 'otavatar' if kind == 'window70' else 'pirenderer'
+            channels = 'motion' if kind == 'window70' else 'pirenderer'
             got = windows.motion_windows(records, np.array([int(frame)]), channels, cfg['radius'])
             if kind == 'window73_cross':
                 got = windows.scale_crop(got, ratio)

@@ -15,15 +15,7 @@ LATER = {
     'gpavatar': (),
     'hfagp': (),
     'metrics': (),
-    'blocks': (
-        'spade',
-        'spade_resblk',
-        'resblk_plain',
-        'e4e',
-        'nofa_maths',
-        'hidenerf_maths',
-        'gfpgan',
-    ),
+    'blocks': (),
 }
 
 # Kinds that a test outside this folder compares.

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.eval import image as metrics
 from avatar_jax.faces.rotation_six import from_six, to_six
 from avatar_jax.methods.gpavatar import driving, head, inputs, losses, model, render, train
 from avatar_jax.methods.gpavatar.cameras import to_screen
 from avatar_jax.methods.gpavatar.config import GPAvatarConfig, LossConfig, ModelConfig
 from avatar_jax.methods.gpavatar.release import state_dict, to_flat, variables_of
+from avatar_jax.ops import image_metrics as metrics
 from avatar_jax.train.optimizers import OptimizerConfig
 from tests.comparison import close
 from tests.parity import golden as g

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.eval import distributions, faces, image, sync
+from avatar_jax.eval import distributions, faces, sync
+from avatar_jax.ops import image_metrics as image
 from tests.comparison import close
 from tests.parity.golden import handles
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.eval.image import psnr
 from avatar_jax.losses import density as regularisers
 from avatar_jax.losses.identity import (
     FACE_SIZE,
@@ -31,6 +30,7 @@ from avatar_jax.models.decoder import decode
 from avatar_jax.models.perception.arcface import ResNetArcFace
 from avatar_jax.models.perception.lpips import lin_weights, lpips_layers
 from avatar_jax.ops.grid_sample import sample_planes_mean
+from avatar_jax.ops.image_metrics import psnr
 from avatar_jax.ops.resize import resize
 from avatar_jax.ops.warp import warp_affine
 from tests.comparison import close, close_but_for, close_l2, with_moved, within_spread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -267,3 +268,17 @@ class RunConfig:
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
         return self.output.loop(self.train.iterations)
+
+
+def check_resolutions(generator: GeneratorConfig, where: str) -> None:
+    """Raises ``UserError`` for picture sizes that the networks cannot make, before anything is compiled."""
+    for name in ('img_resolution', 'plane_resolution'):
+        value = getattr(generator, name)
+        if value < 8 or value & (value - 1):
+            close = 2 ** max(3, round(math.log2(max(value, 1))))
+            raise UserError(f'{where}.{name}: {value}; use a power of two from 8 on, e.g. {close}')
+    if not 1 <= generator.neural_rendering_resolution <= generator.img_resolution:
+        raise UserError(
+            f'{where}.neural_rendering_resolution: {generator.neural_rendering_resolution}; '
+            f'use 1 to {generator.img_resolution}'
+        )

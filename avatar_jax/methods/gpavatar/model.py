@@ -21,7 +21,6 @@ import numpy as np
 from flax import struct
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.windows import RADIUS
 from avatar_jax.methods.gpavatar import cameras, fusion, head, render
 from avatar_jax.methods.gpavatar.config import METHOD, ModelConfig
 from avatar_jax.methods.gpavatar.front import cameras_of, on_front
@@ -84,8 +83,6 @@ def abstract(config: ModelConfig) -> dict[str, Any]:
 
 
 OWN = ('params', 'noise', 'constants')
-ONE_PASS = True  # one avatar from all portraits, without optimisation
-per_video = None  # nothing is computed once per video: ``animate`` takes no ``basis``
 
 
 def save_model(
@@ -229,7 +226,7 @@ def superresolve(
     return found - 0.5 + resize(features[..., :3], config.img_resolution) if config.sr_skip else found
 
 
-# ------------------------------------------------------------------------------------------------------ build, animate
+# ------------------------------------------------------------------------------------------------------- build, frames
 
 
 def canonical(
@@ -276,7 +273,6 @@ def build(
     config: ModelConfig,
     portrait: Portrait | Sequence[Portrait],
     *,
-    bank: Any = None,
     key: jax.Array | None = None,
     weights: str = '',
 ) -> Avatar:
@@ -286,8 +282,8 @@ def build(
 
     Args:
         portrait: one, or several of the same person.
-        bank: not needed (the argument is common to all methods). key: draws the noise of ``noise='random'``; without
-            it there is none. weights: SHA-256 of the weights, stored in the avatar.
+        key: draws the noise of ``noise='random'``; without it there is none. weights: SHA-256 of the weights, stored
+            in the avatar.
 
     Returns:
         ``Avatar`` whose identity is ``{'planes': [3,H,W,C], 'shape': [S]}``.
@@ -323,74 +319,56 @@ def build(
     )
 
 
-def frame(
+def views(
     variables: Mapping[str, Any],
     config: ModelConfig,
     identity: Mapping[str, jax.Array],
     expression: jax.Array,
     labels: jax.Array,
-    key: jax.Array | None = None,
+    noise: Sequence[jax.Array] | None = None,
     sr: bool = True,
 ) -> Views:
-    """N frames side by side: all that depends on expressions [N,64] and cameras [N,25]; for ``jax.export``."""
+    """N views side by side: all that depends on expressions [N,64] and cameras [N,25]; for ``jax.export``."""
     c, count = config.method, expression.shape[0]
     transforms, focal = cameras.camera_of_label(labels, config.world)
     planes = jnp.broadcast_to(identity['planes'], (count, *identity['planes'].shape))
     points = head_points(config, variables['mesh'], identity['shape'], expression) if c.field.with_points else None
     scene = head.Scene(planes, points, expression)
-    noise = noise_of(variables, config, 'up_renderer', c.noise, count, key)
     return render_views(variables['params'], config, scene, transforms, focal, noise=noise, sr=sr)
 
 
-def animate(
+def frame(
     variables: Mapping[str, Any],
     config: ModelConfig,
-    avatar: Avatar,
-    windows: jax.Array,
+    identity: Mapping[str, jax.Array],
+    prepared: None,
+    signals: Mapping[str, jax.Array],
     labels: jax.Array,
-    *,
-    basis: jax.Array | None = None,
-    chunk: int = 1,
-    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
     sr: bool = True,
 ) -> Frames:
-    """Renders an avatar with someone's motion.
+    """N frames side by side; a pure function (``config`` and ``sr`` static under ``jit``).
 
     Args:
-        windows: [T,27,70] motion windows of the driver, of which the middle frame's expression is read.
-        labels: [T,25] cameras.
-        basis: not needed (the argument is common to all methods).
-        chunk: frames rendered side by side; memory grows with it, not with T. The result does not depend on it.
-        key: draws the noise of ``noise='random'``; without it there is none, and no flicker.
+        identity: ``{'planes': [3,H,W,C], 'shape': [S]}``. prepared: nothing.
+        signals: ``expression`` [N,64] of the driver. labels: [N,25] cameras.
+        keys: [N], draw the noise of ``noise='random'``; without them there is none, and no flicker.
         sr: False leaves super-resolution out; ``rgb`` is then the raw rendering.
 
     Returns:
         ``Frames`` with rgb and raw limited to [-1,1].
     """
-    expression = windows[:, RADIUS, :64]
-    keys = None if key is None else jax.random.split(key, windows.shape[0])
-
-    def one(expression, label, key):
-        views = frame(variables, config, avatar.identity, expression[None], label[None], key, sr)
-        raw = jnp.clip(views.fine[0, ..., :3] * 2 - 1, -1, 1)
-        rgb = raw if views.image is None else jnp.clip(views.image[0] * 2 - 1, -1, 1)
-        return Frames(rgb, raw, views.depth[0], views.opacity[0])
-
-    inputs = (expression, labels, keys)
-    if windows.shape[0] == 1:
-        return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], inputs)))
-    if chunk == 1:
-        return jax.lax.map(lambda part: one(*part), inputs)
-    return jax.lax.map(lambda part: one(*part), inputs, batch_size=chunk)
-
-
-def source_windows(portrait: Portrait) -> jax.Array:
-    """[27,70] motion window of a still picture: its own coefficients, zero where they were not measured."""
-    row = [
-        np.zeros(n, np.float32) if v is None else np.asarray(v, np.float32)
-        for v, n in ((portrait.expression, 64), (portrait.angle, 3), (portrait.translation, 3))
-    ]
-    return jnp.broadcast_to(jnp.asarray(np.concatenate(row)), (2 * RADIUS + 1, 70))
+    del prepared
+    kind = config.method.noise
+    if keys is None or kind != 'random':
+        noise = noise_of(variables, config, 'up_renderer', kind, labels.shape[0], None)
+    else:  # each frame's own, whatever is computed beside it
+        each = jax.vmap(lambda k: noise_of(variables, config, 'up_renderer', kind, 1, k))(keys)
+        noise = [x[:, 0] for x in each]
+    found = views(variables, config, identity, signals['expression'], labels, noise, sr)
+    raw = jnp.clip(found.fine[..., :3] * 2 - 1, -1, 1)
+    rgb = raw if found.image is None else jnp.clip(found.image * 2 - 1, -1, 1)
+    return Frames(rgb, raw, found.depth, found.opacity)
 
 
 def count_parameters(tree: PyTree) -> int:

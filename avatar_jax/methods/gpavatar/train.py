@@ -3,7 +3,7 @@
 Every element of a batch is one driver frame (or several) and some portraits of the same person. The portraits are
 encoded and fused, the head is rendered with the driver's expression from the driver's camera, and compared with the
 driver's picture: with all of it, or in the first steps along some of its rays, if ``train.ray_iterations`` says so.
-``launch/train_gpavatar.py`` puts the step into ``train.loop.fit``.
+``gpavatar.training`` hands the step to ``train.runner``.
 """
 
 from __future__ import annotations

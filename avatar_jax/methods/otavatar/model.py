@@ -7,9 +7,10 @@ Variables are nested dicts, collections first and then the network, as weight fi
     ema_stats / generator                 ``w_avg``
     constants / w_std [D]                 only for ``sigma_w = 'std'``
 
-``animate`` renders an ``Avatar`` (an identity code, the correction of the intrinsics, and possibly generator weights
-that were tuned to the person) from motion windows and camera labels. ``build`` makes one from a portrait. Both are pure
-functions of arrays with a static configuration, so they pass through ``jit`` and ``vmap``.
+``frame`` renders an identity (a code, the correction of the intrinsics, and possibly generator weights that were tuned
+to the person) from motion windows and camera labels. It is a pure function of arrays with a static configuration, so it
+passes through ``jit`` and ``vmap``; ``methods.render.animate`` calls it for many frames, ``otavatar.invert`` finds the
+identity of a portrait.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from avatar_jax.methods.otavatar.config import OTAvatarConfig
 from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig, MotionCode, clamp_codes, combine_codes
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
 from avatar_jax.render.sampling import RenderDraws
-from avatar_jax.types import Avatar, Frames
+from avatar_jax.types import Frames
 
 METHOD = 'otavatar'
 NETWORKS = ('generator', 'controller')
@@ -234,9 +235,6 @@ def controller_basis(variables: Mapping[str, Any], config: ModelConfig) -> jax.A
     return Controller(config.method.controller).apply(network(variables, 'controller'), method='basis')
 
 
-per_video = controller_basis  # what ``animate`` takes as ``basis``
-
-
 def driven_codes(
     w: jax.Array, code: MotionCode, config: ModelConfig, variables: Mapping[str, Any], clamp: bool
 ) -> jax.Array:
@@ -275,98 +273,52 @@ def render_views(
     return Views(planes, out.rgb, out.depth, out.opacity, image)
 
 
-# --------------------------------------------------------------------------------------------------- build, animate
+# -------------------------------------------------------------------------------------------------------------- frames
 
 
-def identity_of(avatar: Avatar, variables: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+def identity_of(identity: Mapping[str, Any], variables: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, PyTree]:
     """Code [L,D], correction [18] and generator variables (the avatar's own if it has tuned ones)."""
-    identity = avatar.identity
     generator = network(variables, 'generator')
     if 'generator' in identity:
         generator = {**generator, 'params': identity['generator']}
     return identity['code'], identity['bias'], generator
 
 
-def animate(
+def prepare(variables: Mapping[str, Any], config: ModelConfig, identity: Mapping[str, Any]) -> jax.Array:
+    """What is computed once for a video: ``controller_basis``."""
+    return controller_basis(variables, config)
+
+
+def frame(
     variables: Mapping[str, Any],
     config: ModelConfig,
-    avatar: Avatar,
-    windows: jax.Array,
+    identity: Mapping[str, Any],
+    basis: jax.Array | None,
+    signals: Mapping[str, jax.Array],
     labels: jax.Array,
-    *,
-    basis: jax.Array | None = None,
-    chunk: int = 1,
-    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
     sr: bool = True,
 ) -> Frames:
-    """Renders an avatar with someone's motion.
+    """N frames side by side; a pure function (``config`` and ``sr`` static under ``jit``).
 
     Args:
-        variables, config: the model (``config`` static under ``jit``).
-        avatar: of one person; for many, ``vmap`` over avatars.
-        windows: [T,27,70] motion windows of the driver. labels: [T,25] cameras of the driver.
-        basis: ``controller_basis``, to save its computation.
-        chunk: so many frames are rendered side by side; memory grows with it, not with T.
-        key: jitters the samples along the rays, as the released program does; None is deterministic, without flicker.
+        identity: ``{'code': [L,D], 'bias': [18]}``, and ``'generator'`` where it was tuned.
+        basis: ``controller_basis``; None computes it.
+        signals: ``windows`` [N,27,70] of the driver. labels: [N,25] cameras of the driver.
+        keys: [N], jitter the samples along the rays, as the released program does; None is deterministic, without
+            flicker.
         sr: False leaves super-resolution out; ``rgb`` is then the raw rendering.
 
     Returns:
         ``Frames`` with rgb and raw limited to [-1, 1]. The code is not clamped, unlike during inversion.
     """
-    code, bias, generator = identity_of(avatar, variables)
-    motion = motion_codes(network(variables, 'controller')['params'], config, windows, basis)
-    w = jnp.broadcast_to(code, (windows.shape[0], *code.shape))
+    code, bias, generator = identity_of(identity, variables)
+    motion = motion_codes(network(variables, 'controller')['params'], config, signals['windows'], basis)
+    w = jnp.broadcast_to(code, (labels.shape[0], *code.shape))
     ws = driven_codes(w, motion, config, variables, clamp=False)
-    labels = correct_intrinsics(labels, bias)
-    keys = None if key is None else jax.random.split(key, windows.shape[0])
-
-    def frames(ws, labels, keys):
-        views = render_views(generator, config.generator, ws, labels, keys, sr)
-        raw = jnp.clip(views.raw, -1, 1)
-        return Frames(raw if views.image is None else jnp.clip(views.image, -1, 1), raw, views.depth, views.opacity)
-
-    inputs = (ws, labels, keys)
-    if windows.shape[0] <= chunk:
-        return frames(*inputs)
-    # One frame at a time inside the loop when chunk is 1: lax.map with a batch size adds a vmapped axis.
-    total, size = windows.shape[0], chunk
-    whole = total // size * size
-
-    def split(x):
-        return x[:whole].reshape(whole // size, size, *x.shape[1:])
-
-    outputs = jax.lax.map(lambda part: frames(*part), jax.tree.map(split, inputs))
-    outputs = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), outputs)
-    if whole == total:
-        return outputs
-    rest = frames(*jax.tree.map(lambda x: x[whole:], inputs))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, rest)
-
-
-def build(
-    variables: Mapping[str, Any],
-    config: ModelConfig,
-    portrait: Any,
-    *,
-    bank: Any = None,
-    key: jax.Array | None = None,
-    weights: str = '',
-) -> Avatar:
-    """The avatar of one portrait, by one-shot inversion (paper section 3.3).
-
-    Args:
-        variables, config: the model (``config`` static under ``jit``).
-        portrait: a ``types.Portrait``; for many people stack them and ``vmap``, or use ``invert.invert_people``.
-        bank: ``losses.perception.PerceptionBank`` with the networks of the loss; None has none.
-        key: jitters the samples along the rays; None inverts through the deterministic renderer.
-        weights: SHA-256 of the weights, stored in the avatar.
-
-    Returns:
-        ``Avatar`` whose identity is ``{'code': [L,D], 'bias': [18]}``.
-    """
-    from avatar_jax.methods.otavatar.invert import invert_portrait
-
-    return invert_portrait(variables, config, portrait, bank, key, weights=weights).avatar
+    views = render_views(generator, config.generator, ws, correct_intrinsics(labels, bias), keys, sr)
+    raw = jnp.clip(views.raw, -1, 1)
+    return Frames(raw if views.image is None else jnp.clip(views.image, -1, 1), raw, views.depth, views.opacity)
 
 
 def source_windows(portrait: Any) -> jax.Array:

@@ -1,7 +1,7 @@
 """Training of OTAvatar: the state, one iteration on a batch of clips, sample pictures, and the run's configuration.
 
-The iteration itself is ``inversion.decoupling``; here it gets its networks, its data and its optimizers. ``launch/
-train.py`` puts it into ``train.loop.fit``.
+The iteration itself is ``inversion.decoupling``; here it gets its networks, its data and its optimizers. ``training``
+hands it to ``train.runner``.
 """
 
 from __future__ import annotations
@@ -210,8 +210,8 @@ def sample_sheet(
     Returns:
         the sheet, uint8 [H, W, 3], and scores (``sample/psnr_source``, ``sample/psnr_driven``; averaged networks).
     """
-    from avatar_jax.eval.image import psnr, to_unit
     from avatar_jax.losses.pixel import match_size
+    from avatar_jax.ops.image_metrics import psnr, to_unit
     from avatar_jax.ops.resize import resize
 
     batch = {k: np.asarray(v[:people]) for k, v in batch.items() if k in BATCH_KEYS}

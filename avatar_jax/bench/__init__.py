@@ -1,0 +1,1 @@
+"""Timing and counting: stages of a method, training steps."""

@@ -1,0 +1,155 @@
+"""Time and memory of a method's stages.
+
+Compilation is timed apart. On a shared machine the minimum is the number to trust; the load average is in the report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from avatar_jax.errors import UserError
+
+
+def run_benchmark(
+    bench: Any,
+    config: Any,
+    stages: Sequence[str] | None = None,
+    batch_sizes: Sequence[int] = (1,),
+    repeats: int = 5,
+    out_json: str | os.PathLike | None = None,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Measures the stages of a model with random weights.
+
+    Args:
+      bench: ``methods.base.Bench`` of its method.
+      config: the model's configuration; how it is computed (``dtype``, ``ray_chunk``) is part of what is measured.
+      stages: names from ``bench.stages``; None: all.
+      batch_sizes: images per call; every stage runs with each.
+      repeats: timed calls per stage, after one that is not counted.
+      out_json: where to write the result, or None.
+      report: receives one line per finished measurement, e.g. ``print``.
+
+    Returns:
+      {'machine', 'config', 'load_average', 'results': [{'stage', 'batch', 'trace_s', 'compile_s', 'min_s', 'median_s',
+      'processor_min_s' (seconds summed over the cores: tells more than the clock on a busy machine), 'times_s',
+      'temp_bytes', 'argument_bytes', 'output_bytes', 'peak_rss_bytes', 'device_peak_bytes'}]}; what the platform does
+      not tell is None.
+    """
+    import jax
+
+    stages = bench.stages if stages is None else stages
+    if unknown := sorted(set(stages) - set(bench.stages)):
+        raise UserError(f'--stages: {", ".join(unknown)} unknown; use {", ".join(bench.stages)}')
+    if repeats < 1 or min(batch_sizes, default=0) < 1:
+        raise UserError('--repeats and --batch-sizes: must be at least 1')
+    result: dict[str, Any] = {
+        'machine': machine(),
+        'config': dataclasses.asdict(config),
+        'load_average': [_load()],
+        'results': [],
+    }
+    for batch in batch_sizes:
+        build = bench.build(config, batch)
+        for stage in stages:
+            function, arguments, donate = build.stage(stage)
+            measured = {'stage': stage, 'batch': batch, **_measure(function, arguments, donate, repeats)}
+            result['results'].append(measured)
+            if report:
+                report(summary(measured))
+        del build
+        jax.clear_caches()
+    result['load_average'].append(_load())
+    if out_json is not None:
+        path = Path(out_json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + '\n')
+    return result
+
+
+def summary(measured: dict[str, Any]) -> str:
+    """One line of text for one measurement."""
+    mib = (measured['temp_bytes'] or 0) / 2**20
+    return (
+        f'{measured["stage"]:16s} batch {measured["batch"]:<3d} min {measured["min_s"]:8.3f} s   median '
+        f'{measured["median_s"]:8.3f} s   cores {measured["processor_min_s"]:8.3f} s   compile '
+        f'{measured["compile_s"]:6.1f} s   temporaries {mib:7.0f} MiB'
+    )
+
+
+def _measure(function: Callable, arguments: tuple, donate: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    import jax
+
+    start = time.perf_counter()
+    lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    done = time.perf_counter()
+    _reset_peak()
+    times, processor = [], []
+    arguments = list(arguments)
+    for _ in range(repeats + 1):
+        begin, begin_processor = time.perf_counter(), time.process_time()
+        out = jax.block_until_ready(compiled(*arguments))
+        times.append(time.perf_counter() - begin)
+        processor.append(time.process_time() - begin_processor)
+        for place in donate:  # what was overwritten comes back at the same place of the output
+            arguments[place] = out[place]
+    times = times[1:]
+    memory = compiled.memory_analysis()
+    stats = jax.devices()[0].memory_stats() or {}
+    return {
+        'trace_s': traced - start,
+        'compile_s': done - traced,
+        'min_s': min(times),
+        'median_s': statistics.median(times),
+        'processor_min_s': min(processor[1:]),
+        'times_s': times,
+        'temp_bytes': getattr(memory, 'temp_size_in_bytes', None),
+        'argument_bytes': getattr(memory, 'argument_size_in_bytes', None),
+        'output_bytes': getattr(memory, 'output_size_in_bytes', None),
+        'peak_rss_bytes': _peak_rss(),
+        'device_peak_bytes': stats.get('peak_bytes_in_use'),
+    }
+
+
+def _reset_peak() -> None:
+    """Starts a new resident-memory maximum, where the system can (Linux)."""
+    try:
+        Path('/proc/self/clear_refs').write_text('5')
+    except OSError:
+        return  # the maximum then is that of the whole process
+
+
+def _peak_rss() -> int | None:
+    try:
+        lines = Path('/proc/self/status').read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith('VmHWM')), None)
+
+
+def _load() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, 'getloadavg') else None
+
+
+def machine() -> dict[str, Any]:
+    """The system, versions and devices that figures belong to."""
+    import jax
+
+    return {
+        'system': platform.platform(),
+        'python': platform.python_version(),
+        'jax': jax.__version__,
+        'cpu_cores': os.cpu_count(),
+        'devices': [f'{d.platform}: {d.device_kind}' for d in jax.devices()],
+        'matmul_precision': jax.config.jax_default_matmul_precision,
+    }

@@ -1,0 +1,123 @@
+"""From a driver to the signals that a method reads: each signal says what it needs and how it is made.
+
+A driver is a motion, a video with pictures, a sound, or several of these. A method names its signals; a driver that
+cannot give one of them is refused with the kinds of drivers that can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from avatar_jax.errors import UserError
+from avatar_jax.faces.windows import RADIUS
+from avatar_jax.types import Drive, Motion
+
+# What a driver may have -> the drivers that have it.
+GIVEN_BY = {
+    'motion': 'a motion file, coefficients, a video, a picture, speech:SEED or --slider',
+    'pictures': 'a video or a picture',
+    'sound': 'a video with sound, or a sound file',
+}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One named array of a ``Drive``.
+
+    Attributes:
+        needs: what it is made of, names of ``GIVEN_BY``.
+        make: (parts, model configuration) -> [T, ...]; ``parts`` has what is needed, by name. ``parts['motion']`` is a
+            ``Motion`` in the model's basis, ``parts['pictures']`` [T, H, W, 3] in [-1, 1] (any sequence with
+            ``__getitem__`` and ``__len__``), ``parts['sound']`` an ``io.sound.SoundTrack``.
+    """
+
+    needs: tuple[str, ...]
+    make: Callable[[Mapping[str, Any], Any], Any]
+
+
+def sliding_windows(rows: np.ndarray) -> np.ndarray:
+    """[T, C] -> [T, 27, C]: each frame with its 13 neighbours on both sides, ends repeated; a view, not a copy."""
+    padded = np.pad(np.asarray(rows, np.float32), ((RADIUS, RADIUS), (0, 0)), mode='edge')
+    return np.moveaxis(np.lib.stride_tricks.sliding_window_view(padded, 2 * RADIUS + 1, axis=0), -1, 1)
+
+
+def _expression(parts: Mapping[str, Any], config: Any) -> np.ndarray:
+    return np.asarray(parts['motion'].expression, np.float32)
+
+
+def _pose(parts: Mapping[str, Any], config: Any) -> np.ndarray:
+    return np.asarray(parts['motion'].coefficients, np.float32)[:, -6:]
+
+
+def _windows(parts: Mapping[str, Any], config: Any) -> np.ndarray:
+    return sliding_windows(np.asarray(parts['motion'].coefficients))
+
+
+SIGNALS = {
+    'expression': Signal(('motion',), _expression),  # [T, 64] coefficients in the model's basis
+    'pose': Signal(('motion',), _pose),  # [T, 6]: angle (radians), translation (decimetres)
+    'windows': Signal(('motion',), _windows),  # [T, 27, 70]: expression, angle, translation of 27 frames
+}
+
+
+def known_signals(method: Any) -> dict[str, Signal]:
+    """The signals that a method may name: those of all, and its own."""
+    return {**SIGNALS, **method.own_signals}
+
+
+def make_drive(method: Any, config: Any, parts: Mapping[str, Any], fps: float = 25.0, source: str = '') -> Drive:
+    """The signals that a method reads, and only those.
+
+    Args:
+        method: ``methods.base.Method``. config: its model's configuration.
+        parts: what the driver has, see ``Signal.make``.
+
+    Raises:
+        UserError: the driver has not what a signal needs, or its coefficients are of another basis.
+    """
+    known, signals = known_signals(method), {}
+    for name in method.signals:
+        signal = known[name]
+        if missing := [n for n in signal.needs if parts.get(n) is None]:
+            raise UserError(
+                f"--motion: {method.title} is driven by the signal '{name}', which this driver cannot give (it has no "
+                f'{missing[0]}); give {GIVEN_BY.get(missing[0], missing[0])}'
+            )
+        signals[name] = signal.make(parts, config)
+    motion = parts.get('motion')
+    if motion is not None and any('motion' in known[n].needs for n in method.signals) and motion.basis != config.basis:
+        raise UserError(
+            f"motion: its coefficients belong to the basis '{motion.basis}', the avatar is driven by '{config.basis}'; "
+            f"give a motion tracked with '{config.basis}'"
+        )
+    return Drive(signals, fps, source)
+
+
+def drive_of(method: Any, config: Any, motion: Motion) -> Drive:
+    """The signals of a motion alone."""
+    return make_drive(method, config, {'motion': motion}, motion.fps, motion.source)
+
+
+def drive_of_rows(method: Any, config: Any, rows: Any, fps: float = 25.0) -> Drive:
+    """The signals of frames that stand alone: rows [T, 70] of expression, angle, translation, or windows [T, 27, 70] of
+    which each is a frame's own.
+    """
+    rows = np.asarray(rows, np.float32)
+    own = np.repeat(rows[:, None], 2 * RADIUS + 1, 1) if rows.ndim == 2 else rows
+    middle = own[:, RADIUS]
+    motion = Motion(middle[:, :64], middle[:, 64:67], middle[:, 67:70], fps, config.basis)
+    made = drive_of(method, config, motion)
+    return made.replace(signals=made.signals | ({'windows': own} if 'windows' in made.signals else {}))
+
+
+def still_rows(portrait: Any) -> np.ndarray:
+    """[1, 70]: a portrait's own expression, angle and translation; zero where they were not measured."""
+    row = [
+        np.zeros(n, np.float32) if v is None else np.asarray(v, np.float32)
+        for v, n in ((portrait.expression, 64), (portrait.angle, 3), (portrait.translation, 3))
+    ]
+    return np.concatenate(row)[None]

@@ -1,0 +1,51 @@
+"""Scores of same-person reenactment with one and with several portraits, on sets of frames of one person each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from avatar_jax.eval.estimators import from_bank
+from avatar_jax.eval.faces import expression_distance
+from avatar_jax.losses.networks import default_bank
+from avatar_jax.methods.model import Model
+from avatar_jax.ops.image_metrics import psnr, to_unit
+from avatar_jax.ops.resize import resize
+from avatar_jax.types import Camera, Portrait
+
+MOST = 4  # portraits
+NETWORK_SIDE = 128  # pixels that the stand-in for expression coefficients was trained on
+
+
+def portrait_scores(
+    model: Model, sets: Callable[[int], Mapping[str, np.ndarray]], people: int, most: int = MOST
+) -> dict[str, dict[str, float]]:
+    """PSNR and expression distance with 1..most portraits: {'1': {'psnr': ..., 'aed': ...}, ...}.
+
+    Args:
+        model: of procedural heads; its method joins portraits.
+        sets: number of a person -> ``images`` [1 + most, H, W, 3], ``windows``, ``labels``: one driver frame, and
+            portraits of the same clip.
+    """
+    estimate = from_bank(default_bank(NETWORK_SIDE)).coefficients
+    found: dict[str, dict[str, list[float]]] = {str(n): {'psnr': [], 'aed': []} for n in range(1, most + 1)}
+    for k in range(people):
+        item = sets(k)
+        portraits = [
+            Portrait(image=item['images'][i], camera=Camera.from_label(item['labels'][i]), source=f'frame {i}')
+            for i in range(1, 1 + most)
+        ]
+        truth = item['images'][:1]
+        for n in range(1, most + 1):
+            avatar = model.build(portraits[:n]).avatar
+            picture = model.frames(avatar, item['windows'][:1], item['labels'][:1]).rgb
+            scores = found[str(n)]
+            scores['psnr'].append(float(psnr(to_unit(picture), to_unit(truth))[0]))
+            if estimate is not None:
+                codes = [
+                    np.asarray(estimate.call(resize(jnp.asarray(x), NETWORK_SIDE), None)) for x in (picture, truth)
+                ]
+                scores['aed'].append(float(np.mean(expression_distance(*codes))))
+    return {n: {k: float(np.mean(v)) if v else float('nan') for k, v in s.items()} for n, s in found.items()}

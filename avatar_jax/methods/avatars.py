@@ -1,0 +1,134 @@
+"""From pictures on disk to avatars on disk: builds them in groups and writes each one's folder with a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from avatar_jax.configure import to_plain
+from avatar_jax.faces.camera_labels import yaw_label
+from avatar_jax.io.atomic import atomic_folder, write_json
+from avatar_jax.io.images import grid, write_png
+from avatar_jax.io.provenance import Provenance
+from avatar_jax.methods.base import Built, Source
+from avatar_jax.methods.model import Model, save_avatar
+from avatar_jax.ops.image_metrics import psnr, to_unit
+from avatar_jax.progress import Progress
+
+SIDE_VIEWS = np.deg2rad([-30.0, 30.0])
+SHOWN = 4  # portraits in the picture
+
+
+@dataclass(frozen=True)
+class Person:
+    """Whom an avatar is made of: the source, and what reading it gave (``report()``, ``path``, ``sha256`` each)."""
+
+    source: Source
+    read: Sequence[Any]
+
+    @property
+    def alignment(self) -> str:
+        """How well the first picture could be aligned, in a word."""
+        quality = self.read[0].quality
+        return 'as given' if quality is None else quality.grade
+
+
+def build_avatars(
+    model: Model,
+    people: Sequence[Person],
+    out: Path,
+    options: Mapping[str, Any],
+    *,
+    bank: Any = None,
+    key: jax.Array | None = None,
+    group: int = 4,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Makes avatars, ``group`` of them side by side where the method can, and writes ``out/<name>`` for each.
+
+    Yields:
+        the report of each avatar, as soon as its folder is there; its ``notes`` are for the person who asked.
+    """
+    steps = model.steps(**options)
+    for start in range(0, len(people), group):
+        part = people[start : start + group]
+        title = part[0].source.name if len(part) == 1 else f'{len(part)} avatars'
+        with Progress(steps * (1 if model.method.build_many else len(part)), f'{title} (compiles first)') as bar:
+            shown = 0
+
+            def on_step(done: int, bar: Progress = bar, **numbers: Any) -> None:
+                nonlocal shown
+                bar.update(done - shown, **numbers)
+                shown = done
+
+            sources = [p.source for p in part]
+            own = None if key is None else jax.random.fold_in(key, start)
+            built = model.build_many(sources, bank=bank, key=own, on_step=on_step, **options)
+        for person, found in zip(part, built, strict=True):
+            yield write_avatar(model, person, found, out / person.source.name, seed)
+
+
+def write_avatar(model: Model, person: Person, built: Built, folder: Path, seed: int) -> dict[str, Any]:
+    """Writes one avatar's folder, completely or not at all; returns its report."""
+    portraits = person.source.portraits
+    first = portraits[0]
+    provenance = Provenance(
+        synthetic=True,
+        weights=model.sha256,
+        seed=seed,
+        command='invert',
+        sources={p.path.name: p.sha256 for p in person.read},
+    )
+    label = np.asarray(first.camera.label, np.float32)
+    labels = np.stack([label, *(np.asarray(yaw_label(label, angle), np.float32) for angle in SIDE_VIEWS)])
+    views = model.frames(built.avatar, model.still(first, len(labels)), labels).rgb
+    shown = np.stack([np.asarray(portraits[i].image) for i in range(min(SHOWN, len(portraits)))])
+    measured = float(psnr(to_unit(views[:1]), to_unit(shown[:1]))[0])
+    report = {
+        'name': person.source.name,
+        'method': model.method.name,
+        'psnr': built.scores.get('psnr', measured),
+        'scores': built.scores,
+        'alignment': person.alignment,
+        'portraits': [p.report() for p in person.read],
+        **built.report,
+        'notes': list(built.notes),
+        'provenance': provenance.as_dict(),
+    }
+    with atomic_folder(folder) as temporary:
+        save_avatar(temporary, built.avatar, provenance.as_dict())
+        write_png(temporary / 'reconstruction.png', grid(np.concatenate([shown, views]), 4), provenance)
+        write_json(temporary / 'report.json', report)
+    return report
+
+
+def write_summary(
+    path: Path,
+    model: Model,
+    options: Mapping[str, Any],
+    bank: Any,
+    reports: Sequence[Mapping[str, Any]],
+    skipped: Sequence[tuple[str, str]],
+    seed: int,
+) -> None:
+    """The report of a whole command."""
+    owner = model.method
+    write_json(
+        path,
+        {
+            'avatars': [
+                {**{k: r[k] for k in ('name', 'psnr', 'alignment')}, 'portraits': len(r['portraits'])} for r in reports
+            ],
+            'skipped': [{'image': name, 'reason': reason} for name, reason in skipped],
+            'method': owner.name,
+            'options': to_plain(model.options(options)),
+            'weights': {'source': model.path, 'sha256': model.sha256},
+            'networks': {} if owner.networks is None else owner.networks(model.config, bank),
+            'provenance': Provenance(True, model.sha256, seed, 'invert').as_dict(),
+        },
+    )

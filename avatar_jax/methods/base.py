@@ -1,0 +1,388 @@
+"""What a method declares about itself, and where methods are found.
+
+A method is one folder in ``avatar_jax/methods`` with a module ``method.py`` that has a ``METHOD``, or an object that a
+package of yours names in the entry-point group ``avatar_jax.methods``. Commands, notebooks, evaluation and benchmark
+know ``Method`` and no name. docs/architecture.md walks through the writing of one.
+
+This module and every ``method.py`` are imported for ``--help``: they need no jax. What computes is named by ``later``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, wraps
+from importlib import metadata
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avatar_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from avatar_jax.io.assets import Asset
+    from avatar_jax.types import Avatar, Portrait
+
+GROUP = 'avatar_jax.methods'
+DEFAULT = 'otavatar'  # of the commands, where neither weights nor an avatar say another
+KINDS = ('portrait', 'portraits', 'video')
+
+
+def later(place: str) -> Callable:
+    """The function, class or class method ``'module:name'``, imported when it is first called."""
+    module, _, name = place.partition(':')
+
+    def call(*args: Any, **options: Any) -> Any:
+        return attrgetter(name)(importlib.import_module(module))(*args, **options)
+
+    call.place = place
+    return call
+
+
+def later_value(place: str) -> Callable:
+    """A function that gives the object ``'module:name'``, imported when it is first asked for."""
+    module, _, name = place.partition(':')
+
+    def value() -> Any:
+        return attrgetter(name)(importlib.import_module(module))
+
+    value.place = place
+    return value
+
+
+# ------------------------------------------------------------------------------------------------ what goes in and out
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one avatar is made of.
+
+    Attributes:
+        portraits: one portrait, several of the same person, or all frames of a video in order. Those of a video are
+            a sequence that reads frames when they are asked for, so that minutes need no more memory than seconds.
+        kind: 'portrait', 'portraits' or 'video'; '' tells by the number of portraits.
+        name: what the avatar's folder is called.
+        fps: frames per second of a video.
+        sound: file with the sound of a video, whose first frame is at ``start`` seconds; '' if there is none.
+    """
+
+    portraits: Sequence[Portrait]
+    kind: str = ''
+    name: str = 'portrait'
+    fps: float = 25.0
+    sound: str = ''
+    start: float = 0.0
+
+    def __post_init__(self):
+        if len(self.portraits) == 0:
+            raise UserError('portraits: none given; an avatar needs at least one picture')
+        if self.kind == '':
+            object.__setattr__(self, 'kind', 'portrait' if len(self.portraits) == 1 else 'portraits')
+        if self.kind not in KINDS:
+            raise UserError(f'source: kind {self.kind!r}; use one of {", ".join(KINDS)}')
+
+
+@dataclass
+class Built:
+    """An avatar and how it came about.
+
+    Attributes:
+        avatar: to be driven.
+        scores: name -> number, of the finished avatar, e.g. ``psnr`` (dB) to the first portrait.
+        curves: name -> values, one for each step of an optimisation.
+        report: plain values that the avatar's ``report.json`` gets besides: what was computed, not what was wished.
+        notes: sentences for the person who asked, e.g. that portraits seem to show different people.
+    """
+
+    avatar: Avatar
+    scores: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a method whose ``build`` has nothing to choose."""
+
+
+def option(default: Any, text: str, **more: Any) -> Any:
+    """A field of ``Method.build_options``: a keyword of ``Model.build`` and a flag of ``avatar-jax invert``.
+
+    Args:
+        default: what holds where nothing is given.
+        text: help, in plain English.
+        more: ``choices``; ``metavar``.
+    """
+    return field(default=default, metadata={'text': text, **more})
+
+
+# -------------------------------------------------------------------------------------------------------- declarations
+
+
+@dataclass(frozen=True)
+class Training:
+    """One way to train a method's networks: ``avatar-jax train``, ``bench --train``, ``ablate``.
+
+    Attributes:
+        config: values -> the run's configuration, a frozen dataclass (``train.runner.train`` tells what it needs).
+        start: (configuration, streams, quiet) -> ``train.runner.Run``: state, step, data, export. ``streams`` is the
+            module ``data_pipelines.streams``, by which batches are read.
+        program: configuration -> ``train.program.Program``: the step with made-up data, for measuring and counting.
+        example: the config file that shows it, for messages.
+    """
+
+    config: Callable
+    start: Callable
+    program: Callable
+    example: str = ''
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The stages that ``avatar-jax bench`` measures.
+
+    Attributes:
+        presets: names of sizes; the first is the default.
+        stages: names, in the order in which they are measured.
+        config: (preset, dtype or None, rays at once or None) -> the model's configuration; raises ``UserError``.
+        build: (configuration, batch) -> an object whose ``stage(name)`` gives a function, its arguments, and the places
+            of those that may be overwritten.
+        note: one line for comparison, e.g. what the paper reports.
+    """
+
+    presets: tuple[str, ...]
+    stages: tuple[str, ...]
+    config: Callable
+    build: Callable
+    note: str = ''
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: which variant is trained, what of its result is looked at, and what the paper reports."""
+
+    variant: str
+    key: str = ''
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the method's paper, for ``avatar-jax ablate``: variants are trained and compared.
+
+    Attributes:
+        title: of the report.
+        rows: name -> row.
+        claims: (better, worse) rows, as the paper concludes.
+        scores: name -> whether more is better.
+        run: (variant, size, seed, steps or None, folder for shared pictures) -> ``FILE:VARIANT`` of the config to
+            train, and its overrides.
+        protocol: how a trained model is scored: 'portraits' (``eval.portraits``), or (model, people) -> {key: {score:
+            number}}.
+        sizes: first the default.
+        note: about what the scores mean here.
+    """
+
+    title: str
+    rows: Mapping[str, Row]
+    claims: tuple[tuple[str, str], ...]
+    scores: Mapping[str, bool]
+    run: Callable
+    protocol: Any
+    sizes: tuple[str, ...] = ('tiny', 'full')
+    note: str = ''
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """What has to be trained, each once."""
+        return tuple(dict.fromkeys(row.variant for row in self.rows.values()))
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method is. Only ``name``, ``title`` and ``trainings`` are needed by one that has no avatars.
+
+    Attributes:
+        name: in files, options and folders. title: as in the paper.
+        weights: name of a weight file inside the package that is taken where none is given; '' for none.
+        config: plain values -> the model's configuration, a frozen dataclass with ``img_resolution``, ``basis``,
+            ``label_mode`` and ``to_dict()``.
+        load: path -> (variables, configuration, SHA-256, provenance).
+        save: (path, variables, configuration, provenance, storage) -> SHA-256.
+        init: (configuration, key) -> fresh variables. abstract: configuration -> their shapes.
+        sources: kinds of ``Source`` that ``build`` takes; with 'portraits', pictures given together are one person.
+        build: (model, source, options, bank=..., key=..., on_step=...) -> ``Built``. ``bank``: networks of the losses
+            (``losses.perception.PerceptionBank``). ``key``: for random draws, or None. ``on_step(done, **numbers)`` is
+            called after every few steps.
+        build_many: (model, sources, options, ...) -> a ``Built`` for each, computed side by side; None builds one after
+            the other.
+        build_options: dataclass of ``option`` fields.
+        steps: (model, options) -> number of steps of a ``build``; None: one.
+        signals: names of what drives a frame (``driving.signals``), e.g. 'expression', 'windows'.
+        own_signals: name -> ``driving.signals.Signal``, of signals that only this method has.
+        prepare: (variables, configuration, identity) -> what is computed once for an avatar or video; None: nothing.
+        frame: (variables, configuration, identity, prepared, signals, labels, keys, sr) -> ``Frames``: N frames side by
+            side, from signals [N, ...], camera labels [N,25], keys [N] or None; ``sr`` False leaves super-resolution
+            out. A pure function.
+        interpolate: (identity, identity, amount) -> the identity between two people; ``prepare`` must not depend on the
+            identity then. None: avatars cannot be mixed.
+        networks: (configuration, bank) -> {loss: network in words}: what the losses of ``build`` look through.
+        trainings: name -> ``Training``; the first is the default.
+        bench: its stages.
+        foreign: () -> tuple of ``convert.base.ForeignFile``, one for each kind of file that other programs wrote.
+        assets: optional files (``io.assets.Asset``). tables: name -> ``Table``.
+    """
+
+    name: str
+    title: str
+    weights: str = ''
+    config: Callable | None = None
+    load: Callable | None = None
+    save: Callable | None = None
+    init: Callable | None = None
+    abstract: Callable | None = None
+    sources: tuple[str, ...] = ()
+    build: Callable | None = None
+    build_many: Callable | None = None
+    build_options: type = NoOptions
+    steps: Callable | None = None
+    signals: tuple[str, ...] = ()
+    own_signals: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable | None = None
+    frame: Callable | None = None
+    interpolate: Callable | None = None
+    networks: Callable | None = None
+    trainings: Mapping[str, Training] = field(default_factory=dict)
+    bench: Bench | None = None
+    foreign: Callable[[], tuple] | None = None
+    assets: tuple = ()
+    tables: Mapping[str, Table] = field(default_factory=dict)
+
+    @property
+    def has_avatars(self) -> bool:
+        """Whether it makes avatars and drives them."""
+        return self.build is not None and self.frame is not None
+
+    @property
+    def joins_portraits(self) -> bool:
+        """Whether pictures that are given together become one avatar."""
+        return 'portraits' in self.sources
+
+    def options(self, values: Mapping[str, Any] | None = None) -> Any:
+        """``build_options`` with ``values``. Raises ``UserError`` for names that it does not have."""
+        from avatar_jax.configure import from_plain
+
+        return from_plain(self.build_options, values or {})
+
+
+# ------------------------------------------------------------------------------------------------------------ discovery
+
+
+@lru_cache(maxsize=1)
+def _places() -> dict[str, Any]:
+    """Name -> where its ``METHOD`` is: a module of this package, or an entry point."""
+    folder = Path(__file__).parent
+    found: dict[str, Any] = {
+        p.parent.name: f'avatar_jax.methods.{p.parent.name}.method' for p in sorted(folder.glob('*/method.py'))
+    }
+    for point in metadata.entry_points(group=GROUP):
+        found.setdefault(point.name, point)
+    return found
+
+
+def _cached_by_places(function: Callable) -> Callable:
+    """Remembers results until ``forget`` is called."""
+    cached = lru_cache(maxsize=None)(function)
+    _caches.append(cached)
+    return wraps(function)(lambda *args: cached(*args))
+
+
+_caches: list[Any] = [_places]
+
+
+def forget() -> None:
+    """Looks for methods anew; for packages that were installed while the program runs."""
+    for cached in _caches:
+        cached.cache_clear()
+
+
+def names() -> tuple[str, ...]:
+    """All methods, those of this package first."""
+    return tuple(_places())
+
+
+@_cached_by_places
+def method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UserError: there is none (suggests the nearest name), or its package cannot be imported.
+    """
+    places = _places()
+    if name not in places:
+        close = difflib.get_close_matches(name, places, 1)
+        hint = f"did you mean '{close[0]}'?" if close else f'there are: {", ".join(places)}'
+        raise UserError(f"method '{name}': not known; {hint}")
+    place = places[name]
+    try:
+        found = importlib.import_module(place).METHOD if isinstance(place, str) else place.load()
+    except Exception as error:
+        if isinstance(place, str):
+            raise
+        raise UserError(
+            f"method '{name}': {place.value} cannot be used ({type(error).__name__}: {error}); mend or remove the "
+            'package that declares it'
+        ) from error
+    if not isinstance(found, Method):
+        raise UserError(f"method '{name}': {place.value} is not an avatar_jax.methods.base.Method")
+    return found
+
+
+def methods() -> tuple[Method, ...]:
+    """All methods that can be imported; one of a broken package is left out (``method`` says what is wrong)."""
+    found = []
+    for name in names():
+        try:
+            found.append(method(name))
+        except UserError:
+            if isinstance(_places()[name], str):
+                raise
+    return tuple(found)
+
+
+def method_with_avatars(name: str) -> Method:
+    """A method that makes avatars. Raises ``UserError`` for one that does not."""
+    found = method(name)
+    if not found.has_avatars:
+        able = ', '.join(m.name for m in methods() if m.has_avatars)
+        raise UserError(f"method '{name}': has no avatars, only trainings; use one of {able}")
+    return found
+
+
+def training(method_name: str, name: str = '') -> Training:
+    """A training of a method; the first one where no name is given. Raises ``UserError`` if there is none."""
+    owner = method(method_name)
+    if not owner.trainings:
+        raise UserError(f"method '{method_name}': has no training")
+    if not name:
+        return next(iter(owner.trainings.values()))
+    if name not in owner.trainings:
+        raise UserError(f"training '{name}': {method_name} has {', '.join(owner.trainings)}")
+    return owner.trainings[name]
+
+
+def all_assets() -> tuple[Asset, ...]:
+    """The optional files of all methods and of what they share."""
+    from avatar_jax.io.assets import ASSETS
+
+    return (*(asset for m in methods() for asset in m.assets), *ASSETS)
+
+
+def an_example() -> str:
+    """A config file that shows a training, for messages and defaults: that of the default method."""
+    return training(DEFAULT).example

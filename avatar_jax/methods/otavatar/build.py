@@ -1,0 +1,105 @@
+"""From portraits to avatars of OTAvatar, with a report: ``invert`` behind the interface of all methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from avatar_jax.errors import UserError
+from avatar_jax.losses.perception import PerceptionBank
+from avatar_jax.methods.base import Built, Source
+from avatar_jax.methods.otavatar import invert
+from avatar_jax.methods.otavatar.model import ModelConfig
+
+if TYPE_CHECKING:
+    from avatar_jax.methods.model import Model
+    from avatar_jax.methods.otavatar.method import BuildOptions
+
+
+def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
+    """The model's configuration with the inversion that the options ask for."""
+    if options.pti < 0 or (options.steps is not None and options.steps < 1):
+        raise UserError('--steps: must be at least 1, and --pti not negative')
+    if options.space not in ('w', 'w+'):
+        raise UserError(f"--space {options.space}: use 'w' or 'w+'")
+    found = config.method.inversion
+    changes: dict[str, Any] = {'early_stop': options.early_stop or found.early_stop}
+    if (steps := options.steps) is not None:
+        changes |= {'w_steps': steps, 'wplus_steps': steps if found.wplus_steps else 0}
+        if found.sr_steps is not None:
+            changes['sr_steps'] = min(found.sr_steps, steps)
+    if options.space == 'w':
+        changes |= {'wplus_steps': 0, 'w_steps': options.steps or found.w_steps or found.wplus_steps}
+    inversion = dataclasses.replace(found, **changes)
+    return dataclasses.replace(config, method=dataclasses.replace(config.method, inversion=inversion))
+
+
+def num_steps(model: Model, options: BuildOptions) -> int:
+    """Steps of one inversion, both stages together."""
+    return invert.num_steps(configured(model.config, options))
+
+
+def networks(config: ModelConfig, bank: PerceptionBank) -> dict[str, str]:
+    """What the losses of the inversion look through, in words."""
+    loss = config.method.loss
+    return bank.report(loss.perceptual_network, loss.identity_network)
+
+
+def build(model: Model, source: Source, options: BuildOptions, **tools: Any) -> Built:
+    """The avatar of one portrait; see ``build_many``."""
+    return build_many(model, [source], options, **tools)[0]
+
+
+def build_many(
+    model: Model,
+    sources: Sequence[Source],
+    options: BuildOptions,
+    *,
+    bank: PerceptionBank,
+    key: jax.Array | None,
+    on_step: Callable[..., None],
+) -> list[Built]:
+    """Avatars of many portraits, inverted side by side (paper section 3.3), over all devices of this process.
+
+    Args:
+        key: jitters the samples along the rays; None inverts through the deterministic renderer.
+    """
+    config = configured(model.config, options)
+    portraits = [source.portraits[0] for source in sources]
+    found = invert.invert_people(
+        model.variables,
+        config,
+        portraits,
+        bank,
+        key,
+        weights=model.sha256,
+        on_step=lambda done, loss: on_step(done, loss=loss),
+    )
+    built = []
+    for portrait, inverted in zip(portraits, found, strict=True):
+        tuned = None
+        if options.pti:
+            before = float(inverted.psnr)
+            inverted, curve = invert.finetune_generator(
+                model.variables, config, portrait, inverted, bank, key, steps=options.pti
+            )
+            tuned = {'steps': options.pti, 'psnr_before': before, 'loss': np.asarray(curve).tolist()}
+        built.append(
+            Built(
+                inverted.avatar,
+                scores={'psnr': float(inverted.psnr), 'psnr_in_mask': float(inverted.psnr_mask)},
+                curves={'loss': np.concatenate([np.asarray(stage.curve) for stage in inverted.stages])},
+                report={
+                    'source_expression': 'neutral (not measured)' if portrait.expression is None else 'measured',
+                    'inversion': invert.report(inverted),
+                    'generator_tuning': tuned,
+                    'networks': networks(config, bank),
+                    'limit': 'the likeness is bounded by the prior: what the weights have not seen they cannot show',
+                },
+            )
+        )
+    return built

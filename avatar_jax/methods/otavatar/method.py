@@ -1,0 +1,75 @@
+"""OTAvatar: one-shot talking faces with controllable tri-plane rendering (CVPR 2023).
+
+The identity code of a portrait is found by inversion, while a controller's answer to the portrait's own expression is
+added; the same controller then turns anyone's motion into codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from avatar_jax.io.assets import Asset
+from avatar_jax.methods.base import Method, Training, later, later_value, option
+from avatar_jax.methods.eg3d.method import GENERATOR_BENCH
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a portrait is inverted; fields are keywords of ``Model.build`` and flags of ``avatar-jax invert``."""
+
+    steps: int | None = option(None, 'optimisation steps in W, and again in W+ (default: as configured in the weights)')
+    space: str = option(
+        'w+',
+        "space in which the code is optimised: 'w' (one style vector for all layers) or, after it, 'w+' (one for each "
+        'layer)',
+        choices=('w', 'w+'),
+    )
+    early_stop: bool = option(False, 'stop optimising a person when the loss no longer falls')
+    pti: int = option(
+        0,
+        'afterwards fine-tune a copy of the generator to the person for N steps (pivotal tuning; avatar files get '
+        'bigger)',
+    )
+
+
+METHOD = Method(
+    name='otavatar',
+    title='OTAvatar',
+    weights='heads128',
+    config=later('avatar_jax.methods.otavatar.model:ModelConfig.from_dict'),
+    load=later('avatar_jax.methods.otavatar.model:load_model'),
+    save=later('avatar_jax.methods.otavatar.model:save_model'),
+    init=later('avatar_jax.methods.otavatar.model:init'),
+    abstract=later('avatar_jax.methods.otavatar.model:abstract'),
+    sources=('portrait',),
+    build=later('avatar_jax.methods.otavatar.build:build'),
+    build_many=later('avatar_jax.methods.otavatar.build:build_many'),
+    build_options=BuildOptions,
+    steps=later('avatar_jax.methods.otavatar.build:num_steps'),
+    signals=('windows',),
+    prepare=later('avatar_jax.methods.otavatar.model:prepare'),
+    frame=later('avatar_jax.methods.otavatar.model:frame'),
+    interpolate=later('avatar_jax.inversion.invert:interpolate'),
+    networks=later('avatar_jax.methods.otavatar.build:networks'),
+    trainings={
+        'decoupling': Training(
+            config=later('avatar_jax.methods.otavatar.training:run_config'),
+            start=later('avatar_jax.methods.otavatar.training:start'),
+            program=later('avatar_jax.methods.otavatar.training:program'),
+            example='configs/otavatar_heads.py',
+        )
+    },
+    bench=GENERATOR_BENCH,
+    foreign=later_value('avatar_jax.methods.otavatar.foreign:FOREIGN'),
+    assets=(
+        Asset(
+            'otavatar',
+            'released avatars from one portrait: controller and fine-tuned generator',
+            'see the OTAvatar project; the generator descends from EG3D',
+            'the release page of the OTAvatar project',
+            ('epoch_*_iteration_*_checkpoint.pt',),
+            ('otavatar', 'otavatar_training', 'otavatar_controller'),
+            31_531_556,
+        ),
+    ),
+)

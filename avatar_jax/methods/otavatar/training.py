@@ -1,0 +1,166 @@
+"""A run of decoupling-by-inverting: networks, data and step, as ``train.runner`` wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from avatar_jax import processes
+from avatar_jax.configure import from_plain, to_plain
+from avatar_jax.errors import UserError
+from avatar_jax.io.weights import check_config, weight_file
+from avatar_jax.losses.networks import bank_of
+from avatar_jax.losses.perception import PerceptionBank, abstract_variables
+from avatar_jax.methods.eg3d.config import check_resolutions
+from avatar_jax.methods.otavatar import train as training
+from avatar_jax.methods.otavatar.model import ModelConfig, abstract, init, load_model, save_model
+from avatar_jax.methods.otavatar.train import BATCH_KEYS, RunConfig
+from avatar_jax.parallel import device_order
+from avatar_jax.render.cameras import orbit_labels
+from avatar_jax.train.program import Program
+from avatar_jax.train.runner import Run, devices_for
+from avatar_jax.train.state import TrainState
+
+
+def run_config(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run from plain values."""
+    return from_plain(RunConfig, values)
+
+
+def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
+    """A run that is ready to begin; see ``methods.base.Training``."""
+    model, method = config.model, config.model.method
+    devices, share = devices_and_batch(config)
+    check_resolutions(model.generator, 'model.generator')
+    source = streams.clips(config.data, model.img_resolution, model.basis)
+
+    def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
+        stream = streams.pairs(source, config.data, share, config.seed, method.train.frame_sampling, first)
+        for batch in stream:
+            yield {k: batch[k] for k in BATCH_KEYS}
+
+    fixed = streams.first(batches(0))  # also says early when there is too little data
+    bank = bank_of(config.perception, model.img_resolution, config.stand_ins)
+    if config.init:
+        variables, found, digest, _ = load_model(weight_file(config.init))
+        check_same_networks(config.init, found, model)
+    else:
+        variables, digest = init(model, jax.random.key(config.seed)), ''
+
+    def sample(state: TrainState, done: int) -> Any:
+        del done
+        return training.sample_sheet(model, state, fixed, bank, config.output.sample_people)
+
+    def export(state: TrainState, folder: Path, provenance: dict[str, Any]) -> None:
+        save_model(folder / 'weights.safetensors', training.variables_of(state), model, provenance)
+
+    return Run(
+        state=training.init_state(model, variables),
+        step=lambda kind: _step(config),
+        batches=batches,
+        export=export,
+        batch_size=share,
+        unit='people',
+        images_per_step=share * method.train.frames_per_clip,
+        constants=bank,
+        bound={'networks': dict(bank.sources), 'init': digest},
+        provenance={
+            'data': to_plain(config.data),
+            'networks': bank.report(method.loss.perceptual_network, method.loss.identity_network),
+            'init': digest,
+        },
+        sample=sample if config.output.sample_people else None,
+        headline='inner/loss',
+        phases=training.PHASES,
+        bf16=model.generator.dtype == 'bfloat16',
+        devices=devices,
+        model_shards=config.scale.model_shards,
+    )
+
+
+def _step(config: RunConfig):
+    def step(state, batch, bank, axis_name):
+        return training.train_step(config.model, config.seed, state, batch, bank, axis_name, config.scale.accumulate)
+
+    return step
+
+
+def devices_and_batch(config: RunConfig) -> tuple[list, int]:
+    """Devices and number of people per iteration; checked before anything is compiled.
+
+    ``average_gradients=False`` trains one replica per device, which never meet, and keeps the first (as the released
+    program does): only that one's share of the batch is computed.
+    """
+    method = config.model.method
+    if method.train.frames_per_clip != 2:
+        raise UserError(
+            f'model.method.train.frames_per_clip: {method.train.frames_per_clip}; the data gives pairs, use 2'
+        )
+    size = method.train.batch_size
+    devices = devices_for(config.parallel, size, 'model.method.train.batch_size')
+    if not method.train.average_gradients and len(devices) > 1:
+        if processes.several():
+            raise UserError('model.method.train.average_gradients: False keeps one replica; use one process')
+        return device_order(devices)[:1], size // len(devices)
+    parts = config.scale.accumulate * (1 if config.parallel == 'sharded' else len(devices))
+    if size % parts:
+        raise UserError(
+            f'scale.accumulate: {size} people on {len(devices)} devices do not divide into '
+            f'{config.scale.accumulate} parts; choose a divisor of {size // len(devices)}'
+        )
+    return devices, size
+
+
+def check_same_networks(path: str, found: ModelConfig, wanted: ModelConfig) -> None:
+    """Raises ``UserError`` unless weights fit the networks of a run (losses and schedules may differ)."""
+
+    def networks(config: ModelConfig, part: str) -> dict[str, Any]:
+        plain = to_plain(config.generator if part == 'generator' else config.method.controller)
+        if part == 'generator':  # how it is computed, not what
+            plain = {k: v for k, v in plain.items() if k not in ('dtype', 'remat')}
+            plain['rendering'] = {k: v for k, v in plain['rendering'].items() if k != 'ray_chunk'}
+        return plain
+
+    for part in ('generator', 'controller'):
+        a, b = (networks(c, part) for c in (found, wanted))
+        check_config(f'{path} ({part})', a, b)
+
+
+def program(config: RunConfig) -> Program:
+    """The iteration with made-up data, for measuring and counting."""
+    model, method = config.model, config.model.method
+    frames, size = method.train.frames_per_clip, model.img_resolution
+
+    def abstract_constants():
+        if size < 256:
+            return jax.eval_shape(lambda: bank_of((), size, config.stand_ins))
+        return PerceptionBank(weights={name: abstract_variables(name) for name in ('vgg19', 'arcface18')})
+
+    def make_batch(rows):
+        rng = np.random.default_rng(0)
+        render = model.generator.rendering
+        labels = orbit_labels(rows * frames, render.avg_camera_radius, render.avg_camera_pivot)
+        return {
+            'images': rng.uniform(-1, 1, (rows, frames, size, size, 3)).astype(np.float32),
+            'landmarks': rng.uniform(0.3 * size, 0.7 * size, (rows, frames, 68, 2)).astype(np.float32),
+            'windows': rng.uniform(0, 0.3, (rows, frames, 27, 70)).astype(np.float32),
+            'labels': np.asarray(labels, np.float32).reshape(rows, frames, 25),
+        }
+
+    return Program(
+        name='OTAvatar',
+        variants=((1.0, 'iteration', _step(config)),),
+        make_state=lambda: training.init_state(model, init(model, jax.random.key(config.seed))),
+        abstract_state=lambda: jax.eval_shape(partial(training.init_state, model), abstract(model)),
+        make_constants=lambda: bank_of(config.perception, size, config.stand_ins),
+        abstract_constants=abstract_constants,
+        make_batch=make_batch,
+        images_per_row=frames,
+        batch=method.train.batch_size,
+        bf16=model.generator.dtype == 'bfloat16',
+    )

@@ -1,0 +1,139 @@
+"""What trainings read: frames of people in pairs and in sets, and single pictures, as streams that begin at any step.
+
+``avatar-jax train`` hands this module to a method's training, which takes from it what it needs. All streams give this
+process's rows of the global batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avatar_jax import processes
+from avatar_jax.errors import UserError
+
+_SPLITS = {'validation': 'val'}  # of procedural people
+
+
+def clips(data: Any, resolution: int, basis: str) -> Any:
+    """The frames that a ``train.run.ClipsConfig`` names.
+
+    Args:
+        resolution: of rendered heads, where the configuration does not say it. basis: that the model is driven by.
+
+    Raises:
+        UserError: no such data, or their expressions are in another basis.
+    """
+    from data_pipelines.clips import ClipOptions
+    from data_pipelines.sources import MemoryFrames, RenderedFrames, open_source
+
+    size = data.resolution or resolution
+    if data.source == 'built':
+        source = open_source(data.folder, data.split)
+    elif data.source == 'heads':
+        source = _heads(data, size)
+    else:
+        split, options = _SPLITS.get(data.split, data.split), ClipOptions(num_frames=data.frames)
+        source = RenderedFrames.of_people(data.people, data.seed, split, data.clips_per_person, size, options)
+    if source.table.basis != basis:
+        raise UserError(
+            f"data.folder: its expressions are in the basis '{source.table.basis}', but model.basis is '{basis}'; set "
+            'model.basis, or use other data'
+        )
+    keep = data.in_memory and data.source != 'heads'  # those are in memory already
+    return MemoryFrames(source, progress=processes.is_first()) if keep else source
+
+
+def _heads(data: Any, resolution: int) -> Any:
+    """The pictures of ``data.source='heads'``; makes those that are missing (which resumes)."""
+    from data_pipelines.fast_heads import FastHeadsConfig, generate
+    from data_pipelines.sources import HeadShards
+
+    split = _SPLITS.get(data.split, data.split)
+    config = FastHeadsConfig(data.seed, split, resolution, frames_per_identity=data.frames)
+    count = data.people * data.frames
+    if processes.is_first():
+        generate(config, Path(data.folder), 0, count, workers=os.cpu_count() or 1)
+    processes.agree('the data', {'pictures': count})  # also waits until they are there
+    return HeadShards(data.folder, data.people)
+
+
+def share(batch_size: int) -> tuple[int, int]:
+    """Number of this process and count of processes, for the stream of a global batch.
+
+    Raises:
+        UserError: the batch does not divide among the processes.
+    """
+    import jax
+
+    if batch_size % jax.process_count():
+        raise UserError(f'batch of {batch_size}: not divisible by {jax.process_count()} processes; use a multiple')
+    return jax.process_index(), jax.process_count()
+
+
+def pairs(
+    source: Any, data: Any, batch_size: int, seed: int, sampling: str, start: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of two frames of each person, from step ``start`` on; see ``data_pipelines.pairs.pair_batches``."""
+    from data_pipelines.pairs import PairConfig, pair_batches
+
+    settings = PairConfig(batch_size, seed, sampling, data.cameras, data.num_workers, data.num_threads, data.prefetch)
+    with pair_batches(source, settings, start, *share(batch_size)) as batches:
+        yield from batches
+
+
+def sets(
+    source: Any, data: Any, batch_size: int, frames: int, seed: int, start: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of several frames of each person, from step ``start`` on; see ``data_pipelines.sets.set_batches``."""
+    from data_pipelines.sets import SetConfig, set_batches
+
+    settings = SetConfig(batch_size, frames, seed, data.num_threads, data.prefetch)
+    with set_batches(source, settings, start, *share(batch_size)) as batches:
+        yield from batches
+
+
+def first_sets(source: Any, frames: int, seed: int, count: int) -> dict[str, np.ndarray]:
+    """``count`` single sets, stacked: for sample pictures."""
+    from data_pipelines.sets import SetConfig, Sets
+
+    each = Sets(source, SetConfig(1, frames, seed))
+    rows = [each(k) for k in range(count)]
+    return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
+
+
+def pictures(data: Any, resolution: int, quiet: bool = False) -> Any:
+    """The single pictures that a data configuration names; see ``data_pipelines.image_sources.open_images``."""
+    from data_pipelines.image_sources import open_images
+
+    return open_images(data, resolution, progress=not quiet and processes.is_first())
+
+
+def images(source: Any, data: Any, batch_size: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of single pictures (uint8) and their cameras, from step ``start`` on."""
+    from data_pipelines.eg3d_images import image_batches
+
+    stream = image_batches(
+        source,
+        batch_size,
+        seed,
+        start,
+        *share(batch_size),
+        data.num_workers,
+        data.num_threads,
+        data.prefetch,
+        as_bytes=True,
+    )
+    with stream as batches:
+        yield from batches
+
+
+def first(stream: Iterator[Any]) -> Any:
+    """The first batch of a stream, which is closed then; says early when there is too little data."""
+    with closing(stream):
+        return next(stream)

@@ -1,0 +1,75 @@
+"""The pictures that ``avatar-jax invert`` is given, read one by one as its options say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
+
+
+class Pictures:
+    """Files with their landmarks and motions.
+
+    Attributes:
+        names: a folder name for each.
+
+    Raises:
+        UserError: another number of landmark or motion files than of pictures.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        for name in ('landmarks', 'motion'):
+            files = getattr(args, name)
+            allowed = {len(args.image), 1} if name == 'motion' else {len(args.image)}
+            if files and len(files) not in allowed:
+                raise UserError(f'--{name}: {len(files)} files for {len(args.image)} images; give one for each')
+        self.args, self.names = args, unique_names(args.image)
+
+    def read(self, i: int, config: Any) -> tuple[Any, Any]:
+        """What was measured on picture ``i``, and its ``Portrait`` for a model of that configuration."""
+        from avatar_jax.photo.prepare import prepare
+        from avatar_jax.track.folder import is_track
+        from avatar_jax.track.folder import prepared as from_track
+
+        args, path, own = self.args, self.args.image[i], None
+        common = {'size': config.img_resolution, 'background': args.background, 'label_mode': config.label_mode}
+        if is_track(path):
+            measured, own = from_track(path, **common)
+        else:
+            landmarks = args.landmarks[i] if args.landmarks else None
+            measured = prepare(path, aligned=args.aligned, face=args.face, landmarks=landmarks, **common)
+        for warning in measured.warnings:
+            print(shown(f'avatar-jax: {measured.path}: {warning}'), file=sys.stderr)
+        return measured, with_motion(measured.portrait(), self._motion(i, config.basis) or own, config.basis)
+
+    def _motion(self, i: int, basis: str) -> Any:
+        from avatar_jax.io.motion import load_motion
+
+        files = self.args.motion
+        return None if not files else load_motion(files[i] if len(files) > 1 else files[0], basis=basis)
+
+
+def with_motion(portrait: Any, motion: Any, basis: str) -> Any:
+    """A portrait with the coefficients of a motion's first frame, if they are in the model's basis."""
+    if motion is None or motion.basis != basis:
+        return portrait
+    first = motion.frames(0, 1)
+    return portrait.replace(
+        expression=first.expression[0], angle=first.angle[0], translation=first.translation[0], basis=basis
+    )
+
+
+def unique_names(images: list[str]) -> list[str]:
+    """A folder name for each picture: its stem, numbered where stems repeat."""
+    names: list[str] = []
+    for image in images:
+        stem, number = Path(image).stem or 'portrait', 2
+        name = stem
+        while name in names:
+            name, number = f'{stem}-{number}', number + 1
+        names.append(name)
+    return names
