@@ -287,3 +287,29 @@ def check_batch(batch: PyTree, num_devices: int) -> None:
     (size,) = sizes
     if size % num_devices:
         raise UserError(f'batch size {size}: not divisible by {num_devices} devices; use a multiple of {num_devices}')
+
+
+# ---------------------------------------------------------------------------------------------- rows that never meet
+
+
+def over_devices(function: Callable[[PyTree, PyTree], PyTree], devices: Sequence[jax.Device]) -> Callable:
+    """``function(shared, rows)`` with the first axis of all ``rows`` cut over devices: people, frames.
+
+    Results have the same first axis, and are the same as on one device, for nothing passes between rows.
+
+    Args:
+        devices: that many must divide the number of rows.
+    """
+    if len(devices) < 2:
+        return function
+    mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    specs = (P(), P(AXIS))
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
+
+
+def on_all(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """A tree with a copy on each of the devices, for ``over_devices``'s ``shared``."""
+    if len(devices) < 2:
+        return tree
+    mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return jax.device_put(tree, NamedSharding(mesh, P()))

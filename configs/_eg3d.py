@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from configs._fields import unknown_variant
+from avatar_jax.configure import unknown_variant
 from configs._heads import heads_generator
 
 

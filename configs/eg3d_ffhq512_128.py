@@ -13,8 +13,8 @@ instead of one by one. Variants as in ``eg3d_ffhq512_64.py``.
 
 from __future__ import annotations
 
+from avatar_jax.configure import run_fields
 from configs._eg3d import ffhq
-from configs._fields import run_fields
 
 
 def get_config(variant: str = ''):

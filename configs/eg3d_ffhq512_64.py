@@ -14,8 +14,8 @@ Join with commas.
 
 from __future__ import annotations
 
+from avatar_jax.configure import run_fields
 from configs._eg3d import ffhq
-from configs._fields import run_fields
 
 
 def get_config(variant: str = ''):

@@ -15,8 +15,8 @@ Variants: ``scratch`` (fresh networks, FFHQ's learning rates and blur), ``ada`` 
 
 from __future__ import annotations
 
+from avatar_jax.configure import run_fields
 from configs._eg3d import heads
-from configs._fields import run_fields
 
 
 def get_config(variant: str = ''):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs._fields import run_fields, unknown_variant
+from avatar_jax.configure import run_fields, unknown_variant
 
 
 def get_config(variant: str = ''):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs._fields import run_fields, unknown_variant
+from avatar_jax.configure import run_fields, unknown_variant
 from configs._heads import heads_controller, heads_generator
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.bundled.expression_net import LENGTH, FittedClip
-from avatar_jax.faces.landmark_layouts import FILE_SIGMA
 from avatar_jax.io.atomic import atomic_path
+from avatar_jax.ops.landmark_layouts import FILE_SIGMA
 from avatar_jax.procedural import ProceduralHead, motion, sample_identity
 from avatar_jax.procedural.random_expressions import random_expressions
 from avatar_jax.procedural.streams import Stream

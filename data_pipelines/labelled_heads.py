@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avatar_jax.faces.windows import RADIUS
+from avatar_jax.ops.windows import RADIUS
 from data_pipelines.fast_heads import FastHeadsConfig, generate, load_shards
 
 # The middle frame of a motion window has the picture's own pose.

@@ -11,19 +11,26 @@ from pathlib import Path
 
 from avatar_jax.errors import UserError
 from avatar_jax.io import assets
+from avatar_jax.methods.base import all_assets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument('names', nargs='*', metavar='NAME', help='only these, with everything that is known about them')
-    parser.add_argument('--folder', action='append', metavar='DIR', help='look here instead; may be repeated')
-    parser.add_argument('--check', action='store_true', help='compare SHA-256 where one is known')
-    parser.add_argument('--all', action='store_true', help='everything that is known about each')
+    parser.add_argument('names', nargs='*', metavar='NAME', help='only these files, with all details')
+    parser.add_argument(
+        '--folder',
+        action='append',
+        metavar='DIR',
+        help='folder to look in, instead of ./assets and $AVATAR_ASSETS; may be repeated',
+    )
+    parser.add_argument('--check', action='store_true', help='compare the SHA-256 of files for which it is known')
+    parser.add_argument('--all', action='store_true', help='all details of every file')
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table."""
-    known = {asset.name for asset in assets.ASSETS}
+    listed = all_assets()
+    known = {asset.name for asset in listed}
     for name in args.names:
         if name not in known:
             raise UserError(f'{name}: unknown; there are {", ".join(sorted(known))}')
@@ -31,9 +38,9 @@ def run(args: argparse.Namespace) -> None:
     for place in places:
         if not place.is_dir():
             raise UserError(f'{place}: no such folder; give another one for --folder')
-    found = [p for p in assets.find(places, args.check) if not args.names or p.asset.name in args.names]
+    found = [p for p in assets.find(places, args.check, listed) if not args.names or p.asset.name in args.names]
     print('\n'.join(assets.table(found, args.all or bool(args.names))))
-    listed = ', '.join(map(str, places)) or 'no folder (there is no ./assets, and $AVATAR_ASSETS is not set)'
-    print(f'\nlooked in: {listed}')
+    where = ', '.join(map(str, places)) or 'no folder (there is no ./assets, and $AVATAR_ASSETS is not set)'
+    print(f'\nlooked in: {where}')
     if not args.names and not args.all:
         print('avatar-jax assets NAME: licence, source and usual files of one; --all: of each')

@@ -7,8 +7,23 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 T = TypeVar('T')
+
+
+def share_of(count: int, share: str | None) -> list[int]:
+    """The numbers below ``count`` that a share such as '2/4' (the second of four) has; all without one.
+
+    Raises:
+        UserError: not such a text.
+    """
+    if share is None:
+        return list(range(count))
+    part, _, parts = share.partition('/')
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise UserError(f'--share {share}: give K/N, e.g. 2/4 for the second of four shares')
+    return list(range(int(part) - 1, count, int(parts)))
 
 
 class Batch:
@@ -40,7 +55,7 @@ class Batch:
     def skip(self, name: str, reason: str) -> None:
         """Records an input as skipped and says so at once."""
         self.skipped.append((name, reason))
-        print(f'avatar-jax: skipped: {reason}', file=sys.stderr)
+        print(f'avatar-jax: skipped: {shown(reason)}', file=sys.stderr)
 
     def finish(self) -> int:
         """Lists what was skipped on stderr; returns the exit status: 0, or 2 if anything was."""
@@ -49,5 +64,5 @@ class Batch:
         total = len(self.results) + len(self.skipped)
         print(f'avatar-jax: {len(self.skipped)} of {total} inputs were skipped:', file=sys.stderr)
         for name, reason in self.skipped:
-            print(f'  {name}: {reason.removeprefix(name + ": ")}', file=sys.stderr)
+            print(shown(f'  {name}: {reason.removeprefix(name + ": ")}'), file=sys.stderr)
         return 2

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
 def add_config_argument(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """Adds ``--config`` to a subcommand; ``--config.field=value`` options are then collected in ``args.overrides``."""
+    from avatar_jax.methods.base import an_example
+
     parser.add_argument(
         '--config',
         metavar='FILE[:VARIANT]',
         default=default,
         required=default is None,
-        help='config file, e.g. configs/otavatar_heads.py:tiny'
+        help=f'config file, e.g. {an_example()}:tiny'
         + (f' (default: {default})' if default else '')
         + '; single fields are set with --config.FIELD=VALUE',
     )

@@ -20,7 +20,10 @@ from launch.program import at_least, main
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--weights', default='gpavatar128', help='weight file, or a shipped one (default: gpavatar128)')
+    from avatar_jax.methods.base import methods
+
+    shipped = next(m.weights for m in methods() if m.joins_portraits and m.weights)
+    parser.add_argument('--weights', default=shipped, help='weight file, or a shipped one (default: %(default)s)')
     parser.add_argument('--people', type=int, default=4)
     parser.add_argument('--seed', type=int, default=11)
 

@@ -9,7 +9,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.losses import density as regularisers
 from avatar_jax.losses.local import local_loss, local_target, region_boxes
 from avatar_jax.losses.perception import PerceptionBank
-from avatar_jax.losses.pixel import halve, pyramid_loss, smooth_l1
+from avatar_jax.losses.pixel import pyramid_loss, smooth_l1
 from avatar_jax.methods.otavatar.losses import (
     LossConfig,
     controller_terms,
@@ -18,6 +18,7 @@ from avatar_jax.methods.otavatar.losses import (
     prepare_targets,
     total,
 )
+from avatar_jax.ops.resize import halve
 from avatar_jax.ops.roi_align import roi_align, roi_matrix
 from avatar_jax.ops.warp import invert_affine, similarity_transform, warp_affine
 

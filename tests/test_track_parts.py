@@ -12,8 +12,8 @@ from PIL import Image
 from avatar_jax.errors import UserError
 from avatar_jax.faces import translation
 from avatar_jax.faces.camera_labels import canonical_label, split_label
-from avatar_jax.faces.landmark_layouts import FROM_98, FROM_478, five_as_68, to_68
 from avatar_jax.io.landmarks import find_landmarks, read_landmark_frames, read_landmarks
+from avatar_jax.ops.landmark_layouts import FROM_98, FROM_478, five_as_68, to_68
 from avatar_jax.track import smooth
 from avatar_jax.track.mediapipe import MediaPipeReader, file_error
 from avatar_jax.track.observe import FileLandmarks, increasing

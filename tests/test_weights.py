@@ -1,15 +1,18 @@
 """Weight files: exact round trips, half-precision storage, verification, clear refusals."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from avatar_jax.errors import UserError
-from avatar_jax.io import weights
+from avatar_jax.io import tensor_files, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,78 @@ def test_other_programs_can_read_the_tensors(tmp_path):
     np.testing.assert_array_equal(found, tree()['params']['net']['0']['weight'])
 
 
+def test_the_digest_does_not_depend_on_the_order_of_names(tmp_path):
+    variables = tree()
+    again = {k: dict(reversed(v.items())) for k, v in reversed(variables.items())}
+    assert save(tmp_path / 'a.safetensors') == save(tmp_path / 'b.safetensors', again)
+    # That of a file whose tensors are in another order is over their places in it, as it always was.
+    value = np.arange(4, dtype=np.float32)
+    table = {n: {'dtype': 'F32', 'shape': [2], 'data_offsets': [8 * i, 8 * i + 8]} for i, n in enumerate(('z', 'a'))}
+    digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode() + value.tobytes()).hexdigest()
+    record = {'format': 1, 'method': 'x', 'config': {}, 'provenance': {}, 'widened': [], 'sha256': digest}
+    header = json.dumps({'__metadata__': {'avatar_jax': json.dumps(record)}, **table}).encode()
+    header += b' ' * (-len(header) % 8)
+    (tmp_path / 'c.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header + value.tobytes())
+    back = weights.load_weights(tmp_path / 'c.safetensors')
+    assert back.sha256 == digest and back.variables['z'].tolist() == [0, 1] and back.variables['a'].tolist() == [2, 3]
+
+
+def test_shipped_files_keep_their_digests(tmp_path):
+    """Numbers that are saved again have the same one, and the files of the package have it in this order."""
+    stored = weights.load_weights(weights.shipped('heads128'))
+    options = {'method': stored.method, 'config': stored.config, 'provenance': stored.provenance}
+    again = weights.save_weights(tmp_path / 'a.safetensors', stored.variables, storage='float16', **options)
+    assert again == stored.sha256 == weights.load_weights(tmp_path / 'a.safetensors').sha256
+
+
+def test_arrays_of_any_layout_in_files_that_others_may_read(tmp_path):
+    rng = np.random.default_rng(1)
+    value = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    arrays = {
+        'turned': value.T,
+        'part': value[::-1, 1:3, ::2],
+        'wide': np.broadcast_to(np.float32(2), (2, 3)),
+        'none': np.zeros((0, 3), np.float32),
+        'single': np.float32(3),
+    }
+    digest = save(tmp_path / 'a.safetensors', {'params': arrays})
+    back = weights.load_weights(tmp_path / 'a.safetensors')
+    jax.tree.map(np.testing.assert_array_equal, back.variables['params'], arrays)
+    assert all(v.dtype == np.float32 for v in back.variables['params'].values()) and back.sha256 == digest
+    (tmp_path / 'plain').write_bytes(b'')
+    assert (tmp_path / 'a.safetensors').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+def test_another_order_of_the_library_is_found_out(tmp_path, monkeypatch):
+    right = tensor_files.layout
+    arrays = {'a': np.ones(2, np.float32), 'b': np.ones(3, np.int32), 'c': np.ones(4, np.float16)}
+    variables = {'params': arrays}
+    digest = save(tmp_path / 'a.safetensors', variables)
+    monkeypatch.setattr(
+        tensor_files, 'layout', lambda arrays: {name: {'data_offsets': [0, 0]} for name in right(arrays)}
+    )
+    assert save(tmp_path / 'b.safetensors', variables) == digest
+    assert weights.load_weights(tmp_path / 'b.safetensors').sha256 == digest
+    monkeypatch.undo()
+    # What this project expects is what the library does, for every type.
+    arrays = {f'{k}{dtype}': np.ones(3, dtype) for dtype in tensor_files.CODES for k in ('b', 'a.b', 'a_b', 'B')}
+    tensor_files.write(tmp_path / 'c.safetensors', arrays, lambda table: {})
+    assert tensor_files.read(tmp_path / 'c.safetensors').table == tensor_files.layout(arrays)
+
+
+def test_a_full_disk_is_told_in_words(tmp_path):
+    code = (
+        'import resource, sys\nimport numpy as np\nfrom avatar_jax.io import weights\n'
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
+        "weights.save_weights(sys.argv[1], {'a': np.zeros(10**6)}, method='x', config={}, provenance={})"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code, str(tmp_path / 'a.safetensors')], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and 'UserError' in done.stderr and 'larger than the system allows' in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_half_precision_storage(tmp_path):
     variables = tree()
     variables['params']['huge'] = np.full((40, 40), 1e6, np.float32)  # beyond float16
@@ -120,6 +195,12 @@ def test_what_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def own_record(text):
+    """A file without tensors and with any record of this project."""
+    header = json.dumps({'__metadata__': {'avatar_jax': text}}).encode()
+    return len(header).to_bytes(8, 'little') + header
+
+
 def test_damaged_and_foreign_files(tmp_path):
     path = tmp_path / 'a.safetensors'
     save(path)
@@ -136,6 +217,10 @@ def test_damaged_and_foreign_files(tmp_path):
         (bytes(flipped), 'damaged or incomplete'),
         (edited, 'damaged or incomplete'),
         (foreign, 'another program'),
+        (own_record('[1]'), 'damaged or incomplete'),
+        (own_record('{}'), 'damaged or incomplete'),
+        (own_record('[' * 100_000), 'damaged or incomplete'),
+        (own_record('{"format": 2}'), 'has format 2'),
         (b'hello, no weights here', 'not a weight file'),
         (b'', 'empty'),
     ]:

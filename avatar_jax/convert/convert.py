@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import avatar_jax
-from avatar_jax.convert.kinds import Kind, ict_folder
-from avatar_jax.convert.kinds.base import Source
+from avatar_jax.convert.base import ForeignFile, Source
 from avatar_jax.convert.recognise import kind_named, recognise
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
@@ -32,7 +31,6 @@ _LEFT_OUT = {
         ('opt_*/*', 'sch_*/*', 'sched_*/*', 'optimizer*/*', 'optim*/*', 'scheduler*/*', 'lr_schedulers/*'), _TRAINING
     ),
     **dict.fromkeys(('callbacks/*', 'loops/*', 'hyper_parameters/*', 'hparams*/*', 'rng_states/*'), _TRAINING),
-    'augment_pipe/*': 'augmentation of the training images',
 }
 _HASHED_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 
@@ -54,15 +52,23 @@ class Imported:
     report_path: Path | None = None
 
 
-def read_source(path: str | os.PathLike) -> RawFile:
-    """Reads a file, or the folder of ICT-FaceKit. Raises ``UserError`` for everything else."""
+def read_source(path: str | os.PathLike, kinds: Sequence[ForeignFile]) -> RawFile:
+    """Reads a file, or the folder that one of the kinds is. Raises ``UserError`` for everything else."""
     path = Path(path)
-    return ict_folder.read_folder(path) if path.is_dir() else read(path)
+    folders = [kind.folder for kind in kinds if kind.folder]
+    if not path.is_dir() or not folders:
+        return read(path)
+    for folder in folders:
+        if (path / folder.mark).is_file():
+            return folder.read(path)
+    marks, titles = (' or '.join(words) for words in ([f.mark for f in folders], [f.title for f in folders]))
+    raise UserError(f'{path}: is a folder without {marks}; give a file, or the folder of {titles}')
 
 
 def convert(
     path: str | os.PathLike,
     to: str | os.PathLike,
+    kinds: Sequence[ForeignFile],
     *,
     kind: str | None = None,
     prefix: str | None = None,
@@ -72,8 +78,9 @@ def convert(
     """Imports a file.
 
     Args:
-        path: the file, or the folder of ICT-FaceKit.
+        path: the file, or the folder of a model that is distributed as one.
         to: folder for the results; files of the same name in it are replaced.
+        kinds: everything that it may be (``methods.foreign_files.all_kinds``).
         kind: a name for ``--as``; None recognises it.
         prefix: start of the names of the network's tensors; None finds it.
         allow: shell patterns of entries that may be left out although nothing is known about them.
@@ -84,17 +91,17 @@ def convert(
     """
     say = on_step or (lambda text: None)
     if kind is not None:
-        kind_named(kind)  # a typo is told before a large file is read
+        kind_named(kind, kinds)  # a typo is told before a large file is read
     to = Path(to)
     if to.exists() and not to.is_dir():
         raise UserError(f'{to}: is a file; give a folder for --to')
     say(f'reading {path}')
-    raw = read_source(path)
-    what, source = recognise(raw, kind, prefix)
+    raw = read_source(path, kinds)
+    what, source = recognise(raw, kinds, kind, prefix)
     report = Report(what.name, notes=list(raw.notes))
     say(f'recognised: {what.title}')
     plans = what.plan(source, report)
-    _rest(what, source, report)
+    _rest(source, report, _LEFT_OUT | {pattern: why for k in kinds for pattern, why in k.left_out.items()})
     _check_name(raw, report)
     report.allow(allow)
     report.check(str(path))
@@ -130,13 +137,13 @@ def convert(
     return Imported(what.name, files, report, report_path)
 
 
-def _rest(kind: Kind, source: Source, report: Report) -> None:
+def _rest(source: Source, report: Report, left_out: Mapping[str, str]) -> None:
     """Records every entry of the file that is at none of the places of the kind."""
     known = report.mapped.keys() | report.unused.keys() | report.unexpected.keys()
     for name in source.raw.tensors:
         if name in known or any(w.startswith(f'{name} ') for w in report.wrong):
             continue
-        reason = next((why for pattern, why in _LEFT_OUT.items() if fnmatchcase(name, pattern)), None)
+        reason = next((why for pattern, why in left_out.items() if fnmatchcase(name, pattern)), None)
         if reason:
             report.unused[name] = reason
         else:

@@ -1,245 +1,46 @@
-"""Proves an import: runs the imported network on recorded inputs and compares with the recorded outputs.
-
-The records are ``.npz`` files with ``in/*``, ``out/*``, maybe ``param/*`` (the original weights), and a JSON ``config``
-that says how the computation was made; whoever has the original program can export them. The name of the file, or
-``kind`` in its configuration, says which computation it is: ``triplane_e2e_mine.npz`` is of kind ``triplane_e2e``.
-
-Errors are the largest absolute difference divided by the largest absolute recorded value. Gradients (``grad/*``) are
-not compared: the outputs already depend on every imported number.
-"""
+"""Proves an import: runs the imported network on recorded inputs and compares with the recorded outputs."""
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
-from avatar_jax.convert.report import some
+from avatar_jax.convert.base import ForeignFile
+from avatar_jax.convert.comparison import Comparison, Recorded, Run, read_recorded
 from avatar_jax.errors import UserError
-from avatar_jax.io.inputs import input_file
-from avatar_jax.io.weights import Weights, load_weights
-
-MAX_CONFIG = 16 << 20
 
 
-@dataclass
-class Recorded:
-    """A file of recorded numbers: ``config``, and arrays by name in each section."""
-
-    path: Path
-    config: dict[str, Any]
-    param: dict[str, np.ndarray]
-    inp: dict[str, np.ndarray]
-    out: dict[str, np.ndarray]
-    gradients: int
-
-
-@dataclass
-class Line:
-    """One compared array: its relative error and the limit."""
-
-    name: str
-    error: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.limit
-
-
-@dataclass
-class Comparison:
-    """What came out of a verification.
-
-    Attributes:
-        lines: compared outputs. params: compared weights, where they are recorded.
-        skipped: recorded outputs that were not compared.
-        notes: remarks.
-    """
-
-    kind: str
-    lines_out: list[Line] = field(default_factory=list)
-    params: list[Line] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.lines_out) and all(line.passed for line in (*self.lines_out, *self.params))
-
-    def lines(self) -> list[str]:
-        """For people."""
-        out = [f'{self.kind}: largest error of each output, relative to its largest value']
-        for line in self.lines_out:
-            out.append(
-                f'  {line.name:28} {line.error:9.2e}  limit {line.limit:.0e}  {"ok" if line.passed else "TOO LARGE"}'
-            )
-        if self.params:
-            worst = max(self.params, key=lambda line: line.error)
-            bad = [line.name for line in self.params if not line.passed]
-            text = f'{len(bad)} differ: {some(bad)}' if bad else 'all equal'
-            out.append(f'  weights: {len(self.params)} recorded, {text} (largest error {worst.error:.2e})')
-        if self.skipped:
-            out.append(f'  not compared: {some(self.skipped, 12)}')
-        out += [f'  note: {note}' for note in self.notes]
-        return [*out, 'passed' if self.passed else 'FAILED']
-
-
-def read_recorded(path: str | os.PathLike) -> Recorded:
-    """Reads recorded numbers; nothing in the file is run.
-
-    Raises:
-        UserError: not such a file, or damaged.
-    """
-    path = input_file(path)
-    sections: dict[str, dict[str, np.ndarray]] = {'param': {}, 'in': {}, 'out': {}, 'grad': {}}
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            text = str(data['config']) if 'config' in data.files else '{}'
-            for key in data.files:
-                section, _, rest = key.partition('/')
-                if section in sections:
-                    sections[section][rest] = data[key]
-        config = json.loads(text) if len(text) <= MAX_CONFIG else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, RecursionError) as error:
-        raise UserError(f'{path}: is no file of recorded numbers (.npz), or damaged ({error})') from error
-    if not isinstance(config, dict) or not sections['out']:
-        raise UserError(f'{path}: has no outputs (out/*) or no configuration to compare with')
-    return Recorded(path, config, sections['param'], sections['in'], sections['out'], len(sections['grad']))
-
-
-class Run:
-    """One verification: the record, the imported files, and what has been compared."""
-
-    def __init__(self, golden: Recorded, folder: Path, kind: str):
-        self.golden, self.folder, self.kind = golden, folder, kind
-        self.result = Comparison(kind)
-        self.files = _imported(folder)
-        self._seen: set[str] = set()
-
-    def find(self, *methods: str) -> Weights:
-        """The imported weights of the first of the methods that is there. Raises ``UserError`` if none is."""
-        for method in methods:
-            if method in self.files:
-                return load_weights(self.files[method])
-        there = ', '.join(sorted(self.files)) or 'no weight files'
-        raise UserError(
-            f"{self.folder}: has nothing of '{methods[0]}', which {self.golden.path.name} is about; it has {there}"
-        )
-
-    def path(self, *methods: str) -> Path:
-        """The file of the first of the methods that is there. Raises like ``find``."""
-        return self.find(*methods).path
-
-    def compare(self, name: str, actual: Any, limit: float) -> None:
-        """Compares with ``out/<name>`` if the record has it."""
-        if name not in self.golden.out:
-            return
-        self._seen.add(name)
-        self.result.lines_out.append(Line(name, relative_error(np.asarray(actual), self.golden.out[name]), limit))
-
-    def weights(self, flat: dict[str, np.ndarray], recorded: dict[str, np.ndarray] | None = None) -> None:
-        """Compares imported weights, in the original layout, with those recorded."""
-        for name, value in (self.golden.param if recorded is None else recorded).items():
-            if name.endswith(('num_batches_tracked', 'resample_filter')):
-                continue
-            error = relative_error(flat[name], value) if name in flat else float('inf')
-            self.result.params.append(Line(name, error, 1e-6))
-
-    def done(self) -> Comparison:
-        """The result; outputs that nothing was compared with are listed."""
-        self.result.skipped = [k for k in self.golden.out if k not in self._seen]
-        if self.golden.gradients:
-            self.result.notes.append(f'{self.golden.gradients} recorded gradients are not compared')
-        if not self.golden.param:
-            self.result.notes.append(
-                'the record does not hold the weights: it proves the import only if it was made with them'
-            )
-        return self.result
-
-
-def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Largest absolute difference over the largest absolute expected value; infinite if shapes or NaNs differ."""
-    if actual.shape != expected.shape:
-        return float('inf')
-    if not expected.size:
-        return 0.0
-    a, e = actual.astype(np.float64), expected.astype(np.float64)
-    if not np.array_equal(np.isfinite(a), np.isfinite(e)):
-        return float('inf')
-    finite = np.isfinite(e)
-    scale = np.abs(e[finite]).max(initial=0.0)
-    error = np.abs(a[finite] - e[finite]).max(initial=0.0)
-    return float(error / scale) if scale > 0 else float(error)
-
-
-def _imported(folder: Path) -> dict[str, Path]:
-    """Method -> weight file, of everything in a folder (or of one file)."""
-    if folder.is_file():
-        return {load_weights(folder).method: folder}
-    if not folder.is_dir():
-        raise UserError(f'{folder}: no such folder; give the one that the import was written to')
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob('*.safetensors')):
-        if path.name.endswith(('_training.safetensors', '.original.safetensors')):
-            continue  # copies of what is compared
-        try:
-            method = load_weights(path).method
-        except UserError:
-            continue  # files of other programs may lie beside it
-        if method in found:
-            raise UserError(
-                f'{folder}: {found[method].name} and {path.name} both hold {method!r}; give the file instead'
-            )
-        found[method] = path
-    return found
-
-
-COMPARISONS: dict[str, Callable[[Run], None]] = {}
-
-
-def comparison(*kinds: str):
-    """Registers how records of some kinds are compared."""
-
-    def register(function: Callable[[Run], None]):
-        COMPARISONS.update(dict.fromkeys(kinds, function))
-        return function
-
-    return register
-
-
-def kind_of(golden: Recorded) -> str:
+def kind_of(golden: Recorded, kinds: Sequence[ForeignFile]) -> str:
     """The kind of a record. Raises ``UserError`` if nothing can be compared with it."""
-    import avatar_jax.convert.verify_kinds  # noqa: F401 - fills COMPARISONS
-
     name = str(golden.config.get('kind', golden.path.stem))
-    known = [k for k in COMPARISONS if name == k or name.startswith(k + '_')]
+    there = {record for kind in kinds for record in kind.verify}
+    known = [record for record in there if name == record or name.startswith(record + '_')]
     if not known:
         raise UserError(
             f'{golden.path}: {name!r} is of no kind that can be compared; its name must start with one of '
-            f'{", ".join(sorted(COMPARISONS))}'
+            f'{", ".join(sorted(there))}'
         )
     return max(known, key=len)
 
 
-def verify(golden_path: str | os.PathLike, folder: str | os.PathLike) -> Comparison:
+def verify(golden_path: str | os.PathLike, folder: str | os.PathLike, kinds: Sequence[ForeignFile]) -> Comparison:
     """Compares what was imported into ``folder`` (or one weight file) with recorded numbers.
+
+    Of several kinds that speak of the same record, the first one of which there are weights is taken.
 
     Raises:
         UserError: the record is damaged or of no known kind, or the folder has nothing that it is about.
     """
     golden = read_recorded(golden_path)
-    run = Run(golden, Path(folder), kind_of(golden))
+    run = Run(golden, Path(folder), kind_of(golden, kinds))
+    able = [kind for kind in kinds if run.kind in kind.verify]
+    chosen = next((kind for kind in able if kind.method in run.files), able[0])
     try:
         with jax.default_matmul_precision('highest'):
-            COMPARISONS[run.kind](run)
+            chosen.verify[run.kind](run)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(
             f'{golden_path}: as a record of {run.kind} it does not fit the imported network '

@@ -17,6 +17,7 @@ from flax import struct
 from avatar_jax.errors import UserError
 from avatar_jax.faces.bfm import read_arrays
 
+METHOD = 'ict_facekit'
 HEAD_SCALE = 0.0951  # decimetres per centimetre after the fit to the standard landmarks (residual 0.034 dm rms)
 HEAD_OFFSET = (0.0, -0.0481, -0.7110)
 OPAQUE_REGIONS = 9  # regions 0..8; lacrimal fluid, blends, occlusions and lashes are translucent helpers

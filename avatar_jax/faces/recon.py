@@ -7,13 +7,21 @@ after the ``net_recon.`` prefix is taken off.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from avatar_jax.configure import from_plain
+from avatar_jax.io.weights import check_tree, load_weights
 from avatar_jax.models.perception.layers import BatchNorm, Conv, max_pool
+
+METHOD = 'deep3d_recon'
+"""Of weight files that hold a regressor."""
 
 EXPANSION = 4
 HEADS = (80, 64, 80, 3, 27, 2, 1)  # identity, expression, albedo, angle, light, (tx, ty), tz
@@ -148,3 +156,22 @@ class ReconNet(nn.Module):
         """
         last = list(self.backbone(images, train).values())[-1]
         return self.final_layers(last.mean((1, 2)))
+
+
+@lru_cache(maxsize=4)
+def abstract_recon(config: ReconConfig) -> dict[str, Any]:
+    """Names and shapes of the regressor's variables; do not change what it returns."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return jax.eval_shape(lambda x: ReconNet(config).init(jax.random.key(0), x), image)
+
+
+def load_recon(path: str | os.PathLike) -> tuple[dict[str, Any], ReconConfig]:
+    """Variables and configuration of a weight file.
+
+    Raises:
+      UserError: missing, damaged or foreign file, or weights that do not fit their configuration.
+    """
+    weights = load_weights(path, method=METHOD)
+    config = from_plain(ReconConfig, weights.config)
+    check_tree(path, weights.variables, abstract_recon(config))
+    return jax.tree.map(jnp.asarray, weights.variables), config

@@ -93,13 +93,14 @@ class Inert:
 
     Attributes:
         persistence: whether the pickle has persistent objects.
+        loaded: see ``meanings.Maker``, which this class is.
     """
 
     def __init__(self, budget: Budget, load_storage: Callable[[memoryview], Storage] | None = None):
         self.budget = budget
         self.load_storage = load_storage
         self.persistence = False
-        self._loaded: dict[int, tuple[Any, Storage]] = {}  # byte string -> its storage: once each, and shared
+        self.loaded: dict[int, tuple[Any, Storage]] = {}
 
     # The interface of the machine.
 

@@ -4,6 +4,10 @@ A file is a sequence of elements, each with its type and size; a matrix is an el
 name, numbers. Numbers are often stored in a smaller type than the matrix has. Elements may be compressed as a whole.
 Read are matrices of numbers (full and sparse), texts, cells and structures; functions and objects are refused.
 Uncompressed numbers stay views of the file.
+
+``scipy.io.loadmat`` reads the same files, but believes the sizes that they announce: version 1.17 takes 2 GiB for 208
+bytes (a structure of 16384 x 16384) and 1.3 GiB for a compressed megabyte of zeros, where this reader refuses both.
+``whosmat``, which lists shapes beforehand, does not look into cells, where the same structure can be.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ type or range than the writers of such files produce are refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from avatar_jax.foreign.limits import Damaged, Refused, is_count, shape_size, shown
+from avatar_jax.foreign.limits import Budget, Damaged, Refused, is_count, shape_size, shown
 from avatar_jax.foreign.pickle_values import SMALL, Blob, Global, check_key
 from avatar_jax.foreign.records import (
     TORCH_DTYPES,
@@ -25,17 +25,34 @@ from avatar_jax.foreign.records import (
     raw_bytes,
 )
 
-if TYPE_CHECKING:
-    from avatar_jax.foreign.constructors import Inert
-
 TENSOR_CLASSES = ('torch.Tensor', 'torch.nn.parameter.Parameter', 'torch.nn.parameter.Buffer')
 _STORAGE_WORK = 200  # what reading a stored tensor costs, in pickle instructions
+
+
+class Maker(Protocol):
+    """What the functions here need of ``constructors.Inert``.
+
+    Attributes:
+        budget: pays for what is allocated.
+        load_storage: reads the numbers of a tensor that a pickle holds as a torch file of its own; None: none can be.
+        loaded: identity of a byte string -> it and its storage: once each, and shared.
+    """
+
+    budget: Budget
+    load_storage: Callable[[memoryview], Storage] | None
+    loaded: dict[int, tuple[Any, Storage]]
+
+    def call(self, what: Global, arguments: tuple) -> Any: ...
+
+    def new(self, what: Global, arguments: tuple) -> Any: ...
+
+    def dictionary(self, cls: Global, arguments: tuple) -> Any: ...
 
 
 # Plain Python.
 
 
-def _reconstructor(self: Inert, cls: Any, base: Any, state: Any) -> Any:
+def _reconstructor(self: Maker, cls: Any, base: Any, state: Any) -> Any:
     if type(cls) is not Global or type(base) is not Global:
         raise Damaged('rebuilds an object of something that is not a class')
     if str(base) == 'builtins.object' and state is None:
@@ -45,14 +62,14 @@ def _reconstructor(self: Inert, cls: Any, base: Any, state: Any) -> Any:
     raise Refused(f'rebuilds {cls} from {base}')
 
 
-def _set(self: Inert, values: Any = None) -> set:
+def _set(self: Maker, values: Any = None) -> set:
     if values is not None and type(values) not in (list, tuple):
         raise Damaged('makes a set of something that is not a list')
     self.budget.work(len(values or ()))
     return {check_key(v) for v in values or ()}
 
 
-def _encode(self: Inert, text: Any, encoding: Any) -> bytes | Blob:
+def _encode(self: Maker, text: Any, encoding: Any) -> bytes | Blob:
     """How Python 3 writes bytes for Python 2."""
     if type(text) is not str or encoding not in ('latin1', 'latin-1'):
         raise Refused('calls _codecs.encode with unusual arguments')
@@ -61,11 +78,11 @@ def _encode(self: Inert, text: Any, encoding: Any) -> bytes | Blob:
     return raw if len(raw) <= SMALL else Blob(memoryview(raw))
 
 
-def _bytes(self: Inert) -> bytes:
+def _bytes(self: Maker) -> bytes:
     return b''
 
 
-def _bytearray(self: Inert, value: Any = b'', encoding: Any = None) -> bytes | Blob:
+def _bytearray(self: Maker, value: Any = b'', encoding: Any = None) -> bytes | Blob:
     if type(value) is str:
         return _encode(self, value, encoding)
     if type(value) not in (bytes, Blob) or encoding is not None:
@@ -73,20 +90,20 @@ def _bytearray(self: Inert, value: Any = b'', encoding: Any = None) -> bytes | B
     return value
 
 
-def _complex(self: Inert, real: Any, imaginary: Any) -> complex:
+def _complex(self: Maker, real: Any, imaginary: Any) -> complex:
     if type(real) is not float or type(imaginary) is not float:
         raise Damaged('makes a complex number of something that is not a number')
     return complex(real, imaginary)
 
 
-def _path(self: Inert, *parts: Any) -> str:
+def _path(self: Maker, *parts: Any) -> str:
     if not all(type(part) is str for part in parts) or len(parts) > 64:
         raise Damaged('makes a path of something that is not a text')
     self.budget.allocate(8 * sum(map(len, parts)), 'the texts in it')
     return '/'.join(parts).replace('//', '/')
 
 
-def _persistent_object(self: Inert, meta: Any) -> Record:
+def _persistent_object(self: Maker, meta: Any) -> Record:
     """A module with its source text, which is left where it is."""
     if not isinstance(meta, dict) or meta.get('type') != 'class':
         raise Damaged('a persistent object of the network file is not a class')
@@ -101,7 +118,7 @@ def _persistent_object(self: Inert, meta: Any) -> Record:
 # numpy.
 
 
-def _dtype(self: Inert, code: Any, align: Any = False, copy: Any = True) -> DtypeRef:
+def _dtype(self: Maker, code: Any, align: Any = False, copy: Any = True) -> DtypeRef:
     if type(code) is not str or align not in (False, True) or copy not in (False, True):
         raise Refused('calls numpy.dtype with unusual arguments')
     return numpy_dtype(code)
@@ -117,7 +134,7 @@ def set_dtype_state(value: DtypeRef, state: Any) -> None:
     value.order = state[1]
 
 
-def _array(self: Inert, cls: Any, shape: Any, code: Any) -> ArrayRef:
+def _array(self: Maker, cls: Any, shape: Any, code: Any) -> ArrayRef:
     if cls != Global('numpy', 'ndarray') or shape != (0,) or code not in (b'b', 'b'):
         raise Refused('rebuilds a numpy array in an unusual way')
     return ArrayRef()
@@ -132,13 +149,13 @@ def array_state(state: Any) -> tuple:
     return state[1:]
 
 
-def _frombuffer(self: Inert, raw: Any, dtype: Any, shape: Any, order: Any) -> ArrayRef:
+def _frombuffer(self: Maker, raw: Any, dtype: Any, shape: Any, order: Any) -> ArrayRef:
     if order not in ('C', 'F'):
         raise Damaged('a numpy array has an impossible order')
     return ArrayRef(array_state((1, shape, dtype, order == 'F', raw)))
 
 
-def _scalar(self: Inert, dtype: Any, raw: Any) -> np.generic:
+def _scalar(self: Maker, dtype: Any, raw: Any) -> np.generic:
     if type(dtype) is not DtypeRef or dtype.code == 'O':
         raise Refused('holds a numpy number of an unusual type')
     raw = raw_bytes(raw, 'a numpy number')
@@ -149,17 +166,17 @@ def _scalar(self: Inert, dtype: Any, raw: Any) -> np.generic:
 # torch.
 
 
-def _load_from_bytes(self: Inert, raw: Any) -> Storage:
+def _load_from_bytes(self: Maker, raw: Any) -> Storage:
     if self.load_storage is None or type(raw) not in (bytes, Blob):
         raise Refused('holds a torch file where none can be')
     self.budget.work(_STORAGE_WORK)
-    if id(raw) not in self._loaded:
-        self._loaded[id(raw)] = (raw, self.load_storage(raw_bytes(raw, 'a tensor')))
-    return self._loaded[id(raw)][1]
+    if id(raw) not in self.loaded:
+        self.loaded[id(raw)] = (raw, self.load_storage(raw_bytes(raw, 'a tensor')))
+    return self.loaded[id(raw)][1]
 
 
 def _tensor(
-    self: Inert,
+    self: Maker,
     storage: Any,
     offset: Any,
     shape: Any,
@@ -181,7 +198,7 @@ def _tensor(
 
 
 def _tensor_v3(
-    self: Inert,
+    self: Maker,
     storage: Any,
     offset: Any,
     shape: Any,
@@ -198,13 +215,13 @@ def _tensor_v3(
     return made
 
 
-def _parameter(self: Inert, data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> TensorRef:
+def _parameter(self: Maker, data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> TensorRef:
     if type(data) is not TensorRef or type(requires_grad) is not bool or not isinstance(hooks, dict):
         raise Damaged('a parameter lacks its tensor')
     return data
 
 
-def _from_type(self: Inert, function: Any, cls: Any, arguments: Any, state: Any) -> TensorRef:
+def _from_type(self: Maker, function: Any, cls: Any, arguments: Any, state: Any) -> TensorRef:
     if type(function) is not Global or function.module != 'torch._utils' or type(arguments) is not tuple:
         raise Refused('rebuilds a tensor in an unusual way')
     if type(cls) is not Global or str(cls) not in TENSOR_CLASSES:
@@ -212,12 +229,12 @@ def _from_type(self: Inert, function: Any, cls: Any, arguments: Any, state: Any)
     return self.call(function, arguments)
 
 
-def _size(self: Inert, shape: Any) -> tuple:
+def _size(self: Maker, shape: Any) -> tuple:
     shape_size(shape, 'a torch.Size')
     return tuple(shape)
 
 
-def _device(self: Inert, kind: Any, index: Any = None) -> str:
+def _device(self: Maker, kind: Any, index: Any = None) -> str:
     if type(kind) is not str or len(kind) > 64 or not (index is None or is_count(index)):
         raise Damaged('names an impossible device')
     return kind if index is None else f'{kind}:{index}'

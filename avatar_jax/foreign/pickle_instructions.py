@@ -9,13 +9,11 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from avatar_jax.foreign.limits import MAX_TEXT, Damaged, Refused, shown
+from avatar_jax.foreign.pickle_machine import Machine
 from avatar_jax.foreign.pickle_values import MARK, SMALL, Blob, Global, check_key
-
-if TYPE_CHECKING:
-    from avatar_jax.foreign.pickle_reader import Machine
 
 STOP = ord('.')
 INSTRUCTIONS: list[Callable[[Machine], None] | None] = [None] * 256

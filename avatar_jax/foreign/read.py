@@ -134,7 +134,7 @@ def _read(path: Path, data: memoryview, budget: Budget) -> RawFile:
     if mat_files.is_mat(data):
         return _plain(path, 'mat', mat_files.read_mat(data, budget), budget)
     if safetensors_files.is_safetensors(data):
-        tensors, metadata = safetensors_files.read_safetensors(data, budget)
+        tensors, metadata = safetensors_files.read_safetensors(path, data, budget)
         return RawFile(path, 'safetensors', tensors, dict(tensors), facts=metadata)
     if torch_files.is_stream(data):
         content = torch_files.read_stream(data, budget)

@@ -20,7 +20,7 @@ import numpy as np
 from avatar_jax.foreign.archives import Archive
 from avatar_jax.foreign.constructors import Inert
 from avatar_jax.foreign.limits import Budget, Damaged, Refused, is_count, shown
-from avatar_jax.foreign.pickle_reader import Machine
+from avatar_jax.foreign.pickle_reader import PickleReader
 from avatar_jax.foreign.records import Storage, check_values, storage_dtype
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -156,7 +156,7 @@ def read_archive(archive: Archive, budget: Budget, only_storage: bool = False) -
     little = facts.get('byteorder', 'little') == 'little'
     constructors = _Zipped(archive, prefix, little, budget, only_storage)
     program = archive.read(pickles[0])
-    machine = Machine(program, constructors, budget)
+    machine = PickleReader(program, constructors, budget)
     value = machine.run()
     if machine.position != len(program):
         raise Damaged('data.pkl in the zip archive goes on after its end')
@@ -179,7 +179,7 @@ def is_stream(data: memoryview) -> bool:
 
 def _simple(data: memoryview, budget: Budget) -> tuple[Any, memoryview]:
     """A pickle of plain values at the start of ``data``, and what follows it."""
-    machine = Machine(data, Inert(budget), budget)
+    machine = PickleReader(data, Inert(budget), budget)
     return machine.run(), data[machine.position :]
 
 
@@ -204,7 +204,7 @@ def read_stream(data: memoryview, budget: Budget, only_storage: bool = False) ->
     if not system['little_endian']:
         raise Refused('was written on a machine with another byte order; save it again with a newer torch')
     constructors = _Referring(budget, None if only_storage else embedded_storage(budget), only_storage)
-    machine = Machine(data, constructors, budget)
+    machine = PickleReader(data, constructors, budget)
     value = machine.run()
     keys, data = _simple(data[machine.position :], budget)
     if type(keys) is not list or any(type(key) is not str for key in keys):
@@ -254,7 +254,7 @@ def read_pickle(data: memoryview, budget: Budget) -> Content:
         Damaged, Refused: see ``avatar_jax.foreign.limits``.
     """
     constructors = Inert(budget, embedded_storage(budget))
-    machine = Machine(data, constructors, budget)
+    machine = PickleReader(data, constructors, budget)
     value = machine.run()
     if machine.position != len(data):
         raise Damaged(f'goes on for {len(data) - machine.position} bytes after the end of its pickle')

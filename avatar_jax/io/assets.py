@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.tensor_files import Damaged, read_metadata
 
 VARIABLE = 'AVATAR_ASSETS'
 _DEPTH = 3
@@ -53,39 +54,6 @@ class Asset:
 _TORCHVISION = 'BSD-3-Clause code, ImageNet terms for the data'
 ASSETS = (
     Asset(
-        'eg3d',
-        'pre-trained tri-plane generator: faces (FFHQ), cats (AFHQ), cars (ShapeNet)',
-        'NVIDIA source code licence, research and evaluation only',
-        'the model catalogue of the EG3D project',
-        (
-            'ffhq512-*.pkl',
-            'ffhqrebalanced512-*.pkl',
-            'ffhqrebalanced512-*.pth',
-            'afhqcats512-*.pkl',
-            'shapenetcars128-*.pkl',
-        ),
-        ('eg3d', 'eg3d_discriminator'),
-        30_662_136,
-    ),
-    Asset(
-        'otavatar',
-        'released avatars from one portrait: controller and fine-tuned generator',
-        'see the OTAvatar project; the generator descends from EG3D',
-        'the release page of the OTAvatar project',
-        ('epoch_*_iteration_*_checkpoint.pt',),
-        ('otavatar', 'otavatar_training', 'otavatar_controller'),
-        31_531_556,
-    ),
-    Asset(
-        'gpavatar',
-        'released avatars in one forward pass of one or several portraits (needs FLAME)',
-        'see the GPAvatar project',
-        'the release page of the GPAvatar project',
-        ('one_model.ckpt',),
-        ('gpavatar',),
-        107_300_000,
-    ),
-    Asset(
         'vgg19',
         'perceptual and style losses',
         _TORCHVISION,
@@ -125,9 +93,9 @@ ASSETS = (
     ),
     Asset(
         'arcface18',
-        'identity loss and CSIM as in OTAvatar and GFPGAN',
+        'identity loss and CSIM (two-dimensional ArcFace of 18 layers)',
         'see the project that gives it out',
-        'the GFPGAN and OTAvatar projects',
+        'the GFPGAN project',
         ('arcface_resnet18.pth',),
         ('perception/arcface18', 'perception/arcface18_se'),
         25_627_081,
@@ -170,7 +138,7 @@ ASSETS = (
     ),
     Asset(
         'bfm',
-        'the face model that the regressor and OTAvatar speak',
+        'the face model of the coefficient regressor',
         'Basel Face Model licence: academic, personal, no redistribution',
         'the Basel Face Model 2009 of the University of Basel; expression basis from the Deep3DFaceRecon project',
         ('BFM_model_front.mat', '01_MorphableModel.mat', 'Exp_Pca.bin'),
@@ -179,7 +147,7 @@ ASSETS = (
     ),
     Asset(
         'flame',
-        'head model with neck, jaw and eyes (GPAvatar)',
+        'head model with neck, jaw and eyes',
         'FLAME licence: non-commercial (2023: CC BY 4.0)',
         'the FLAME project of the Max Planck Institute for Intelligent Systems',
         (
@@ -228,17 +196,18 @@ def folders() -> list[Path]:
     return [*found, Path('assets')] if Path('assets').is_dir() else found
 
 
-def find(places: Iterable[Path] | None = None, check: bool = False) -> list[Present]:
+def find(places: Iterable[Path] | None = None, check: bool = False, assets: Sequence[Asset] = ASSETS) -> list[Present]:
     """Which assets are in the folders, or folders in them.
 
     Args:
         places: folders; None takes ``folders()``.
         check: compute the SHA-256 of files for which one is known.
+        assets: what to look for; ``methods.base.all_assets`` gives those of the methods too.
     """
     files = [f for place in (folders() if places is None else places) for f in _files(place)]
     methods = {f: m for f in files if f.suffix == '.safetensors' and (m := _method(f))}
     out = []
-    for asset in ASSETS:
+    for asset in assets:
         present = Present(asset)
         present.originals = sorted(
             {f for f in files for p in asset.files if f not in methods and fnmatchcase(f.name, p)}
@@ -269,11 +238,8 @@ def _files(folder: Path, depth: int = _DEPTH) -> list[Path]:
 def _method(path: Path) -> str | None:
     """What an imported weight file holds, from its header alone."""
     try:
-        with open(path, 'rb') as file:
-            length = int.from_bytes(file.read(8), 'little')
-            table = json.loads(file.read(length)) if length <= 100_000_000 else {}
-        return json.loads(table['__metadata__']['avatar_jax'])['method']
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return json.loads(read_metadata(path)['avatar_jax'])['method']
+    except (OSError, Damaged, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

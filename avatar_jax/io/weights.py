@@ -19,32 +19,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.io import atomic
-from avatar_jax.io.inputs import input_file
+from avatar_jax.foreign.safetensors_files import is_safetensors
+from avatar_jax.io import atomic, tensor_files
+from avatar_jax.io.inputs import input_file, read_error
 
 FORMAT = 1
 SUFFIX = '.safetensors'
 _KEY = 'avatar_jax'
-_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 _SMALL = 1024  # tensors with fewer numbers stay float32: rounding them saves nothing
-
-_DTYPES = {
-    'F64': np.float64,
-    'F32': np.float32,
-    'F16': np.float16,
-    'BF16': ml_dtypes.bfloat16,
-    'I64': np.int64,
-    'I32': np.int32,
-    'I16': np.int16,
-    'I8': np.int8,
-    'U8': np.uint8,
-    'BOOL': np.bool_,
-}
-_CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +83,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stored(name: str, value: np.ndarray, storage: str) -> np.ndarray:
-    if value.dtype not in _CODES:
+    if value.dtype not in tensor_files.CODES:
         raise ValueError(f'{name}: {value.dtype} cannot be stored in a weight file')
     if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
         raise ValueError(f'{name}: has NaN or infinite values; such weights are not saved')
@@ -110,16 +95,12 @@ def _stored(name: str, value: np.ndarray, storage: str) -> np.ndarray:
     return value
 
 
-def _digest(table: Mapping[str, Any], *data: bytes | memoryview | np.ndarray) -> str:
+def _digest(table: tensor_files.Table, tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the header of a file and the numbers in the order of their places."""
     digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode())
-    for piece in data:
-        digest.update(piece)
+    for name in sorted(table, key=lambda name: table[name]['data_offsets']):
+        digest.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
     return digest.hexdigest()
-
-
-def _bytes(value: np.ndarray) -> np.ndarray:
-    """The bytes of an array, without a copy if it is contiguous."""
-    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 def save_weights(
@@ -154,33 +135,20 @@ def save_weights(
     if Path(path).suffix != SUFFIX:
         raise UserError(f'{os.fspath(path)}: weight files are named *{SUFFIX}')
     stored = {name: _stored(name, value, storage) for name, value in flatten(variables).items()}
-    # Widest types first keeps every tensor aligned, as the format recommends.
-    order = sorted(stored, key=lambda name: -stored[name].dtype.itemsize)
-    table, offset = {}, 0
-    for name in order:
-        value = stored[name]
-        table[name] = {
-            'dtype': _CODES[value.dtype],
-            'shape': list(value.shape),
-            'data_offsets': [offset, offset + value.nbytes],
-        }
-        offset += value.nbytes
-    sha256 = _digest(table, *(_bytes(stored[name]) for name in order))
     record = {
         'format': FORMAT,
         'method': method,
         'config': dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config),
         'provenance': dict(provenance),
-        'widened': sorted(n for n in order if stored[n].dtype == np.float16),  # float32 in use
-        'sha256': sha256,
+        'widened': sorted(n for n in stored if stored[n].dtype == np.float16),  # float32 in use
     }
-    header = json.dumps({'__metadata__': {_KEY: atomic.json_text(record)}, **table}).encode()
-    header += b' ' * (-len(header) % 8)
-    with atomic.atomic_path(path) as temporary, open(temporary, 'wb') as file:
-        file.write(len(header).to_bytes(8, 'little') + header)
-        for name in order:  # one after the other: the whole file may be as large as half of the memory
-            file.write(_bytes(stored[name]))
-    return sha256
+
+    def metadata(table: tensor_files.Table) -> dict[str, str]:
+        record['sha256'] = _digest(table, stored)
+        return {_KEY: atomic.json_text(record)}
+
+    tensor_files.write(path, stored, metadata)
+    return record['sha256']
 
 
 def load_weights(
@@ -201,32 +169,28 @@ def load_weights(
     """
     path = input_file(path)
     damaged = UserError(f'{path}: the weight file is damaged or incomplete; get it again')
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], 'little')
-    if len(content) < 8 or length > min(_MAX_HEADER, len(content) - 8) or content[8:9] != b'{':
-        if content[8:9] == b'{' and 0 < length <= _MAX_HEADER:
-            raise damaged
-        raise UserError(f'{path}: is not a weight file of avatar_jax ({SUFFIX})')
     try:
-        table = json.loads(content[8 : 8 + length])
-        record = json.loads(table.pop('__metadata__', {}).get(_KEY, 'null'))
-    except (ValueError, AttributeError) as error:
+        with open(path, 'rb') as file:
+            if not is_safetensors(memoryview(file.read(16))):
+                raise UserError(f'{path}: is not a weight file of avatar_jax ({SUFFIX})')
+        content = tensor_files.read(path)
+        record = json.loads(content.metadata.get(_KEY, 'null'))
+    except (tensor_files.Damaged, ValueError, RecursionError) as error:
         raise damaged from error
+    except OSError as error:
+        raise read_error(path, error) from error
     if record is None:
         raise UserError(f'{path}: is a safetensors file of another program; convert it first')
+    if not isinstance(record, dict) or 'format' not in record:
+        raise damaged
     if record['format'] != FORMAT:
         raise UserError(f'{path}: has format {record["format"]}, this version reads {FORMAT}; update avatar_jax')
-    data = memoryview(content)[8 + length :]
-    if _digest(table, data) != record['sha256']:
+    if _digest(content.table, content.tensors) != record['sha256']:
         raise damaged
     if method is not None and record['method'] != method:
         raise UserError(f"{path}: holds weights of '{record['method']}', but '{method}' is needed; give another file")
     widened = set(record['widened'])
-    flat = {}
-    for name, entry in table.items():
-        start, stop = entry['data_offsets']
-        value = np.frombuffer(data[start:stop], dtype=_DTYPES[entry['dtype']]).reshape(entry['shape'])
-        flat[name] = value.astype(np.float32) if name in widened else value
+    flat = {name: value.astype(np.float32) if name in widened else value for name, value in content.tensors.items()}
     variables = unflatten(flat)
     if template is not None:
         check_tree(path, variables, template)

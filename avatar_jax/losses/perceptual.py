@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from avatar_jax.losses.pixel import halve
 from avatar_jax.models.perception.vgg import VGG, imagenet_normalize
-from avatar_jax.ops.resize import resize
+from avatar_jax.ops.resize import halve, resize
 
 TAPS = ('relu_1_1', 'relu_2_1', 'relu_3_1', 'relu_4_1', 'relu_5_1')
 

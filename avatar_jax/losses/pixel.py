@@ -5,25 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from avatar_jax.ops.resize import resize
-
-
-def match_size(target: jax.Array, size: int) -> jax.Array:
-    """The target [B,H,W,C] averaged over areas to ``size`` x ``size`` (512 to 64: means of 8x8 pixels)."""
-    return resize(target, size, 'area')
+from avatar_jax.ops.resize import halve
 
 
 def smooth_l1(prediction: jax.Array, target: jax.Array, beta: float = 1.0) -> jax.Array:
     """Mean of ``d^2 / (2 beta)`` for ``|d| < beta``, else ``|d| - beta / 2``."""
     distance = jnp.abs(prediction - target)
     return jnp.mean(jnp.where(distance < beta, 0.5 / beta * distance**2, distance - 0.5 * beta))
-
-
-def halve(image: jax.Array) -> jax.Array:
-    """Half the size by 2x2 means (bilinear x0.5 without antialiasing); a last odd row or column is dropped."""
-    height, width = image.shape[1] // 2 * 2, image.shape[2] // 2 * 2
-    rows = image[:, 0:height:2, :width] + image[:, 1:height:2, :width]
-    return (rows[:, :, 0::2] + rows[:, :, 1::2]) * 0.25
 
 
 def pyramid_loss(prediction: jax.Array, target: jax.Array, scales: int) -> jax.Array:

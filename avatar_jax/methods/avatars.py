@@ -108,7 +108,7 @@ def write_avatar(model: Model, person: Person, built: Built, folder: Path, seed:
 
 
 def write_summary(
-    out: Path,
+    path: Path,
     model: Model,
     options: Mapping[str, Any],
     bank: Any,
@@ -116,10 +116,10 @@ def write_summary(
     skipped: Sequence[tuple[str, str]],
     seed: int,
 ) -> None:
-    """``report.json`` of a whole command."""
+    """The report of a whole command."""
     owner = model.method
     write_json(
-        out / 'report.json',
+        path,
         {
             'avatars': [
                 {**{k: r[k] for k in ('name', 'psnr', 'alignment')}, 'portraits': len(r['portraits'])} for r in reports

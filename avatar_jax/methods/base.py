@@ -24,6 +24,7 @@ from avatar_jax.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from avatar_jax.io.assets import Asset
     from avatar_jax.types import Avatar, Portrait
 
 GROUP = 'avatar_jax.methods'
@@ -40,6 +41,17 @@ def later(place: str) -> Callable:
 
     call.place = place
     return call
+
+
+def later_value(place: str) -> Callable:
+    """A function that gives the object ``'module:name'``, imported when it is first asked for."""
+    module, _, name = place.partition(':')
+
+    def value() -> Any:
+        return attrgetter(name)(importlib.import_module(module))
+
+    value.place = place
+    return value
 
 
 # ------------------------------------------------------------------------------------------------ what goes in and out
@@ -217,9 +229,14 @@ class Method:
         frame: (variables, configuration, identity, prepared, signals, labels, keys, sr) -> ``Frames``: N frames side by
             side, from signals [N, ...], camera labels [N,25], keys [N] or None; ``sr`` False leaves super-resolution
             out. A pure function.
+        interpolate: (identity, identity, amount) -> the identity between two people; ``prepare`` must not depend on the
+            identity then. None: avatars cannot be mixed.
         networks: (configuration, bank) -> {loss: network in words}: what the losses of ``build`` look through.
         trainings: name -> ``Training``; the first is the default.
-        bench: its stages. foreign: () -> tuple of ``convert.base`` objects, one for each kind of foreign file.
+        generator: path -> (variables, ``models.triplane.GeneratorConfig``, digest) of a weight file or run that holds a
+            generator: what ``avatar-jax metrics`` scores.
+        bench: its stages.
+        foreign: () -> tuple of ``convert.base.ForeignFile``, one for each kind of file that other programs wrote.
         assets: optional files (``io.assets.Asset``). tables: name -> ``Table``.
     """
 
@@ -240,8 +257,10 @@ class Method:
     own_signals: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable | None = None
     frame: Callable | None = None
+    interpolate: Callable | None = None
     networks: Callable | None = None
     trainings: Mapping[str, Training] = field(default_factory=dict)
+    generator: Callable | None = None
     bench: Bench | None = None
     foreign: Callable[[], tuple] | None = None
     assets: tuple = ()
@@ -358,3 +377,15 @@ def training(method_name: str, name: str = '') -> Training:
     if name not in owner.trainings:
         raise UserError(f"training '{name}': {method_name} has {', '.join(owner.trainings)}")
     return owner.trainings[name]
+
+
+def all_assets() -> tuple[Asset, ...]:
+    """The optional files of all methods and of what they share."""
+    from avatar_jax.io.assets import ASSETS
+
+    return (*(asset for m in methods() for asset in m.assets), *ASSETS)
+
+
+def an_example() -> str:
+    """A config file that shows a training, for messages and defaults: that of the default method."""
+    return training(DEFAULT).example

@@ -7,19 +7,18 @@ program for all frames of all avatars, a few frames at a time, over all devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from avatar_jax.errors import UserError
 from avatar_jax.methods.base import Method, method
+from avatar_jax.parallel import on_all, over_devices
 from avatar_jax.types import Avatar, Drive, Frames
 
-AXIS = 'frames'
 PyTree = Any
 
 
@@ -76,28 +75,20 @@ def _prepare(variables, identity, *, name, config):
 
 
 @partial(jax.jit, static_argnames=('name', 'config', 'chunk', 'sr', 'devices'))
-def _render(variables, identity, prepared, signals, labels, keys, *, name, config, chunk, sr, devices):
-    def some(variables, identity, prepared, signals, labels, keys):
+def _render(shared, rows, *, name, config, chunk, sr, devices):
+    def some(shared, rows):
+        variables, identity, other, prepared = shared
+
         def part(inputs):
-            return method(name).frame(variables, config, identity, prepared, *inputs, sr)
+            *inputs, amounts = inputs
+            shown = identity
+            if amounts is not None:  # one frame at a time
+                shown = method(name).interpolate(identity, other, amounts[0])
+            return method(name).frame(variables, config, shown, prepared, *inputs, sr)
 
-        return _in_chunks(part, (signals, labels, keys), labels.shape[0], chunk)
+        return _in_chunks(part, rows, rows[1].shape[0], chunk)
 
-    if len(devices) > 1:
-        rows = P(AXIS)
-        some = jax.shard_map(
-            some,
-            mesh=_mesh(devices),
-            in_specs=(P(), P(), P(), rows, rows, rows),
-            out_specs=rows,
-            check_vma=False,
-        )
-    return some(variables, identity, prepared, signals, labels, keys)
-
-
-@lru_cache(maxsize=8)
-def _mesh(devices: tuple[jax.Device, ...]) -> Mesh:
-    return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return over_devices(some, devices)(shared, rows)
 
 
 def stream(
@@ -113,6 +104,7 @@ def stream(
     sr: bool = True,
     key: jax.Array | None = None,
     devices: Sequence[jax.Device] | None = None,
+    towards: tuple[Avatar, Any] | None = None,
     on_frames: Callable[[int], None] | None = None,
 ) -> Iterator[Frames]:
     """Renders all frames of a drive, some at a time: memory does not grow with the length.
@@ -126,38 +118,39 @@ def stream(
         chunk: of these, so many computed side by side on each device.
         sr, key: as in ``animate``.
         devices: over which the frames of a call are spread; None: all of this process.
+        towards: another avatar, and how much of it is in each frame [T], 0 to 1 (needs ``chunk=1``).
         on_frames: called with the number of frames after each call.
 
     Yields:
         ``Frames`` of numpy arrays, in order.
+
+    Raises:
+        UserError: the method cannot mix these two avatars.
     """
+    other, amounts = (None, None) if towards is None else (towards[0].identity, np.asarray(towards[1], np.float32))
+    if towards is not None:
+        check_mixable(owner, avatar, towards[0], chunk)
     devices = tuple(jax.local_devices() if devices is None else devices)
     labels = np.asarray(labels, np.float32)
     total, unit = len(labels), chunk * len(devices)
     per_call = -(-min(per_call, max(total, 1)) // unit) * unit
-    spread = NamedSharding(_mesh(devices), P())
-    everywhere = (
-        jax.device_put((variables, avatar.identity), spread) if len(devices) > 1 else (variables, avatar.identity)
-    )
+    variables, identity, other = on_all((variables, avatar.identity, other), devices)
     prepared = None
     if owner.prepare is not None:
-        prepared = _prepare(*everywhere, name=owner.name, config=config)
+        prepared = _prepare(variables, identity, name=owner.name, config=config)
 
     def call(start: int) -> tuple[int, Frames]:
         index = np.minimum(np.arange(start, start + per_call), total - 1)
         keys = None if key is None else jax.random.split(jax.random.fold_in(key, start), per_call)
-        part = drive.frames(index)
+        signals = jax.tree.map(np.asarray, drive.frames(index).signals)
         rendered = _render(
-            *everywhere,
-            prepared,
-            jax.tree.map(np.asarray, part.signals),
-            labels[index],
-            keys,
+            (variables, identity, other, prepared),
+            (signals, labels[index], keys, None if amounts is None else amounts[index]),
             name=owner.name,
             config=config,
             chunk=chunk,
             sr=sr,
-            devices=devices if len(devices) > 1 else (),
+            devices=devices,
         )
         return min(per_call, total - start), rendered
 
@@ -170,3 +163,15 @@ def stream(
             if on_frames is not None:
                 on_frames(count)
         waiting = following
+
+
+def check_mixable(owner: Method, avatar: Avatar, other: Avatar, chunk: int = 1) -> None:
+    """Raises ``UserError`` unless two avatars can be mixed."""
+    if owner.interpolate is None:
+        raise UserError(f'--towards: avatars of {owner.title} cannot be mixed')
+    if other.method != avatar.method or other.weights != avatar.weights:
+        raise UserError('--towards: the two avatars belong to different weights; make both with the same')
+    if jax.tree.structure(avatar.identity) != jax.tree.structure(other.identity) or 'generator' in avatar.identity:
+        raise UserError('--towards: avatars with networks of their own cannot be mixed; make them without tuning')
+    if chunk != 1:
+        raise UserError('--side-by-side: must be 1 with --towards')

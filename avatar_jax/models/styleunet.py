@@ -19,13 +19,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from avatar_jax.errors import UserError
-from avatar_jax.losses.pixel import halve
 from avatar_jax.models import host_draws
 from avatar_jax.models.perception.layers import flatten_chw
 from avatar_jax.ops.activations import SQRT2, normalize_2nd_moment
 from avatar_jax.ops.conv import conv2d
 from avatar_jax.ops.modulated import modulated_conv2d
-from avatar_jax.ops.resize import double, resize
+from avatar_jax.ops.resize import double, halve, resize
 
 SLOPE = 0.2
 # Sigmoids are widened by a thousandth on both sides so that 0 and 1 can be reached.
@@ -201,7 +200,9 @@ class ToRGB(nn.Module):
         return y if skip is None else y + double(skip)
 
 
-class _Constant(nn.Module):
+class Constant(nn.Module):
+    """A learnt array under the name ``weight``."""
+
     shape: tuple[int, ...]
 
     @nn.compact
@@ -222,7 +223,7 @@ class StyleDecoder(nn.Module):
         for k in range(c.mapping_layers):
             style = lrelu(Linear(c.style_dim, c.style_dim, 'mapping', name=f'style_mlp_{2 * k + 1}')(style))
         width, noise = 2 * c.channels(4), iter(noise)
-        x = jnp.broadcast_to(_Constant((4, 4, width), name='constant_input')(), (style.shape[0], 4, 4, width))
+        x = jnp.broadcast_to(Constant((4, 4, width), name='constant_input')(), (style.shape[0], 4, 4, width))
         x = StyleConv(width, width, c.style_dim, name='style_conv1')(x, style, next(noise))
         rgb = ToRGB(width, c.out_dim, c.style_dim, name='to_rgb1')(x, style)
         for i in range(c.levels):

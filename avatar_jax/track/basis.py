@@ -137,7 +137,7 @@ def load_head(spec: str | os.PathLike) -> Any:
             f"{spec}: no such head model; give 'procedural' or the file of a BFM, FLAME or ICT-FaceKit model"
         )
     if path.suffix == '.safetensors':
-        from avatar_jax.convert.imported import load_face_model
+        from avatar_jax.faces.files import load_face_model
 
         return load_face_model(path)
     from avatar_jax.faces.bfm import BFM, read_arrays

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from avatar_jax.errors import UserError
+from avatar_jax.methods.base import an_example
 
 PREEMPTED_STATUS = 75
 OWN_FLAGS = ('--coordinator', '--num-processes', '--process-id')
@@ -22,7 +23,7 @@ def parser_of(doc: str, program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--dry-run', action='store_true', help='print what would run, run nothing')
+    parser.add_argument('--dry-run', action='store_true', help='print what would be run, and stop')
     return parser
 
 
@@ -36,7 +37,7 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     if '-h' in argv or '--help' in argv:
         return argv, []
     if '--' not in argv or argv[-1] == '--':
-        raise UserError('give the command after --, e.g. -- train --config configs/otavatar_heads.py --out runs/a')
+        raise UserError(f'give the command after --, e.g. -- train --config {an_example()} --out runs/a')
     place = argv.index('--')
     own, command = argv[:place], argv[place + 1 :]
     if command[0] == 'avatar-jax':

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from avatar_jax.convert.kinds.base import FIR
-from avatar_jax.convert.kinds.eg3d import abstract_discriminator, abstract_generator
+from avatar_jax.convert.base import FIR
 from avatar_jax.convert.layout import torch_shapes
 from avatar_jax.io.foreign import RawFile
+from avatar_jax.methods.eg3d.files import abstract_discriminator, abstract_generator
 from avatar_jax.methods.otavatar.controller import ControllerConfig, abstract_params
 from avatar_jax.models.triplane import GeneratorConfig
 from tests.convert import writers as w

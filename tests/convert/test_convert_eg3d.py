@@ -6,18 +6,16 @@ import re
 import numpy as np
 import pytest
 
-from avatar_jax.convert.convert import convert
-from avatar_jax.convert.export import export
-from avatar_jax.convert.imported import load_discriminator, load_generator
-from avatar_jax.convert.kinds.eg3d import abstract_generator, from_shapes, released_models
 from avatar_jax.convert.layout import to_torch, torch_shapes
-from avatar_jax.convert.recognise import recognise
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.io.weights import load_weights
+from avatar_jax.methods.eg3d.files import abstract_generator, load_discriminator, load_generator
+from avatar_jax.methods.eg3d.state_dicts import from_shapes, released_models
 from avatar_jax.models.triplane import GeneratorConfig
 from tests.convert import checkpoints as c
 from tests.convert import writers as w
+from tests.convert.known import convert, export, recognise
 from tests.parity import golden as g
 
 
@@ -43,7 +41,7 @@ def test_network_pickle(pickle_file, tmp_path):
     }
     config = c.small_generator()
     for name, seed in (('eg3d', 0), ('eg3d_training', 3)):
-        variables, read = load_generator(tmp_path / f'{name}.safetensors')
+        variables, read, _ = load_generator(tmp_path / f'{name}.safetensors')
         assert read == config
         same(to_torch(variables), c.generator_state(config, seed))
     variables, module = load_discriminator(tmp_path / 'eg3d_discriminator.safetensors')
@@ -57,12 +55,28 @@ def test_network_pickle(pickle_file, tmp_path):
     assert stored.variables['dataset']['dataset_label_std'].shape == (25,), 'statistics of the labels are kept'
 
 
+def test_asking_for_the_kind_takes_everything_that_belongs_to_it(pickle_file, tmp_path):
+    assert convert(pickle_file, tmp_path / 'a', kind='eg3d').files.keys() == {
+        tmp_path / 'a' / f'{name}.safetensors' for name in ('eg3d', 'eg3d_training', 'eg3d_discriminator')
+    }
+    done = convert(pickle_file, tmp_path / 'b', kind='eg3d_discriminator', allow=['G/*', 'G_ema/*'])
+    assert list(done.files.values()) == ['eg3d_discriminator']
+    # Another discriminator beside the generator is no part of such a file, and no reason not to take the generator.
+    value = {'G_ema': c.tensors(c.generator_state(c.small_generator())), 'judge': c.tensors(c.discriminator_state())}
+    path = w.write(tmp_path, 'both.pth', w.torch_zip(value))
+    with pytest.raises(UserError, match='holds 2 networks.*choose with --as'):
+        convert(path, tmp_path / 'c')
+    with pytest.raises(UserError, match='unexpected: judge/'):
+        convert(path, tmp_path / 'c', kind='eg3d')
+    assert list(convert(path, tmp_path / 'c', kind='eg3d', allow=['judge/*']).files.values()) == ['eg3d']
+
+
 def test_options_come_from_the_object(tmp_path):
     path = w.write(
         tmp_path, 'network.pkl', c.eg3d_pickle(c.small_generator(), raw=128, depth_resolution=9, box_warp=2.0)
     )
     convert(path, tmp_path)
-    _, config = load_generator(tmp_path / 'eg3d.safetensors')
+    _, config, _ = load_generator(tmp_path / 'eg3d.safetensors')
     assert config.neural_rendering_resolution == 128
     assert (config.rendering.depth_resolution, config.rendering.box_warp) == (9, 2.0)
     assert config.rendering.plane_axes == 'legacy'
@@ -147,8 +161,8 @@ def test_exported_names_are_the_original_ones(tmp_path):
     path = g.root() / 'eg3d' / 'state_dict_ffhq512.json'
     if not path.exists():
         pytest.skip(f'no {path}')
-    from avatar_jax.convert.export import discriminator_keys, generator_keys
-    from avatar_jax.convert.kinds.eg3d import abstract_discriminator
+    from avatar_jax.methods.eg3d.files import abstract_discriminator
+    from avatar_jax.methods.eg3d.state_dicts import discriminator_keys, generator_keys
 
     zero = np.zeros((), np.float32)
 
@@ -211,7 +225,7 @@ def test_state_dict_export(tmp_path):
     ):
         out = tmp_path / name[0]
         convert(w.write(tmp_path, name, w.torch_zip(value)), out)
-        variables, read = load_generator(out / 'eg3d.safetensors')
+        variables, read, _ = load_generator(out / 'eg3d.safetensors')
         same(to_torch(variables), state)
         assert read.superresolution == '2X' and read.sr_channels == (3, 2) and read.rendering.white_back
 
@@ -230,7 +244,7 @@ def test_network_pickle_sample(tmp_path):
             to_torch(stored.variables),
             {k.removeprefix(part + '.'): v for k, v in expected.param.items() if k.startswith(part + '.')},
         )
-    _, config = load_generator(tmp_path / 'eg3d.safetensors')
+    _, config, _ = load_generator(tmp_path / 'eg3d.safetensors')
     assert config.neural_rendering_resolution == expected.config['neural_rendering_resolution']
     given = expected.config['init_kwargs']
     assert all(getattr(config, k) == given[k] for k in ('z_dim', 'w_dim', 'c_dim', 'img_resolution', 'channel_base'))

@@ -5,17 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from avatar_jax.convert.convert import convert
-from avatar_jax.convert.export import export
-from avatar_jax.convert.imported import load_face_model
-from avatar_jax.convert.kinds import ict_folder
-from avatar_jax.convert.verify import verify
 from avatar_jax.errors import UserError
 from avatar_jax.faces.bfm import BFM, KEYS
+from avatar_jax.faces.files import load_face_model
 from avatar_jax.faces.flame import FLAME
+from avatar_jax.faces.foreign import ict_folder
 from avatar_jax.faces.ict import ICT
 from avatar_jax.io.weights import load_weights
 from tests.convert import writers as w
+from tests.convert.known import convert, export, verify
 from tests.parity import golden as g
 
 savemat = pytest.importorskip('scipy.io').savemat

@@ -4,8 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from avatar_jax.convert.convert import convert
-from avatar_jax.convert.export import export
 from avatar_jax.errors import UserError
 from avatar_jax.io.weights import load_weights
 from avatar_jax.methods.gpavatar.config import ModelConfig
@@ -13,6 +11,7 @@ from avatar_jax.methods.gpavatar.mesh import load_mesh
 from avatar_jax.methods.gpavatar.model import abstract, load_model
 from avatar_jax.methods.gpavatar.release import state_dict
 from tests.convert import writers as w
+from tests.convert.known import convert, export
 from tests.convert.test_convert_eg3d import same
 
 # As the shapes of the weights tell it: tiny, what they do not show as released.

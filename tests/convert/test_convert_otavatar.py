@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.convert.convert import convert
-from avatar_jax.convert.export import export
-from avatar_jax.convert.imported import load_controller, load_generator
 from avatar_jax.convert.layout import to_torch
 from avatar_jax.errors import UserError
 from avatar_jax.io.weights import load_weights
-from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig, to_release_keys
+from avatar_jax.methods.eg3d.files import load_generator
+from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig, load_controller, to_release_keys
 from avatar_jax.methods.otavatar.model import load_model, network
 from avatar_jax.models.triplane import GeneratorConfig
 from tests.convert import checkpoints as c
 from tests.convert import writers as w
+from tests.convert.known import convert, export
 from tests.convert.test_convert_eg3d import same
 
 GENERATOR = GeneratorConfig.ffhq512().replace(z_dim=8, w_dim=8, plane_resolution=16, channel_max=4, sr_channels=(3, 2))

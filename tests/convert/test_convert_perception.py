@@ -4,20 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from avatar_jax.convert.convert import convert
-from avatar_jax.convert.export import export
-from avatar_jax.convert.imported import load_recon
-from avatar_jax.convert.kinds.perception import abstract_recon
 from avatar_jax.convert.layout import to_torch, torch_shapes
-from avatar_jax.convert.recognise import recognise
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
-from avatar_jax.faces.recon import ReconConfig
+from avatar_jax.faces.recon import ReconConfig, abstract_recon, load_recon
 from avatar_jax.io.weights import load_weights
 from avatar_jax.losses.perception import NETWORKS, PerceptionBank, abstract_variables
 from avatar_jax.models.perception.lpips import CHECKSUM_LIN0, TAP_CHANNELS
 from tests.convert import checkpoints as c
 from tests.convert import writers as w
+from tests.convert.known import convert, export, recognise
 from tests.convert.test_convert_eg3d import same
 
 PUBLIC = sorted(name for name, kind in NETWORKS.items() if not kind.stand_in)

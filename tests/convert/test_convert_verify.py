@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from avatar_jax import cli
-from avatar_jax.convert.convert import convert
-from avatar_jax.convert.kinds.eg3d import abstract_discriminator, abstract_generator, from_shapes
+from avatar_jax.convert.comparison import relative_error
 from avatar_jax.convert.layout import torch_shapes
-from avatar_jax.convert.verify import relative_error, verify
 from avatar_jax.errors import UserError
+from avatar_jax.methods.eg3d.files import abstract_discriminator, abstract_generator
+from avatar_jax.methods.eg3d.state_dicts import from_shapes
 from tests.convert import checkpoints as c
 from tests.convert import writers as w
+from tests.convert.known import convert, verify
 from tests.convert.test_convert_perception import lin
 from tests.parity import golden as g
 

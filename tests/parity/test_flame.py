@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from avatar_jax.faces.base import MorphableModel
-from avatar_jax.faces.camera_fit import Detected, FitConfig, first_camera, fit_camera, landmarks_of, project, terms
 from avatar_jax.faces.flame import FLAME, rodrigues
+from avatar_jax.track.camera_fit import Detected, FitConfig, first_camera, fit_camera, landmarks_of, project, terms
 from tests.comparison import close
 from tests.parity.golden import handles, load
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.io.weights import check_config, check_tree, load_weights, save_weights, weight_file
 from avatar_jax.methods.eg3d.config import DiscriminatorConfig, RunConfig
+from avatar_jax.models.discriminator import DualDiscriminator
 from avatar_jax.models.triplane import GeneratorConfig, init_generator
 from avatar_jax.train.checkpoints import Checkpoints
 
@@ -35,6 +37,20 @@ _FREE_RENDERING = (
     'c_gen_conditioning_zero',
     'avg_camera_radius',
     'avg_camera_pivot',
+)
+_DISCRIMINATOR_FIELDS = (
+    'c_dim',
+    'img_resolution',
+    'img_channels',
+    'channel_base',
+    'channel_max',
+    'conv_clamp',
+    'cmap_dim',
+    'mapping_layers',
+    'disc_c_noise',
+    'mbstd_group_size',
+    'mbstd_num_channels',
+    'num_half_res',
 )
 
 
@@ -58,9 +74,27 @@ def meaning(config: GeneratorConfig) -> dict[str, Any]:
     return plain
 
 
+@functools.lru_cache(maxsize=16)  # tracing a generator takes seconds, and a file may hold several of one form
 def abstract_generator(config: GeneratorConfig) -> dict[str, Any]:
-    """Names and shapes of a generator's variables."""
+    """Names and shapes of a generator's variables; do not change what it returns."""
     return jax.eval_shape(lambda: init_generator(config, jax.random.key(0)))
+
+
+def make_discriminator(config: Mapping[str, Any]) -> DualDiscriminator:
+    """The module of a stored configuration."""
+    return DualDiscriminator(**{k: config[k] for k in _DISCRIMINATOR_FIELDS})
+
+
+def abstract_discriminator(config: Mapping[str, Any]):
+    """Names and shapes of a discriminator's variables."""
+    return _abstract_discriminator(make_discriminator(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract_discriminator(net: DualDiscriminator):
+    image = jax.ShapeDtypeStruct((1, net.img_resolution, net.img_resolution, net.img_channels), jnp.float32)
+    label = jax.ShapeDtypeStruct((1, net.c_dim), jnp.float32)
+    return jax.eval_shape(lambda i, c: net.init(jax.random.key(0), i, i, c), image, label)
 
 
 def load_generator(path: str | os.PathLike) -> tuple[dict[str, PyTree], GeneratorConfig, str]:
@@ -88,6 +122,17 @@ def load_generator(path: str | os.PathLike) -> tuple[dict[str, PyTree], Generato
         raise UserError(f"{path}: holds weights of '{weights.method}', which has no tri-plane generator")
     check_tree(path, variables, abstract_generator(config))
     return jax.tree.map(jnp.asarray, variables), config, weights.sha256
+
+
+def load_discriminator(path: str | os.PathLike) -> tuple[dict[str, PyTree], DualDiscriminator]:
+    """Variables and module of a dual discriminator.
+
+    Raises:
+        UserError: missing, damaged or foreign file, or weights that do not fit their configuration.
+    """
+    weights = load_weights(path, method=DISCRIMINATOR_METHOD)
+    check_tree(path, weights.variables, abstract_discriminator(weights.config))
+    return jax.tree.map(jnp.asarray, weights.variables), make_discriminator(weights.config)
 
 
 def load_run(folder: str | os.PathLike) -> tuple[Start, RunConfig]:
@@ -159,7 +204,7 @@ def save_networks(
 ) -> str:
     """Writes the averaged generator and the discriminator as weight files; returns the generator's SHA-256.
 
-    ``convert.imported.load_generator`` reads the first; a single discriminator, which no other program reads, is not
+    ``load_generator`` reads the first; a single discriminator, which no other program reads, is not
     written.
     """
     sha = save_weights(
@@ -167,23 +212,7 @@ def save_networks(
     )
     if discriminator.kind == 'dual':
         net = discriminator.module(generator.img_resolution, generator.c_dim)
-        config = {
-            k: getattr(net, k)
-            for k in (
-                'c_dim',
-                'img_resolution',
-                'img_channels',
-                'channel_base',
-                'channel_max',
-                'conv_clamp',
-                'mapping_layers',
-                'cmap_dim',
-                'disc_c_noise',
-                'mbstd_group_size',
-                'mbstd_num_channels',
-                'num_half_res',
-            )
-        }
+        config = {k: getattr(net, k) for k in _DISCRIMINATOR_FIELDS}
         save_weights(
             Path(folder) / DISCRIMINATOR_WEIGHTS,
             {'params': d_params},

@@ -6,7 +6,7 @@ The tri-plane generator that other methods invert and drive. Alone it has no ava
 from __future__ import annotations
 
 from avatar_jax.io.assets import Asset
-from avatar_jax.methods.base import Bench, Method, Training, later
+from avatar_jax.methods.base import Bench, Method, Training, later, later_value
 
 GENERATOR_BENCH = Bench(
     presets=('heads128', 'ffhq512', 'ffhq512-128', 'afhq512', 'shapenet128', 'tiny'),
@@ -26,7 +26,9 @@ METHOD = Method(
             example='configs/eg3d_heads.py',
         )
     },
+    generator=later('avatar_jax.methods.eg3d.files:load_generator'),
     bench=GENERATOR_BENCH,
+    foreign=later_value('avatar_jax.methods.eg3d.foreign:FOREIGN'),
     assets=(
         Asset(
             'eg3d',

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from avatar_jax.io.assets import Asset
-from avatar_jax.methods.base import Bench, Method, Row, Table, Training, later
+from avatar_jax.methods.base import Bench, Method, Row, Table, Training, later, later_value
 
 # The paper's Table 3: PSNR and AED.
 TABLE_3 = {
@@ -60,6 +60,7 @@ METHOD = Method(
     build=later('avatar_jax.methods.gpavatar.build:build'),
     signals=('expression',),
     frame=later('avatar_jax.methods.gpavatar.model:frame'),
+    interpolate=later('avatar_jax.inversion.invert:interpolate'),
     trainings={
         'sets': Training(
             config=later('avatar_jax.methods.gpavatar.training:run_config'),
@@ -85,6 +86,7 @@ METHOD = Method(
         build=later('avatar_jax.methods.gpavatar.stages:Stages'),
         note='the paper reports 15 frames per second (66 ms per frame) on an A100 for the full size, batch 1',
     ),
+    foreign=later_value('avatar_jax.methods.gpavatar.foreign:FOREIGN'),
     assets=(
         Asset(
             'gpavatar',

@@ -8,18 +8,24 @@ Letters: B batch, T frames of a window, L rows of the latent code (num_ws), D it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from avatar_jax.configure import from_plain
 from avatar_jax.convert.layout import from_torch, to_torch
 from avatar_jax.errors import UserError
+from avatar_jax.io.weights import check_tree, load_weights
 from avatar_jax.ops.conv import conv1d
+
+CONTROLLER_METHOD = 'otavatar_controller'
+"""Of weight files that hold a controller alone."""
 
 NUM_EXPRESSION, NUM_POSE, NUM_CROP = 64, 6, 3
 
@@ -342,3 +348,15 @@ def abstract_params(config: ControllerConfig) -> dict:
     motion = jax.ShapeDtypeStruct((1, max(27, config.min_window), config.motion_channels), jnp.float32)
     module = Controller(config)
     return jax.eval_shape(lambda m: module.init(jax.random.key(0), m, method='codes'), motion)['params']
+
+
+def load_controller(path: str | os.PathLike) -> tuple[dict[str, Any], ControllerConfig]:
+    """Variables and configuration of a weight file that holds a controller alone.
+
+    Raises:
+      UserError: missing, damaged or foreign file, or weights that do not fit their configuration.
+    """
+    weights = load_weights(path, method=CONTROLLER_METHOD)
+    config = from_plain(ControllerConfig, weights.config)
+    check_tree(path, weights.variables, {'params': abstract_params(config)})
+    return jax.tree.map(jnp.asarray, weights.variables), config

@@ -7,7 +7,7 @@ steps at a time, so that it can show progress, ends when everybody has stopped, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,9 +18,11 @@ import numpy as np
 
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.inversion import invert as inversion
-from avatar_jax.inversion.invert import FinetuneConfig, StageResult, Transforms, interpolate
+from avatar_jax.inversion import tuning
+from avatar_jax.inversion.invert import StageResult, Transforms, interpolate
+from avatar_jax.inversion.tuning import LocalityConfig, TuningConfig
+from avatar_jax.losses.distance import distance_kind, distance_of
 from avatar_jax.losses.perception import PerceptionBank
-from avatar_jax.losses.pixel import match_size
 from avatar_jax.methods.otavatar import losses
 from avatar_jax.methods.otavatar.controller import MotionCode
 from avatar_jax.methods.otavatar.model import (
@@ -36,7 +38,10 @@ from avatar_jax.methods.otavatar.model import (
     w_avg,
 )
 from avatar_jax.methods.otavatar.objective import portrait_loss, prepare_targets, view_terms
+from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
+from avatar_jax.ops.resize import match_size
+from avatar_jax.parallel import on_all, over_devices
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.types import Avatar, Portrait
 
@@ -187,25 +192,38 @@ def stack_portraits(portraits: list[Portrait]) -> Portrait:
     return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v, jnp.float32) for v in x]), *common)
 
 
-@partial(jax.jit, static_argnames='config')
-def _pose_all(variables, portraits, bank, *, config):
-    return jax.vmap(lambda p: pose_problem(variables, config, p, bank))(portraits)
+@partial(jax.jit, static_argnames=('config', 'devices'))
+def _pose_all(shared, portraits, *, config, devices):
+    def all_of(shared, portraits):
+        variables, bank = shared
+        return jax.vmap(lambda p: pose_problem(variables, config, p, bank))(portraits)
+
+    return over_devices(all_of, devices)(shared, portraits)
 
 
-@partial(jax.jit, static_argnames=('config', 'stage', 'count', 'sr', 'jitter'))
-def _advance(variables, problems, bank, states, keys, first, tied, *, config, stage, count, sr, jitter):
+@partial(jax.jit, static_argnames=('config', 'stage', 'count', 'sr', 'jitter', 'devices'))
+def _advance(shared, people, first, tied, *, config, stage, count, sr, jitter, devices):
     """``count`` steps for all people; one program for both spaces, as only ``tied`` tells them apart."""
 
-    def one(problem, state, key):
-        loss = loss_of(variables, config, problem, bank, jitter)
-        return inversion.advance(loss, state, key, first, count, sr, tied, stage, transforms(config))
+    def all_of(shared, people):
+        variables, bank, first, tied = shared
 
-    return jax.vmap(one)(problems, states, keys)
+        def one(problem, state, key):
+            loss = loss_of(variables, config, problem, bank, jitter)
+            return inversion.advance(loss, state, key, first, count, sr, tied, stage, transforms(config))
+
+        return jax.vmap(one)(*people)
+
+    return over_devices(all_of, devices)((*shared, first, tied), people)
 
 
-@partial(jax.jit, static_argnames='config')
-def _assess_all(variables, portraits, bank, codes, biases, *, config):
-    return jax.vmap(lambda p, c, b: assess(variables, config, p, bank, c, b))(portraits, codes, biases)
+@partial(jax.jit, static_argnames=('config', 'devices'))
+def _assess_all(shared, people, *, config, devices):
+    def all_of(shared, people):
+        variables, bank = shared
+        return jax.vmap(lambda p, c, b: assess(variables, config, p, bank, c, b))(*people)
+
+    return over_devices(all_of, devices)(shared, people)
 
 
 def invert_people(
@@ -217,10 +235,12 @@ def invert_people(
     *,
     weights: str = '',
     on_step: Callable[[int, float], None] | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> list[Inversion]:
     """Inverts many portraits side by side.
 
     Args:
+        devices: over which people are spread, with the same results as on one; None: all of this process.
         on_step: called with (steps done, mean loss) after every few steps; ``num_steps(config)`` is their total.
 
     Returns:
@@ -228,13 +248,16 @@ def invert_people(
         ``fold_in(key, index)``.
     """
     bank = PerceptionBank() if bank is None else bank
-    people, count = stack_portraits(portraits), len(portraits)
+    devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
+    count = -(-len(portraits) // len(devices)) * len(devices)  # the last one fills up
+    people = stack_portraits([*portraits, *[portraits[-1]] * (count - len(portraits))])
+    shared = on_all((variables, bank), devices)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0) if key is None else key, i))(jnp.arange(count))
     code, bias = first_code(variables, config)
     codes, biases = (jnp.broadcast_to(x, (count, *x.shape)) for x in (code, bias))
     moves, stages, results, done = transforms(config), config.method.inversion.stages(), [], 0
     inversion.check_order(stages)
-    problems = _pose_all(variables, people, bank, config=config)
+    problems = _pose_all(shared, people, config=config, devices=devices)
     for i, stage in enumerate(stages):
         states = jax.vmap(lambda c, b: inversion.start(c, b, moves))(codes, biases)
         stage_keys = jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
@@ -246,11 +269,8 @@ def invert_people(
             steps = max(n for n in range(1, STEPS_PER_CALL + 1) if length % n == 0)
             for first in range(begin, begin + length, steps):
                 states, out = _advance(
-                    variables,
-                    problems,
-                    bank,
-                    states,
-                    stage_keys,
+                    shared,
+                    (problems, states, stage_keys),
                     jnp.int32(first),
                     jnp.asarray(stage.space == 'w'),
                     config=config,
@@ -258,6 +278,7 @@ def invert_people(
                     count=steps,
                     sr=sr,
                     jitter=key is not None,
+                    devices=devices,
                 )
                 outs.append(out)
                 done += steps
@@ -272,7 +293,7 @@ def invert_people(
         result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
         codes, biases = result.code, result.bias
         results.append(result)
-    quality = _assess_all(variables, people, bank, codes, biases, config=config)
+    quality = _assess_all(shared, (people, codes, biases), config=config, devices=devices)
     found = []
     for i, portrait in enumerate(portraits):
         own, stage_results = jax.tree.map(lambda x, i=i: x[i], (quality, results))
@@ -297,6 +318,7 @@ def finetune_generator(
     steps: int = 50,
     optimizer: OptimizerConfig | None = None,
     stop_psnr: float | None = None,
+    locality: LocalityConfig | None = None,
 ) -> tuple[Inversion, jax.Array]:
     """Tunes a copy of the generator to one person around the code that inversion found (pivotal tuning).
 
@@ -308,6 +330,7 @@ def finetune_generator(
     Args:
         steps, optimizer: default: 50 steps of Adam with rate 3e-4.
         stop_psnr: end when the super-resolved reconstruction is this good (dB).
+        locality: regulariser that keeps pictures of other codes as they were; None: none.
 
     Returns:
         the inversion with the tuned avatar (``identity['generator']`` holds its parameters) and its scores, and the
@@ -329,9 +352,26 @@ def finetune_generator(
         error = -psnr(to_unit(views.image), wanted)[0]
         return losses.total(terms), {**terms, 'negative_psnr': error}
 
-    settings = FinetuneConfig(steps, '' if stop_psnr is None else 'negative_psnr', -(stop_psnr or 0.0))
-    tx = make_optimizer(OptimizerConfig('adam', 3e-4) if optimizer is None else optimizer)
-    params, curve, _, _ = inversion.finetune(loss, moving, jax.random.key(0) if key is None else key, settings, tx)
+    def picture(params, rows):
+        own = {**generator, 'params': merge(fixed, params)}
+        return render_views(own, config.generator, rows[None], labels).image
+
+    def random_code(code_key):
+        z = jax.random.normal(code_key, (1, config.generator.z_dim))
+        return TriPlaneGenerator(config.generator).apply(generator, z, label[None], method='mapping')[0]
+
+    settings = TuningConfig(
+        'generator',
+        steps,
+        OptimizerConfig('adam', 3e-4) if optimizer is None else optimizer,
+        '' if stop_psnr is None else 'negative_psnr',
+        -(stop_psnr or 0.0),
+        LocalityConfig() if locality is None else locality,
+    )
+    distance = distance_of(bank, distance_kind(bank))
+    regulariser = tuning.locality_term(picture, moving, ws[0], random_code, settings.locality, distance)
+    tuned = tuning.tune(loss, moving, jax.random.key(0) if key is None else key, settings, regulariser)
+    params, curve = tuned.params, tuned.curve
     params = merge(fixed, params)
     quality = assess(variables, config, portrait, bank, code, bias, {**generator, 'params': params})
     avatar = make_avatar(config, portrait, code, bias, inverted.avatar.weights, params)

@@ -28,7 +28,8 @@ from avatar_jax.losses.perception import (
     PerceptionBank,
 )
 from avatar_jax.losses.perceptual import PerceptualTarget, perceptual_loss, perceptual_target
-from avatar_jax.losses.pixel import match_size, pyramid_loss, smooth_l1
+from avatar_jax.losses.pixel import pyramid_loss, smooth_l1
+from avatar_jax.ops.resize import match_size
 
 LEVELS = ('raw', 'sr')
 _WEIGHTS = (

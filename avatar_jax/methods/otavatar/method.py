@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from avatar_jax.io.assets import Asset
-from avatar_jax.methods.base import Method, Training, later, option
+from avatar_jax.methods.base import Method, Training, later, later_value, option
 from avatar_jax.methods.eg3d.method import GENERATOR_BENCH
 
 
@@ -17,15 +17,18 @@ from avatar_jax.methods.eg3d.method import GENERATOR_BENCH
 class BuildOptions:
     """How a portrait is inverted; fields are keywords of ``Model.build`` and flags of ``avatar-jax invert``."""
 
-    steps: int | None = option(None, 'optimisation steps of each stage, W and W+ (default: as the weights say)')
+    steps: int | None = option(None, 'optimisation steps in W, and again in W+ (default: as configured in the weights)')
     space: str = option(
         'w+',
-        "space of the code that is sought: 'w' (one row for all layers) leaves out the W+ stage",
+        "space in which the code is optimised: 'w' (one style vector for all layers) or, after it, 'w+' (one for each "
+        'layer)',
         choices=('w', 'w+'),
     )
-    early_stop: bool = option(False, 'end for each person when the loss no longer falls')
+    early_stop: bool = option(False, 'stop optimising a person when the loss no longer falls')
     pti: int = option(
-        0, 'then tune a copy of the generator to the person for this many steps (pivotal tuning; bigger avatar files)'
+        0,
+        'afterwards fine-tune a copy of the generator to the person for N steps (pivotal tuning; avatar files get '
+        'bigger)',
     )
 
 
@@ -46,6 +49,7 @@ METHOD = Method(
     signals=('windows',),
     prepare=later('avatar_jax.methods.otavatar.model:prepare'),
     frame=later('avatar_jax.methods.otavatar.model:frame'),
+    interpolate=later('avatar_jax.inversion.invert:interpolate'),
     networks=later('avatar_jax.methods.otavatar.build:networks'),
     trainings={
         'decoupling': Training(
@@ -56,6 +60,7 @@ METHOD = Method(
         )
     },
     bench=GENERATOR_BENCH,
+    foreign=later_value('avatar_jax.methods.otavatar.foreign:FOREIGN'),
     assets=(
         Asset(
             'otavatar',

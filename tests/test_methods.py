@@ -1,0 +1,203 @@
+"""What a method is: a toy of a stranger's package goes through every command, and nothing else names a method."""
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from avatar_jax.cli import main
+from avatar_jax.errors import UserError
+from avatar_jax.methods import base
+from avatar_jax.methods.model import choose_model, load_avatar, load_model
+from tests import toy_method
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory):
+    """The toy's package, installed: its weights, and two pictures."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp('toy')
+    about = folder / 'toy_avatar-0.1.dist-info'
+    about.mkdir()
+    (about / 'METADATA').write_text('Metadata-Version: 2.1\nName: toy-avatar\nVersion: 0.1\n')
+    (about / 'entry_points.txt').write_text('[avatar_jax.methods]\ntoy = tests.toy_method:METHOD\n')
+    sys.path.insert(0, str(folder))
+    base.forget()
+    variables = {'params': {'gain': np.float32([0.5, 0.4, 0.3])}}
+    toy_method.save(folder / 'toy.safetensors', variables, toy_method.ModelConfig(), {'command': 'test'})
+    for name, grey in (('a', 60), ('b', 120)):
+        Image.fromarray(np.full((32, 32, 3), grey, np.uint8)).save(folder / f'{name}.png')
+    yield folder
+    sys.path.remove(str(folder))
+    base.forget()
+
+
+@pytest.fixture
+def run(toy, monkeypatch, capsys):
+    """Runs a command in the toy's folder: (status, stdout, stderr)."""
+    monkeypatch.chdir(ROOT)
+
+    def command(*arguments):
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return command
+
+
+def test_the_toy_is_found(toy):
+    assert base.names()[-1] == 'toy' and base.method('toy') is toy_method.METHOD
+    assert choose_model(None, toy / 'toy.safetensors').method.name == 'toy'
+    with pytest.raises(UserError, match="'toi': not known; did you mean 'toy'"):
+        base.method('toi')
+    with pytest.raises(UserError, match='--method toy: no weights for it are in the package'):
+        choose_model('toy', None)
+
+
+def test_a_broken_package_disturbs_nobody(toy):
+    about = toy / 'broken-0.1.dist-info'
+    about.mkdir()
+    (about / 'METADATA').write_text('Metadata-Version: 2.1\nName: broken\nVersion: 0.1\n')
+    (about / 'entry_points.txt').write_text('[avatar_jax.methods]\nbroken = no_such_module:METHOD\n')
+    base.forget()
+    try:
+        assert 'toy' in [m.name for m in base.methods()] and 'broken' in base.names()
+        with pytest.raises(UserError, match='no_such_module:METHOD cannot be used'):
+            base.method('broken')
+    finally:
+        for file in about.iterdir():
+            file.unlink()
+        about.rmdir()
+        base.forget()
+
+
+def test_invert_and_animate(run, toy, tmp_path):
+    weights = ('--weights', toy / 'toy.safetensors', '--aligned', '--background', 'keep')
+    one = run('invert', '--image', toy / 'a.png', '--out', tmp_path / 'one', '--darker', '0.25', *weights)
+    assert one[0] == 0 and 'it is only a colour' in one[2], one
+    color = np.asarray(load_avatar(tmp_path / 'one' / 'a').identity['color'])
+    np.testing.assert_allclose(color, 60 / 127.5 - 1 - 0.25, atol=1e-5)
+    several = run('invert', '--image', toy / 'a.png', toy / 'b.png', '--out', tmp_path / 'two', *weights)
+    assert several[0] == 0 and 'of 2 portraits' in several[1]
+    report = json.loads((tmp_path / 'two' / 'a' / 'report.json').read_text())
+    assert report['pictures'] == 2 and report['method'] == 'toy'
+    summary = json.loads((tmp_path / 'two' / 'report.json').read_text())
+    assert summary['avatars'][0]['portraits'] == 2 and summary['options'] == {'darker': 0.0}
+    film = ('--avatar', tmp_path / 'two' / 'a', '--weights', toy / 'toy.safetensors', '--out', tmp_path / 'v.mp4')
+    assert run('animate', '--motion', 'speech:0:5', '--per-call', 2, *film)[0] == 0
+    assert (tmp_path / 'v.mp4').stat().st_size > 100
+    assert run('animate', '--motion', 'speech:0:3', '--towards', tmp_path / 'one' / 'a', *film)[0] == 0
+    status, _, err = run('animate', '--motion', 'speech:0:3', '--amount', 0.5, *film)
+    assert status == 2 and '--amount: goes with --towards' in err
+    status, _, err = run('invert', '--image', toy / 'a.png', '--out', tmp_path / 'x', '--steps', 3, *weights)
+    assert status == 2 and '--steps: Toy has no such option; leave it out (it has --darker)' in err
+    status, _, err = run('invert', '--image', toy / 'a.png', '--out', tmp_path / 'x', '--darker', 'much', *weights)
+    assert status == 2 and '--darker much: give a number' in err
+
+
+def test_evaluate(run, toy, tmp_path):
+    options = ('--identities', 1, '--frames', 2, '--portraits', 2, '--darker', 0.1)
+    status, out, err = run('evaluate', '--weights', toy / 'toy.safetensors', '--out', tmp_path, *options)
+    assert status == 0 and 'Toy on people that it never saw' in out, err
+    assert json.loads((tmp_path / 'report.json').read_text())['run']['method_settings']['options'] == {'darker': 0.1}
+
+
+def test_bench(run, tmp_path):
+    status, out, err = run('bench', '--method', 'toy', '--repeats', 1, '--out', tmp_path / 'b.json')
+    assert status == 0 and out.startswith('frame') and 'a toy is quick' in out, err
+    status, out, err = run('bench', '--train', '--config', 'tests/toy_config.py', '--repeats', 1)
+    assert status == 0 and 'Toy on 1 device(s)' in out, err
+    status, _, err = run('bench', '--method', 'toy', '--preset', 'huge')
+    assert status == 2 and '--preset huge: toy has small, large' in err
+
+
+def test_train_and_resume(run, tmp_path):
+    spec = ('--config', 'tests/toy_config.py')
+    assert run('train', *spec, '--out', tmp_path / 'whole')[0] == 0
+    assert run('train', *spec, '--out', tmp_path / 'parts', '--config.steps=2')[0] == 0
+    assert run('train', *spec, '--out', tmp_path / 'parts', '--resume')[0] == 0
+    gains = [
+        load_model(tmp_path / name / 'weights.safetensors').variables['params']['gain'] for name in ('whole', 'parts')
+    ]
+    np.testing.assert_array_equal(*gains)
+    status, _, err = run('train', *spec, '--out', tmp_path / 'x', '--config.data.poeple=3')
+    assert status == 2 and "data has no option 'poeple'; did you mean 'people'?" in err
+
+
+def test_convert(run, tmp_path):
+    np.savez(tmp_path / 'gain.npz', gain=np.float32([1, 2, 3]))
+    status, out, err = run('convert', tmp_path / 'gain.npz', '--to', tmp_path / 'here')
+    assert status == 0 and 'toy.safetensors: toy' in out, err
+    model = load_model(tmp_path / 'here' / 'toy.safetensors')
+    np.testing.assert_array_equal(model.variables['params']['gain'], [1, 2, 3])
+    assert run('convert', model.path, '--export', 'safetensors', '--to', tmp_path / 'back')[0] == 0
+    status, out, err = run('assets', 'toy', '--folder', tmp_path / 'here')
+    assert status == 0 and 'imported' in out, err
+
+
+def test_ablate(run, tmp_path):
+    status, out, err = run('ablate', '--table', 'toy1', '--seeds', 1, '--out', tmp_path)
+    assert status == 0 and 'fast better than slow: ERROR as in the paper' in out, err
+    assert run('ablate', '--table', 'toy1', '--seeds', 1, '--out', tmp_path)[1] == out  # nothing is trained again
+
+
+def test_frames_do_not_depend_on_the_devices(toy):
+    """As on one device, on as many as are forced; here one, in tests/test_devices.py several."""
+    model = load_model(toy / 'toy.safetensors')
+    rows, labels = np.random.default_rng(0).uniform(0, 1, (5, 70)).astype(np.float32), np.zeros((5, 25), np.float32)
+    avatar = toy_method.Avatar({'color': jax.numpy.zeros(3)}, method='toy')
+    whole = model.frames(avatar, rows, labels, per_call=5)
+    parts = model.frames(avatar, rows, labels, per_call=2, chunk=2)
+    np.testing.assert_array_equal(whole.rgb, parts.rgb)
+    white = avatar.replace(identity={'color': jax.numpy.ones(3)})
+    mixed = model.frames(avatar, 0 * rows, labels, per_call=2, towards=(white, np.linspace(0, 1, 5)))
+    np.testing.assert_allclose(mixed.rgb[:, 0, 0, 0], np.linspace(0, 1, 5), atol=1e-6)
+    expected = rows[:, :1] * np.float32([0.5, 0.4, 0.3])
+    np.testing.assert_allclose(whole.rgb[:, 0, 0], expected, atol=1e-6)
+
+
+# What makes the weights that ship with a method has to know it.
+MAKES_WEIGHTS = ('avatar_jax/bundled/prior.py', 'avatar_jax/bundled/prior_training.py', 'launch/train_prior.py')
+# Texts that are a method's name and mean something else: a data format.
+FORMATS = {('data_pipelines/image_sources.py', 'eg3d'), ('data_pipelines/tracked/layouts.py', 'EG3D')}
+
+
+def named_by(path):
+    """(line, text) where a file's code names a method: by importing it or its configs, or by a text that is its name,
+    its title, its weights' or a config's. Citing a paper, or a data format that is called after one, is no such thing.
+    """
+    methods = [m for m in base.methods() if m.name != 'toy']
+    texts = {t for m in methods for t in (m.name, m.title, m.weights) if t}
+    modules = tuple(f'avatar_jax.methods.{m.name}' for m in methods) + ('configs.',)
+    for node in ast.walk(ast.parse(path.read_text())):
+        found = []
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names if alias.name.startswith(modules)]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f'{node.module}.{alias.name}' for alias in node.names]
+            found = [name for name in names if name.startswith(modules)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and '\n' not in node.value:
+            value = node.value
+            if value in texts or value.startswith(modules) or any(f'configs/{m.name}' in value for m in methods):
+                found = [value]
+        for text in found:
+            yield node.lineno, text
+
+
+@pytest.mark.parametrize('folder', ['avatar_jax', 'launch', 'data_pipelines'])
+def test_no_other_file_names_a_method(folder):
+    found = []
+    for path in sorted((ROOT / folder).rglob('*.py')):
+        if (ROOT / 'avatar_jax' / 'methods') not in path.parents:
+            name = str(path.relative_to(ROOT))
+            if name in MAKES_WEIGHTS:
+                assert list(named_by(path)), f'{name} need not be an exception any more'
+                continue
+            found += [f'{name}:{line}: {text[:60]}' for line, text in named_by(path) if (name, text) not in FORMATS]
+    assert not found, '\n'.join(found)
