@@ -213,7 +213,9 @@ def few_heads(tmp_path_factory):
 
 def test_examples_keep_their_landmarks(few_heads):
     """The crop, the mask and the landmarks of an example belong together: landmarks lie on the head."""
-    from avatar_jax.bundled.face_augment import MIRROR, example, example_or_empty, mirror_expression
+    from avatar_jax.bundled.face_augment import example, example_or_empty
+    from avatar_jax.ops.landmark_layouts import MIRROR
+    from avatar_jax.procedural.expressions import mirror_expression
 
     assert few_heads['rgb'].shape == (6, 96, 96, 3)
     inside = []
