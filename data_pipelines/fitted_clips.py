@@ -33,7 +33,7 @@ _MOTIONS = 300_000
 
 
 def independent(seed: int, frames: int, every: float = 8.0) -> np.ndarray:
-    """[T,64]: independent expressions, one every so many frames, with smooth changes between them."""
+    """[T,64]: independent expressions, one after every ``every`` frames, with smooth changes between them."""
     at = np.arange(frames) / every
     first = at.astype(int)
     poses = random_expressions(Stream(seed, 'reader'), first[-1] + 2)

@@ -165,7 +165,11 @@ def test_frames_do_not_depend_on_the_devices(toy):
 # What makes the weights that ship with a method has to know it.
 MAKES_WEIGHTS = ('avatar_jax/bundled/prior.py', 'avatar_jax/bundled/prior_training.py', 'launch/train_prior.py')
 # Texts that are a method's name and mean something else: a data format.
-FORMATS = {('data_pipelines/image_sources.py', 'eg3d'), ('data_pipelines/tracked/layouts.py', 'EG3D')}
+FORMATS = {
+    ('avatar_jax/train/run.py', 'eg3d'),
+    ('data_pipelines/image_sources.py', 'eg3d'),
+    ('data_pipelines/tracked/layouts.py', 'EG3D'),
+}
 
 
 def named_by(path):

@@ -53,9 +53,9 @@ class PicturesConfig:
             (folder of shards) or 'rendered' (procedural heads, drawn when asked for).
         folder: of the first three. split: of 'built' and the procedural heads.
         mirror: 'off', 'images+labels' (twice the set, cameras mirrored too) or 'images' (as the original's flag).
-        max_size: use so many pictures, chosen by ``seed``; 0: all.
-        count, seed: of 'rendered': how many heads, and which.
-        in_memory: decode or draw everything once.
+        max_size: largest number of pictures to use, chosen by ``seed``; 0: all.
+        count, seed: number of heads of 'rendered', and the seed that chooses them.
+        in_memory: decode or draw everything once and keep it.
         num_workers, num_threads, prefetch: how batches are read; they do not change them.
     """
 

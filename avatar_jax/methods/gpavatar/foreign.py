@@ -13,7 +13,8 @@ from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.methods.gpavatar.config import METHOD, GPAvatarConfig, ModelConfig
 from avatar_jax.methods.gpavatar.model import abstract
-from avatar_jax.methods.gpavatar.release import QUERY, collection_of, state_dict, variables_of
+from avatar_jax.methods.gpavatar.release import collection_of, state_dict, variables_of
+from avatar_jax.models.styleunet_files import QUERY
 
 FILE = 'gpavatar.safetensors'
 RELEASED_SAMPLES = 128 * 128 * 32  # places of one pass that the weights of the field were normalised over

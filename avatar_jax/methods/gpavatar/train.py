@@ -60,8 +60,8 @@ class RunConfig:
         init: weight file to start from; '' starts from fresh networks.
         perception: 'alexnet=FILE' for the perceptual loss.
         parallel: 'pmap', 'shard_map' or 'single'.
-        storage: of the numbers in the final weight file: 'float32' or 'float16'.
-        method: says to ``avatar-jax train`` whose configuration this is.
+        storage: number type of the final weight file: 'float32' or 'float16'.
+        method: name of the method, by which ``avatar-jax train`` chooses the training.
     """
 
     method: str = METHOD
