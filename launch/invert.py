@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from avatar_jax.io.atomic import output_folder
-    from avatar_jax.losses.networks import bank_of
+    from avatar_jax.losses.networks import bank_of, refuse_unused
     from avatar_jax.methods.avatars import Person, build_avatars, write_summary
     from avatar_jax.methods.base import Source
     from avatar_jax.methods.model import choose_model
@@ -81,6 +81,9 @@ def run(args: argparse.Namespace) -> int:
     options = given_options(args, model.method)
     model.steps(**options)  # their checks, before anything is read
     bank = bank_of(args.perception, model.config.img_resolution)
+    used = model.method.used_networks(model.config, bank)
+    if used is not None:
+        refuse_unused(args.perception, used, f'making an avatar of {model.method.title}')
 
     batch = Batch()
     mine = share_of(len(args.image), args.share)

@@ -14,9 +14,10 @@ from avatar_jax import processes
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.io.weights import check_config, weight_file
-from avatar_jax.losses.networks import bank_of
+from avatar_jax.losses.networks import bank_of, refuse_unused
 from avatar_jax.losses.perception import PerceptionBank, abstract_variables
 from avatar_jax.methods.eg3d.config import check_resolutions
+from avatar_jax.methods.otavatar import losses
 from avatar_jax.methods.otavatar import train as training
 from avatar_jax.methods.otavatar.model import ModelConfig, abstract, init, load_model, save_model
 from avatar_jax.methods.otavatar.train import BATCH_KEYS, RunConfig
@@ -46,6 +47,8 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
 
     fixed = streams.first(batches(0))  # also says early when there is too little data
     bank = bank_of(config.perception, model.img_resolution, config.stand_ins)
+    refuse_unused(config.perception, losses.looks_through(bank, method.loss), 'the training', '--config.perception')
+    missing = losses.left_out(bank, method.loss, 'landmarks' in fixed)
     if config.init:
         variables, found, digest, _ = load_model(weight_file(config.init))
         check_same_networks(config.init, found, model)
@@ -72,8 +75,10 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         provenance={
             'data': to_plain(config.data),
             'networks': bank.report(method.loss.perceptual_network, method.loss.identity_network),
+            'left_out': missing,
             'init': digest,
         },
+        notes=tuple(f'the {name} term is left out of the loss: {why}' for name, why in missing.items()),
         sample=sample if config.output.sample_people else None,
         headline='inner/loss',
         phases=training.PHASES,
