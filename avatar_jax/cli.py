@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import avatar_jax
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import prepare_streams, shown
 
 # subcommand -> (module with add_arguments and run, one line of help)
 COMMANDS = {
@@ -166,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program name; ``sys.argv`` by default.
     """
     argv = sys.argv[1:] if argv is None else argv
+    prepare_streams()
     try:
         previous = signal.signal(signal.SIGTERM, _terminate)
     except ValueError:  # not the main thread: the caller owns the signals
@@ -188,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if line is None:
             print('avatar-jax: this is a bug in avatar_jax; please report it with the lines above', file=sys.stderr)
             return 1
-        print(f'avatar-jax: error: {line}', file=sys.stderr)
+        print(f'avatar-jax: error: {shown(line)}', file=sys.stderr)
         return 2
     finally:
         if previous is not None:

@@ -89,16 +89,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--coordinator',
         default='',
         metavar='HOST:PORT',
-        help="where process 0 listens; 'auto' under Slurm, on TPU pods, on GKE and under MPI",
+        help="address at which process 0 listens; 'auto' under Slurm, on TPU pods, on GKE and under MPI",
     )
-    group.add_argument('--num-processes', type=int, default=-1, metavar='N', help='how many processes there are')
-    group.add_argument('--process-id', type=int, default=-1, metavar='I', help='which one this is, from 0')
+    group.add_argument('--num-processes', type=int, default=-1, metavar='N', help='number of processes')
+    group.add_argument('--process-id', type=int, default=-1, metavar='I', help='number of this process, from 0')
     group.add_argument(
         '--join-timeout',
         type=float,
         default=300.0,
         metavar='SECONDS',
-        help='give up when not all have joined by then (default: 300)',
+        help='time until all processes must have joined (default: 300)',
     )
 
 
@@ -215,6 +215,19 @@ def agree(what: str, value: Any) -> None:
             f'processes: {what} of process {", ".join(other)} differs from that of process 0; start all '
             'with the same program, options and files, and with storage that all of them see'
         )
+
+
+def told_by_first(text: str) -> str:
+    """``text`` of process 0 in every process (cut to 1,000 bytes); all must call it."""
+    if not several():
+        return text
+    from jax.experimental import multihost_utils
+
+    line = np.zeros(1000, np.uint8)
+    data = text.encode('utf-8', 'backslashreplace')[:1000]
+    line[: len(data)] = np.frombuffer(data, np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(line))
+    return told.tobytes().rstrip(b'\0').decode('utf-8', 'ignore')
 
 
 @contextlib.contextmanager

@@ -13,10 +13,40 @@ T = TypeVar('T')
 LOG_INTERVAL = 10.0  # seconds between lines when stderr is not a terminal
 
 
+class Console:
+    """Stderr, or another stream, that never ends the work: it may be missing (services), closed or full.
+
+    Args:
+        stream: where to write; stderr by default.
+    """
+
+    def __init__(self, stream: Any = None):
+        self._stream = sys.stderr if stream is None else stream
+
+    def __getattr__(self, name: str) -> Any:  # encoding, fileno and the like
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        """Whether a person looks at it."""
+        with contextlib.suppress(AttributeError, ValueError):
+            return bool(self._stream.isatty())
+        return False
+
+    def write(self, text: str) -> None:
+        """Writes what can be written."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flushes what can be flushed."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._stream.flush()
+
+
 class _Lines:
     """Stands between tqdm and a log file: every redraw becomes one line."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Console):
         self._stream, self._last = stream, ''
 
     def write(self, text: str) -> None:
@@ -46,8 +76,8 @@ class Progress:
     def __init__(self, total: int | None, description: str, *, unit: str = 'step', stream: TextIO | None = None):
         from tqdm import tqdm
 
-        stream = stream or sys.stderr
-        terminal = bool(getattr(stream, 'isatty', lambda: False)())
+        stream = Console(stream)
+        terminal = stream.isatty()
         self._bar = tqdm(
             total=total,
             desc=description,
@@ -95,15 +125,14 @@ def activity(description: str, *, stream: TextIO | None = None, interval: float 
 
     A terminal gets a running clock, a log file a line at the start, every ``interval`` seconds, and at the end.
     """
-    stream = stream or sys.stderr
-    terminal = bool(getattr(stream, 'isatty', lambda: False)())
+    stream = Console(stream)
+    terminal = stream.isatty()
     interval = interval or (1.0 if terminal else LOG_INTERVAL)
     start, done = time.monotonic(), threading.Event()
 
     def show(text: str, last: bool) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a closed stderr must not end the work
-            stream.write(f'\r\033[K{text}' + ('\n' if last else '') if terminal else text + '\n')
-            stream.flush()
+        stream.write(f'\r\033[K{text}' + ('\n' if last else '') if terminal else text + '\n')
+        stream.flush()
 
     def tick() -> None:
         while not done.wait(interval):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from avatar_jax.configure import unknown_variant
+from configs._heads import heads_generator
 
 
 def ffhq(variant: str, final: int | None = None) -> Any:
@@ -34,7 +35,6 @@ def ffhq(variant: str, final: int | None = None) -> Any:
 
 def heads(variant: str) -> Any:
     """Procedural heads, from the shipped prior."""
-    from avatar_jax.bundled.prior import heads_generator
     from avatar_jax.methods.eg3d.config import (
         DataConfig,
         DiscriminatorConfig,

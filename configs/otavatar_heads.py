@@ -13,11 +13,11 @@ from __future__ import annotations
 import dataclasses
 
 from avatar_jax.configure import run_fields, unknown_variant
+from configs._heads import heads_controller, heads_generator
 
 
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
-    from avatar_jax.bundled.prior import heads_controller, heads_generator
     from avatar_jax.methods.otavatar.config import ABLATIONS, OTAvatarConfig
     from avatar_jax.methods.otavatar.model import ModelConfig
     from avatar_jax.methods.otavatar.train import DataConfig, RunConfig

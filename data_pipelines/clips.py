@@ -53,6 +53,8 @@ class Clip:
       expression: [T,64]; angle [T,3] rad and translation [T,3] dm as the front camera sees them.
       gamma: [27] light.
       camera_yaws: [C] rad, 0 first.
+      speech_seed, style: of the motion, which decide the sound as well; style None: drawn from the seed.
+      voice_seed: whose voice it is.
     """
 
     name: str
@@ -66,6 +68,9 @@ class Clip:
     gamma: np.ndarray
     camera_yaws: np.ndarray
     options: ClipOptions = field(default_factory=ClipOptions)
+    speech_seed: int = 0
+    voice_seed: int = 0
+    style: motion.SpeechStyle | None = None
 
     @property
     def num_frames(self) -> int:
@@ -128,6 +133,23 @@ class Clip:
             )
         ).astype(np.float32)
 
+    @property
+    def times(self) -> np.ndarray:
+        """[T] moments of the frames, seconds."""
+        return np.arange(self.num_frames) / self.options.fps
+
+    def sound(self) -> np.ndarray:
+        """What is said, in time with the frames: [T / fps * 16000] float32 samples in [-1, 1], 16,000 a second."""
+        from avatar_jax.procedural.voice import speech_sound, voice_of
+
+        return speech_sound(
+            self.speech_seed,
+            self.num_frames / self.options.fps,
+            voice_of(self.voice_seed),
+            self.style,
+            self.times[-1],
+        )
+
     def render(self, frame: int, camera: int = 0, resolution: int = 128):
         """The true picture of one frame: a ``HeadImage`` (rgb in 0..1, mask, depth, landmarks in pixels)."""
         return self.render_as(self, frame, camera, resolution)
@@ -164,7 +186,8 @@ def make_clip(seed: int, split: str, person: int, number: int = 0, options: Clip
     options = ClipOptions() if options is None else options
     identity_seed = int(Stream(seed, 'clips', split, person).integers(0, 2**62))
     rng = Stream(seed, 'clips', split, person, number)
-    arrays = motion.speech_arrays(int(rng.integers(0, 2**62)), options.num_frames, options.fps)
+    speech_seed = int(rng.integers(0, 2**62))
+    arrays = motion.speech_arrays(speech_seed, options.num_frames, options.fps)
     gamma = motion.settle(random_gamma(rng, options.light))
     multi_view = options.num_cameras > 1 and rng.random() < options.multi_view_share
     yaws = rig_yaws(options.num_cameras if multi_view else 1, np.deg2rad(options.rig_degrees))
@@ -177,6 +200,8 @@ def make_clip(seed: int, split: str, person: int, number: int = 0, options: Clip
         gamma=gamma,
         camera_yaws=yaws,
         options=options,
+        speech_seed=speech_seed,
+        voice_seed=identity_seed,
         **arrays,
     )
 

@@ -23,10 +23,13 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import mirror_label, pose_from_label
+from avatar_jax.io.images import decode_image
+from avatar_jax.progress import Console
 from data_pipelines.stream import Batches, Order
 
 MIRRORS = ('off', 'images', 'images+labels')
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jfif', '.webp', '.bmp', '.tif', '.tiff', '.avif')
+TABLE = 'dataset.json'
 RADIUS_RANGE = (1.0, 6.0)  # distance of the camera from the origin of the volume; FFHQ has 2.7
 
 
@@ -108,7 +111,8 @@ class Eg3dImages:
         self._zip, self._lock = None, threading.Lock()
         if not self.path.is_dir() and not (self.path.is_file() and zipfile.is_zipfile(self.path)):
             raise UserError(f'{path}: no such folder, or not a zip file')
-        names = sorted(n for n in self._list() if PurePosixPath(n).suffix.lower() in EXTENSIONS)
+        self._entries = self._found()
+        names = sorted(n for n in self._entries if PurePosixPath(n).suffix.lower() in EXTENSIONS)
         if not names:
             raise UserError(f'{path}: holds no pictures ({", ".join(EXTENSIONS)})')
         labels = self._labels(names, radius) if use_labels else np.zeros((len(names), 25), np.float32)
@@ -126,6 +130,24 @@ class Eg3dImages:
             return [p.relative_to(self.path).as_posix() for p in found]
         return self._archive().namelist()
 
+    def _found(self) -> dict[str, str]:
+        """Name in the set -> name in the folder or zip: without what macOS adds, and below the set's own folder."""
+        clean = {n.replace('\\', '/'): n for n in self._list()}
+        clean = {
+            n: original
+            for n, original in clean.items()
+            if not any(part == '__MACOSX' or part.startswith('._') for part in n.split('/'))
+        }
+        if TABLE in clean:
+            return clean
+        tables = sorted(n for n in clean if n.endswith('/' + TABLE))
+        if len(tables) > 1:
+            raise UserError(
+                f'{self.path}: holds {len(tables)} data sets ({tables[0]}, {tables[1]}, ...); unpack it, and give one'
+            )
+        within = tables[0].removesuffix(TABLE) if tables else ''  # a zip of the folder instead of what is in it
+        return {n.removeprefix(within): original for n, original in clean.items() if n.startswith(within)}
+
     def _archive(self) -> zipfile.ZipFile:
         if self._zip is None:
             self._zip = zipfile.ZipFile(self.path)
@@ -134,18 +156,20 @@ class Eg3dImages:
     def _read(self, name: str) -> bytes:
         try:
             if self.path.is_dir():
-                return (self.path / name).read_bytes()
+                return (self.path / self._entries[name]).read_bytes()
             with self._lock:
-                return self._archive().read(name)
-        except (OSError, KeyError, zipfile.BadZipFile) as e:
+                return self._archive().read(self._entries[name])
+        except (OSError, KeyError, zipfile.BadZipFile, RuntimeError) as e:  # the last: encrypted, unknown packing
             raise UserError(f'{self.path}: cannot read {name} ({e})') from e
 
     def _labels(self, names: list[str], radius: tuple[float, float]) -> np.ndarray:
-        where = f'{self.path}/dataset.json'
+        where = f'{self.path}/{TABLE}'
         try:
-            table = json.loads(self._read('dataset.json'))['labels']
+            table = json.loads(self._read(TABLE))['labels']
         except UserError:
-            raise UserError(f'{where}: missing; camera labels are needed (or pass use_labels=False)') from None
+            raise UserError(
+                f'{where}: missing, also in the folders below; camera labels are needed (or pass use_labels=False)'
+            ) from None
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f'{where}: not of the form {{"labels": [[file, [25 numbers]], ...]}} ({e})') from e
         if table is None:
@@ -159,7 +183,9 @@ class Eg3dImages:
                 raise UserError(f'{where}: entry {str(entry)[:60]} is not [file, [25 numbers]]') from e
             if vector.shape != (25,):
                 raise UserError(f'{where}: the label of {name} has {vector.size} numbers instead of 25')
-            rows[name.replace('\\', '/')] = vector
+            rows[name.replace('\\', '/').removeprefix('./')] = vector
+        # The table, too, may count from outside of the set's own folder.
+        rows |= {n: rows[o] for n in names if n not in rows and (o := self._entries[n].replace('\\', '/')) in rows}
         missing = [n for n in names if n not in rows]
         if missing:
             raise UserError(f'{where}: no label for {missing[0]} ({len(missing)} of {len(names)} pictures have none)')
@@ -168,13 +194,7 @@ class Eg3dImages:
         return labels
 
     def _decode(self, name: str) -> np.ndarray:
-        from PIL import Image
-
-        try:
-            with Image.open(io.BytesIO(self._read(name))) as picture:
-                image = np.asarray(picture.convert('RGB'))
-        except (OSError, ValueError, SyntaxError) as e:
-            raise UserError(f'{self.path}: {name} is not a readable picture ({e})') from e
+        image = decode_image(self._read(name), f'{self.path}: {name}').pixels
         size = getattr(self, 'resolution', image.shape[0])
         if image.shape[:2] != (size, size):
             raise UserError(
@@ -197,10 +217,12 @@ class Eg3dImages:
         found = hashlib.sha256(self.all_labels().tobytes())
         for name in self.names:
             if self.path.is_dir():
-                found.update(f'{name} {(self.path / name).stat().st_size}'.encode())
+                found.update(
+                    f'{name} {(self.path / self._entries[name]).stat().st_size}'.encode('utf-8', 'surrogateescape')
+                )
             else:
-                entry = self._archive().getinfo(name)
-                found.update(f'{name} {entry.file_size} {entry.CRC}'.encode())
+                entry = self._archive().getinfo(self._entries[name])
+                found.update(f'{name} {entry.file_size} {entry.CRC}'.encode('utf-8', 'surrogateescape'))
         return found.hexdigest()[:16]
 
     def __getstate__(self):
@@ -360,11 +382,11 @@ def main(argv: list[str] | None = None) -> int:
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(description='Checks an EG3D folder or zip: labels and every picture.')
-    parser.add_argument('path', type=Path)
+    parser.add_argument('path', type=Path, metavar='PATH', help='folder or zip with dataset.json')
     path = parser.parse_args(argv).path
     try:
         reader = Eg3dImages(path)
-        for i in tqdm(range(len(reader)), desc='pictures', disable=None):
+        for i in tqdm(range(len(reader)), desc='pictures', file=Console(), disable=None):
             reader[i]
     except UserError as e:
         print(f'error: {e}', file=sys.stderr)

@@ -28,9 +28,16 @@ from avatar_jax.faces.windows import RADIUS
 from avatar_jax.procedural.streams import Stream
 from data_pipelines.cameras import pose_labels
 from data_pipelines.fast_heads import SPLITS, FastHeadsConfig, sample_parameters
+from data_pipelines.fast_heads import TEXTS as HEADS_TEXTS
 from data_pipelines.fingerprint import head_fingerprint, same_head
 
 FIELDS = ('rgb', 'mask', 'landmarks', 'expression', 'angle', 'shape')
+_SHARED = ('seed', 'split', 'resolution', 'speech_share', 'yaw_degrees', 'pitch_degrees', 'light')
+TEXTS = {name: HEADS_TEXTS[name] for name in _SHARED} | {  # of the options, by field of the configuration
+    'zoom': 'factor on the focal length of the aligned crop; below 1 the picture shows more than that crop',
+    'nearest': 'smallest distance of the camera, in units of the usual one',
+    'farthest': 'largest distance of the camera, in units of the usual one',
+}
 
 
 @dataclass(frozen=True)
@@ -177,14 +184,18 @@ def load_shards(folder: Path, limit: int | None = None) -> dict[str, np.ndarray]
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--start', type=int, default=0)
-    parser.add_argument('--count', type=int, required=True)
-    parser.add_argument('--shard', type=int, default=250, help='samples per file')
-    for name, value in asdict(FaceCropsConfig()).items():
-        if name != 'version':
-            parser.add_argument('--' + name.replace('_', '-'), type=type(value), default=value)
+    parser = argparse.ArgumentParser(prog='python -m data_pipelines.face_crops', description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('--out', type=Path, required=True, metavar='DIR', help='folder for the files')
+    add('--start', type=int, default=0, metavar='N', help='number of the first sample (default: 0)')
+    add('--count', type=int, required=True, metavar='N', help='number of samples')
+    add('--shard', type=int, default=250, metavar='N', help='samples per file (default: 250)')
+    defaults = asdict(FaceCropsConfig())
+    for name, text in TEXTS.items():
+        value, flag = defaults[name], '--' + name.replace('_', '-')
+        add(
+            flag, type=type(value), default=value, metavar=name.split('_')[0].upper(), help=f'{text} (default: {value})'
+        )
     options = vars(parser.parse_args(argv))
     try:
         where = {k: options.pop(k) for k in ('out', 'start', 'count', 'shard')}

@@ -49,6 +49,19 @@ FIELDS = {  # name -> (shape after [N], dtype); r is the resolution
 }
 
 
+TEXTS = {  # of the options, by field of the configuration
+    'seed': 'chooses people, expressions and cameras',
+    'split': 'train, val or test, whose people are different ones',
+    'resolution': 'side of the pictures in pixels',
+    'supersample': 'samples per pixel along each axis',
+    'frames_per_identity': 'samples of each person, in the same light',
+    'speech_share': 'share of the samples that are frames of speech; the others have random expressions',
+    'yaw_degrees': 'largest yaw of the random expressions, to both sides',
+    'pitch_degrees': 'largest pitch, up and down',
+    'light': 'strength of the random light; 0: always the default light',
+}
+
+
 @dataclass(frozen=True)
 class FastHeadsConfig:
     """What decides the samples; stored beside the shards and checked when a run is resumed."""
@@ -276,15 +289,19 @@ def load_shards(folder: Path, fields: tuple[str, ...] | None = None, limit: int 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--start', type=int, default=0)
-    parser.add_argument('--count', type=int, required=True)
-    parser.add_argument('--workers', type=int, default=1)
-    parser.add_argument('--shard', type=int, default=256, help='samples per file')
-    for name, value in asdict(FastHeadsConfig()).items():
-        if name != 'version':
-            parser.add_argument('--' + name.replace('_', '-'), type=type(value), default=value)
+    parser = argparse.ArgumentParser(prog='python -m data_pipelines.fast_heads', description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('--out', type=Path, required=True, metavar='DIR', help='folder for the files')
+    add('--start', type=int, default=0, metavar='N', help='number of the first sample (default: 0)')
+    add('--count', type=int, required=True, metavar='N', help='number of samples')
+    add('--workers', type=int, default=1, metavar='N', help='processes that draw (default: 1)')
+    add('--shard', type=int, default=256, metavar='N', help='samples per file (default: 256)')
+    defaults = asdict(FastHeadsConfig())
+    for name, text in TEXTS.items():
+        value, flag = defaults[name], '--' + name.replace('_', '-')
+        add(
+            flag, type=type(value), default=value, metavar=name.split('_')[0].upper(), help=f'{text} (default: {value})'
+        )
     options = vars(parser.parse_args(argv))
     try:
         where = {k: options.pop(k) for k in ('out', 'start', 'count', 'workers', 'shard')}

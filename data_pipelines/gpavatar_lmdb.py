@@ -22,6 +22,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.pose import euler_angles
 from avatar_jax.io import atomic
 from avatar_jax.io.inputs import file_sha256, input_file
+from avatar_jax.io.text import decode
 from avatar_jax.types import Motion
 from data_pipelines.lmdb_files import LmdbFile
 
@@ -229,7 +230,7 @@ def _camera(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return dict(CAMERA)
     try:
-        values = json.loads(path.read_text(encoding='utf-8'))
+        values = json.loads(decode(path.read_bytes()))
         return {
             'flame_scale': float(values['flame_scale']),
             'focal_length': float(values['focal_length']),

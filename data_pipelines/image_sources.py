@@ -14,13 +14,18 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import mirror_label
+from avatar_jax.progress import Console
 
 
 def digest(*parts: Any) -> str:
     """Short SHA-256 of arrays and texts."""
     found = hashlib.sha256()
     for part in parts:
-        found.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else str(part).encode())
+        found.update(
+            np.ascontiguousarray(part).tobytes()
+            if isinstance(part, np.ndarray)
+            else str(part).encode('utf-8', 'surrogateescape')
+        )
     return found.hexdigest()[:16]
 
 
@@ -36,7 +41,7 @@ class ArrayImages:
         """All pictures of another source, decoded or drawn once."""
         from tqdm import tqdm
 
-        bar = tqdm(range(len(source)), desc='pictures into memory', disable=None if progress else True)
+        bar = tqdm(range(len(source)), desc='pictures into memory', file=Console(), disable=None if progress else True)
         rows = [source[i] for i in bar]
         found = cls(np.stack([r['image'] for r in rows]), np.stack([r['label'] for r in rows]))
         found.fingerprint = source.fingerprint  # of what was read

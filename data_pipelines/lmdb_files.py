@@ -5,7 +5,6 @@ The ``lmdb`` package is an extra (``pip install 'avatar-jax[lmdb]'``). Values ar
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.images import decode_image
 
 _ENVIRONMENTS: dict[tuple[int, str], Any] = {}
 
@@ -78,13 +78,7 @@ class LmdbFile:
 
     def picture(self, key: str) -> np.ndarray:
         """[H,W,3] uint8 of an encoded picture. Raises ``UserError`` when it is missing or damaged."""
-        from PIL import Image
-
-        try:
-            with Image.open(io.BytesIO(self.need(key))) as image:
-                return np.asarray(image.convert('RGB'))
-        except (OSError, ValueError, SyntaxError) as e:
-            raise UserError(f'{self.folder}: {key} is not a readable picture ({e}); get the file again') from e
+        return decode_image(self.need(key), f'{self.folder}: {key}').pixels
 
     def floats(self, key: str, columns: tuple[int, ...], rows: int | None = None) -> np.ndarray:
         """float32 array [rows, *columns] of raw bytes.

@@ -20,7 +20,7 @@ from avatar_jax.driving.bases import BFM
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import labels_from_conditions
 from avatar_jax.faces.coefficients import NUM_RECORD, SLICES
-from avatar_jax.io.inputs import input_file
+from avatar_jax.io.text import read_text
 from avatar_jax.types import Motion
 from data_pipelines.lmdb_files import LmdbFile
 from data_pipelines.tables import ClipTable
@@ -125,8 +125,8 @@ def _environment(folder: Path, resolution: int | None) -> Path:
 
 def _names(path: Path) -> list[str]:
     try:
-        names = [line.strip() for line in input_file(path).read_text(encoding='utf-8').splitlines() if line.strip()]
-    except UnicodeDecodeError as e:
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except ValueError as e:
         raise UserError(f'{path}: is not a list of clip names, one per line') from e
     if not names:
         raise UserError(f'{path}: names no clips')

@@ -9,6 +9,7 @@ on the latent through thresholds, which a network has to learn from thousands of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -87,6 +88,19 @@ def traits(latent: np.ndarray) -> np.ndarray:
 
 
 TRAIT_DIM = LATENT_DIM + len(CUTS) + 4 + 15 + 12
+
+
+def random_heads(seed: int, batch: int = 256, people: int = 65536) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """Latents [batch, 200] and traits [batch, TRAIT_DIM] of random heads, as a function of the step."""
+    rng = np.random.default_rng(seed)
+    latent = rng.standard_normal((people, LATENT_DIM), dtype=np.float32)
+    meaning = traits(latent)
+
+    def draw(step: int) -> tuple[np.ndarray, np.ndarray]:
+        index = np.random.default_rng([seed, step]).integers(0, people, batch)
+        return latent[index], meaning[index]
+
+    return draw
 
 
 class PriorData:

@@ -2,7 +2,8 @@
 
 A source has a ``table`` (``tables.ClipTable``), a length and random access: ``source[record]`` is a dict with
 ``image`` [H,W,3] uint8, ``mask`` [H,W] uint8 (255 = head), ``label`` [25], ``landmarks`` [68,2] (pixels),
-``identity`` [192]. Sources pickle, so that worker processes can have their own copy.
+``identity`` [192]; and ``sound`` [16,29] in data sets that were built with ``--audio``. Sources pickle, so that worker
+processes can have their own copy.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.windows import RADIUS
+from avatar_jax.progress import Console
 from data_pipelines.clips import Clip, ClipOptions, make_clip
 from data_pipelines.tables import WindowTable, load_table, table_of_clips
 
@@ -78,6 +80,7 @@ class BuiltFrames:
             'label': row['label'],
             'landmarks': row['landmarks'],
             'identity': row['identity'],
+            **({'sound': row['sound']} if 'sound' in row else {}),
         }
 
 
@@ -186,7 +189,9 @@ class MemoryFrames:
         from tqdm import tqdm
 
         self.table = source.table
-        rows = [source[i] for i in tqdm(range(len(source)), desc='frames into memory', disable=not progress)]
+        rows = [
+            source[i] for i in tqdm(range(len(source)), desc='frames into memory', file=Console(), disable=not progress)
+        ]
         self._arrays = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
     def __len__(self) -> int:

@@ -24,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--table',
         choices=tuple(tables),
         default=next(iter(tables)),
-        help=f'which table (default: %(default)s). {about}',
+        help=f'table of a paper (default: %(default)s). {about}',
     )
-    add('--size', metavar='NAME', help='of networks, pictures and data: tiny (default) or full')
-    add('--out', required=True, metavar='DIR', help='folder for trainings and report; a run continues')
-    add('--seeds', type=int, default=3, metavar='N', help='trainings of each variant (default: 3)')
-    add('--steps', type=int, metavar='N', help='of each training (default: as configured)')
-    add('--people', type=int, default=32, metavar='N', help='test people (default: 32)')
-    add('--variants', nargs='+', metavar='NAME', help='only these of the trained variants')
+    add('--size', metavar='NAME', help='size of networks, pictures and data set: tiny (default) or full')
+    add('--out', required=True, metavar='DIR', help='folder for trainings and report; an unfinished command continues')
+    add('--seeds', type=int, default=3, metavar='N', help='trainings of each variant, with seeds 0 to N-1 (default: 3)')
+    add('--steps', type=int, metavar='N', help='steps of each training (default: as configured)')
+    add('--people', type=int, default=32, metavar='N', help='number of test people (default: 32)')
+    add('--variants', nargs='+', metavar='NAME', help='train only these variants (default: all)')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,16 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--motion',
         metavar='FILE|CLIP',
-        help='who drives it: a motion file, coefficients, a video, a '
-        'picture, FOLDER:SPLIT:CLIP of a data set, or speech:SEED[:FRAMES]',
+        help='the driver: a motion file, coefficients, a video, a picture, a tracked folder, FOLDER:SPLIT:CLIP of a '
+        'data set, or speech:SEED[:FRAMES]',
     )
     parser.add_argument(
         '--slider',
         nargs='+',
         default=(),
         metavar='NAME=VALUE',
-        help='set components by name or index, '
-        "yaw, pitch, roll (degrees) and move_x, move_y, move_z; alone, or in place of the driver's own",
+        help='set components of the expression by name or index, yaw, pitch, roll (degrees), move_x, move_y, move_z '
+        "(decimetres); alone, or in place of the driver's values",
     )
     parser.add_argument(
         '--relative',
@@ -41,33 +42,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=('none', 'expression', 'pose', 'all'),
         default='none',
         const='all',
-        help="take the driver's change from its neutral frame instead of its absolute numbers",
+        help="add the driver's change from its neutral frame to the avatar, instead of taking the driver's numbers as "
+        'they are',
     )
-    parser.add_argument('--neutral', type=int, metavar='N', help='the neutral frame (default: found automatically)')
+    parser.add_argument(
+        '--neutral', type=int, metavar='N', help='number of the neutral frame (default: it is estimated)'
+    )
     parser.add_argument(
         '--only',
         nargs='+',
         default=(),
         choices=('mouth', 'eyes', 'brows', 'expression', 'pose'),
-        help='take only these from the driver; the rest stays as in the portrait',
+        help='take only these from the driver; the rest of the face stays at rest, the head as in the portrait',
     )
-    parser.add_argument('--amplify', type=float, default=1.0, metavar='F', help='strength of the expression')
-    parser.add_argument('--amplify-pose', type=float, default=1.0, metavar='F', help="strength of the head's movement")
+    parser.add_argument('--amplify', type=float, default=1.0, metavar='F', help='factor on the expression (default: 1)')
+    parser.add_argument(
+        '--amplify-pose', type=float, default=1.0, metavar='F', help="factor on the head's movement (default: 1)"
+    )
     parser.add_argument(
         '--face',
         default='size',
         metavar='size|N|FILE',
-        help='which face of a driving video or picture: the largest, the N-th largest, or the one most like a picture',
+        help='which face of a driving video or picture: the largest (default), the N-th largest, or the one most '
+        'similar to the face in a picture',
     )
-    parser.add_argument('--fps', type=float, metavar='N', help='frame rate of coefficient files that do not say it')
     parser.add_argument(
-        '--sound', metavar='FILE', help="sound track (default: that of a driving video; 'none' for none)"
+        '--fps', type=float, metavar='N', help='frame rate of a coefficient file that has none in it (default: 25)'
+    )
+    parser.add_argument(
+        '--sound', metavar='FILE', help="sound of the video: a file, or 'none' (default: that of a driving video)"
     )
     parser.add_argument(
         '--camera',
         choices=('track', 'orbit', 'fixed'),
         default='track',
-        help="track: as the driver's head turns; orbit: around the head; fixed: the portrait's camera",
+        help="track (default): the head turns as the driver's; orbit: the camera circles around the head; fixed: the "
+        'camera of the portrait',
     )
     parser.add_argument(
         '--towards',
@@ -75,18 +85,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='another avatar of the same weights: the person turns into that one in the course of the video',
     )
     parser.add_argument(
-        '--amount', type=float, metavar='F', help='with --towards: show this mixture in all frames, 0 to 1'
+        '--amount', type=float, metavar='F', help='with --towards: the share of the other avatar in every frame, 0 to 1'
     )
-    parser.add_argument('--out', default='avatar.mp4', metavar='FILE.mp4', help='the video')
+    parser.add_argument('--out', default='avatar.mp4', metavar='FILE.mp4', help='the video (default: avatar.mp4)')
     parser.add_argument('--png', metavar='DIR', help='also write every frame as a PNG into this folder')
     parser.add_argument('--raw', action='store_true', help='show the volume rendering beside the final picture')
-    parser.add_argument('--method', metavar='NAME', help="the avatar's method (it knows it itself)")
-    parser.add_argument('--weights', metavar='FILE|NAME', help='weights of the avatar (default: the shipped ones)')
+    parser.add_argument('--method', metavar='NAME', help='method of the avatar (default: the one stored in it)')
     parser.add_argument(
-        '--frames', type=int, metavar='N', help='only the first N frames; of numbers or a picture, how many (25)'
+        '--weights', metavar='FILE|NAME', help='weights that the avatar was made with (default: those in the package)'
     )
-    parser.add_argument('--per-call', type=int, default=8, metavar='N', help='frames handed to the device at once')
-    parser.add_argument('--side-by-side', type=int, default=1, metavar='N', help='of these, so many computed together')
+    parser.add_argument(
+        '--frames',
+        type=int,
+        metavar='N',
+        help='only the first N frames; for a picture or --slider alone, the length (default: 25)',
+    )
+    parser.add_argument(
+        '--per-call', type=int, default=8, metavar='N', help='frames in one call of the compiled renderer (default: 8)'
+    )
+    parser.add_argument(
+        '--side-by-side',
+        type=int,
+        default=1,
+        metavar='N',
+        help='frames of a call that each device renders as one batch (default: 1)',
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     request = Request(args.motion, tuple(args.slider), plan, args.face, args.fps, args.frames, args.sound)
     motion, sound, notes = request.read(model.config.basis, avatar, clip_motion)
     for note in notes:
-        print(f'avatar-jax: {args.motion or "sliders"}: {note}', file=sys.stderr)
+        print(shown(f'avatar-jax: {args.motion or "sliders"}: {note}'), file=sys.stderr)
     drive = make_drive(model.method, model.config, {'motion': motion, 'sound': sound}, motion.fps, motion.source)
     labels = camera_labels(args.camera, model.config, avatar, motion)
     other = mixture(args, avatar, model, motion.num_frames)
@@ -126,8 +149,9 @@ def run(args: argparse.Namespace) -> int:
         )
         count = write_outputs(args, pictures, motion.fps, provenance_of(args, model, avatar, motion), sound)
     for note in () if sound is None else sound.notes:
-        print(f'avatar-jax: {sound.path}: {note}', file=sys.stderr)
-    print(f'{args.out}: {count} frames at {motion.fps:g} per second{"" if sound is None else ", with sound"}')
+        print(shown(f'avatar-jax: {sound.path}: {note}'), file=sys.stderr)
+    end = '' if sound is None else ', with sound'
+    print(shown(f'{args.out}: {count} frames at {motion.fps:g} per second{end}'))
     return 0
 
 

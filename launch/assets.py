@@ -16,10 +16,15 @@ from avatar_jax.methods.base import all_assets
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument('names', nargs='*', metavar='NAME', help='only these, with everything that is known about them')
-    parser.add_argument('--folder', action='append', metavar='DIR', help='look here instead; may be repeated')
-    parser.add_argument('--check', action='store_true', help='compare SHA-256 where one is known')
-    parser.add_argument('--all', action='store_true', help='everything that is known about each')
+    parser.add_argument('names', nargs='*', metavar='NAME', help='only these files, with all details')
+    parser.add_argument(
+        '--folder',
+        action='append',
+        metavar='DIR',
+        help='folder to look in, instead of ./assets and $AVATAR_ASSETS; may be repeated',
+    )
+    parser.add_argument('--check', action='store_true', help='compare the SHA-256 of files for which it is known')
+    parser.add_argument('--all', action='store_true', help='all details of every file')
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 T = TypeVar('T')
 
@@ -54,7 +55,7 @@ class Batch:
     def skip(self, name: str, reason: str) -> None:
         """Records an input as skipped and says so at once."""
         self.skipped.append((name, reason))
-        print(f'avatar-jax: skipped: {reason}', file=sys.stderr)
+        print(f'avatar-jax: skipped: {shown(reason)}', file=sys.stderr)
 
     def finish(self) -> int:
         """Lists what was skipped on stderr; returns the exit status: 0, or 2 if anything was."""
@@ -63,5 +64,5 @@ class Batch:
         total = len(self.results) + len(self.skipped)
         print(f'avatar-jax: {len(self.skipped)} of {total} inputs were skipped:', file=sys.stderr)
         for name, reason in self.skipped:
-            print(f'  {name}: {reason.removeprefix(name + ": ")}', file=sys.stderr)
+            print(shown(f'  {name}: {reason.removeprefix(name + ": ")}'), file=sys.stderr)
         return 2

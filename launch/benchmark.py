@@ -1,7 +1,7 @@
-"""``avatar-jax bench``: time and memory of a method's stages, or with ``--train`` of a training step on 1..n devices.
+"""Measures time and memory of a method's stages, or with --train of a training step on one or several devices.
 
-Weights and data are made up. Compilation is timed apart. On a shared machine the minimum is the number to trust; the
-load average is in the report.
+Weights and data are random. Compilation is timed separately. On a machine with other load, the minimum is the number to
+trust; the load average is in the report.
 """
 
 from __future__ import annotations
@@ -21,13 +21,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--method', metavar='NAME', default=DEFAULT, help=f'{", ".join(m.name for m in able)} (default: %(default)s)'
     )
-    parser.add_argument('--preset', metavar='NAME', help=f'size (default: the first). {presets}')
-    parser.add_argument('--stages', nargs='+', metavar='STAGE', help=f'only these (default: all). {stages}')
-    parser.add_argument('--batch-sizes', nargs='+', type=int, default=[1], metavar='N', help='images per call')
+    parser.add_argument(
+        '--preset', metavar='NAME', help=f'size of the model (default: the first of the method). {presets}'
+    )
+    parser.add_argument(
+        '--stages', nargs='+', metavar='STAGE', help=f'measure only these stages (default: all). {stages}'
+    )
+    parser.add_argument(
+        '--batch-sizes', nargs='+', type=int, default=[1], metavar='N', help='images per call (default: 1)'
+    )
     parser.add_argument('--repeats', type=int, default=5, metavar='N', help='timed calls per stage (default: 5)')
-    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='type of the convolutions')
-    parser.add_argument('--ray-chunk', type=int, metavar='N', help='rays in memory at once (default: the preset)')
-    parser.add_argument('--out', metavar='FILE.json', help='write all numbers there')
+    parser.add_argument(
+        '--dtype',
+        choices=('float32', 'bfloat16'),
+        help='type of the activations of convolutions (default: as the preset has it)',
+    )
+    parser.add_argument(
+        '--ray-chunk', type=int, metavar='N', help='rays that are rendered at a time (default: as the preset has it)'
+    )
+    parser.add_argument('--out', metavar='FILE.json', help='file for all figures')
     train = parser.add_argument_group('training steps')
     train.add_argument(
         '--train', action='store_true', help='measure the training step of --config instead of the stages'
@@ -36,16 +48,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--config',
         metavar='FILE[:VARIANT]',
         default=f'{an_example()}:tiny',
-        help='the run (default: %(default)s)',
+        help='config file of the training (default: %(default)s)',
     )
     train.add_argument(
-        '--devices', nargs='+', type=int, default=[1], metavar='N', help='numbers of devices (default: 1)'
+        '--devices',
+        nargs='+',
+        type=int,
+        default=[1],
+        metavar='N',
+        help='numbers of devices to measure with (default: 1)',
     )
     train.add_argument(
-        '--rows', type=int, default=0, metavar='N', help="samples of each device (default: the run's batch)"
+        '--rows',
+        type=int,
+        default=0,
+        metavar='N',
+        help="batch size per device (default: the config's batch over the largest number of devices)",
     )
-    train.add_argument('--parallel', choices=('pmap', 'shard_map', 'sharded'), default='pmap', help='how it is spread')
-    train.add_argument('--count-only', action='store_true', help='count arithmetic and collectives, compile nothing')
+    train.add_argument(
+        '--parallel',
+        choices=('pmap', 'shard_map', 'sharded'),
+        default='pmap',
+        help='how the step is distributed (default: pmap)',
+    )
+    train.add_argument(
+        '--count-only', action='store_true', help='count operations and collectives; compile and run nothing'
+    )
     parser.set_defaults(overrides=())
     processes.add_arguments(parser)
 

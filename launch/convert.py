@@ -15,26 +15,29 @@ import sys
 from pathlib import Path
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument('source', metavar='FILE', help='file to import (or the folder of ICT-FaceKit), or see above')
-    parser.add_argument('--to', metavar='DIR', help='folder for the results')
-    parser.add_argument('--as', dest='kind', metavar='KIND', help='what the file is, where its content does not decide')
     parser.add_argument(
-        '--prefix', metavar='TEXT', help='start of the names of the tensors, if there are several networks'
+        'source', metavar='FILE', help='file to import (or folder of ICT-FaceKit); with --verify or --export see above'
+    )
+    parser.add_argument('--to', metavar='DIR', help='folder for the weight files and the report')
+    parser.add_argument('--as', dest='kind', metavar='KIND', help='kind of the file, if its content does not tell')
+    parser.add_argument(
+        '--prefix', metavar='TEXT', help='start of the tensor names of the network to take, if the file has several'
     )
     parser.add_argument(
         '--allow',
         metavar='PATTERN',
         action='append',
         default=[],
-        help='leave out unexpected entries whose names match (shell pattern); may be repeated',
+        help='ignore unexpected entries whose names match this shell pattern; may be repeated',
     )
     parser.add_argument('--verify', metavar='GOLDEN.npz', help='compare with recorded outputs of the original program')
     parser.add_argument('--export', metavar='FORMAT', help="'safetensors': original names and layouts")
-    parser.add_argument('--all', action='store_true', help='list every entry, not only the first ones')
+    parser.add_argument('--all', action='store_true', help='list all entries of the file, not only the first ones')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,7 +76,7 @@ def _import(args: argparse.Namespace) -> int:
         kind=args.kind,
         prefix=args.prefix,
         allow=args.allow,
-        on_step=lambda text: print(text, file=sys.stderr),
+        on_step=lambda text: print(shown(text), file=sys.stderr),
     )
     print('\n'.join(done.report.lines(args.all)))
     for path, method in done.files.items():

@@ -16,11 +16,29 @@ from avatar_jax.methods.options import add_build_options, given_options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    parser.add_argument('--out', type=Path, default=Path('demo'), help='folder for video, sheet and report')
-    parser.add_argument('--seed', type=int, default=0, help='which people meet; any number gives unseen ones')
-    parser.add_argument('--frames', type=int, default=75, help='length of the video at 25 frames per second')
-    parser.add_argument('--method', metavar='NAME', help='of the weights (default: that of --weights)')
-    parser.add_argument('--weights', metavar='FILE|NAME', help='weight file, or the name of one inside the package')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('demo'),
+        metavar='DIR',
+        help='folder for video, contact sheet and report (default: demo)',
+    )
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        metavar='N',
+        help='chooses the two people, who are never of the training data (default: 0)',
+    )
+    parser.add_argument(
+        '--frames', type=int, default=75, metavar='N', help='length of the video, at 25 frames per second (default: 75)'
+    )
+    parser.add_argument('--method', metavar='NAME', help='method that makes the avatar (default: that of the weights)')
+    parser.add_argument(
+        '--weights',
+        metavar='FILE|NAME',
+        help='weight file, or the name of one in the package (default: the one of the method)',
+    )
     add_build_options(parser)
 
 

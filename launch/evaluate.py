@@ -1,8 +1,8 @@
 """Measures an avatar method on people that it never saw: procedural heads with known truth, or recorded clips.
 
-For every identity: rebuild it from one picture, show it from other sides, drive it with another's motion, and compare
-with the true pictures. Results are kept per identity, so an interrupted run continues where it stopped, and an
-identity that fails is reported without stopping the others.
+Every person is rebuilt from one picture (or --portraits), shown from other sides, driven by somebody else's motion, and
+compared with the true pictures. Results are stored per person, so an interrupted run continues where it stopped, and a
+person who fails is reported without stopping the others.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from avatar_jax.methods.options import add_build_options, given_options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``avatar-jax evaluate``."""
-    parser.add_argument('--out', type=Path, required=True, help='folder for the results; an unfinished run continues')
-    parser.add_argument('--identities', type=int, default=16, help='how many people (default: 16)')
-    parser.add_argument('--seed', type=int, default=0, help='another seed gives other people (default: 0)')
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder for the results; an unfinished run continues'
+    )
+    parser.add_argument('--identities', type=int, default=16, metavar='N', help='number of people (default: 16)')
+    parser.add_argument('--seed', type=int, default=0, metavar='N', help='chooses the people (default: 0)')
     able = ', '.join(m.name for m in methods() if m.has_avatars)
     parser.add_argument('--method', metavar='NAME', help=f'{able}; default: that of --weights, else {DEFAULT}')
-    parser.add_argument('--weights', metavar='FILE|NAME', help='weight file, or the name of one inside the package')
+    parser.add_argument('--weights', metavar='FILE|NAME', help='weight file, or the name of one in the package')
     parser.add_argument(
         '--dataset',
         type=Path,
@@ -32,15 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='a built data set, or processed clips (LMDB, docs/datasets.md), instead of fresh procedural heads',
     )
     parser.add_argument(
-        '--split', default='test', help='split of --dataset, or of the procedural people (default: test)'
+        '--split', default='test', metavar='NAME', help='split of --dataset, or of the procedural heads (default: test)'
     )
-    parser.add_argument('--frames', type=int, default=24, help='driven frames per person (default: 24)')
+    parser.add_argument('--frames', type=int, default=24, metavar='N', help='driven frames per person (default: 24)')
     parser.add_argument(
         '--portraits',
         type=int,
         default=1,
         metavar='N',
-        help='pictures of each person that the method sees, if it joins several (default: 1)',
+        help='pictures of each person that the avatar is made of, for methods that take several (default: 1)',
     )
     parser.add_argument(
         '--perception',

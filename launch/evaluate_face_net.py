@@ -25,13 +25,13 @@ from avatar_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument('--weights', help='weight file (default: the shipped one)')
-    parser.add_argument('--heads', type=int, default=100, help='held-out procedural heads')
-    parser.add_argument('--ict', type=Path, help='ICT-FaceKit asset (.npz)')
-    parser.add_argument('--ict-heads', type=int, default=40)
+    parser.add_argument('--weights', help='weight file (default: the one in the package)')
+    parser.add_argument('--heads', type=int, default=100, help='held-out procedural heads (default: 100)')
+    parser.add_argument('--ict', type=Path, help='imported ICT-FaceKit model (.npz)')
+    parser.add_argument('--ict-heads', type=int, default=40, help='heads of that model (default: 40)')
     parser.add_argument('--pictures', type=Path, help='folder of photographs with landmark files')
-    parser.add_argument('--clips', type=int, default=0, help='rendered clips of 100 frames to track')
-    parser.add_argument('--report', type=Path, help='write the figures here (.json)')
+    parser.add_argument('--clips', type=int, default=0, help='rendered clips of 100 frames to track (default: 0)')
+    parser.add_argument('--report', type=Path, help='file for the figures (.json)')
 
 
 class IctHeads:

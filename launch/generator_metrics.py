@@ -23,17 +23,32 @@ from avatar_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    parser.add_argument('--weights', required=True, help='weight file, shipped name, or folder of a training run')
+    parser.add_argument(
+        '--weights',
+        required=True,
+        metavar='FILE|NAME|RUN',
+        help='weight file, the name of one in the package, or the folder of a training run',
+    )
     parser.add_argument('--out', required=True, type=Path, metavar='DIR', help='folder for features and scores')
-    parser.add_argument('--source', default='rendered', help="'eg3d', 'built', 'fast_heads' or 'rendered' (default)")
-    parser.add_argument('--data', default='', metavar='PATH', help='folder or zip of the real pictures')
-    parser.add_argument('--split', default='val', help='of built data and procedural heads (default: val)')
-    parser.add_argument('--count', type=int, default=50000, help='generated pictures (default: 50000)')
-    parser.add_argument('--real-count', type=int, default=0, help='real pictures (default: all; drawn heads: --count)')
-    parser.add_argument('--inception', type=Path, help='weights of the Inception network of the FID')
-    parser.add_argument('--batch', type=int, default=16, help='pictures at a time, over all devices (default: 16)')
-    parser.add_argument('--people', type=int, default=64, help='for identity, depth and pose; 0: none (default: 64)')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--source', default='rendered', help="real pictures: 'eg3d', 'built', 'fast_heads', 'rendered' (default)"
+    )
+    parser.add_argument(
+        '--data', default='', metavar='PATH', help='folder or zip of the real pictures (not for rendered)'
+    )
+    parser.add_argument('--split', default='val', help='split of the real pictures (default: val)')
+    parser.add_argument('--count', type=int, default=50000, help='number of generated pictures (default: 50000)')
+    parser.add_argument(
+        '--real-count', type=int, default=0, help='number of real ones (default: all; rendered: --count)'
+    )
+    parser.add_argument('--inception', type=Path, help='weights of the Inception network that FIDs are defined with')
+    parser.add_argument(
+        '--batch', type=int, default=16, help='pictures per batch, on all devices together (default: 16)'
+    )
+    parser.add_argument(
+        '--people', type=int, default=64, help='people for identity, depth and pose; 0: none (default: 64)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='random seed of the generated pictures (default: 0)')
 
 
 def run(args: argparse.Namespace) -> int:

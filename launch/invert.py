@@ -1,9 +1,9 @@
 """Makes avatars from portraits: aligned frames or raw photographs, one or many at once.
 
-Methods that join portraits make one avatar of all pictures, in a folder of the first one's name. With the others, a
-folder appears in --out for each picture. It holds the avatar, a picture (portraits | reconstruction | side views) and a
-report; report.json in --out lists all avatars. A picture that cannot be used is reported and skipped. The quality of an
-avatar is bounded by what the weights have seen: a model of procedural heads makes a procedural likeness.
+Some methods make one avatar of all pictures, in a folder named after the first; the others make one of each picture. An
+avatar's folder holds the avatar, a picture (portraits | reconstruction | side views) and a report; report.json in --out
+lists all avatars. A picture that cannot be used is reported and skipped. An avatar can only be as good as what its
+weights were trained on: weights of procedural heads make a likeness in the style of procedural heads.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 from avatar_jax.methods.options import add_build_options, given_options
 
 SHARE_HELP = (
@@ -32,31 +33,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if m.has_avatars
     )
     add = parser.add_argument
-    add('--image', nargs='+', required=True, metavar='FILE', help='portraits, or folders that avatar-jax track wrote')
+    add(
+        '--image',
+        nargs='+',
+        required=True,
+        metavar='FILE',
+        help='pictures of faces, or folders that avatar-jax track wrote',
+    )
     add('--out', required=True, metavar='DIR', help='folder for the avatars')
     add('--method', metavar='NAME', help=f'{able}; default: that of --weights, else {DEFAULT}')
-    add('--weights', metavar='FILE|NAME', help='weight file, or the name of one inside the package')
+    add('--weights', metavar='FILE|NAME', help='weight file, or the name of one in the package')
     add(
         '--motion',
         nargs='+',
         metavar='FILE',
-        help="motion files with the portraits' own coefficients (first frame), one per image or one for "
-        'all; default: what was measured on the picture, else a neutral face in the pose that was found',
+        help='motion files whose first frame has the expression and pose of the portrait, one for each picture or one '
+        'for all (default: what was measured on the picture, else a neutral face in the estimated pose)',
     )
-    add('--aligned', action='store_true', help='the pictures are aligned crops already')
+    add('--aligned', action='store_true', help='the pictures are aligned crops already; no face is searched for')
     add(
         '--landmarks',
         nargs='+',
         metavar='FILE',
-        help='5 or 68 points, one file per image (default: a file beside the picture, else the detector)',
+        help='files of 5 or 68 facial landmarks, one for each picture (default: a landmark file beside the picture, '
+        'else landmarks are detected)',
     )
-    add('--face', type=int, metavar='N', help='which face to take when there are several, 1 is largest')
-    add('--background', choices=('white', 'keep'), default='white', help='behind the head')
-    add('--perception', nargs='+', default=(), metavar='NAME=FILE', help='networks for the losses')
-    add('--jitter', action='store_true', help='random draws where the method has some (default: none)')
-    add('--group', type=int, default=4, metavar='N', help='how many avatars are computed side by side (default: 4)')
+    add('--face', type=int, metavar='N', help='which face, if a picture has several; 1 is the largest')
+    add('--background', choices=('white', 'keep'), default='white', help='what is behind the head (default: white)')
+    add(
+        '--perception',
+        nargs='+',
+        default=(),
+        metavar='NAME=FILE',
+        help='weights of networks for the losses, e.g. vgg19=vgg19.npz (default: stand-ins)',
+    )
+    add('--jitter', action='store_true', help='sample at random where the method does in training, e.g. along the rays')
+    add('--group', type=int, default=4, metavar='N', help='avatars that are optimised at the same time (default: 4)')
     add('--share', metavar='K/N', help=SHARE_HELP)
-    add('--seed', type=int, default=0, help='of the random draws')
+    add('--seed', type=int, default=0, metavar='N', help='random seed (default: 0)')
     add_build_options(parser)
 
 
@@ -108,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 def say(folder: Path, report: dict[str, Any]) -> None:
     """One avatar in a line, and what its maker should know."""
     for note in report['notes']:
-        print(f'avatar-jax: {note}', file=sys.stderr)
+        print(shown(f'avatar-jax: {note}'), file=sys.stderr)
     count = len(report['portraits'])
     which = 'the portrait' if count == 1 else f'the first of {count} portraits'
-    print(f'{folder}: {report["psnr"]:.1f} dB to {which}, alignment {report["alignment"]}')
+    print(shown(f'{folder}: {report["psnr"]:.1f} dB to {which}, alignment {report["alignment"]}'))

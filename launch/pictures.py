@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 
 class Pictures:
@@ -42,7 +43,7 @@ class Pictures:
             landmarks = args.landmarks[i] if args.landmarks else None
             measured = prepare(path, aligned=args.aligned, face=args.face, landmarks=landmarks, **common)
         for warning in measured.warnings:
-            print(f'avatar-jax: {measured.path}: {warning}', file=sys.stderr)
+            print(shown(f'avatar-jax: {measured.path}: {warning}'), file=sys.stderr)
         return measured, with_motion(measured.portrait(), self._motion(i, config.basis) or own, config.basis)
 
     def _motion(self, i: int, basis: str) -> Any:

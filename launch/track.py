@@ -9,75 +9,98 @@ set of pictures with camera labels. An input that cannot be used is reported and
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    parser.add_argument('input', nargs='+', metavar='INPUT', help='pictures, videos, folders')
+    parser.add_argument('input', nargs='+', metavar='INPUT', help='pictures, videos, or folders of them')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results')
-    parser.add_argument('--size', type=int, default=512, metavar='N', help='side of the crops in pixels')
+    parser.add_argument('--size', type=int, default=512, metavar='N', help='side of the crops in pixels (default: 512)')
     parser.add_argument(
         '--landmarks',
         nargs='+',
         metavar='FILE',
-        help='5, 68, 98 or 478 points, one file per input (default: a file beside the input, else the network)',
+        help='files of 5, 68, 98 or 478 facial landmarks, one for each input (default: a landmark file beside the '
+        'input, else landmarks are detected)',
     )
-    parser.add_argument('--mediapipe', metavar='FILE', help='landmarks by MediaPipe with your face_landmarker.task')
+    parser.add_argument(
+        '--mediapipe', metavar='FILE', help='detect landmarks by MediaPipe, with your face_landmarker.task'
+    )
     parser.add_argument(
         '--model',
         default='procedural',
         metavar='FILE|procedural',
-        help='head model whose coefficients are fitted: procedural, or a BFM, FLAME or ICT-FaceKit file',
+        help='head model that is fitted: procedural (default), or the file of a BFM, FLAME or ICT-FaceKit model',
     )
     parser.add_argument(
         '--face',
         default='size',
         metavar='size|N|FILE',
-        help='which face: the largest, the N-th largest, or the one most like a picture',
+        help='which face, if there are several: the largest (default), the N-th largest, or the one most similar to '
+        'the face in a picture',
     )
     parser.add_argument(
         '--crop',
         choices=('auto', 'frame', 'clip'),
         default='auto',
-        help='clip: one square for a whole shot; frame: follow the face; auto: clip while the head stays',
+        help='clip: the same square in a whole shot; frame: a square that follows the face; auto (default): clip if '
+        'the head hardly leaves its place',
     )
-    parser.add_argument('--smooth', type=float, default=1.0, metavar='S', help='strength against jitter, 0 off')
     parser.add_argument(
-        '--focal', type=float, metavar='F', help='focal length in longer sides of the picture (default: found)'
+        '--smooth', type=float, default=1.0, metavar='S', help='strength of temporal smoothing; 0: none (default: 1)'
+    )
+    parser.add_argument(
+        '--focal',
+        type=float,
+        metavar='F',
+        help='focal length, in units of the longer side of the picture (default: estimated)',
     )
     parser.add_argument(
         '--label-mode',
         choices=('orig', 'cor', 'simplify', 'raw'),
         default='orig',
-        help='normalisation of the camera labels',
+        help='normalisation of camera labels: orig (default, released FFHQ generators), cor, simplify, or raw '
+        '(procedural heads)',
     )
     parser.add_argument(
         '--pixels',
         action='store_true',
-        help='refine pose and expression on the pixels, and find light and albedo (photographs and short clips: slow)',
+        help='refine pose and expression on the pixels, and estimate light and albedo (slow: for photographs and '
+        'short clips)',
     )
     parser.add_argument(
         '--translation',
         action='store_true',
-        help="labels also follow where the head goes in the uncropped video (NOFA's head translation)",
+        help="camera labels include the head's translation in the uncropped video",
     )
-    parser.add_argument('--sequence', action='store_true', help='folders hold the frames of one clip')
-    parser.add_argument('--fps', type=float, default=25.0, metavar='R', help='frame rate of --sequence')
+    parser.add_argument(
+        '--sequence', action='store_true', help='a folder holds the frames of one clip, not separate pictures'
+    )
+    parser.add_argument('--fps', type=float, default=25.0, metavar='R', help='frame rate of --sequence (default: 25)')
     parser.add_argument(
         '--crops',
         choices=('auto', 'png', 'jpg', 'none'),
         default='auto',
-        help='format of the crops (auto: png for pictures, jpg for videos)',
+        help='format of the crops (default: auto: png for pictures, jpg for videos)',
     )
-    parser.add_argument('--background', choices=('keep', 'white'), default='keep', help='behind the head in the crops')
+    parser.add_argument(
+        '--background',
+        choices=('keep', 'white'),
+        default='keep',
+        help='what is behind the head in the crops (default: keep)',
+    )
     parser.add_argument('--no-overlay', action='store_true', help='write no overlay')
     parser.add_argument('--no-masks', action='store_true', help='write no head masks')
-    parser.add_argument('--weights', metavar='FILE', help='other weights of the landmark network')
+    parser.add_argument(
+        '--weights', metavar='FILE', help='weights of the landmark network (default: those in the package)'
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     if batch.results and args.crops != 'none':
         write_json(out / 'dataset.json', {'labels': dataset_labels(out, [r['name'] for r in batch.results])})
     for r in batch.results:
-        print(summary(out, r))
+        print(shown(summary(out, r)))
     return batch.finish()
 
 
@@ -161,21 +184,32 @@ def track_source(
     source: Any, folder: Path, tools: Tools, args: argparse.Namespace, landmarks: str | None
 ) -> dict[str, Any]:
     """Tracks one input into ``folder``; returns its report."""
-    from avatar_jax.io.landmarks import find_landmarks, read_landmark_frames
+    from avatar_jax.io.landmarks import SideFile, read_landmark_frames, side_file
     from avatar_jax.progress import Progress
     from avatar_jax.track import output
     from avatar_jax.track.clip import track_clip
     from avatar_jax.track.observe import FileLandmarks, observe
 
     reader = source.open()
-    file = landmarks or (None if args.mediapipe else find_landmarks(source.path))
+    beside = SideFile() if landmarks or args.mediapipe else side_file(source.path)
+    observed = None
     began = time.monotonic()
     with Progress(reader.count, f'{source.path.name}: landmarks', unit='frame') as bar:
-        if file is not None:
-            points = read_landmark_frames(file)
-            observed = FileLandmarks(points, name=f'file {Path(file).name}').observe(reader, source.path, bar.update)
-        else:
+        if (file := landmarks or beside.path) is not None:
+            known = FileLandmarks(read_landmark_frames(file), name=f'file {Path(file).name}')
+            try:
+                observed = known.observe(reader, source.path, bar.update)
+            except UserError as error:
+                if not beside.guessed:
+                    raise
+                beside = beside.ignored(str(error).removeprefix(f'{source.path}: '))
+        if observed is not None and beside.guessed and not observed.found.any():
+            observed, beside = None, beside.ignored('its points do not lie on the picture')
+        if observed is None:
             observed = observe(reader, tools.reader, tools.choose, careful=not source.moving, on_frame=bar.update)
+    observed.notes.extend(beside.notes)
+    for note in (*beside.notes, *reader.notes):
+        print(shown(f'avatar-jax: {source.path}: {note}'), file=sys.stderr)
     seen = time.monotonic()
     track = track_clip(observed, tools.basis, tools.config, tools.network.calibration)
     if args.pixels:

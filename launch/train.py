@@ -2,9 +2,9 @@
 
     avatar-jax train --config configs/NAME.py[:VARIANT] --out DIR [--resume] [--config.FIELD=VALUE ...]
 
-The folder gets config.json, metrics.jsonl (every term and norm), samples/, checkpoints/ and, when tensorboardX is
-installed, TensorBoard files; weights.safetensors at the end. A run that was killed continues with --resume and gives
-the same numbers as one that was not. SIGTERM and Ctrl-C write a checkpoint first; the exit status is then 75.
+The folder gets config.json, metrics.jsonl (every loss term and norm), samples/, checkpoints/ and, if tensorboardX is
+installed, TensorBoard files; at the end weights.safetensors. An interrupted run continues with --resume and gives the
+same numbers as one that was not interrupted. SIGTERM and Ctrl-C write a checkpoint first; the exit status is then 75.
 With --coordinator the run is spread over several processes; docs/scaling.md tells how.
 """
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_config_argument(parser, default=an_example())
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of the run')
-    parser.add_argument('--resume', action='store_true', help='continue the run in --out (or start, if there is none)')
+    parser.add_argument('--resume', action='store_true', help='continue the run in --out, or start it if there is none')
     processes.add_arguments(parser)
 
 

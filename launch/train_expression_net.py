@@ -27,15 +27,15 @@ _MOTIONS = 300_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument('--out', type=Path, required=True, help='folder for weights, report, log and checkpoints')
-    parser.add_argument('--data', type=Path, help='folder for the fitted clips (default: OUT/data)')
-    parser.add_argument('--clips', type=int, default=420, help='clips of simulated landmarks')
-    parser.add_argument('--rendered', type=int, default=20, help='rendered clips that the landmark network reads')
+    parser.add_argument('--data', type=Path, help='folder for the fitted clips (default: data in --out)')
+    parser.add_argument('--clips', type=int, default=420, help='clips of simulated landmarks (default: 420)')
+    parser.add_argument('--rendered', type=int, default=20, help='clips that are rendered and read (default: 20)')
     parser.add_argument(
-        '--motions', type=int, default=2000, help="motions that are turned into fits by the fits' own errors"
+        '--motions', type=int, default=2000, help='motions for training, disturbed as fits are (default: 2000)'
     )
-    parser.add_argument('--steps', type=int, default=9000)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--resume', action='store_true', help='continue the run in OUT')
+    parser.add_argument('--steps', type=int, default=9000, help='training steps (default: 9000)')
+    parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
+    parser.add_argument('--resume', action='store_true', help='continue the run in --out')
 
 
 def independent(seed: int, frames: int, every: float = 8.0) -> np.ndarray:

@@ -22,13 +22,13 @@ from avatar_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument('--out', type=Path, required=True, help='folder for weights, report, log and checkpoints')
-    parser.add_argument('--data', type=Path, help='folder for the rendered heads (default: OUT/data)')
-    parser.add_argument('--count', type=int, default=7000, help='heads to train on')
-    parser.add_argument('--held-out', type=int, default=250, help='heads to test on, of people never trained on')
-    parser.add_argument('--steps', type=int, default=4000)
-    parser.add_argument('--batch', type=int, default=32)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--resume', action='store_true', help='continue the run in OUT')
+    parser.add_argument('--data', type=Path, help='folder for the rendered heads (default: data in --out)')
+    parser.add_argument('--count', type=int, default=7000, help='heads to train on (default: 7000)')
+    parser.add_argument('--held-out', type=int, default=250, help='heads to test on, of other people (default: 250)')
+    parser.add_argument('--steps', type=int, default=4000, help='training steps (default: 4000)')
+    parser.add_argument('--batch', type=int, default=32, help='heads per step (default: 32)')
+    parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
+    parser.add_argument('--resume', action='store_true', help='continue the run in --out')
 
 
 def train(config, data: dict, held_out: dict, out: Path, *, resume: bool = False, quiet: bool = False) -> dict:

@@ -25,16 +25,18 @@ _ANGLE, _TRANSLATION = slice(64, 67), slice(67, 70)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument('--out', type=Path, required=True, help='folder for weights, report, log and checkpoints')
-    parser.add_argument('--data', type=Path, help='folder for the rendered heads (default: OUT/data)')
-    parser.add_argument('--people', type=int, default=1000, help='people to train on')
-    parser.add_argument('--pictures', type=int, default=5, help='pictures of each person')
-    parser.add_argument('--held-out', type=int, default=120, help='people to test on, never trained on')
-    parser.add_argument('--resolution', type=int, default=128)
-    parser.add_argument('--workers', type=int, default=1, help='rendering processes')
-    parser.add_argument('--steps', type=int, default=1500)
-    parser.add_argument('--batch', type=int, default=48)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--resume', action='store_true', help='continue the run in OUT')
+    parser.add_argument('--data', type=Path, help='folder for the rendered heads (default: data in --out)')
+    parser.add_argument('--people', type=int, default=1000, help='people to train on (default: 1000)')
+    parser.add_argument('--pictures', type=int, default=5, help='pictures of each person (default: 5)')
+    parser.add_argument(
+        '--held-out', type=int, default=120, help='people to test on, who are not trained on (default: 120)'
+    )
+    parser.add_argument('--resolution', type=int, default=128, help='side of the pictures (default: 128)')
+    parser.add_argument('--workers', type=int, default=1, help='processes that draw (default: 1)')
+    parser.add_argument('--steps', type=int, default=1500, help='training steps (default: 1500)')
+    parser.add_argument('--batch', type=int, default=48, help='pictures per step (default: 48)')
+    parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
+    parser.add_argument('--resume', action='store_true', help='continue the run in --out')
 
 
 def heads(folder: Path, split: str, people: int, pictures: int, resolution: int, seed: int, workers: int) -> dict:

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from avatar_jax.io.weights import shipped
-from avatar_jax.methods.otavatar import invert, model
-from avatar_jax.types import Camera, Portrait
+import avatar_jax as aj
+from avatar_jax.models.triplane import TriPlaneGenerator
+from data_pipelines.cameras import pose_labels
 from data_pipelines.clips import evaluation_clips
 
 STEPS = int(os.environ.get('AVATAR_NOTEBOOK_STEPS', 60))  # per inversion stage
@@ -52,19 +52,14 @@ def show(*rows, titles=()):
 # %% [markdown]
 # ## The model
 #
-# One weight file holds both networks: EG3D's tri-plane generator and OTAvatar's motion controller. `variables` is a
-# nested dict of arrays, `config` a frozen dataclass.
+# One weight file holds both networks: EG3D's tri-plane generator and OTAvatar's motion controller. `model.variables` is
+# a nested dict of arrays, `model.config` a frozen dataclass, `model.method` says how the two are used.
 
 # %%
-variables, config, digest, _ = model.load_model(shipped('heads128'))
-config = model.ModelConfig(
-    config.generator,
-    config.method.replace(inversion__w_steps=STEPS, inversion__wplus_steps=STEPS, inversion__sr_steps=min(10, STEPS)),
-    config.basis,
-    config.label_mode,
-)
-for name in model.NETWORKS:
-    print(f'{name}: {model.count_parameters(variables["params"][name]):,} parameters')
+model = aj.load_model('heads128')
+config, variables = model.config, model.variables
+for name, part in variables['params'].items():
+    print(f'{name}: {sum(x.size for x in jax.tree.leaves(part)):,} parameters')
 print(f'code: {config.generator.num_ws} rows of {config.generator.w_dim}')
 
 # %% [markdown]
@@ -72,8 +67,8 @@ print(f'code: {config.generator.num_ws} rows of {config.generator.w_dim}')
 # renderer looks at them from a camera.
 
 # %%
-generator = model.network(variables, 'generator')
-eg3d = model.TriPlaneGenerator(config.generator)
+generator = {name: part['generator'] for name, part in variables.items() if 'generator' in part}
+eg3d = TriPlaneGenerator(config.generator)
 person, driver = evaluation_clips(2, seed=3, split='test', num_frames=60)
 front = jnp.asarray(person.labels()[:1])
 
@@ -94,9 +89,9 @@ show(from_z(jax.random.normal(jax.random.key(0), (6, config.generator.z_dim))), 
 # %%
 motion = person.motion()
 head = person.render(0, resolution=config.generator.img_resolution)
-portrait = Portrait(
+portrait = aj.Portrait(
     image=np.float32(2 * head.rgb - 1),
-    camera=Camera.from_label(person.labels()[0]),
+    camera=aj.Camera.from_label(person.labels()[0]),
     expression=motion.expression[0],
     angle=motion.angle[0],
     translation=motion.translation[0],
@@ -114,27 +109,29 @@ portrait = Portrait(
 # the code does not have to explain the expression.
 
 # %%
-invert_one = jax.jit(lambda v, p: invert.invert_portrait(v, config, p, weights=digest))
-found = invert_one(variables, portrait)
-print(f'{float(found.psnr_mask):.1f} dB in the head mask')
+built = model.build(portrait, steps=STEPS)
+print(f'{built.scores["psnr_in_mask"]:.1f} dB in the head mask')
 plt.figure(figsize=(5, 2.2))
-plt.plot(np.concatenate([np.asarray(stage.curve) for stage in found.stages]))
+plt.plot(built.curves['loss'])
 plt.xlabel('step')
 plt.ylabel('loss')
 plt.show()
-show([portrait.image, found.image], titles=['portrait, reconstruction'])
+rebuilt = model.frames(built.avatar, model.still(portrait), np.asarray(portrait.camera.label)[None]).rgb
+show([portrait.image, rebuilt[0]], titles=['portrait, reconstruction'])
 
 # %% [markdown]
 # ## Animation
 #
-# `animate` takes windows of the driver's motion (27 frames of 64 expression, 3 angle and 3 translation numbers) and
-# cameras. Many frames are one call.
+# `model.drive` makes the signals that the method reads, here windows of the driver's motion: 27 frames of 64
+# expression, 3 angle and 3 translation numbers. `aj.animate` is a pure function of the weights, the avatar, such a
+# drive and cameras. (`model.frames` does the same for clips of any length, in bounded memory.)
 
 # %%
 frames = np.linspace(0, driver.num_frames - 1, 6).round().astype(int)
-windows, labels = driver.windows()[frames], driver.labels()[frames]
-animate = jax.jit(lambda v, a, w, c: model.animate(v, config, a, w, c))
-pictures = animate(variables, found.avatar, windows, labels).rgb
+drive, labels = model.drive(driver.motion()).frames(frames), driver.labels()[frames]
+animate = jax.jit(lambda v, a, d, c: aj.animate(model.method, v, config, a, d, c))
+avatar = built.avatar
+pictures = animate(variables, avatar, drive, labels).rgb
 
 
 def truth(who):
@@ -150,16 +147,14 @@ show(truth(driver), pictures, truth(person), titles=['driver', 'avatar', 'truth'
 
 # %%
 yaws = np.deg2rad([-30, -15, 0, 15, 30])
-still = np.repeat(driver.windows()[:1], len(yaws), 0)
-from data_pipelines.cameras import pose_labels  # noqa: E402
-
+still = drive.frames(np.zeros(len(yaws), int))
 around = pose_labels(np.stack([np.zeros(5), yaws, np.zeros(5)], -1), np.zeros((5, 3)))
-show(animate(variables, found.avatar, still, around).rgb, titles=['turned'])
+show(animate(variables, avatar, still, around).rgb, titles=['turned'])
 
 
 def mouth_brightness(jaw):
-    window = jnp.asarray(driver.windows()[:1]).at[..., 0].set(jaw)
-    image = model.animate(variables, config, found.avatar, window, labels[:1]).rgb
+    window = jnp.asarray(drive.signals['windows'][:1]).at[..., 0].set(jaw)
+    image = aj.animate(model.method, variables, config, avatar, aj.Drive({'windows': window}), labels[:1]).rgb
     return image[:, 80:100, 50:78].mean()
 
 

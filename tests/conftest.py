@@ -34,14 +34,38 @@ if not os.environ.get('XLA_FLAGS'):  # the processes of pytest-xdist inherit wha
     os.environ['XLA_FLAGS'] = _QUICK if _xla_takes(_QUICK) else '--xla_backend_optimization_level=0'
 
 
+_MUCH = 1.2e9  # bytes of a process after a test, from which on its programs are freed at once
+
+
 @pytest.fixture(scope='module', autouse=True)
 def free_programs():
-    """Frees a file's compiled programs after its last test, and gives their memory back to the system."""
+    """Frees a file's compiled programs after its last test."""
+    yield
+    _free()
+
+
+@pytest.fixture(autouse=True)
+def free_programs_of_large_tests():
+    """Frees them after a test that needed much, too: the next one is to start from little."""
+    yield
+    if _resident() > _MUCH:
+        _free()
+
+
+def _free() -> None:
+    """Frees compiled programs, and gives their memory back to the system."""
     import jax
 
-    yield
     jax.clear_caches()
     gc.collect()
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # only glibc has it
     if trim is not None:
         trim(0)
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; 0 where the system does not tell."""
+    try:
+        return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+    except (OSError, ValueError):
+        return 0

@@ -249,3 +249,22 @@ def test_frame_sources(tmp_path):
     with pytest.raises(UserError, match='holds no pictures'):
         measure.PictureFrames([])
     assert Avatar({}).camera is None
+
+
+@pytest.mark.slow
+def test_every_name_drives_and_is_written(animate, place, capsys):
+    from tests.nasty_names import NASTY, writable
+
+    speech = speech_motion(1, 3)
+    kept = [n for n in NASTY.values() if writable(place, n)]
+    for name in kept[::4] + [NASTY['colons'], NASTY['no utf-8'], NASTY['leading dash']]:
+        folder = place / 'names' / name
+        folder.mkdir(parents=True, exist_ok=True)
+        save_motion(folder / f'{name}.npz', speech)
+        film(folder / 'tone.mkv', seconds=1).rename(folder / f'{name}.mkv')
+        given = f'names/{name}/{name}'
+        assert animate('--motion', f'{given}.npz', '--sound', f'{given}.mkv', out=f'{given}.mp4') == 0, name
+        assert len(list(VideoReader(f'{given}.mp4'))) == 3 and has_sound(f'{given}.mp4')
+    bare = NASTY['colons']
+    save_motion(place / f'{bare}.npz', speech)
+    assert animate('--motion', f'{bare}.npz', out=f'{bare}.mp4') == 0 and (place / f'{bare}.mp4').is_file()

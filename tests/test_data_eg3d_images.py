@@ -163,7 +163,7 @@ def test_wrong_files_are_named(tmp_path):
     with pytest.raises(UserError, match='8 x 4'):
         Eg3dImages(folder)[2]
     (folder / '00000/img00000003.png').write_bytes(b'not a picture')
-    with pytest.raises(UserError, match='not a readable picture'):
+    with pytest.raises(UserError, match='00003.png: is not a picture that can be read'):
         Eg3dImages(folder)[3]
 
 

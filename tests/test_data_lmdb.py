@@ -108,7 +108,7 @@ def test_damaged_otavatar_data(tmp_path, change, message):
 def test_otavatar_folders_and_pictures(tmp_path):
     (tmp_path / '16').mkdir()
     otavatar(tmp_path, lambda e: e.update({'RD_Radio1#000-0000001': b'no picture'}))
-    with pytest.raises(UserError, match='RD_Radio1#000-0000001 is not a readable picture'):
+    with pytest.raises(UserError, match='RD_Radio1#000-0000001: is not a picture that can be read'):
         OTAvatarFrames(tmp_path, 'train')[1]
     with pytest.raises(UserError, match="split 'val': unknown"):
         OTAvatarFrames(tmp_path, 'val')

@@ -1,5 +1,7 @@
 """Sliders, neutral frames, relative motion, regions, amplification, files of coefficients."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,7 @@ from avatar_jax.procedural import EXPRESSION_NAMES
 from avatar_jax.procedural.motion import speech_motion
 from avatar_jax.types import Avatar, Camera, Motion
 
+CASES = Path(__file__).parents[1] / '../shared/cases'
 NAME = {n: i for i, n in enumerate(EXPRESSION_NAMES)}
 
 
@@ -229,6 +232,31 @@ def test_coefficient_files(tmp_path):
     assert load_coefficients(tmp_path / 'still.npz').num_frames == 1
     save_motion(tmp_path / 'ours.npz', talking())
     assert load_coefficients(tmp_path / 'ours.npz').basis == 'procedural'
+
+
+@pytest.mark.parametrize('width', [70, 73])
+@pytest.mark.parametrize('frames', [1, 6])
+def test_coefficients_of_sadtalker_and_dreamtalk(tmp_path, width, frames):
+    from scipy.io import savemat
+
+    rows = np.random.default_rng(5).normal(0, 0.3, (frames, width)).astype(np.float32)
+    savemat(tmp_path / 'a.mat', {'coeff_3dmm': rows})
+    savemat(tmp_path / 'both.mat', {'coeff_3dmm': rows, 'full_3dmm': np.zeros((frames, 257))})
+    np.savez(tmp_path / 'b.npz', coeff=rows)
+    np.savez(tmp_path / 'd.npz', coefficients=rows[None])
+    np.save(tmp_path / 'c.npy', rows)
+    for name in ('a.mat', 'both.mat', 'b.npz', 'd.npz', 'c.npy'):
+        motion = load_coefficients(tmp_path / name)
+        np.testing.assert_array_equal(motion.expression, rows[:, :64])
+        np.testing.assert_array_equal(motion.angle, rows[:, 64:67])
+        np.testing.assert_array_equal(motion.translation, rows[:, 67:70])
+        assert motion.basis == 'bfm2009-deep3d' and motion.fps == 25
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason='the shared cases are not here')
+def test_shared_file_of_sadtalker():
+    motion = load_coefficients(CASES / 'sadtalker_gen.mat')
+    assert motion.num_frames > 1 and motion.expression.shape[1] == 64 and motion.basis == 'bfm2009-deep3d'
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from avatar_jax.eval import cases, estimators, protocols, tables
 from avatar_jax.eval.statistics import Summary
 from avatar_jax.faces.coefficients import SLICES
 from avatar_jax.faces.windows import RADIUS
+from avatar_jax.procedural import ProceduralHead
 from avatar_jax.types import Frames, Motion
 from data_pipelines.clips import evaluation_clips
 
@@ -65,6 +66,8 @@ def oracle():
         coefficients=estimators.Network('test coefficients', coefficients),
         landmarks=estimators.Network('test landmarks', lambda x: jnp.tile(numbers(x)[:, None, :2], (1, 68, 1))),
         identity=estimators.Network('test identity', numbers),
+        units=estimators.Network('test units', numbers),
+        head=ProceduralHead(),
         missing=(('lpips', 'not in this test'),),
     )
 
@@ -135,6 +138,9 @@ def test_a_perfect_method(case, renderer):
     for group in ('source', 'views', 'driven'):
         assert s[f'{group}.psnr_head'] > 100 and s[f'{group}.l1'] < 1e-6 and s[f'{group}.ssim'] > 0.9999
     assert s['driven.aed'] < 1e-5 and s['driven.akd'] < 1e-4 and s['driven.csim_truth'] > 0.9999
+    assert s['driven.prmse'] < 1e-3 and s['driven.aucon'] == 1
+    np.testing.assert_allclose(s['driven.avd'], s['driven.avd_floor'], atol=1e-4)
+    assert s['driven.avd'] > 0 and s['source.avd'] < 1e-4
     assert s['gain.psnr_mouth_eyes_over_frozen'] > 60
     for part in ('mouth', 'eye'):
         assert s[f'control.{part}_correlation'] > 0.9999
@@ -159,7 +165,8 @@ def test_a_frozen_face_is_found_out(case, renderer):
     assert s['driven.psnr_mouth_eyes'] < 35
     assert not s['control.mouth_correlation'] > 0.6
     assert s['control.eyes_closed_share'] == 0
-    assert perfect.unavailable['driven.aed'] == 'no network was given for it'
+    for name in ('aed', 'prmse', 'aucon', 'avd'):
+        assert perfect.unavailable[f'driven.{name}'] == 'no network was given for it'
     assert not any(name.endswith(('aed', 'akd', 'csim_truth', 'lpips')) for name in perfect.scores)
 
 
@@ -262,8 +269,8 @@ def test_bank_with_the_stand_ins(case):
         bank = bank.with_network(name, jax.jit(module.init)(jax.random.key(0), image), 'random, for this test')
     found = estimators.from_bank(bank)
     names = {k for k, v in found.report().items() if not v.startswith('unavailable')}
-    assert names == {'coefficients', 'landmarks', 'identity'}
-    assert all('stand-in' in found.report()[k] for k in names)
+    assert names == {'coefficients', 'landmarks', 'identity', 'units', 'head'}
+    assert all('stand-in' in found.report()[k] for k in names - {'head'}) and found.report()['head'] == 'procedural'
     images, marks = jnp.asarray(case.driven.truth), case.driven.landmarks
     vector = found.coefficients.call(images, marks)
     assert vector.shape == (5, 257) and jnp.abs(vector[:, SLICES['exp']]).sum() > 0

@@ -21,18 +21,17 @@ from avatar_jax.inversion.decoupling import (
     step_labels,
 )
 from avatar_jax.inversion.invert import (
-    FinetuneConfig,
     StageConfig,
     Transforms,
     advance,
     begin_phase,
-    finetune,
     finish,
     interpolate,
     invert,
     run_stage,
     start,
 )
+from avatar_jax.inversion.tuning import TuningConfig, tune
 from avatar_jax.parallel import check_batch, parallelise
 from avatar_jax.train.optimizers import OptimizerConfig, clip_by_global_norm, make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
@@ -418,13 +417,16 @@ def test_finetuning_stops_at_its_threshold():
         return error, {'error': error}
 
     params = {'x': jnp.asarray([1.0, -2.0])}
-    tuned, curve, terms, steps = finetune(loss, params, jax.random.key(0), FinetuneConfig(40, 'error', 1.0), SGD)
-    assert 1 < int(steps) < 40
-    assert float(terms['error'][int(steps) - 1]) < 1.0 <= float(terms['error'][int(steps) - 2])
-    assert np.isnan(curve[int(steps) :]).all() and float(loss(tuned, None)[0]) < 1.0
-    assert int(finetune(loss, params, jax.random.key(0), FinetuneConfig(7), SGD)[3]) == 7
+    sgd = OptimizerConfig('sgd', 0.05)
+    result = tune(loss, params, jax.random.key(0), TuningConfig('generator', 40, sgd, 'error', 1.0))
+    errors, steps = result.terms['error'], int(result.steps)
+    assert 1 < steps < 40 and bool(result.stopped)
+    assert float(errors[steps - 1]) < 1.0 <= float(errors[steps - 2])
+    assert np.isnan(result.curve[steps:]).all() and float(loss(result.params, None)[0]) < 1.0
+    full = tune(loss, params, jax.random.key(0), TuningConfig('generator', 7, sgd))
+    assert int(full.steps) == 7 and not bool(full.stopped)
     with pytest.raises(ValueError, match='stop_term'):
-        finetune(loss, params, jax.random.key(0), FinetuneConfig(7, 'lpips', 1.0), SGD)
+        tune(loss, params, jax.random.key(0), TuningConfig('generator', 7, sgd, 'lpips', 1.0))
 
 
 # ------------------------------------------------------------------------------------------------------ many devices

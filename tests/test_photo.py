@@ -1,6 +1,7 @@
 """Photographs: on pictures made here, where faces, landmarks, cameras and masks are known."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from avatar_jax.photo.pose import crop_label, crop_pose, fit_pose
 from avatar_jax.photo.quality import assess
 from avatar_jax.procedural import render_head, sample_identity
 
+CASES = Path(__file__).parents[1] / '../shared/cases'
 SIZE = 256
 
 
@@ -181,6 +183,39 @@ def test_beyond_the_photograph(tmp_path):
     assert kept.quality.parts['coverage'] < 0.9 and any('beyond the edge' in s for s in kept.quality.sentences)
 
 
+def tight(seed, margin, side):
+    """A head cut around its landmarks, ``margin`` of their extent around them: (picture, five points)."""
+    pixels, landmarks, _, _ = head(seed)
+    low, high = landmarks.min(0), landmarks.max(0)
+    reach = margin * (high - low)
+    left, top, right, bottom = np.rint([*(low - reach), *(high + reach)]).astype(int)
+    scale = side / (right - left)
+    size = (side, round((bottom - top) * scale))
+    cut = Image.fromarray(pixels[top:bottom, left:right]).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(cut), (five_points(landmarks) - [left, top] + 0.5) * scale - 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('seed', 'margin', 'side'), [(3, 0.0, 300), (4, 0.0, 300), (5, 0.05, 200), (6, 0.1, 700)])
+def test_faces_that_fill_the_picture_are_found(tmp_path, seed, margin, side):
+    pixels, truth = tight(seed, margin, side)
+    (face,) = detect_faces(pixels)
+    assert np.abs(face.eyes - truth[:2]).max() < 0.15 * eye_distance(truth)
+    found = prepare(save(tmp_path / 'tight.png', pixels), size=64)
+    assert found.points is not None and any('beyond the edge' in s for s in found.quality.sentences)
+
+
+@pytest.mark.slow
+def test_the_second_look_invents_nothing():
+    rng = np.random.default_rng(0)
+    for side in (64, 200):
+        noise = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
+        smooth = np.asarray(Image.fromarray(noise[:8, :8]).resize((side, side), Image.Resampling.BICUBIC))
+        stripes = np.repeat(np.where(np.arange(side) % 16 < 8, 40, 200).astype(np.uint8)[None, :, None], side, 0)
+        for pixels in (noise, smooth, np.repeat(stripes, 3, 2), np.full((side, side, 3), 128, np.uint8)):
+            assert not [f for f in detect_faces(np.ascontiguousarray(pixels)) if f.eyes is not None]
+
+
 def scene_of(*placed):
     """White picture with heads at (left, top, side)."""
     canvas = Image.new('RGB', (640, 320), (255, 255, 255))
@@ -264,3 +299,9 @@ def test_report_is_plain_and_honest(tmp_path):
     text = json_text(report)
     assert '"grade"' in text and 'rough estimate' in text and 'prior' in report['limit']
     assert len(report['sha256']) == 64 and len(report['camera_label']) == 25
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason='the shared cases are not here')
+def test_shared_tight_crop():
+    found = prepare(CASES / 'face_fills_picture.png', size=64)
+    assert found.points is not None and found.quality.parts['fit'] > 0.5

@@ -2,12 +2,17 @@
 
 import io
 import re
+import shlex
+import subprocess
+import sys
+import textwrap
 import time
 
 import pytest
 
 from avatar_jax import progress
 from avatar_jax.progress import Progress, activity
+from avatar_jax.train.logging import Progress as RunProgress
 
 
 class Terminal(io.StringIO):
@@ -59,3 +64,63 @@ def test_a_closed_stream_does_not_end_the_work():
     with activity('compiling', stream=stream, interval=0.01):
         stream.close()
         time.sleep(0.05)
+
+
+class Broken(io.StringIO):
+    def write(self, text):
+        raise OSError(28, 'No space left on device')
+
+    def flush(self):
+        raise OSError(28, 'No space left on device')
+
+
+@pytest.mark.parametrize('stream', [None, 'closed', 'broken'])
+def test_without_a_stderr_the_work_goes_on(monkeypatch, stream):
+    given = None if stream is None else Broken() if stream == 'broken' else io.StringIO()
+    if stream == 'closed':
+        given.close()
+    monkeypatch.setattr('sys.stderr', given)
+    monkeypatch.setattr(progress, 'LOG_INTERVAL', 0.0)
+    with Progress(3, 'steps') as bar:
+        bar.update(1, loss=0.5)
+        bar.note('a note')
+        bar.update(2)
+    assert list(progress.progress([1, 2], 'items')) == [1, 2]
+    with activity('compiling', interval=0.01):
+        time.sleep(0.03)
+    run = RunProgress(2, every_seconds=0.0)
+    run.update(1, 'x')
+    run.note('y')
+    run.close()
+
+
+@pytest.mark.parametrize('closed', ['2>&-', '>&- 2>&-', '<&- >&- 2>&-', '2>/dev/full'])
+def test_commands_of_services_do_their_work(tmp_path, closed):
+    """Standard streams that are closed from the beginning, as services have them."""
+    out = tmp_path / 'out.txt'
+    program = textwrap.dedent(f"""
+        import sys, types
+        from avatar_jax import cli
+        from avatar_jax.progress import progress, activity
+        def run(args):
+            file = open({str(out)!r}, 'w')
+            for _ in progress(range(3), 'steps'):
+                print('to stdout')
+                print('to stderr', file=sys.stderr)
+            with activity('compiling'):
+                import os
+                for number in (1, 2):
+                    try: os.write(number, b'from a library\\n')
+                    except OSError: pass
+            file.write('done')
+            file.close()
+        module = types.ModuleType('m')
+        module.run, module.add_arguments = run, lambda parser: None
+        sys.modules['m'] = module
+        cli.COMMANDS['fake'] = ('m', 'a test')
+        sys.exit(cli.main(['fake']))
+    """)
+    done = subprocess.run(
+        f'{shlex.quote(sys.executable)} -c {shlex.quote(program)} {closed}', shell=True, timeout=120, check=False
+    )
+    assert done.returncode == 0 and out.read_text() == 'done'

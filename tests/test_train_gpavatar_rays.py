@@ -19,7 +19,7 @@ from avatar_jax.ops.resize import resize
 from avatar_jax.train.logging import read_jsonl
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from data_pipelines.sets import SetConfig, Sets
-from launch.train_gpavatar import train
+from tests.runs import train
 
 SETTINGS = {
     'loss__box': 0.0,

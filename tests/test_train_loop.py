@@ -19,6 +19,7 @@ from avatar_jax.train.logging import JsonlLog, NonFiniteError, Progress, duratio
 from avatar_jax.train.loop import PREEMPTED_STATUS, LoopConfig, Preempted, fit, skip_nonfinite
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
+from tests.nasty_names import NASTY
 
 TX = make_optimizer(OptimizerConfig('adam', 0.05))
 CONFIG = {'seed': 3, 'model': {'width': 4}, 'loop': {'total_steps': 12}}
@@ -322,3 +323,28 @@ def test_stop_request_inside_the_process(tmp_path):
         run(tmp_path, 12, batches=stopping)
     assert stopped.value.code == PREEMPTED_STATUS and stopped.value.step == 5
     assert_equal(run(tmp_path, 12, resume=True), run(tmp_path / 'whole', 12))
+
+
+def test_two_runs_in_one_folder_at_once(tmp_path):
+    def meanwhile(start):
+        for i, batch in enumerate(batches(start)):
+            if i == 2:
+                with pytest.raises(UserError, match='is training there'):
+                    run(tmp_path, 4, resume=True)
+            yield batch
+
+    first = run(tmp_path, 6, batches=meanwhile)
+    assert_equal(first, run(tmp_path.with_name('alone'), 6))
+    assert not list(tmp_path.glob('.avatar_jax*')), 'released'
+    assert int(run(tmp_path, 8, resume=True).step) == 8
+
+
+@pytest.mark.parametrize('name', ['colons', 'line break', 'no utf-8'])
+def test_folders_of_every_name(tmp_path, name):
+    folder = tmp_path / NASTY[name]
+    if name == 'no utf-8':
+        with pytest.raises(UserError, match='need a name in UTF-8'):
+            run(folder, 2)
+        return
+    run(folder, 2)
+    assert int(run(folder, 3, resume=True).step) == 3

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.bundled import prior
+from avatar_jax.bundled import prior, prior_training
 from avatar_jax.methods.otavatar.controller import ControllerConfig
 from avatar_jax.models.triplane import GeneratorConfig
 from data_pipelines.fast_heads import FastHeadsConfig, generate
 from data_pipelines.prior_batches import LATENT_DIM, TRAIT_DIM, PriorData, traits
-from launch import train_prior
 
 
 def tiny() -> prior.PriorConfig:
@@ -110,10 +109,10 @@ def test_every_kind_of_step_moves_what_it_should(heads):
 
 
 def test_resumed_run_equals_the_uninterrupted_one_and_learns(heads, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_prior, 'validate', lambda *a: {})
-    monkeypatch.setattr(train_prior, 'preview', lambda *a: None)
+    monkeypatch.setattr(prior_training, 'validate', lambda *a: {})
+    monkeypatch.setattr(prior_training, 'preview', lambda *a: None)
     config = tiny()
-    whole = train_prior.train(config, heads, heads, tmp_path / 'a', log_every=1, save_every=31)
+    whole = prior_training.train(config, heads, heads, tmp_path / 'a', log_every=1, save_every=31)
     rows = [json.loads(line) for line in (tmp_path / 'a' / 'metrics.jsonl').read_text().splitlines()]
     points = [r for r in rows if r.get('kind') == 'points']
     for term, wanted in (('color', 0.8), ('solid', 0.9)):
@@ -126,11 +125,11 @@ def test_resumed_run_equals_the_uninterrupted_one_and_learns(heads, tmp_path, mo
     def stop(*args):
         raise Stop
 
-    monkeypatch.setattr(train_prior, 'preview', stop)
+    monkeypatch.setattr(prior_training, 'preview', stop)
     with pytest.raises(Stop):
-        train_prior.train(config, heads, heads, tmp_path / 'b', log_every=1, save_every=31)
-    monkeypatch.setattr(train_prior, 'preview', lambda *a: None)
-    resumed = train_prior.train(config, heads, heads, tmp_path / 'b', log_every=1, save_every=31)
+        prior_training.train(config, heads, heads, tmp_path / 'b', log_every=1, save_every=31)
+    monkeypatch.setattr(prior_training, 'preview', lambda *a: None)
+    resumed = prior_training.train(config, heads, heads, tmp_path / 'b', log_every=1, save_every=31)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
 

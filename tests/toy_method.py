@@ -18,7 +18,7 @@ import numpy as np
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.io.assets import Asset
 from avatar_jax.io.weights import load_weights, save_weights
-from avatar_jax.methods.base import Bench, Built, Method, Row, Table, Training, option
+from avatar_jax.methods.base import Bench, Built, Method, Row, Table, Training, later_value, option
 from avatar_jax.parallel import mean_over_devices
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.program import Program
@@ -194,6 +194,7 @@ METHOD = Method(
     frame=frame,
     interpolate=lambda a, b, amount: jax.tree.map(lambda x, y: (1 - amount) * x + amount * y, a, b),
     trainings={'colours': Training(run_config, start, program, 'tests/toy_config.py')},
+    foreign=later_value('tests.toy_foreign:FOREIGN'),
     bench=Bench(('small', 'large'), ('frame',), bench_config, stages, 'a toy is quick'),
     assets=(Asset('toy', 'a colour', 'none', 'nowhere', ('toy.bin',), ('toy',)),),
     tables={'toy1': Table('Toy, Table 1', ROWS, (('fast', 'slow'),), {'error': False}, table_run, table_scores)},

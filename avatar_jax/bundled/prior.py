@@ -16,7 +16,7 @@ module, which alone learns from them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,33 +31,11 @@ from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group
 
 PyTree = Any
-LATENT_DIM = 200  # identity 192, light 8
 TRAIT_DIM = 239  # of `data_pipelines.prior_batches.traits`
 # Raw density is read as a logit of being solid: 0 is undecided, and hardly seen by the renderer. Downwards it counts in
 # units of 6, upwards in units of 24, as it takes about 100 to stop the light within a pixel's width.
 EMPTY_SCALE, SOLID_SCALE = 6.0, 24.0
 MOTION_GAIN = 8.0  # of the controller's first last layer: motion shall weigh about as much as a few dozen traits
-
-
-def heads_generator() -> GeneratorConfig:
-    """The shipped prior's generator: `heads128` with the latent of procedural heads and their camera distances."""
-    rendering = {
-        'depth_resolution': 18,
-        'depth_resolution_importance': 18,
-        'ray_start': 2.35,
-        'ray_end': 3.25,
-        'box_warp': 0.72,
-        'decoder_lr_mul': 3.0,
-    }
-    # Planes as fine as the rendered image: the box is little larger than what the camera sees.
-    return GeneratorConfig.heads128().replace(
-        z_dim=LATENT_DIM, plane_resolution=64, channel_base=3072, channel_max=192, rendering=rendering
-    )
-
-
-def heads_controller(generator: GeneratorConfig) -> ControllerConfig:
-    """The released controller's shape over the latent code of `generator`."""
-    return ControllerConfig(num_ws=generator.num_ws, w_dim=generator.w_dim)
 
 
 @dataclass(frozen=True)
@@ -80,8 +58,8 @@ class PriorConfig:
       max_norm: gradient clipping of each group.
     """
 
-    generator: GeneratorConfig = field(default_factory=heads_generator)
-    controller: ControllerConfig = field(default_factory=lambda: heads_controller(heads_generator()))
+    generator: GeneratorConfig
+    controller: ControllerConfig
     steps: int = 15000
     ray_steps: int = 11500
     frame_steps: int = 1000
@@ -305,7 +283,7 @@ def frames_loss(config: PriorConfig, constants: PyTree, trees, batch: dict, key:
     ws = jax.lax.stop_gradient(w + w_x)
     image = generator.apply(variables, out.rgb, out.features, ws, method='superresolve')
     factor = image.shape[1] // out.rgb.shape[1]
-    error, raw_error = image - batch['image'], out.rgb - _pool(batch['image'], factor)
+    error, raw_error = image - batch['image'], out.rgb - pooled(batch['image'], factor)
     terms = {'color': _color(config, error, batch['weight'][..., None])}
     metrics = terms | {
         'psnr': -10 * jnp.log10(jnp.mean(error**2) / 4),
@@ -314,7 +292,8 @@ def frames_loss(config: PriorConfig, constants: PyTree, trees, batch: dict, key:
     return sum(terms.values()), metrics
 
 
-def _pool(x: jax.Array, factor: int) -> jax.Array:
+def pooled(x: jax.Array, factor: int) -> jax.Array:
+    """[N, H, W, C] -> [N, H / factor, W / factor, C]: means of squares of ``factor`` pixels."""
     n, h, w, c = x.shape
     return x.reshape(n, h // factor, factor, w // factor, factor, c).mean((2, 4))
 

@@ -1,9 +1,10 @@
-"""Coefficients that other programs measured, as motions: ``.mat``, ``.npz`` or ``.npy`` in Deep3DFaceRecon's layout.
+"""Coefficients that other programs measured or made, as motions: ``.mat``, ``.npz`` or ``.npy``.
 
-Known are one array ``coeff`` (or ``coeff_3dmm``, ``coefficients``) [N, 257 or 260] with one row per frame, and the
-parts under their names (``exp`` [N, 64], ``angle`` [N, 3], ``trans`` [N, 3], ...), as that regressor writes them for
-each picture. Numbers belong to the basis ``bfm2009-deep3d`` unless the file has an entry ``basis``. Files are read
-without running anything in them.
+Known are one array ``coeff`` (or ``coeff_3dmm``, ``coefficients``) with one row per frame, and the parts under their
+names (``exp`` [N, 64], ``angle`` [N, 3], ``trans`` [N, 3], ...), as Deep3DFaceRecon's regressor writes them for each
+picture. The array is [N, 257 or 260] as that regressor measures it, or [N, 70 or 73] as SadTalker and DreamTalk make
+it: expression 64, angle 3, translation 3, and in 73 the crop, which is left out. Numbers belong to the basis
+``bfm2009-deep3d`` unless the file has an entry ``basis``. Files are read without running anything in them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import numpy as np
 
 from avatar_jax.driving.bases import BFM
 from avatar_jax.errors import UserError
-from avatar_jax.faces.coefficients import NUM_COEFFICIENTS, NUM_RECORD, SLICES
+from avatar_jax.faces.coefficients import SLICES
 from avatar_jax.io.inputs import file_sha256
-from avatar_jax.io.motion import check_motion, load_motion
+from avatar_jax.io.motion import WIDTHS, check_motion, load_motion, split
 from avatar_jax.types import Motion
 
 ENDINGS = ('.mat', '.npz', '.npy')
@@ -71,7 +72,7 @@ def _entries(path: Path) -> dict[str, Any]:
     if raw.kind == 'npy':
         return {'coeff': np.asarray(raw.tree)}
     if not isinstance(raw.tree, Mapping):
-        raise UserError(f'{path}: holds no named arrays; expected coeff [N,257], or exp, angle and trans')
+        raise UserError(f'{path}: holds no named arrays; expected coeff [N,257] or [N,70], or exp, angle and trans')
     return dict(raw.tree)
 
 
@@ -79,16 +80,15 @@ def _three(path: Path, entries: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarr
     name = next((n for n in _WHOLE if n in entries), None)
     if name is not None:
         rows = _array(path, name, entries[name])
-        if rows.shape[1] not in (NUM_COEFFICIENTS, NUM_RECORD):
-            raise UserError(
-                f'{path}: {name} has shape {rows.shape}, expected [N, {NUM_COEFFICIENTS}] or [N, {NUM_RECORD}]'
-            )
-        return tuple(np.ascontiguousarray(rows[:, SLICES[k]]) for k in _PARTS)
+        if rows.shape[1] not in WIDTHS:
+            known = ', '.join(f'[N, {width}]' for width in WIDTHS)
+            raise UserError(f'{path}: {name} has shape {rows.shape}, expected one of {known}')
+        return tuple(np.ascontiguousarray(part) for part in split(rows))
     missing = [k for k in _PARTS if k not in entries]
     if missing:
         found = ', '.join(sorted(map(str, entries))[:8]) or 'nothing'
         raise UserError(
-            f'{path}: has neither coeff [N,{NUM_COEFFICIENTS}] nor {", ".join(missing)} (found: {found}); '
+            f'{path}: has neither coeff [N,{"|".join(map(str, WIDTHS))}] nor {", ".join(missing)} (found: {found}); '
             'see docs/motion_file.md'
         )
     parts = [_array(path, k, entries[k]) for k in _PARTS]

@@ -17,25 +17,8 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.coefficients import SLICES
-from avatar_jax.io.video import VideoFrame, VideoReader
+from avatar_jax.io.video import VideoFrame
 from avatar_jax.types import Motion
-
-VIDEO_ENDINGS = (
-    '.mp4',
-    '.m4v',
-    '.mov',
-    '.mkv',
-    '.webm',
-    '.avi',
-    '.mpg',
-    '.mpeg',
-    '.ts',
-    '.wmv',
-    '.flv',
-    '.3gp',
-    '.gif',
-)
-PICTURE_ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
 
 _UNEVEN = 0.5  # of the time between frames: more is resampled
 
@@ -91,7 +74,7 @@ def evenly(rows: np.ndarray, times: np.ndarray, fps: float) -> np.ndarray:
     """
     if len(rows) < 2 or np.abs(times - times[0] - np.arange(len(times)) / fps).max() < _UNEVEN / fps:
         return rows
-    wanted = times[0] + np.arange(1 + int(np.floor((times[-1] - times[0]) * fps + 1e-6))) / fps
+    wanted = times[0] + np.arange(1 + int(np.floor((times[-1] - times[0]) * fps + 0.01))) / fps
     return np.stack([np.interp(wanted, times, column) for column in rows.T], axis=1).astype(rows.dtype)
 
 
@@ -167,10 +150,12 @@ def open_frames(path: str | os.PathLike) -> Any:
     Raises:
         UserError: the file is missing, damaged, or neither.
     """
+    from avatar_jax.io import kinds
+    from avatar_jax.io.animation import open_video
     from avatar_jax.io.inputs import input_file
 
     path = input_file(path)
-    return PictureFrames([path]) if path.suffix.lower() in PICTURE_ENDINGS else VideoReader(path)
+    return PictureFrames([path]) if kinds.kind_of(path) == kinds.PICTURE else open_video(path)
 
 
 def mean_face_landmarks(labels: np.ndarray, size: int) -> np.ndarray:

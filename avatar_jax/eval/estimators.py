@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from avatar_jax.io.images import to_uint8
 from avatar_jax.losses.identity import FACE_NETWORKS, face_matrix
 from avatar_jax.losses.perception import LPIPS_TRUNK, PerceptionBank
 from avatar_jax.models.perception.lpips import NETS
+from avatar_jax.procedural import EXPRESSION_NAMES, ProceduralHead
+
+PRESENT = 0.25  # expression coefficient from which a movement counts as there
 
 
 class Network(NamedTuple):
@@ -43,6 +46,8 @@ class Estimators:
       landmarks: (images) -> [T, 68, 2] pixels.
       identity: (images, landmarks) -> [T, D] embeddings.
       lpips: (images, images) -> [T], of the variant 'alex'.
+      units: (images, landmarks) -> [T, U] action units, present above 0.5.
+      head: the head model that is fitted to landmarks for the average vertex distance (``eval.shape``).
       missing: reason for each absent one.
       more: further distances of pictures: name of the score -> as ``lpips``.
     """
@@ -51,6 +56,8 @@ class Estimators:
     landmarks: Network | None = None
     identity: Network | None = None
     lpips: Network | None = None
+    units: Network | None = None
+    head: Any = None
     missing: tuple[tuple[str, str], ...] = ()
     more: tuple[tuple[str, Network], ...] = ()
 
@@ -60,7 +67,7 @@ class Estimators:
 
     def report(self) -> dict[str, str]:
         """Name of each network in use, or why there is none."""
-        fields = ('coefficients', 'landmarks', 'identity', 'lpips')
+        fields = ('coefficients', 'landmarks', 'identity', 'lpips', 'units', 'head')
         networks = {name: getattr(self, name) for name in fields}
         found = {k: n.name if n else f'unavailable: {self.reason(k)}' for k, n in networks.items()}
         return found | {k: n.name for k, n in self.more}
@@ -73,14 +80,15 @@ def from_bank(bank: PerceptionBank, csim: str = 'auto') -> Estimators:
         csim: the network of the identity similarity, one of ``losses.perception.IDENTITY_CHOICES``.
 
     Expression and pose: Deep3DFaceRecon's regressor if its weights are there, else the stand-in that was trained on
-    procedural heads, which also gives the landmarks. Identity: 'auto' is the first of the recognition networks that is
+    procedural heads, which also gives the landmarks, action units (its
+    expression numbers but for the gaze) and the procedural head. Identity: 'auto' is the first of the recognition networks that is
     there, else the stand-in. LPIPS: each variant whose real weights are there, under its own name.
 
     Raises:
         UserError: the network that ``csim`` names is not there.
     """
     missing, sources = {}, dict(bank.sources)
-    coefficients = landmarks = identity = None
+    coefficients = landmarks = identity = units = head = None
 
     # The bank is an argument of every compiled function: closed over, its weights would be folded into the program.
     if bank.has('head_coefficients'):
@@ -96,10 +104,15 @@ def from_bank(bank: PerceptionBank, csim: str = 'auto') -> Estimators:
         name = f'stand-in: head_coefficients ({sources["head_coefficients"]})'
         coefficients = Network(name, coefficient_vector)
         landmarks = Network(name, lambda images: estimate(bank, images).landmarks * images.shape[2])
+        acting = np.array([not n.startswith('gaze') for n in EXPRESSION_NAMES])
+        units = Network(name, lambda images, _landmarks: estimate(bank, images).expression[:, acting] * (0.5 / PRESENT))
+        head = ProceduralHead()
     else:
         missing |= {
             'coefficients': f'needs the weights of a coefficient estimator ({RECON})',
             'landmarks': 'needs the weights of a landmark detector (head_coefficients, for procedural heads)',
+            'units': 'needs a detector of action units',
+            'head': 'needs a head model fitted to landmarks',
         }
     if bank.has(RECON):
         regress = jax.jit(lambda b, x: b.apply(RECON, x))
@@ -133,6 +146,8 @@ def from_bank(bank: PerceptionBank, csim: str = 'auto') -> Estimators:
         landmarks,
         identity,
         distances.pop('alex', None),
+        units,
+        head,
         tuple(missing.items()),
         more=tuple((f'lpips_{net}', network) for net, network in distances.items()),
     )

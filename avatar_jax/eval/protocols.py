@@ -31,7 +31,10 @@ import numpy as np
 from avatar_jax.eval import faces
 from avatar_jax.eval.cases import Case, Views, keep_expression
 from avatar_jax.eval.estimators import Estimators
+from avatar_jax.eval.shape import neutral_vertices
 from avatar_jax.eval.statistics import pearson
+from avatar_jax.faces.coefficients import SLICES
+from avatar_jax.faces.windows import RADIUS
 from avatar_jax.ops import image_metrics as image
 
 ANIMATE_BATCH = 8
@@ -175,8 +178,21 @@ def _through_networks(
         out['aed_l2'] = faces.expression_distance(p, q, 'l2')
         out['apd'] = faces.pose_distance(p, q)
         out['apd_trans_l2'] = faces.pose_distance(p, q, 'l2', 'angle+trans')
+        out['prmse'] = np.rad2deg(faces.pose_rmse(p[:, SLICES['angle']], q[:, SLICES['angle']]))
     else:
-        gone |= dict.fromkeys(('aed', 'aed_l2', 'apd', 'apd_trans_l2'), why('coefficients'))
+        gone |= dict.fromkeys(('aed', 'aed_l2', 'apd', 'apd_trans_l2', 'prmse'), why('coefficients'))
+    if estimators.units:
+        p, q = (np.asarray(estimators.units.call(jnp.asarray(x), marks)) for x in (rgb, views.truth))
+        out['aucon'] = faces.action_unit_agreement(p, q)
+    else:
+        gone['aucon'] = estimators.reason('units')
+    reason = _no_mesh(case, estimators)
+    if reason:
+        gone |= dict.fromkeys(('avd', 'avd_floor'), reason)
+    else:
+        own = _neutral(estimators, case.source.truth, case.source)
+        for name, pictures in (('avd', rgb), ('avd_floor', views.truth)):
+            out[name] = faces.vertex_distance(_neutral(estimators, pictures, views), own)
     if estimators.landmarks:
         p, q = (np.asarray(estimators.landmarks.call(jnp.asarray(x))) for x in (rgb, views.truth))
         out['akd'], out['akd_l2'] = faces.keypoint_distance(p, q), faces.keypoint_distance(p, q, 'l2')
@@ -199,6 +215,24 @@ def _through_networks(
         out[name] = np.asarray(network.call(jnp.asarray(rgb), jnp.asarray(views.truth)))
     result.scores |= {f'{group}.{k}': np.mean(v) for k, v in out.items()}
     result.unavailable |= {f'{group}.{k}': v for k, v in gone.items()}
+
+
+def _no_mesh(case: Case, estimators: Estimators) -> str:
+    """Why vertex distances cannot be measured; empty if they can."""
+    if estimators.head is None:
+        return estimators.reason('head')
+    if not estimators.landmarks:
+        return estimators.reason('landmarks')
+    basis = case.portrait.basis
+    if basis != estimators.head.basis:
+        return f"the head model has the basis '{estimators.head.basis}', the case '{basis}'"
+    return ''
+
+
+def _neutral(estimators: Estimators, pictures: np.ndarray, views: Views) -> np.ndarray:
+    """Neutral meshes [T, V, 3] of pictures of these views."""
+    marks = np.asarray(estimators.landmarks.call(jnp.asarray(pictures))) / pictures.shape[2]
+    return neutral_vertices(estimators.head, marks, views.labels, views.windows[:, RADIUS, :64])
 
 
 def _gains(scores: dict[str, float]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import cut
 
 # What a person can mend about the place that is written to. Anything else stays an ordinary OSError.
 _REASONS = {
@@ -64,8 +65,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _temporary(path: Path) -> Path:
     # Long target names would make the temporary name exceed the 255 bytes that file systems allow.
-    stem = path.name.encode()[:180].decode(errors='ignore')
-    return path.with_name(f'.{stem}.{os.getpid()}-{secrets.token_hex(4)}.part')
+    return path.with_name(f'.{cut(path.name, 180)}.{os.getpid()}-{secrets.token_hex(4)}.part')
 
 
 def _sync_folder(folder: Path) -> None:
@@ -112,7 +112,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes ``text`` as UTF-8, completely or not at all. Raises ``UserError`` like ``atomic_path``."""
-    write_bytes(path, text.encode('utf-8'))
+    write_bytes(path, text.encode('utf-8', 'backslashreplace'))
 
 
 def _plain(value: Any) -> Any:
@@ -143,7 +143,8 @@ def _finite(value: Any) -> Any:
 
 def json_text(value: Any) -> str:
     """Indented JSON of dicts, lists, numbers, numpy and jax arrays, paths; NaN and infinity become null."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
+    return text.encode('utf-8', 'backslashreplace').decode()  # names that are no UTF-8: JSON's own escapes
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

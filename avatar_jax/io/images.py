@@ -1,4 +1,4 @@
-"""Pictures in and out: any format that Pillow reads, always as upright 8-bit sRGB; PNG with provenance.
+"""Pictures in and out: any format that Pillow or FFmpeg reads, always as upright 8-bit sRGB; PNG with provenance.
 
 Arrays are [H, W, 3]: uint8 in files and photographs, float32 in [-1, 1] for the networks (``to_float``, ``to_uint8``).
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.io import atomic
+from avatar_jax.io import atomic, kinds
 from avatar_jax.io.inputs import input_file, read_error
 from avatar_jax.io.provenance import Provenance
 
@@ -28,8 +28,10 @@ MIN_SIDE = 32
 MAX_SIDE = 4096
 WHITE = (255, 255, 255)
 
+_ORIENTATION = 'avatar_jax orientation'  # in ``Image.info``: EXIF's, where it is not in the picture's EXIF data
+
 # What Pillow's decoders raise for damaged files.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,36 +98,89 @@ def read_image(
     Raises:
         UserError: the file is missing, damaged, not a picture, too small, or too large to decode safely.
     """
+    path = input_file(path)
+    kinds.check_readable(path)
+    try:
+        with open(path, 'rb') as file:
+            return _read(file, path, max_side, min_side, background)
+    except PermissionError as error:
+        raise read_error(path, error) from error
+
+
+def decode_image(
+    data: bytes, where: str, *, max_side: int = MAX_SIDE, min_side: int = 1, background: tuple[int, int, int] = WHITE
+) -> Picture:
+    """As ``read_image``, of a file's bytes; ``where`` says in messages where they come from."""
+    known = kinds.format_of_bytes(data[:4096], where)
+    if known is not None:
+        kinds.check_readable(where, known)
+    return _read(io.BytesIO(data), Path(where), max_side, min_side, background)
+
+
+def _read(file: Any, path: Path, max_side: int, min_side: int, background: tuple[int, int, int]) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
-    path = input_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow warns of large or odd files that it then reads correctly
-            with Image.open(path) as image:
-                return _decode(image, path, max_side, min_side, background)
+            with Image.open(file) as image:
+                _keep_orientation(image, file)
+                return decoded(image, path, max_side, min_side, background)
     except UnidentifiedImageError as error:
+        file.seek(0)
+        found = _by_ffmpeg(file, path, max_side, min_side, background)
+        if found is not None:
+            return found
         raise UserError(
             f'{path}: is not a picture that can be read; give a PNG, JPEG, WebP, TIFF, BMP or GIF file'
         ) from error
     except Image.DecompressionBombError as error:
         raise UserError(f'{path}: has too many pixels to decode safely; reduce the picture first') from error
-    except PermissionError as error:
-        raise read_error(path, error) from error
     except MemoryError as error:
         raise UserError(f'{path}: not enough memory to decode the picture; reduce it first') from error
-    except _DAMAGED as error:
-        raise UserError(f'{path}: the picture is damaged ({_first_line(error)}); get the file again') from error
+    except DAMAGED as error:
+        raise UserError(f'{path}: the picture is damaged ({first_line(error)}); get the file again') from error
 
 
-def _first_line(error: BaseException) -> str:
+def _keep_orientation(image: PIL.Image.Image, file: Any) -> None:
+    """HEIC: pillow-heif sets EXIF's orientation aside, for the container turns the picture; but not in all files."""
+    orientation = image.info.get('original_orientation')
+    if orientation is None:
+        return
+    place = file.tell()
+    file.seek(0)
+    head = file.read(1 << 18)
+    file.seek(place)
+    if b'irot' not in head and b'imir' not in head:
+        image.info[_ORIENTATION] = orientation
+
+
+def _by_ffmpeg(file: Any, path: Path, max_side: int, min_side: int, background: tuple[int, int, int]) -> Picture | None:
+    """A picture that Pillow does not know; None where FFmpeg does not know it either."""
+    from PIL import Image
+
+    from avatar_jax.io import stills
+
+    try:
+        pixels, alpha, notes = stills.decode(file)
+    except stills.TooLarge as error:
+        raise UserError(f'{path}: has too many pixels to decode safely; reduce the picture first') from error
+    except stills.NoPicture:
+        return None
+    image = Image.fromarray(pixels if alpha is None else np.dstack([pixels, alpha]))
+    found = decoded(image, path, max_side, min_side, background)
+    return dataclasses.replace(found, notes=(*notes, *found.notes))
+
+
+def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:120] if lines else type(error).__name__
 
 
-def _decode(
-    image: PIL.Image.Image, path: Path, max_side: int, min_side: int, background: tuple[int, int, int]
+def decoded(
+    image: PIL.Image.Image, path: Path, max_side: int, min_side: int, background: tuple[int, int, int] = WHITE
 ) -> Picture:
+    """An open Pillow picture as ``read_image`` gives it; raises what Pillow raises for damaged files (``DAMAGED``)."""
     from PIL import Image
 
     width, height = image.size
@@ -164,6 +219,8 @@ def _upright(image: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
 
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if _ORIENTATION in image.info:
+            orientation = image.info[_ORIENTATION]
     except Exception:
         notes.append('EXIF data unreadable, orientation taken as upright')
         return image

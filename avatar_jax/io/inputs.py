@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import media_url
 
 
 def read_error(path: str | os.PathLike, error: OSError) -> UserError:
@@ -65,4 +66,22 @@ def open_media(path: str | os.PathLike) -> Any:
 
     # Before version 19, PyAV is strict about them unless told otherwise; from then on there is nothing to tell.
     strict = int(av.__version__.partition('.')[0]) < 19
-    return av.open(os.fspath(path), **({'metadata_errors': 'replace'} if strict else {}))
+    return av.open(media_url(path), **({'metadata_errors': 'replace'} if strict else {}))
+
+
+def picture_tracks(container: Any) -> list[Any]:
+    """The picture tracks of an open container, the default one first; covers of sound files are none."""
+    import av
+
+    cover, first = av.stream.Disposition.attached_pic, av.stream.Disposition.default
+    return sorted(
+        (s for s in container.streams.video if not s.disposition & cover), key=lambda s: not s.disposition & first
+    )
+
+
+def sound_track(container: Any) -> Any:
+    """The default sound track of an open container, else its first one; None where it has none."""
+    import av
+
+    default = av.stream.Disposition.default
+    return min(container.streams.audio, key=lambda s: not s.disposition & default, default=None)

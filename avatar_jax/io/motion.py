@@ -20,7 +20,7 @@ from avatar_jax.types import Motion
 FORMAT = 'avatar_jax motion 1'
 NUM_EXPRESSION = 64
 _DRIVING = NUM_EXPRESSION + 3 + 3  # expression, angle, translation
-_WIDTHS = (_DRIVING, _DRIVING + 3, NUM_COEFFICIENTS, NUM_RECORD)
+WIDTHS = (_DRIVING, _DRIVING + 3, NUM_COEFFICIENTS, NUM_RECORD)
 # Far outside anything a tracker gives: such files have other units (degrees, millimetres) or are damaged.
 _LIMITS = {'expression': 100.0, 'angle': 2 * np.pi, 'translation': 100.0}
 
@@ -81,10 +81,10 @@ def load_motion(path: str | os.PathLike, *, basis: str | None = None) -> Motion:
         )
     if not np.issubdtype(coefficients.dtype, np.floating) and not np.issubdtype(coefficients.dtype, np.integer):
         raise UserError(f'{path}: coefficients are {coefficients.dtype}, not numbers; save them as float32')
-    if coefficients.ndim != 2 or coefficients.shape[1] not in _WIDTHS:
+    if coefficients.ndim != 2 or coefficients.shape[1] not in WIDTHS:
         raise UserError(
             f'{path}: coefficients have shape {coefficients.shape}; '
-            f'expected [frames, {" or ".join(map(str, _WIDTHS))}] (see docs/motion_file.md)'
+            f'expected [frames, {" or ".join(map(str, WIDTHS))}] (see docs/motion_file.md)'
         )
     parts = split(coefficients.astype(np.float32))
     check_motion(path, *parts)

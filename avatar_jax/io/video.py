@@ -1,13 +1,15 @@
 """Videos in and out with PyAV (FFmpeg inside the wheel), frame by frame at bounded memory.
 
 Written: MP4, H.264 (libx264, yuv420p, BT.709), playable everywhere, with provenance in the metadata, complete or
-absent. Read: whatever FFmpeg decodes, as upright 8-bit RGB frames with square pixels and their time stamps.
+absent. Read: whatever FFmpeg decodes, as upright, whole 8-bit sRGB frames of one size with square pixels, and times
+that rise.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,10 +20,14 @@ from typing import Any, Self
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.io import atomic
+from avatar_jax.io import atomic, colour, kinds, stamps
 from avatar_jax.io.images import MAX_SIDE, to_uint8
-from avatar_jax.io.inputs import input_file, open_media
+from avatar_jax.io.inputs import input_file, open_media, picture_tracks
+from avatar_jax.io.interlaced import NOTE as INTERLACED
+from avatar_jax.io.interlaced import Deinterlacer, interlaced
+from avatar_jax.io.names import media_url
 from avatar_jax.io.provenance import Provenance
+from avatar_jax.io.upright import boxed, fitted, turn_of
 
 _BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix alike
 _LIMITED_RANGE = 1
@@ -138,7 +144,7 @@ class VideoWriter:
         import av
 
         options = {'movflags': 'use_metadata_tags+faststart'}  # our own metadata key; index at the start of the file
-        self._container = av.open(str(self._temporary), 'w', format='mp4', options=options)
+        self._container = av.open(media_url(self._temporary), 'w', format='mp4', options=options)
         if self._provenance:
             self._container.metadata.update(self._provenance.video_metadata())
         stream = self._container.add_stream('libx264', rate=self.rate, options=self._options)
@@ -163,7 +169,7 @@ class VideoWriter:
         import av
 
         try:
-            with av.open(str(self._temporary)) as container:
+            with av.open(media_url(self._temporary)) as container:
                 found = container.streams.video[0].frames
         except (OSError, ValueError, IndexError):
             found = 0
@@ -197,14 +203,17 @@ class VideoFrame:
 class VideoReader:
     """Reads a video file frame by frame; can be iterated several times.
 
+    Time comes from the stamps of the packets, which are read once, not from the header: a wrong rate is corrected,
+    stamps that do not rise or jump by seconds are mended at the usual step (``io.stamps``).
+
     Attributes:
         path: the file.
         fps: average frame rate, a ``Fraction``.
         size: (width, height) of the frames that are given out: upright, square pixels, at most ``max_side``.
         duration: seconds, or None when the file does not say.
-        num_frames: what the container claims, or None; the true number is known after reading.
+        num_frames: how many frames are to be expected, or None; the true number is known after reading.
         metadata: the container's text entries.
-        notes: what is done to the frames, one phrase each, for reports.
+        notes: what is done to the frames, one phrase each, for reports; complete after reading.
 
     Raises:
         UserError: the file is missing, damaged, not a video, or has no picture track.
@@ -212,24 +221,41 @@ class VideoReader:
 
     def __init__(self, path: str | os.PathLike, *, max_side: int = MAX_SIDE):
         self.path = input_file(path)
+        known = kinds.format_of(self.path)
+        if known is not None and known.kind == kinds.PICTURE:
+            kinds.check_readable(self.path, known)
+            raise UserError(f'{self.path}: is not a video but a picture ({known.name}); give a video')
         self._max_side = max_side
-        with self._container() as container:
-            stream = container.streams.video[0]
+        with self._container() as (container, stream):
             self.metadata = dict(container.metadata)
-            rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-            self.fps = frame_rate(rate) if rate else Fraction(25)
-            self.num_frames = stream.frames or None
             if stream.duration:
                 self.duration = float(stream.duration * stream.time_base)
             else:
                 self.duration = container.duration / 1e6 if container.duration else None
-            first = next(iter(self._decode(container, stream)), None)
+            header = stream.average_rate or stream.guessed_rate or stream.base_rate
+            decoded = self._decode(container, stream)
+            first = next(decoded, None)
             if first is None:
                 raise UserError(f'{self.path}: holds no pictures; get the file again')
-            self.notes: tuple[str, ...] = self._plan(first, stream)
+            notes, frames = self._plan(first, stream), stream.frames
+            self._interlaced = ''
+            with contextlib.suppress(UserError):  # damage is met, and told, when it is read
+                self._interlaced = interlaced(itertools.chain([first], decoded))
+            notes += (INTERLACED,) if self._interlaced else ()
+        self._stamps, _ = stamps.scan(self.path)
+        self.num_frames = frames or len(self._stamps.times) or None
+        rate, note = stamps.true_rate(header, self._stamps, self._decoded_rate)
+        self.fps = frame_rate(rate) if rate else Fraction(25)
+        self._planned: tuple[str, ...] = (*notes, note) if note else notes
+        self._met: tuple[str, ...] = ()  # what the last reading met
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is done to the frames, one phrase each."""
+        return self._planned + self._met
 
     @contextlib.contextmanager
-    def _container(self) -> Iterator[Any]:
+    def _container(self) -> Iterator[tuple[Any, Any]]:
         import av
 
         try:
@@ -240,12 +266,13 @@ class VideoReader:
                 'or convert it to MP4'
             ) from error
         with container:
-            # Cover pictures of audio files count as video tracks for FFmpeg.
-            tracks = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+            if kinds.is_still_format(container.format.name):
+                raise UserError(f'{self.path}: is not a video but a picture or a text; give a video')
+            tracks = picture_tracks(container)
             if not tracks:
                 raise UserError(f'{self.path}: has no picture track (sound only?); give a video')
             tracks[0].thread_type = 'AUTO'
-            yield container
+            yield container, tracks[0]
 
     def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
         import av
@@ -261,35 +288,68 @@ class VideoReader:
                 'cut it before that frame'
             ) from error
 
+    def _decoded_rate(self, most: int = 250) -> float:
+        """Average rate of the first decoded frames; NaN where it cannot be told."""
+        with self._container() as (container, stream), contextlib.suppress(UserError):
+            times = []
+            for frame in itertools.islice(self._decode(container, stream), most):
+                times.append(frame.time)
+        steps = np.diff([t for t in times if t is not None])
+        steps = steps[(steps >= 0) & (steps < stamps.jump_limit(self._stamps.step))]
+        return len(steps) / steps.sum() if steps.sum() > 0 else float('nan')
+
     def _plan(self, frame: Any, stream: Any) -> tuple[str, ...]:
-        """Decides size and rotation from the first frame."""
+        """Decides size and orientation from the first frame."""
         notes = []
-        aspect = stream.sample_aspect_ratio or Fraction(1)
-        width, height = frame.width, frame.height
-        if aspect > 0 and aspect != 1:
-            width = max(1, round(width * aspect))
-            notes.append(f'pixel aspect {aspect} made square')
+        width, height = self._square(frame, stream)
+        if width != frame.width:
+            notes.append(f'pixel aspect {stream.sample_aspect_ratio} made square')
         if max(width, height) > self._max_side:
             scale = self._max_side / max(width, height)
             notes.append(f'reduced from {width}x{height} pixels')
             width, height = max(1, round(width * scale)), max(1, round(height * scale))
-        self._decoded_size = width, height
-        self._quarter_turns = round(frame.rotation / 90) % 4
-        if self._quarter_turns:
-            notes.append(f'turned upright by {90 * self._quarter_turns} degrees')
-        self.size = (height, width) if self._quarter_turns % 2 else (width, height)
-        return tuple(notes)
+        self._turn = turn_of(frame)
+        self._first_size = frame.width, frame.height
+        self.size = self._turn.size(width, height)
+        return (
+            *notes,
+            *filter(None, [self._turn.note]),
+            *colour.notes(colour.tags_of(frame, stream.codec_context), frame),
+        )
+
+    @staticmethod
+    def _square(frame: Any, stream: Any) -> tuple[int, int]:
+        """(width, height) of a frame with square pixels."""
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        return max(1, round(frame.width * aspect)) if aspect > 0 else frame.width, frame.height
 
     def __iter__(self) -> Iterator[VideoFrame]:
-        width, height = self._decoded_size
-        with self._container() as container:
-            stream = container.streams.video[0]
-            for index, frame in enumerate(self._decode(container, stream)):
-                pixels = frame.reformat(width=width, height=height, format='rgb24').to_ndarray()
-                if self._quarter_turns:
-                    pixels = np.rot90(pixels, self._quarter_turns)
-                time = frame.time if frame.time is not None else float(index / self.fps)
-                yield VideoFrame(index, float(time), np.ascontiguousarray(pixels))
+        mend, met, self._met = stamps.Mender(float(1 / self.fps), self._stamps.jumps), {}, ()
+        with self._container() as (container, stream):
+            frames = self._decode(container, stream)
+            pairs = Deinterlacer(self._interlaced == 'combed')(frames) if self._interlaced else ((f, f) for f in frames)
+            for index, (decoded, whole) in enumerate(pairs):
+                pixels = self._shown(decoded, whole, stream, index, met)
+                time = mend(decoded.time)
+                self._met = (*met.values(), *mend.notes())
+                yield VideoFrame(index, time, pixels)
+
+    def _shown(self, decoded: Any, whole: Any, stream: Any, index: int, met: dict[str, str]) -> np.ndarray:
+        """Upright pixels of ``self.size``; what is unusual about a frame is noted once in ``met``."""
+        turn = turn_of(decoded, self._turn)
+        size = (decoded.width, decoded.height)
+        shown = self.size
+        if size != self._first_size or turn != self._turn:
+            shown = fitted(turn.size(*self._square(decoded, stream)), self.size)
+        if size != self._first_size:
+            first = 'x'.join(map(str, self._first_size))
+            text = f'the size changes from {first} to {size[0]}x{size[1]} at frame {index}: fitted in, aspect kept'
+            met.setdefault('size', text)
+        elif turn != self._turn:
+            met.setdefault('turn', f'the orientation changes at frame {index}: followed, aspect kept')
+        tags = colour.tags_of(decoded, stream.codec_context)
+        pixels = turn.apply(colour.to_srgb(whole, *turn.size(*shown), tags))
+        return np.ascontiguousarray(boxed(pixels, self.size))
 
 
 def _reason(error: BaseException) -> str:

@@ -200,7 +200,9 @@ class ToRGB(nn.Module):
         return y if skip is None else y + double(skip)
 
 
-class _Constant(nn.Module):
+class Constant(nn.Module):
+    """A learnt array under the name ``weight``."""
+
     shape: tuple[int, ...]
 
     @nn.compact
@@ -221,7 +223,7 @@ class StyleDecoder(nn.Module):
         for k in range(c.mapping_layers):
             style = lrelu(Linear(c.style_dim, c.style_dim, 'mapping', name=f'style_mlp_{2 * k + 1}')(style))
         width, noise = 2 * c.channels(4), iter(noise)
-        x = jnp.broadcast_to(_Constant((4, 4, width), name='constant_input')(), (style.shape[0], 4, 4, width))
+        x = jnp.broadcast_to(Constant((4, 4, width), name='constant_input')(), (style.shape[0], 4, 4, width))
         x = StyleConv(width, width, c.style_dim, name='style_conv1')(x, style, next(noise))
         rgb = ToRGB(width, c.out_dim, c.style_dim, name='to_rgb1')(x, style)
         for i in range(c.levels):

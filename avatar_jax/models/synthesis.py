@@ -60,17 +60,22 @@ class SynthesisNetwork(nn.Module):
         return min(self.channel_base // resolution, self.channel_max)
 
     @nn.compact
-    def __call__(self, ws: jax.Array, noise_mode: str = 'random') -> jax.Array:
+    def __call__(
+        self, ws: jax.Array, noise_mode: str = 'random', tap: int | None = None
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """ws [N, num_ws, w_dim] -> image [N, img_resolution, img_resolution, img_channels], float32, unbounded.
 
-        ``noise_mode``: 'random' (rng stream ``noise``), 'const' or 'none'.
+        ``noise_mode``: 'random' (rng stream ``noise``), 'const' or 'none'. ``tap``: also return the features
+        [N, tap, tap, C] that leave the block of that resolution, in its dtype.
         """
         check_noise_mode(noise_mode)
         if ws.ndim != 3 or ws.shape[1] != self.num_ws:
             raise ValueError(f'ws {ws.shape}: a {self.img_resolution} network takes [N, {self.num_ws}, w_dim]')
         resolutions = block_resolutions(self.img_resolution)
         halves = len(resolutions) if self.num_half_res is None else self.num_half_res
-        x = img = None
+        if tap is not None and tap not in resolutions:
+            raise ValueError(f'tap: {tap}; this network has the resolutions {", ".join(map(str, resolutions))}')
+        x = img = tapped = None
         row = 0
         for i, resolution in enumerate(resolutions):
             block = rematerialised(SynthesisBlock, self.remat, (3,))(
@@ -86,5 +91,6 @@ class SynthesisNetwork(nn.Module):
             )
             # The row of ToRGB is also the first row of the next block.
             x, img = block(x, img, ws[:, row : row + block.num_conv + 1], noise_mode)
+            tapped = x if resolution == tap else tapped
             row += block.num_conv
-        return img
+        return img if tap is None else (img, tapped)

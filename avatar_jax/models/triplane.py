@@ -20,7 +20,7 @@ from avatar_jax.models.synthesis import SynthesisNetwork, num_style_rows
 from avatar_jax.render.cameras import unpack_label
 from avatar_jax.render.config import RenderConfig
 from avatar_jax.render.rays import sample_rays
-from avatar_jax.render.renderer import decode_points, render_rays
+from avatar_jax.render.renderer import Deform, decode_points, render_rays
 from avatar_jax.render.sampling import RenderDraws
 
 # Constructor options of the release that change nothing here: how kernels are fused, half precision (`dtype` instead),
@@ -302,9 +302,19 @@ class TriPlaneGenerator(nn.Module):
 
         ``noise_mode``: 'const', 'none' or 'random' (needs ``rngs={'noise': key}``).
         """
-        image = self.backbone.synthesis(ws, noise_mode)
+        return self.as_planes(self.backbone.synthesis(ws, noise_mode))
+
+    def as_planes(self, image: jax.Array) -> jax.Array:
+        """An image [N, H, W, 3 C] as the backbone makes it, plane after plane, as planes [N, 3, H, W, C]."""
         image = image.reshape(*image.shape[:3], 3, self.config.plane_channels)
         return jnp.moveaxis(image, 3, 1)
+
+    def planes_and_features(
+        self, ws: jax.Array, resolution: int, noise_mode: str = 'const'
+    ) -> tuple[jax.Array, jax.Array]:
+        """`planes`, and the features [N, resolution, resolution, C'] that leave the backbone's block of that size."""
+        image, features = self.backbone.synthesis(ws, noise_mode, resolution)
+        return self.as_planes(image), features
 
     def _decode(self):
         """The decoder as a pure function, which the renderer may call inside loops."""
@@ -318,6 +328,7 @@ class TriPlaneGenerator(nn.Module):
         resolution: int | None = None,
         key: jax.Array | None = None,
         draws: RenderDraws | None = None,
+        deform: Deform | None = None,
     ) -> Rendered:
         """Volume-renders planes [N, 3, H, W, C] from the cameras c [N, 25].
 
@@ -325,6 +336,7 @@ class TriPlaneGenerator(nn.Module):
           resolution: R, pixels per side; None is ``neural_rendering_resolution``.
           key: jitters the samples along the rays; None renders deterministically.
           draws: given random numbers instead of a key.
+          deform: moves the samples before the planes are looked up, see `renderer.render_rays`.
         """
         if key is not None and draws is not None:
             raise ValueError('render: give a key or draws, not both')
@@ -333,7 +345,7 @@ class TriPlaneGenerator(nn.Module):
         origins, directions = sample_rays(*unpack_label(c), size)
         if draws is None:
             draws = RenderDraws.from_key(key, config, *origins.shape[:2])
-        out = render_rays(self._decode(), planes, origins, directions, config, draws)
+        out = render_rays(self._decode(), planes, origins, directions, config, draws, deform)
         maps = [a.reshape(a.shape[0], size, size, a.shape[-1]) for a in (out.features, out.depth, out.opacity)]
         return Rendered(maps[0][..., :3], *maps)
 
@@ -381,9 +393,11 @@ class TriPlaneGenerator(nn.Module):
         image, raw = self.superresolve_with_raw(out.rgb, out.features, ws)
         return {'image': image, 'image_raw': raw, 'image_depth': out.depth, 'opacity': out.opacity}
 
-    def sample_density(self, planes: jax.Array, points: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def sample_density(
+        self, planes: jax.Array, points: jax.Array, deform: Deform | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Colour features [N, M, K] in [0, 1] and raw densities [N, M, 1] at world points [N, M, 3]."""
-        return decode_points(self._decode(), planes, points, self.config.rendering)
+        return decode_points(self._decode(), planes, points, self.config.rendering, deform)
 
     def __call__(
         self,

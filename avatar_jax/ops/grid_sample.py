@@ -18,6 +18,7 @@ PLANE_AXES = {
     # transposed, and never YZ; weights that were trained with it need 'legacy'.
     'legacy': ((0, 1), (0, 2), (2, 0)),
     'orthogonal': ((0, 1), (0, 2), (2, 1)),
+    'ordered': ((0, 1), (0, 2), (1, 2)),  # XY, XZ, YZ: the first coordinate along columns, the second along rows
 }
 
 

@@ -1,7 +1,8 @@
 """Faces and eyes in a photograph, with the cascades that ship inside ``opencv-python-headless``.
 
 Viola-Jones cascades are old, small and offline; they find upright, roughly frontal faces. Tilted heads are found by
-turning the picture, faces turned far to the side are not found. ``detect_faces`` says what it found and how sure it is,
+turning the picture, those that fill it by a second look with a border around it; faces turned far to the side are not
+found. ``detect_faces`` says what it found and how sure it is,
 and leaves the choice to the caller.
 """
 
@@ -17,6 +18,10 @@ from avatar_jax.errors import UserError
 WORK_SIDE = 1280  # detection runs on a copy of at most this size
 MIN_FACE = 0.06  # of the shorter side of the picture
 TILTS = (0.0, -25.0, 25.0, -50.0, 50.0)  # degrees; the picture is turned only until faces with eyes are found
+# A second look for faces that fill the picture: on a copy of this side with borders (share of the longer side, tilt);
+# how large they must be (share of the shorter side), and up to how many votes for eyes of a smaller one it is worth it.
+FILLING_SIDE, FILLING, DOUBTFUL_VOTES = 480, 0.5, 3
+LOOKS = ((0.25, 0.0), (0.4, 0.0), *((0.25, tilt) for tilt in TILTS[1:]))
 _SCALE_STEP, _NEIGHBOURS = 1.1, 4
 _EYE_PATCH = 320  # side of the upright face patch on which eyes are looked for
 
@@ -96,10 +101,47 @@ def detect_faces(pixels: np.ndarray) -> list[Face]:
         found = _merge(found + [_unscale(face, scale) for face in _detect_turned(gray, tilt)])
         if any(face.eyes is not None for face in found):
             break
+    votes = max((face.eye_votes for face in found), default=0)
+    if votes <= DOUBTFUL_VOTES and max((f.size for f in found if f.eyes is not None), default=0) < _least(pixels):
+        filling = [face for face in _filling(pixels) if face.eye_votes > votes]
+        found = filling or found  # what was seen within one is a part of it
     return sorted(found, key=lambda face: -face.size)
 
 
-def _detect_turned(gray: np.ndarray, tilt: float) -> list[Face]:
+def _least(pixels: np.ndarray) -> float:
+    return FILLING * min(pixels.shape[:2])
+
+
+def _filling(pixels: np.ndarray) -> list[Face]:
+    """Faces with eyes that fill a picture, which the cascade finds only with something around them."""
+    import cv2
+
+    height, width = pixels.shape[:2]
+    scale = min(1.0, FILLING_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    gray = cv2.cvtColor(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    for share, tilt in LOOKS:
+        border = round(share * max(size))
+        framed = cv2.copyMakeBorder(gray, *[border] * 4, cv2.BORDER_REPLICATE)
+        faces = [_moved(_unscale(face, scale), -border / scale) for face in _detect_turned(framed, tilt, _least(gray))]
+        faces = [f for f in faces if f.eyes is not None and _within(np.vstack([f.center, f.eyes]), (width, height))]
+        if faces:
+            return faces
+    return []
+
+
+def _within(points: np.ndarray, size: tuple[int, int]) -> bool:
+    return bool(((points >= 0) & (points < size)).all())
+
+
+def _moved(face: Face, by: float) -> Face:
+    x, y, width, height = face.box
+    return dataclasses.replace(
+        face, box=(x + by, y + by, width, height), eyes=None if face.eyes is None else face.eyes + by
+    )
+
+
+def _detect_turned(gray: np.ndarray, tilt: float, least: float = 0.0) -> list[Face]:
     import cv2
 
     height, width = gray.shape
@@ -112,7 +154,7 @@ def _detect_turned(gray: np.ndarray, tilt: float) -> list[Face]:
         turned = cv2.warpAffine(gray, matrix, tuple(np.ceil(high - low).astype(int)), borderMode=cv2.BORDER_REPLICATE)
     else:
         turned = gray
-    smallest = max(24, int(MIN_FACE * min(height, width)))
+    smallest = max(24, int(max(least, MIN_FACE * min(height, width))))
     boxes, _, weights = _cascade('frontalface_alt2').detectMultiScale3(
         turned, _SCALE_STEP, _NEIGHBOURS, minSize=(smallest, smallest), outputRejectLevels=True
     )

@@ -20,7 +20,8 @@ from avatar_jax.faces.alignment import (
 from avatar_jax.faces.camera_labels import canonical_label
 from avatar_jax.io.images import Picture, read_image, to_float
 from avatar_jax.io.inputs import file_sha256
-from avatar_jax.io.landmarks import find_landmarks, read_landmarks
+from avatar_jax.io.kinds import need_picture
+from avatar_jax.io.landmarks import SideFile, read_landmarks, side_file
 from avatar_jax.photo.background import separate
 from avatar_jax.photo.detect import Face, detect_faces
 from avatar_jax.photo.points import FivePoints, estimate
@@ -122,6 +123,7 @@ def prepare(
         raise UserError(f"background '{background}': choose one of {', '.join(BACKGROUNDS)}")
     if size < 16:
         raise UserError(f'size {size}: the crop needs at least 16 pixels')
+    need_picture(path)
     picture = read_image(path)
     warnings: list[str] = []
     found = _find_points(picture, face, landmarks, warnings, required=not aligned)
@@ -179,7 +181,11 @@ def _find_points(
     picture: Picture, face: int | None, landmarks: Any, warnings: list[str], *, required: bool
 ) -> FivePoints | None:
     """Landmarks from a file, else from the detector."""
-    file = Path(landmarks) if landmarks is not None else find_landmarks(picture.path)
+    beside = SideFile() if landmarks is not None else side_file(picture.path)
+    file = Path(landmarks) if landmarks is not None else beside.path
+    if beside.guessed and not _fits(file, picture):
+        beside, file = beside.ignored('its points do not lie on the picture'), None
+    warnings += beside.notes
     if file is not None:
         points = five_points(read_landmarks(file)).astype(np.float64)
         if any('reduced' in note for note in picture.notes):
@@ -192,6 +198,15 @@ def _find_points(
     if not faces and not required:
         return None
     return estimate(picture.pixels, _choose(picture, faces, face, warnings))
+
+
+def _fits(file: Path, picture: Picture) -> bool:
+    """Whether a file that was only guessed from its name holds landmarks of this picture."""
+    try:
+        center = read_landmarks(file).mean(0)
+    except UserError:
+        return False
+    return bool(((center >= 0) & (center < picture.size)).all())
 
 
 def _describe(faces: list[Face]) -> str:

@@ -151,9 +151,9 @@ def speech_arrays(seed: int, num_frames: int, fps: float = 25.0, style: SpeechSt
         raise ValueError(f'need num_frames >= 1 and fps > 0, got {num_frames} and {fps}')
     style = speech_style(seed) if style is None else style
     t = np.arange(num_frames) / fps
-    mouth, accents = _speech(Stream('speech', seed), t, style)
-    expression = mouth + _moods(Stream('mood', seed), t, style)
-    brow, nod = _brow_accents(Stream('brow', seed), t, accents, style)
+    segments = segments_of_clip(seed, t[-1], style)
+    expression = _speech(segments, t) + _moods(Stream('mood', seed), t, style)
+    brow, nod = _brow_accents(Stream('brow', seed), t, segments.stressed, style)
     expression += brow
     expression += 0.03 * np.abs(smooth_noise(Stream('idle', seed), t, 0.7, len(EXPRESSION_NAMES)))
     angle, translation = _head(Stream('head', seed), t, nod, style)
@@ -193,15 +193,32 @@ def smooth_noise(rng: Stream, t: np.ndarray, period: float, channels: int) -> np
     return 1.5 * sum(w[k] / 6.0 * knots[i + k] for k in range(4))  # 1.5 restores the variance that smoothing takes
 
 
-def _speech(rng, t: np.ndarray, style: SpeechStyle) -> tuple[np.ndarray, np.ndarray]:
-    """Mouth channels [T,64] and the times of stressed syllables [K].
+class Segments(NamedTuple):
+    """What is said, segment by segment (consonant, vowel, consonant, ...), in order of time.
 
-    Co-articulation after Cohen and Massaro: each segment has a target and a dominance that decays with the distance
-    in time; the mouth is the dominance-weighted mean of the targets, and a constant weak dominance holds it at rest.
+    Attributes:
+      shapes: [K] names of mouth shapes (``VISEME_TARGETS``).
+      centres, widths: [K] seconds: where a segment dominates, and how far its influence reaches.
+      strengths: [K] how much it dominates its neighbours.
+      targets: [K,64] the mouth that it aims at.
+      stressed: [S] moments of stressed syllables, seconds.
     """
-    centres, widths, strengths, targets, stressed = [], [], [], [], []
+
+    shapes: list[str]
+    centres: np.ndarray
+    widths: np.ndarray
+    strengths: np.ndarray
+    targets: np.ndarray
+    stressed: np.ndarray
+
+
+REST_DOMINANCE = 0.12  # of the mouth at rest
+
+
+def speech_segments(rng, end: float, style: SpeechStyle) -> Segments:
+    """The segments that begin before ``end`` seconds, drawn from a stream; a longer text begins like a shorter one."""
+    shapes, centres, widths, strengths, targets, stressed = [], [], [], [], [], []
     now = rng.uniform(0.0, 0.5)
-    end = t[-1] + 1.5  # segments after the end still shape the last frames
     while now < end:
         loud = rng.uniform(0.7, 1.1) * style.articulation
         for _ in range(rng.integers(3, 15)):
@@ -211,6 +228,7 @@ def _speech(rng, t: np.ndarray, style: SpeechStyle) -> tuple[np.ndarray, np.ndar
             vowel = VOWELS[rng.choice(len(VOWELS), p=_VOWEL_SHARE)]
             size = loud * rng.uniform(0.7, 1.05) * (1.2 if stress else 1.0)
             closing = consonant in ('mbp', 'fv')
+            shapes += [consonant, vowel]
             centres += [now + 0.2 * length, now + 0.65 * length]
             widths += [0.22 * length, 0.36 * length]
             strengths += [6.0 if closing else 1.3, 1.6]
@@ -219,11 +237,29 @@ def _speech(rng, t: np.ndarray, style: SpeechStyle) -> tuple[np.ndarray, np.ndar
                 stressed.append(now + 0.5 * length)
             now += length
         now += rng.uniform(0.15, 1.1)
-    centres, widths, strengths = map(np.asarray, (centres, widths, strengths))
-    dominance = strengths * np.exp(-(np.abs((t[:, None] - centres) / widths) ** 1.7))
-    rest = 0.12
-    mouth = dominance @ np.asarray(targets) / (dominance.sum(axis=1, keepdims=True) + rest)
-    return mouth, np.asarray(stressed)
+    arrays = (np.asarray(x) for x in (centres, widths, strengths, targets, stressed))
+    return Segments(shapes, *arrays)
+
+
+def dominance(segments: Segments, t: np.ndarray) -> np.ndarray:
+    """[T, K] how much each segment shapes the mouth at the moments ``t`` (not normalised)."""
+    away = np.abs(t[:, None] - segments.centres) / segments.widths
+    return segments.strengths * np.exp(-(away**1.7))
+
+
+def segments_of_clip(seed: int, last: float, style: SpeechStyle) -> Segments:
+    """The segments behind ``speech_arrays`` of this seed, for a clip whose last frame is at ``last`` seconds."""
+    return speech_segments(Stream('speech', seed), last + 1.5, style)  # those after the end still shape the last frames
+
+
+def _speech(segments: Segments, t: np.ndarray) -> np.ndarray:
+    """Mouth channels [T,64].
+
+    Co-articulation after Cohen and Massaro: each segment has a target and a dominance that decays with the distance
+    in time; the mouth is the dominance-weighted mean of the targets, and a constant weak dominance holds it at rest.
+    """
+    weights = dominance(segments, t)
+    return weights @ segments.targets / (weights.sum(axis=1, keepdims=True) + REST_DOMINANCE)
 
 
 def _bumps(t: np.ndarray, start, rise, hold, fall) -> np.ndarray:

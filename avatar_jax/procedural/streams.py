@@ -22,7 +22,9 @@ class Stream:
     """
 
     def __init__(self, *keys: int | str):
-        self.keys = tuple(zlib.crc32(k.encode()) if isinstance(k, str) else int(k) for k in keys)
+        self.keys = tuple(
+            zlib.crc32(k.encode('utf-8', 'surrogateescape')) if isinstance(k, str) else int(k) for k in keys
+        )
         if any(k < 0 for k in self.keys):
             raise ValueError(f'random stream: keys must not be negative, got {keys}')
         self._bits = np.random.Philox(np.random.SeedSequence(self.keys))

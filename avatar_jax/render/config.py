@@ -26,7 +26,8 @@ class RenderConfig:
       disparity_space_sampling: spread the first samples evenly in 1/depth.
       clamp_mode: how densities are made positive; only 'softplus' exists.
       density_noise: standard deviation of the noise on densities, for training; applied when draws or a key are given.
-      plane_axes: 'legacy' (XY, XZ, ZX: EG3D's released weights) or 'orthogonal' (XY, XZ, ZY).
+      plane_axes: 'legacy' (XY, XZ, ZX: EG3D's released weights), 'orthogonal' (XY, XZ, ZY) or
+        'ordered' (XY, XZ, YZ).
       ray_chunk: at most so many rays (images x pixels) in memory at once; None takes all together.
       c_gen_conditioning_zero, c_scale: whether, and how strongly, the mapping network sees the camera label.
       superresolution_noise_mode: 'none', 'const' or 'random' noise inside the super-resolution module.

@@ -18,6 +18,8 @@ from avatar_jax.render.sampling import RenderDraws, importance_depths, stratifie
 
 # Features [..., C] (mean over the planes) -> colours [..., K] in [0, 1] and raw densities [..., 1].
 Decode = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+# World points [N, M, 3] of what is seen -> where the planes are looked up for them (backward deformation).
+Deform = Callable[[jax.Array], jax.Array]
 
 _COUNTED = 192  # longest row that `sort_order` sorts by counting
 
@@ -37,9 +39,13 @@ class RayOutput:
 
 
 def decode_points(
-    decode: Decode, planes: jax.Array, points: jax.Array, config: RenderConfig
+    decode: Decode, planes: jax.Array, points: jax.Array, config: RenderConfig, deform: Deform | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Colours [N, M, K] and raw densities [N, M, 1] at world points [N, M, 3]; ``planes`` [N, 3, H, W, C]."""
+    """Colours [N, M, K] and raw densities [N, M, 1] at world points [N, M, 3]; ``planes`` [N, 3, H, W, C].
+
+    ``deform`` moves the points first; None looks the planes up where the points are.
+    """
+    points = points if deform is None else deform(points)
     return decode(sample_planes_mean(planes, points, config.box_warp, config.plane_axes))
 
 
@@ -82,12 +88,12 @@ def sort_order(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     return order, rank
 
 
-def _march_rays(decode, planes, config, origins, directions, limits, draws):
+def _march_rays(decode, planes, config, deform, origins, directions, limits, draws):
     """One bundle of rays: (composited [N, M, K], unclipped depth, opacity, lowest, highest sample depth [N, M])."""
 
     def look(depths, noise):
         points = origins[:, :, None] + depths[..., None] * directions[:, :, None]
-        colors, density = decode_points(decode, planes, points.reshape(points.shape[0], -1, 3), config)
+        colors, density = decode_points(decode, planes, points.reshape(points.shape[0], -1, 3), config, deform)
         colors, density = (a.astype(jnp.float32).reshape(*depths.shape, -1) for a in (colors, density))
         density = density[..., 0]
         if config.density_noise > 0 and noise is not None:
@@ -118,8 +124,10 @@ def _march_rays(decode, planes, config, origins, directions, limits, draws):
     return composited, depth, weights.sum(-1), depths.min(-1), depths.max(-1)
 
 
-def _in_chunks(function, chunk, *inputs):
-    """``function`` over axis 1 of the inputs, ``chunk`` rays at a time and with one chunk's memory in both passes."""
+def in_chunks(function, chunk, *inputs):
+    """``function`` over axis 1 of the inputs [N, M, ...], ``chunk`` rays at a time, with one chunk's memory in both
+    passes.
+    """
     total = jax.tree.leaves(inputs)[0].shape[1]
     whole = total // chunk
     function = jax.checkpoint(function)
@@ -145,6 +153,7 @@ def render_rays(
     directions: jax.Array,
     config: RenderConfig,
     draws: RenderDraws | None = None,
+    deform: Deform | None = None,
 ) -> RayOutput:
     """Renders rays through tri-planes.
 
@@ -155,6 +164,9 @@ def render_rays(
       config: rendering options. With ``ray_chunk``, results are the same and memory is bounded; 'auto' limits and the
         range that depths are clipped to are taken over all rays of all images in either case.
       draws: random numbers (`RenderDraws`), or None for the deterministic rendering.
+      deform: moves the samples of both passes before the planes are looked up; depths, compositing and the second
+        pass's places stay those of the rays. It may hold arrays [N, ...] of the images: chunks cut along rays only,
+        and its activations are part of a chunk's memory.
 
     Returns:
       `RayOutput`, float32.
@@ -162,11 +174,11 @@ def render_rays(
     draws = RenderDraws() if draws is None else draws
     origins, directions = origins.astype(jnp.float32), directions.astype(jnp.float32)
     limits = ray_limits(origins, directions, config.box_warp) if config.ray_start == 'auto' else None
-    march = partial(_march_rays, decode, planes, config)
+    march = partial(_march_rays, decode, planes, config, deform)
     batch, rays = origins.shape[:2]
     chunk = rays if config.ray_chunk is None else max(1, config.ray_chunk // batch)
     inputs = (origins, directions, limits, draws)
-    outputs = march(*inputs) if chunk >= rays else _in_chunks(march, chunk, *inputs)
+    outputs = march(*inputs) if chunk >= rays else in_chunks(march, chunk, *inputs)
     composited, depth, opacity, lowest, highest = outputs
     opacity = opacity[..., None]
     return RayOutput(

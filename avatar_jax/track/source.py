@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from avatar_jax.errors import UserError
+from avatar_jax.io import kinds
+from avatar_jax.io.animation import open_video
 from avatar_jax.io.images import MAX_SIDE, read_image
 from avatar_jax.io.inputs import file_sha256, input_file
-from avatar_jax.io.video import VideoFrame, VideoReader
-
-PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.jfif', '.heic', '.avif')
-VIDEOS = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv', '.flv', '.ts', '.3gp', '.ogv')
+from avatar_jax.io.video import VideoFrame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Reader:
     def __init__(self, source: Source):
         self.source, self._video, self.notes, self.count, self.fps = source, None, (), 1, source.fps
         if source.kind == 'video':
-            self._video = VideoReader(source.path)
+            self._video = open_video(source.path)
             self.notes, self.count, self.fps = self._video.notes, self._video.num_frames, float(self._video.fps)
         elif source.kind == 'frames':
             self.count = len(frame_files(source.path))
@@ -64,7 +63,9 @@ class Reader:
 
     def __iter__(self) -> Iterator[VideoFrame]:
         if self._video is not None:
-            yield from self._video
+            for frame in self._video:
+                self.notes = self._video.notes  # complete after the last frame
+                yield frame
         elif self.source.kind == 'photo':
             picture = read_image(self.source.path, max_side=MAX_SIDE)
             self.notes = picture.notes
@@ -90,14 +91,15 @@ def frame_files(folder: Path) -> list[Path]:
         return (int(digits) if digits else -1, path.name)
 
     return sorted(
-        (p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith('.')), key=order
+        (p for p in folder.iterdir() if p.suffix.lower() in kinds.PICTURE_ENDINGS and not p.name.startswith('.')),
+        key=order,
     )
 
 
 def find_sources(inputs: Sequence[str | os.PathLike], sequence: bool = False, fps: float = 25.0) -> list[Source]:
     """Sources behind the command's arguments; folders give what is in them.
 
-    A file of unknown ending is taken as a picture if Pillow knows it, else as a video. Names are made unique.
+    A file's content tells whether it is a picture or a video (``io.kinds``). Names are made unique.
 
     Raises:
       UserError: nothing there, or an empty folder. (What is wrong with a single file is found when it is opened.)
@@ -105,7 +107,7 @@ def find_sources(inputs: Sequence[str | os.PathLike], sequence: bool = False, fp
     found: list[tuple[Path, str]] = []
     for item in inputs:
         path = Path(item)
-        if not path.is_dir():
+        if not os.path.isdir(path):  # unlike ``Path.is_dir``, an answer for names that are too long, too
             found.append((path, _kind(path)))
             continue
         if sequence:
@@ -114,12 +116,18 @@ def find_sources(inputs: Sequence[str | os.PathLike], sequence: bool = False, fp
             found.append((path, 'frames'))
             continue
         try:
-            files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in PICTURES + VIDEOS)
+            files = sorted(
+                p
+                for p in path.iterdir()
+                if p.is_file()
+                and not p.name.startswith('.')
+                and p.suffix.lower() in kinds.PICTURE_ENDINGS + kinds.VIDEO_ENDINGS
+            )
         except OSError as error:
             raise UserError(f'{path}: could not be read ({error.strerror or error}); check the path') from error
         if not files:
             raise UserError(f'{path}: holds no pictures and no videos')
-        found += [(p, _kind(p)) for p in files if not p.name.startswith('.')]
+        found += [(p, _kind(p)) for p in files]
     sources, names = [], set()
     for path, kind in found:
         stem, number = path.stem if kind != 'frames' else path.name, 2
@@ -132,14 +140,4 @@ def find_sources(inputs: Sequence[str | os.PathLike], sequence: bool = False, fp
 
 
 def _kind(path: Path) -> str:
-    if path.suffix.lower() in VIDEOS:
-        return 'video'
-    if path.suffix.lower() in PICTURES or not path.is_file():
-        return 'photo'
-    from PIL import Image
-
-    try:
-        with Image.open(path):
-            return 'photo'
-    except Exception:
-        return 'video'
+    return 'photo' if kinds.kind_of(path) == kinds.PICTURE else 'video'

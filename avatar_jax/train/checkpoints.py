@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.names import check_utf8
 from avatar_jax.parallel import to_host
 
 PyTree = Any
@@ -126,6 +127,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder = Path(folder).expanduser().resolve()  # Orbax does not take relative paths
+        check_utf8(self.folder, 'checkpoints')
         if read_only and not self.folder.is_dir():
             raise UserError(f'{self.folder}: no such checkpoint folder; check the path')
         self.config = config_dict(config if config is not None else {})

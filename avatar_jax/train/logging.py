@@ -18,6 +18,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from avatar_jax.progress import Console
+
 
 class NonFiniteError(Exception):
     """A term of a run became NaN or infinite. ``names``: the terms; ``step``: the iteration."""
@@ -165,8 +167,8 @@ class Progress:
         every_seconds: float = 10.0,
     ):
         self.total, self.label = total, label
-        self.stream = sys.stderr if stream is None else stream
-        self.tty = bool(getattr(self.stream, 'isatty', lambda: False)())
+        self.stream = Console(stream)
+        self.tty = self.stream.isatty()
         self.every = 0.2 if self.tty else every_seconds
         self._shown, self._width = -math.inf, 0
         self._marks: list[tuple[float, int]] = []

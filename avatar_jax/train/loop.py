@@ -2,7 +2,8 @@
 
 A train file builds its state, its step and its stream of batches, and calls ``fit``. What happens then, in order:
 
-1. an existing run in the folder is resumed at its last complete checkpoint (``resume=True``) or refused;
+1. the folder is held (``io.lock``), so a second run in it is refused; an existing run in it is resumed at its last
+   complete checkpoint (``resume=True``) or refused;
 2. batches are drawn from ``batches(step)``, a stream that starts at any step: data, like random keys, is a function of
    (seed, step), so the resumed run repeats the uninterrupted one bit for bit on the same devices;
 3. every metric is checked before the state that came with it can reach a checkpoint; a term that is not finite stops
@@ -30,8 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.lock import FolderLock
 from avatar_jax.parallel import to_host
-from avatar_jax.processes import agree, is_first, several
+from avatar_jax.processes import agree, is_first, several, told_by_first
 from avatar_jax.train.checkpoints import Checkpoints, config_dict
 from avatar_jax.train.logging import MetricWriter, NonFiniteError, Progress, nonfinite_terms, scalars
 from avatar_jax.train.logging import to_host as metrics_to_host
@@ -215,6 +217,8 @@ def fit(
     """
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
+        # One run in a folder. Process 0 of a job holds it; the others hear from it.
+        lock = stack.enter_context(_held(folder))
         # What is there already?
         checkpoints = stack.enter_context(
             Checkpoints(
@@ -314,6 +318,8 @@ def fit(
                     if scores:
                         writer.write(done, scores)
             if save:
+                if lock is not None:
+                    lock.check()
                 checkpoints.save(done, state)
             if stop and done < loop.total_steps:
                 progress.note(
@@ -322,6 +328,22 @@ def fit(
                 )
                 raise Preempted(done)
         return state
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[FolderLock | None]:
+    """Holds the run's folder in process 0; the other processes of the job get None, or process 0's error."""
+    with contextlib.ExitStack() as stack:
+        lock, error = None, ''
+        if is_first():
+            try:
+                lock = stack.enter_context(FolderLock(folder, 'training'))
+            except UserError as refusal:
+                error = str(refusal)
+        error = told_by_first(error)
+        if error:
+            raise UserError(error)
+        yield lock
 
 
 class _NoWriter:

@@ -30,7 +30,7 @@ def build(
     Args:
       path: folder or zip in EG3D's form.
       data_dir: TFDS root; the data set goes into ``labelled_pictures/<name>/<version>`` below it.
-      validation: the first so many pictures become the split 'validation'.
+      validation: number of pictures, the first ones, that become the split 'validation'.
       mirror: 'off' or 'images+labels' (stores every picture's mirror image, too).
       radius: plausible distances of the cameras from the origin; None: 1 to 6.
     Raises:
@@ -72,12 +72,21 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     from absl import logging
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--path', required=True, help='folder or zip with pictures and dataset.json')
-    parser.add_argument('--data-dir', default='data')
-    parser.add_argument('--validation', type=int, default=0, help='so many pictures are kept apart')
-    parser.add_argument('--mirror', default='off', choices=('off', 'images+labels'))
-    parser.add_argument('--radius', type=float, nargs=2, metavar=('MIN', 'MAX'), help='plausible camera distances')
+    parser = argparse.ArgumentParser(prog='python -m data_pipelines.eg3d_tfds', description=__doc__.splitlines()[0])
+    parser.add_argument('--path', required=True, metavar='PATH', help='folder or zip with pictures and dataset.json')
+    parser.add_argument('--data-dir', default='data', metavar='DIR', help='where TFDS keeps data sets (default: data)')
+    parser.add_argument(
+        '--validation', type=int, default=0, metavar='N', help='pictures of the split validation: the first N'
+    )
+    parser.add_argument(
+        '--mirror',
+        default='off',
+        choices=('off', 'images+labels'),
+        help='images+labels: also store the mirror image of every picture (default: off)',
+    )
+    parser.add_argument(
+        '--radius', type=float, nargs=2, metavar=('MIN', 'MAX'), help='camera distances that are accepted'
+    )
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)
     try:

@@ -15,6 +15,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from avatar_jax.progress import Console
+
 LABELS = 'labels-{split}.npy'
 
 
@@ -63,7 +65,8 @@ class LabelledPictures(tfds.core.GeneratorBasedBuilder):
 
         labels = self.source.all_labels()[rows.start : rows.stop]
         np.save(self.data_path / LABELS.format(split=split), labels)
-        for key, row in enumerate(tqdm(rows, desc=f'{split} pictures', disable=None if self.show_progress else True)):
+        silent = None if self.show_progress else True
+        for key, row in enumerate(tqdm(rows, desc=f'{split} pictures', file=Console(), disable=silent)):
             data = io.BytesIO()
             picture = self.source[row]
             Image.fromarray(picture['image']).save(data, 'PNG')

@@ -26,12 +26,14 @@ def customised(
     clips: int | None = None,
     frames: int | None = None,
     cameras: int | None = None,
+    audio: bool = False,
 ):
     """A config with some numbers changed, under a name that says so; unchanged numbers keep the name."""
     changes = {
         k: v for k, v in (('seed', seed), ('train_people', people), ('clips_per_person', clips)) if v is not None
     }
     inner = {k: v for k, v in (('num_frames', frames), ('num_cameras', cameras)) if v is not None}
+    changes |= {'audio': True} if audio else {}
     new = dataclasses.replace(config, **changes, clips=dataclasses.replace(config.clips, **inner))
     if new.recipe() == config.recipe():
         return config
@@ -51,7 +53,7 @@ def build(
       data_dir: TFDS root; the data set goes into ``procedural_heads/<config>/<version>`` below it.
       workers: rendering processes.
       progress: show bars.
-      changes: ``seed, people, clips, frames, cameras`` as on the command line.
+      changes: ``seed, people, clips, frames, cameras, audio`` as on the command line.
     Raises:
       UserError: unknown config, or the folder cannot be written.
     """
@@ -86,15 +88,18 @@ def build(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--config', default='128', help='64, 128, 256, 512 or tiny')
-    parser.add_argument('--data-dir', default='data')
-    parser.add_argument('--workers', type=int, default=1)
-    parser.add_argument('--seed', type=int)
-    parser.add_argument('--people', type=int, help='people of the training split')
-    parser.add_argument('--clips', type=int, help='clips per person')
-    parser.add_argument('--frames', type=int, help='frames per clip')
-    parser.add_argument('--cameras', type=int, help='cameras of the multi-view part')
+    parser = argparse.ArgumentParser(prog='python -m data_pipelines.heads', description=__doc__.splitlines()[0])
+    parser.add_argument('--config', default='128', metavar='NAME', help='64, 128, 256, 512 or tiny (default: 128)')
+    parser.add_argument('--data-dir', default='data', metavar='DIR', help='where TFDS keeps data sets (default: data)')
+    parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes that draw (default: 1)')
+    parser.add_argument('--seed', type=int, metavar='N', help='chooses the people')
+    parser.add_argument('--people', type=int, metavar='N', help='people of the training split')
+    parser.add_argument('--clips', type=int, metavar='N', help='clips per person')
+    parser.add_argument('--frames', type=int, metavar='N', help='frames per clip')
+    parser.add_argument('--cameras', type=int, metavar='N', help='cameras of the clips with several')
+    parser.add_argument(
+        '--audio', action='store_true', help='with the sound of the speech: features per frame, WAV files per clip'
+    )
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # TFDS announces a config that is not in its list as a warning

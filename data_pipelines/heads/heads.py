@@ -17,6 +17,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from avatar_jax.io.sound import SPEECH_RATE, Sound, write_wav
+from avatar_jax.progress import Console
+from avatar_jax.sound.features import mel_rows
+from avatar_jax.sound.windows import windows_at
 from data_pipelines.clips import ClipOptions, make_clip
 from data_pipelines.fingerprint import head_fingerprint
 from data_pipelines.tables import TABLE_NAME
@@ -35,6 +39,7 @@ class HeadsConfig(tfds.core.BuilderConfig):
     test_people: int = 24
     clips_per_person: int = 2
     jpeg_quality: int = 0  # 0 stores PNG
+    audio: bool = False  # with sound: windows per record, and a WAV file per clip in the folder `sound`
     clips: ClipOptions = field(default_factory=ClipOptions)
 
     def people(self, split: str) -> int:
@@ -50,6 +55,7 @@ class HeadsConfig(tfds.core.BuilderConfig):
             'clips_per_person': self.clips_per_person,
             'jpeg_quality': self.jpeg_quality,
             'clips': asdict(self.clips),
+            **({'audio': True} if self.audio else {}),
         }
 
 
@@ -91,6 +97,7 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         r = config.resolution
         encoding = 'jpeg' if config.jpeg_quality else 'png'
+        sound = {'sound': tfds.features.Tensor(shape=(16, 29), dtype=np.float32)} if config.audio else {}
         return tfds.core.DatasetInfo(
             builder=self,
             description='Procedurally generated talking heads (synthetic) for training and testing head avatars.',
@@ -107,6 +114,7 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
                     'camera': tfds.features.Scalar(dtype=np.int32),
                     'frame': tfds.features.Scalar(dtype=np.int32),
                     'fps': tfds.features.Scalar(dtype=np.float32),
+                    **sound,
                 }
             ),
             disable_shuffling=True,  # keeps the records of a clip together and in order
@@ -129,9 +137,11 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
         ]
         table: dict[str, list] = {k: [] for k in ('name', 'person', 'first', 'num_frames', 'num_cameras', 'motion')}
         key = 0
-        with tqdm(total=len(tasks), desc=f'{split} clips', disable=not self.show_progress) as bar:
+        with tqdm(total=len(tasks), desc=f'{split} clips', file=Console(), disable=not self.show_progress) as bar:
             for clip, examples in (self.pool.map if self.pool else map)(render_clip, tasks):
                 table['first'].append(key)
+                if config.audio:
+                    write_wav(self.data_path / 'sound' / f'{clip["name"]}.wav', clip.pop('sound'))
                 for k, v in clip.items():
                     table[k].append(v)
                 for example in examples:
@@ -156,6 +166,8 @@ def render_clip(task: tuple[dict, str, int, int]) -> tuple[dict, list[dict]]:
     recipe, split, person, number = task
     clip = make_clip(recipe['seed'], split, person, number, ClipOptions(**recipe['clips']))
     examples = []
+    samples = clip.sound() if recipe.get('audio') else None
+    heard = None if samples is None else windows_at(mel_rows(Sound(samples, SPEECH_RATE)), clip.times)
     for camera in range(clip.num_cameras):
         labels, coefficients = clip.labels(camera), clip.coefficients(camera)
         for frame in range(clip.num_frames):
@@ -181,6 +193,7 @@ def render_clip(task: tuple[dict, str, int, int]) -> tuple[dict, list[dict]]:
                     'camera': camera,
                     'frame': frame,
                     'fps': clip.options.fps,
+                    **({} if heard is None else {'sound': heard[frame]}),
                 }
             )
     row = {
@@ -189,5 +202,6 @@ def render_clip(task: tuple[dict, str, int, int]) -> tuple[dict, list[dict]]:
         'num_frames': clip.num_frames,
         'num_cameras': clip.num_cameras,
         'motion': np.concatenate([clip.motion_rows(c) for c in range(clip.num_cameras)]),
+        **({} if samples is None else {'sound': samples}),
     }
     return row, examples

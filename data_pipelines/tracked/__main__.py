@@ -68,13 +68,17 @@ def build(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('name', nargs='?', help=', '.join(LAYOUTS))
-    parser.add_argument('--videos', help='the manual directory: where the data set lies')
-    parser.add_argument('--data-dir', default='data')
-    parser.add_argument('--config', default='512', help='512, 256 or 128 pixels, or tiny')
-    parser.add_argument('--list', action='store_true', help='say what each data set must look like')
-    parser.add_argument('--check', action='store_true', help='look through the manual directory and stop')
+    parser = argparse.ArgumentParser(prog='python -m data_pipelines.tracked', description=__doc__.splitlines()[0])
+    parser.add_argument('name', nargs='?', metavar='NAME', help=f'kind of data set: {", ".join(LAYOUTS)}')
+    parser.add_argument('--videos', metavar='DIR', help='folder of the original files')
+    parser.add_argument('--data-dir', default='data', metavar='DIR', help='where TFDS keeps data sets (default: data)')
+    parser.add_argument(
+        '--config', default='512', metavar='NAME', help='512, 256 or 128 pixels, or tiny (default: 512)'
+    )
+    parser.add_argument(
+        '--list', action='store_true', help='show what the folder of each kind must look like, and stop'
+    )
+    parser.add_argument('--check', action='store_true', help='only show splits, clips and people of --videos')
     args = parser.parse_args(argv)
     if args.list:
         for layout in LAYOUTS.values():

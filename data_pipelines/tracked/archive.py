@@ -24,7 +24,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import pose_from_label
 from avatar_jax.faces.coefficients import SLICES
 from avatar_jax.io import atomic
-from avatar_jax.io.video import VideoReader
+from avatar_jax.io.animation import open_video
 from data_pipelines.tracked.layouts import ClipSpec, choose_frames
 
 VERSION = 1
@@ -188,7 +188,7 @@ def load_clip(path: Path) -> TrackedClip:
 
 def _frames(source: Path | tuple[Path, ...], clip: ClipSpec) -> Any:
     """The chosen frames of one camera."""
-    frames = VideoReader(source) if isinstance(source, Path) else PictureFrames(source, clip.fps, source[0].parent)
+    frames = open_video(source) if isinstance(source, Path) else PictureFrames(source, clip.fps, source[0].parent)
     if clip.frames is None and clip.part == (0.0, 1.0):
         return frames
     total = frames.num_frames or sum(1 for _ in frames)

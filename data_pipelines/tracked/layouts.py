@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from avatar_jax.driving.measure import PICTURE_ENDINGS, VIDEO_ENDINGS
 from avatar_jax.errors import UserError
+from avatar_jax.io.kinds import PICTURE_ENDINGS, VIDEO_ENDINGS
+from avatar_jax.io.text import decode
 
 SPLIT_FOLDERS = {
     'train': 'train',
@@ -135,7 +136,9 @@ def videos_and_folders(folder: Path) -> Iterable[tuple[Path, Path | tuple[Path, 
 
 def share(name: str, salt: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(f'{salt}:{name}'.encode()).digest()[:8], 'big') / 2**64
+    return (
+        int.from_bytes(hashlib.sha256(f'{salt}:{name}'.encode('utf-8', 'surrogateescape')).digest()[:8], 'big') / 2**64
+    )
 
 
 def stem(path: Path) -> str:
@@ -156,8 +159,8 @@ def read_list(path: Path) -> list[str] | None:
     if not path.is_file():
         return None
     try:
-        lines = path.read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as e:
+        lines = decode(path.read_bytes()).splitlines()
+    except (OSError, ValueError) as e:
         raise UserError(f'{path}: is not a readable list of clip names; expected one name per line') from e
     return [stem(Path(line.strip())) for line in lines if line.strip()]
 

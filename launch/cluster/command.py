@@ -23,7 +23,7 @@ def parser_of(doc: str, program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--dry-run', action='store_true', help='print what would run, run nothing')
+    parser.add_argument('--dry-run', action='store_true', help='print what would be run, and stop')
     return parser
 
 

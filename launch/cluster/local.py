@@ -56,11 +56,17 @@ def run(argv: Sequence[str]) -> int:
     """The wrapper; returns the exit status."""
     own, command = split_command(argv)
     parser = parser_of(__doc__, 'local')
-    parser.add_argument('--processes', type=int, default=1, metavar='N', help='how many (default: 1)')
-    parser.add_argument('--gpus-each', type=int, default=1, metavar='N', help='GPUs of one process (default: 1)')
-    parser.add_argument('--cpu-devices', type=int, default=0, metavar='N', help='no GPUs: so many CPU devices each')
-    parser.add_argument('--port', type=int, default=0, help='for the coordinator (default: a free one)')
-    parser.add_argument('--restarts', type=int, default=0, metavar='N', help='start again so often when a process dies')
+    parser.add_argument('--processes', type=int, default=1, metavar='N', help='number of processes (default: 1)')
+    parser.add_argument('--gpus-each', type=int, default=1, metavar='N', help='GPUs per process (default: 1)')
+    parser.add_argument(
+        '--cpu-devices', type=int, default=0, metavar='N', help='use no GPUs, but N CPU devices per process'
+    )
+    parser.add_argument(
+        '--port', type=int, default=0, metavar='N', help='port of the coordinator (default: a free one)'
+    )
+    parser.add_argument(
+        '--restarts', type=int, default=0, metavar='N', help='restarts after a process has died (default: 0)'
+    )
     args = parser.parse_args(own)
     at_least_one(processes=args.processes, gpus_each=args.gpus_each)
     if args.cpu_devices < 0 or args.restarts < 0:

@@ -50,7 +50,7 @@ def script(
         'i',
         f'#SBATCH --cpus-per-task={cpus_per_gpu}',
         f'#SBATCH --time={time}',
-        f'#SBATCH --signal=TERM@{warn}  # to the processes, so many seconds before the limit',
+        f'#SBATCH --signal=TERM@{warn}  # to the processes, {warn} seconds before the limit',
         '#SBATCH --requeue',
         '#SBATCH --open-mode=append',
         f'#SBATCH --output={log or name + "-%j.log"}',
@@ -73,18 +73,23 @@ def run(argv: Sequence[str]) -> int:
     """The wrapper; returns the exit status."""
     own, command = split_command(argv)
     parser = parser_of(__doc__, 'slurm')
-    parser.add_argument('--nodes', type=int, default=1, metavar='N', help='machines (default: 1)')
-    parser.add_argument('--gpus-per-node', type=int, default=8, metavar='N', help='GPUs of each (default: 8)')
+    parser.add_argument('--nodes', type=int, default=1, metavar='N', help='number of machines (default: 1)')
+    parser.add_argument('--gpus-per-node', type=int, default=8, metavar='N', help='GPUs of each machine (default: 8)')
     parser.add_argument(
         '--cpus-per-gpu', type=int, default=8, metavar='N', help='processor cores for each GPU (default: 8)'
     )
-    parser.add_argument('--time', default='24:00:00', help='limit (default: 24:00:00)')
-    parser.add_argument('--name', default='avatar-jax', help="the job's name")
+    parser.add_argument('--time', default='24:00:00', metavar='HH:MM:SS', help='time limit (default: 24:00:00)')
+    parser.add_argument('--name', default='avatar-jax', metavar='NAME', help='name of the job (default: avatar-jax)')
     parser.add_argument(
-        '--warn', type=int, default=120, metavar='SECONDS', help='SIGTERM so long before the limit (default: 120)'
+        '--warn', type=int, default=120, metavar='SECONDS', help='time between SIGTERM and the limit (default: 120)'
     )
-    for option in ('partition', 'account', 'setup', 'log'):
-        parser.add_argument(f'--{option}', default='')
+    for option, text in (
+        ('partition', 'partition of the cluster'),
+        ('account', 'account that is charged'),
+        ('setup', 'shell line that makes avatar-jax available'),
+        ('log', 'file for the output (default: NAME-%%j.log)'),
+    ):
+        parser.add_argument(f'--{option}', default='', help=text)
     args = parser.parse_args(own)
     at_least_one(nodes=args.nodes, gpus_per_node=args.gpus_per_node, cpus_per_gpu=args.cpus_per_gpu, warn=args.warn)
     text = script(

@@ -145,24 +145,30 @@ def run(argv: Sequence[str]) -> int:
     """The wrapper; returns the exit status."""
     own, command = split_command(argv)
     parser = parser_of(__doc__, 'tpu')
-    parser.add_argument('--gke', action='store_true', help='a job on GKE instead of a queued resource')
-    parser.add_argument('--name', required=True, help='of the resource or job')
+    parser.add_argument('--gke', action='store_true', help='start a job on GKE instead of asking for a queued resource')
+    parser.add_argument('--name', required=True, help='name of the resource or job')
     parser.add_argument(
-        '--accelerator', required=True, help="type: v5p-64 (queued resources), tpu-v5p-slice (GKE's label)"
+        '--accelerator',
+        required=True,
+        help="type of accelerator, e.g. v5p-64 (queued resources) or tpu-v5p-slice (GKE's label)",
     )
     for option, text in (
-        ('zone', 'of the queued resource'),
-        ('project', 'cloud project'),
-        ('runtime', 'software version of the machines'),
-        ('setup', 'shell line that installs, run on every machine'),
-        ('topology', 'GKE: e.g. 4x4x4'),
+        ('zone', 'zone of the queued resource'),
+        ('project', 'cloud project (default: that of gcloud)'),
+        ('runtime', 'software version of the machines (default: by the accelerator)'),
+        ('setup', 'shell line that installs avatar_jax, run on every machine'),
+        ('topology', 'GKE: topology of the slice, e.g. 4x4x4'),
         ('image', 'GKE: container image'),
     ):
         parser.add_argument(f'--{option}', default='', help=text)
-    parser.add_argument('--spot', action='store_true', help='cheaper, may be taken away at any time')
-    parser.add_argument('--hosts', type=int, default=1, metavar='N', help='GKE: machines of the slice')
-    parser.add_argument('--chips-per-host', type=int, default=4, metavar='N', help='GKE: chips of each machine')
-    parser.add_argument('--restarts', type=int, default=20, metavar='N', help='GKE: starts after preemptions')
+    parser.add_argument('--spot', action='store_true', help='a slice that is cheaper and may be taken away at any time')
+    parser.add_argument('--hosts', type=int, default=1, metavar='N', help='GKE: machines of the slice (default: 1)')
+    parser.add_argument(
+        '--chips-per-host', type=int, default=4, metavar='N', help='GKE: chips of each machine (default: 4)'
+    )
+    parser.add_argument(
+        '--restarts', type=int, default=20, metavar='N', help='GKE: restarts after preemptions (default: 20)'
+    )
     args = parser.parse_args(own)
     at_least_one(hosts=args.hosts, chips_per_host=args.chips_per_host)
     if args.gke:

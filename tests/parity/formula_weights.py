@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Any
 
@@ -60,6 +61,8 @@ def hashed(keys: dict[str, tuple[int, ...]], seed: int, gain: float) -> dict[str
             value = 1 + 0.2 * v
         elif len(shape) == 1:  # the slopes of a PReLU
             value = 0.25 + 0.1 * v
+        elif re.fullmatch(r'styles\.\d+\.linear\.weight', key):  # the layer itself divides by the root of its inputs
+            value = v * np.sqrt(3 * gain)
         else:
             value = v * np.sqrt(3 * gain / np.prod(shape[1:]))
         out[key] = value.astype(np.float32).reshape(shape)

@@ -13,17 +13,9 @@ LATER = {
     'otavatar': (),
     'face_models': (),
     'gpavatar': (),
+    'hfagp': (),
     'metrics': (),
-    'blocks': (
-        'spade',
-        'spade_resblk',
-        'resblk_plain',
-        'e4e',
-        'nofa_maths',
-        'hidenerf_maths',
-        'deepspeech_windows',
-        'gfpgan',
-    ),
+    'blocks': (),
 }
 
 # Kinds that a test outside this folder compares.

@@ -94,7 +94,7 @@ def read_folder(path: Path, layout: Layout = LIGHT) -> RawFile:
     def text(file: Path) -> str:
         nonlocal size
         content = _text(file)
-        digest.update(file.name.encode() + b'\0' + content)
+        digest.update(file.name.encode('utf-8', 'surrogateescape') + b'\0' + content)
         size += len(content)
         return content.decode('utf-8', 'replace')
 

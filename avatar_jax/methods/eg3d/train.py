@@ -103,8 +103,13 @@ def init_discriminator(config: RunConfig, key: jax.Array) -> PyTree:
     """Fresh parameters of the discriminator."""
     g = config.generator
     net = config.discriminator.module(g.img_resolution, g.c_dim)
-    size, c = g.img_resolution, jnp.zeros((1, 25))
-    images = (jnp.zeros((1, size, size, 3)),) * (2 if config.discriminator.kind == 'dual' else 1)
+    return init_judge(net, 2 if config.discriminator.kind == 'dual' else 1, key)
+
+
+def init_judge(net: Any, pictures: int, key: jax.Array) -> PyTree:
+    """Fresh parameters of a discriminator that judges one picture, or two."""
+    size, c = net.img_resolution, jnp.zeros((1, 25))
+    images = (jnp.zeros((1, size, size, 3)),) * pictures
     abstract = jax.eval_shape(net.init, key, *images, c)['params']
     paths, structure = jax.tree_util.tree_flatten_with_path(abstract)
 

@@ -18,7 +18,10 @@ import numpy as np
 
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.inversion import invert as inversion
-from avatar_jax.inversion.invert import FinetuneConfig, StageResult, Transforms, interpolate
+from avatar_jax.inversion import tuning
+from avatar_jax.inversion.invert import StageResult, Transforms, interpolate
+from avatar_jax.inversion.tuning import LocalityConfig, TuningConfig
+from avatar_jax.losses.distance import distance_kind, distance_of
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.losses.pixel import match_size
 from avatar_jax.methods.otavatar import losses
@@ -36,6 +39,7 @@ from avatar_jax.methods.otavatar.model import (
     w_avg,
 )
 from avatar_jax.methods.otavatar.objective import portrait_loss, prepare_targets, view_terms
+from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.parallel import on_all, over_devices
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
@@ -348,6 +352,7 @@ def finetune_generator(
     steps: int = 50,
     optimizer: OptimizerConfig | None = None,
     stop_psnr: float | None = None,
+    locality: LocalityConfig | None = None,
 ) -> tuple[Inversion, jax.Array]:
     """Tunes a copy of the generator to one person around the code that inversion found (pivotal tuning).
 
@@ -359,6 +364,7 @@ def finetune_generator(
     Args:
         steps, optimizer: default: 50 steps of Adam with rate 3e-4.
         stop_psnr: end when the super-resolved reconstruction is this good (dB).
+        locality: regulariser that keeps pictures of other codes as they were; None: none.
 
     Returns:
         the inversion with the tuned avatar (``identity['generator']`` holds its parameters) and its scores, and the
@@ -380,9 +386,26 @@ def finetune_generator(
         error = -psnr(to_unit(views.image), wanted)[0]
         return losses.total(terms), {**terms, 'negative_psnr': error}
 
-    settings = FinetuneConfig(steps, '' if stop_psnr is None else 'negative_psnr', -(stop_psnr or 0.0))
-    tx = make_optimizer(OptimizerConfig('adam', 3e-4) if optimizer is None else optimizer)
-    params, curve, _, _ = inversion.finetune(loss, moving, jax.random.key(0) if key is None else key, settings, tx)
+    def picture(params, rows):
+        own = {**generator, 'params': merge(fixed, params)}
+        return render_views(own, config.generator, rows[None], labels).image
+
+    def random_code(code_key):
+        z = jax.random.normal(code_key, (1, config.generator.z_dim))
+        return TriPlaneGenerator(config.generator).apply(generator, z, label[None], method='mapping')[0]
+
+    settings = TuningConfig(
+        'generator',
+        steps,
+        OptimizerConfig('adam', 3e-4) if optimizer is None else optimizer,
+        '' if stop_psnr is None else 'negative_psnr',
+        -(stop_psnr or 0.0),
+        LocalityConfig() if locality is None else locality,
+    )
+    distance = distance_of(bank, distance_kind(bank))
+    regulariser = tuning.locality_term(picture, moving, ws[0], random_code, settings.locality, distance)
+    tuned = tuning.tune(loss, moving, jax.random.key(0) if key is None else key, settings, regulariser)
+    params, curve = tuned.params, tuned.curve
     params = merge(fixed, params)
     quality = assess(variables, config, portrait, bank, code, bias, {**generator, 'params': params})
     avatar = make_avatar(config, portrait, code, bias, inverted.avatar.weights, params)

@@ -17,15 +17,18 @@ from avatar_jax.methods.eg3d.method import GENERATOR_BENCH
 class BuildOptions:
     """How a portrait is inverted; fields are keywords of ``Model.build`` and flags of ``avatar-jax invert``."""
 
-    steps: int | None = option(None, 'optimisation steps of each stage, W and W+ (default: as the weights say)')
+    steps: int | None = option(None, 'optimisation steps in W, and again in W+ (default: as configured in the weights)')
     space: str = option(
         'w+',
-        "space of the code that is sought: 'w' (one row for all layers) leaves out the W+ stage",
+        "space in which the code is optimised: 'w' (one style vector for all layers) or, after it, 'w+' (one for each "
+        'layer)',
         choices=('w', 'w+'),
     )
-    early_stop: bool = option(False, 'end for each person when the loss no longer falls')
+    early_stop: bool = option(False, 'stop optimising a person when the loss no longer falls')
     pti: int = option(
-        0, 'then tune a copy of the generator to the person for this many steps (pivotal tuning; bigger avatar files)'
+        0,
+        'afterwards fine-tune a copy of the generator to the person for N steps (pivotal tuning; avatar files get '
+        'bigger)',
     )
 
 

@@ -4,7 +4,9 @@
 * `IResNet`: insightface's 18/34/50/100-layer networks.
 * `IRBackbone`: IR-50 and IR-SE-50 of the pSp / e4e family.
 
-All run on fixed statistics. Embeddings are [N,512]; `l2_normalize` them for a cosine.
+All run on fixed statistics, but for the IR units, which also train (they are the body of the e4e encoder: ``train``
+uses the batch's own statistics, over all devices along ``axis_name``). Embeddings are [N,512];
+`l2_normalize` them for a cosine.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ class Downsample(nn.Module):
     stride: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train: bool = False, axis_name: str | None = None):
         x = Conv(self.inputs, self.features, 1, self.stride, 0, name='0')(x)
-        return BatchNorm(self.features, name='1')(x)
+        return BatchNorm(self.features, name='1')(x, train, axis_name)
 
 
 # ------------------------------------------------------------------------------------------------ ResNetArcFace (gray)
@@ -194,10 +196,11 @@ class _SqueezeExcite(nn.Module):
     """Two bias-free 1x1 convolutions on the global mean, ReLU between, sigmoid after."""
 
     features: int
+    reduction: int = 16
 
     @nn.compact
     def __call__(self, x):
-        reduced = self.features // 16
+        reduced = self.features // self.reduction
         g = x.mean((1, 2), keepdims=True)
         g = jax.nn.relu(Conv(self.features, reduced, 1, padding=0, name='fc1')(g))
         return x * jax.nn.sigmoid(Conv(reduced, self.features, 1, padding=0, name='fc2')(g))
@@ -208,13 +211,15 @@ class _Residual(nn.Module):
     features: int
     stride: int
     use_se: bool
+    reduction: int = 16
 
     @nn.compact
-    def __call__(self, x):
-        x = Conv(self.inputs, self.features, name='1')(BatchNorm(self.inputs, name='0')(x))
+    def __call__(self, x, train: bool = False, axis_name: str | None = None):
+        x = BatchNorm(self.inputs, name='0')(x, train, axis_name)
+        x = Conv(self.inputs, self.features, name='1')(x)
         x = Conv(self.features, self.features, 3, self.stride, name='3')(PReLU(self.features, name='2')(x))
-        x = BatchNorm(self.features, name='4')(x)
-        return _SqueezeExcite(self.features, name='5')(x) if self.use_se else x
+        x = BatchNorm(self.features, name='4')(x, train, axis_name)
+        return _SqueezeExcite(self.features, self.reduction, name='5')(x) if self.use_se else x
 
 
 class IRUnit(nn.Module):
@@ -224,36 +229,58 @@ class IRUnit(nn.Module):
     features: int
     stride: int = 1
     use_se: bool = True
+    reduction: int = 16
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train: bool = False, axis_name: str | None = None):
         if self.inputs == self.features:
             shortcut = x[:, :: self.stride, :: self.stride]
         else:
-            shortcut = Downsample(self.inputs, self.features, self.stride, name='shortcut_layer')(x)
-        return _Residual(self.inputs, self.features, self.stride, self.use_se, name='res_layer')(x) + shortcut
+            down = Downsample(self.inputs, self.features, self.stride, name='shortcut_layer')
+            shortcut = down(x, train, axis_name)
+        residual = _Residual(self.inputs, self.features, self.stride, self.use_se, self.reduction, name='res_layer')
+        return residual(x, train, axis_name) + shortcut
 
 
 IR50_STAGES = ((64, 3), (128, 4), (256, 14), (512, 3))  # width, units; the first unit of each has stride 2
 
 
-class _Stem(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return PReLU(64, name='2')(BatchNorm(64, name='1')(Conv(3, 64, name='0')(x)))
+class IRStem(nn.Module):
+    """Convolution, batch norm and PReLU before the units: keys ``0``, ``1``, ``2``."""
 
-
-class _Body(nn.Module):
-    use_se: bool
+    features: int = 64
 
     @nn.compact
-    def __call__(self, x):
-        index, inputs = 0, 64
-        for features, count in IR50_STAGES:
+    def __call__(self, x, train: bool = False, axis_name: str | None = None):
+        x = BatchNorm(self.features, name='1')(Conv(3, self.features, name='0')(x), train, axis_name)
+        return PReLU(self.features, name='2')(x)
+
+
+class IRBody(nn.Module):
+    """All units, numbered from 0.
+
+    Attributes:
+        use_se: with squeeze-excitation, whose middle has 1 / ``reduction`` of the channels.
+        stages: (width, units) of each stage; the first unit of a stage halves the size.
+        inputs: channels of the stem.
+    """
+
+    use_se: bool = True
+    stages: tuple[tuple[int, int], ...] = IR50_STAGES
+    inputs: int = 64
+    reduction: int = 16
+
+    @nn.compact
+    def __call__(self, x, train: bool = False, axis_name: str | None = None) -> list[jax.Array]:
+        """[N,H,W,inputs] -> the features after each stage."""
+        index, inputs, taps = 0, self.inputs, []
+        for features, count in self.stages:
             for i in range(count):
-                x = IRUnit(inputs, features, 2 if i == 0 else 1, self.use_se, name=str(index))(x)
+                unit = IRUnit(inputs, features, 2 if i == 0 else 1, self.use_se, self.reduction, name=str(index))
+                x = unit(x, train, axis_name)
                 inputs, index = features, index + 1
-        return x
+            taps.append(x)
+        return taps
 
 
 class _Output(nn.Module):
@@ -273,8 +300,8 @@ class IRBackbone(nn.Module):
         """RGB images [N,112,112,3] in [-1, 1] -> [N,512]."""
         if x.shape[1:] != (112, 112, 3):
             raise ValueError(f'IR-50 takes RGB images [N,112,112,3], got {x.shape}')
-        x = _Body(self.use_se, name='body')(_Stem(name='input_layer')(x))
-        return _Output(name='output_layer')(x)
+        taps = IRBody(self.use_se, name='body')(IRStem(name='input_layer')(x))
+        return _Output(name='output_layer')(taps[-1])
 
 
 def ffhq_face_crop(image: jax.Array) -> jax.Array:

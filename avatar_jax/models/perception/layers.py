@@ -36,16 +36,25 @@ def normalize_batch(
 
 
 def batch_statistics(
-    x: jax.Array, running_mean: jax.Array, running_var: jax.Array, momentum: float = 0.1
+    x: jax.Array,
+    running_mean: jax.Array,
+    running_var: jax.Array,
+    momentum: float = 0.1,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Statistics of one training step: ``(mean, biased variance, new running mean, new running variance)``.
 
-    The running variance moves towards the *unbiased* one, by the fraction ``momentum``.
+    The running variance moves towards the *unbiased* one, by the fraction ``momentum``. With ``axis_name`` the batch is
+    that of all devices along the axis.
     """
     axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
     mean = x.mean(axes)
+    if axis_name is not None:
+        mean, count = lax.pmean(mean, axis_name), count * lax.psum(1, axis_name)
     var = jnp.square(x - mean).mean(axes)
+    if axis_name is not None:
+        var = lax.pmean(var, axis_name)
     unbiased = var * (count / max(count - 1, 1))
     return (
         mean,
@@ -124,7 +133,8 @@ class Linear(nn.Module):
 class BatchNorm(nn.Module):
     """weight, bias and the collection ``batch_stats`` with running_mean, running_var; normalises the last axis.
 
-    With ``train`` the batch's own statistics are used, and the running ones move if the collection is mutable.
+    With ``train`` the batch's own statistics are used (with ``axis_name`` those of all devices' batches together), and
+    the running ones move if the collection is mutable.
     """
 
     features: int
@@ -132,7 +142,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x, train: bool = False, axis_name: str | None = None):
         shape = (self.features,)
         weight = self.param('weight', nn.initializers.ones, shape)
         bias = self.param('bias', nn.initializers.zeros, shape)
@@ -140,7 +150,7 @@ class BatchNorm(nn.Module):
         var = self.variable('batch_stats', 'running_var', jnp.ones, shape)
         if not train:
             return normalize_batch(x, weight, bias, mean.value, var.value, self.eps)
-        batch_mean, batch_var, new_mean, new_var = batch_statistics(x, mean.value, var.value, self.momentum)
+        batch_mean, batch_var, new_mean, new_var = batch_statistics(x, mean.value, var.value, self.momentum, axis_name)
         if self.is_mutable_collection('batch_stats') and not self.is_initializing():
             mean.value, var.value = new_mean, new_var
         return normalize_batch(x, weight, bias, batch_mean, batch_var, self.eps)

@@ -1,0 +1,359 @@
+"""Everything that can be chosen about HFA-GP, and the two presets.
+
+``HFAGPConfig.paper()`` follows the paper, ``HFAGPConfig.release()`` the released program. ``PRESET_DIFFERENCES`` lists
+where the two differ and which options carry it; ``SHARED_CHOICES`` where the paper's text cannot be followed or says
+nothing, so that both presets have the released form. ``ABLATIONS`` has the rows of the paper's Table 4.
+
+Defects of the released program are not reproduced:
+
+* its coefficient and sound scripts import modules that are not there and one of them uses an undefined variable; here
+  all three drivers animate alike;
+* its forward pass flips the caller's camera labels in place, so that a second call sees another camera, as do every
+  second of its basis previews; here labels are not changed (``cameras.flip_axes`` shows the two conventions);
+* it looks for the test pictures in ``test2`` in one place and in ``test`` in another; the readers of ``data_pipelines``
+  take either;
+* smoothing of landmarks needs whole numbers as file names, which NerFACE's frames do not have; here any name is sorted
+  by the numbers in it;
+* starting from a given basis expects codes of 18 rows; here a basis of any generator's shape is taken;
+* on several devices its gradients of the sub-networks are not averaged; here they are, and a batch gives the same
+  update on any number of devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from avatar_jax.configure import from_plain, to_plain, updated
+from avatar_jax.errors import UserError
+from avatar_jax.methods.hfagp.encoders import PICTURE_CHANNELS, SOUND_CHANNELS
+from avatar_jax.models.triplane import GeneratorConfig
+from avatar_jax.sound.features import FEATURES
+from avatar_jax.train.optimizers import OptimizerConfig
+
+METHOD = 'hfagp'
+DRIVERS = ('picture', 'coefficients', 'sound')
+PRESETS = ('paper', 'release')
+PERCEPTUAL = ('auto', 'lpips', 'pyramid', 'none')
+
+
+@dataclass(frozen=True)
+class BasisConfig:
+    """The personal basis.
+
+    Attributes:
+        size: k, number of vectors (50 in the paper).
+        orthogonal: make the vectors orthonormal by QR in every forward pass; False uses them as they are trained.
+        offset: add the trained offset ``delta`` to every code.
+        start: where the offset starts: 'bases' (mean of the random vectors, as released) or 'average' (the generator's
+            average code, so that training starts from its average face).
+        shared: several drivers share one basis (paper section 4.5, "transferability"); False gives each its own.
+    """
+
+    size: int = 50
+    orthogonal: bool = True
+    offset: bool = True
+    start: str = 'bases'
+    shared: bool = True
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise UserError(f'basis.size: {self.size}; give at least 1 vector')
+        if self.start not in ('bases', 'average'):
+            raise UserError(f"basis.start: {self.start!r}; use 'bases' or 'average'")
+        if self.start == 'average' and not self.offset:
+            raise UserError(
+                "basis.start: 'average' is where the offset starts, but basis.offset is off; set it to true"
+            )
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The networks that give the weights of the basis.
+
+    Attributes:
+        width: of the linear layers.
+        picture_size: side of the pictures that the picture encoder sees.
+        picture_channels: channels of its trunk at 4, 8, 16, ... ``picture_size`` pixels; empty takes the released ones.
+        coefficients: how many numbers drive the coefficient encoder (76 in NerFACE's data, 64 of most face models).
+        sound_code: length of the code of a window of speech features.
+        sound_channels: numbers per row of such a window (29 of both kinds of features).
+        sound_features: which features (``sound.features.FEATURES``): 'deepspeech' (from files that the user has) or
+            'mel' (made here from the sound itself).
+        softmax: weights are positive and sum to one (off in the release).
+    """
+
+    width: int = 512
+    picture_size: int = 256
+    picture_channels: tuple[int, ...] = ()
+    coefficients: int = 76
+    sound_code: int = 64
+    sound_channels: int = SOUND_CHANNELS
+    sound_features: str = 'deepspeech'
+    softmax: bool = False
+
+    def __post_init__(self):
+        size = self.picture_size
+        if size < 8 or size & (size - 1) or size > max(PICTURE_CHANNELS):
+            raise UserError(f'encoder.picture_size: {size}; use a power of two from 8 to {max(PICTURE_CHANNELS)}')
+        if self.picture_channels and len(self.picture_channels) != size.bit_length() - 2:
+            raise UserError(
+                f'encoder.picture_channels: {len(self.picture_channels)} numbers; pictures of {size} pixels need '
+                f'{size.bit_length() - 2} (for 4, 8, ... {size} pixels)'
+            )
+        if self.sound_code < 32:
+            raise UserError(
+                f'encoder.sound_code: {self.sound_code}; attention reads 32 numbers of it, give at least 32'
+            )
+        if self.sound_features not in FEATURES:
+            raise UserError(f'encoder.sound_features: {self.sound_features!r}; use one of {", ".join(FEATURES)}')
+        if min(self.width, self.coefficients, self.sound_channels) < 1:
+            raise UserError('encoder: width, coefficients and sound_channels must be at least 1')
+
+    def trunk(self) -> tuple[tuple[int, int], ...]:
+        """(resolution, channels) of the picture encoder."""
+        return tuple((4 << i, c) for i, c in enumerate(self.picture_channels))
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What a training picture is compared by (paper section 3.3).
+
+    Attributes:
+        perceptual: weight (lambda) of LPIPS beside the mean squared error: 5 in the paper, 1 in the release.
+        network: what the perceptual term looks through: 'lpips' (AlexNet, needs its weights), 'pyramid' (a comparison
+            of pixels and edges that needs no network), 'none', or 'auto': 'lpips' where its weights are given, else
+            'pyramid'.
+        size: side at which pictures are compared; the generator's picture is averaged over areas to it.
+        pyramid: weight of 'pyramid', which has another scale than LPIPS. pyramid_scales: its halvings.
+    """
+
+    perceptual: float = 5.0
+    network: str = 'auto'
+    size: int = 256
+    pyramid: float = 0.2
+    pyramid_scales: int = 4
+
+    def __post_init__(self):
+        if self.network not in PERCEPTUAL:
+            raise UserError(f'loss.network: {self.network!r}; use one of {", ".join(PERCEPTUAL)}')
+        if min(self.perceptual, self.pyramid) < 0 or self.pyramid_scales < 1:
+            raise UserError('loss: perceptual and pyramid must not be negative and pyramid_scales at least 1')
+        if self.size < 2**self.pyramid_scales:
+            raise UserError(f'loss.size: {self.size} pixels cannot be halved for {self.pyramid_scales} pyramid_scales')
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The two stages (paper section 3.3).
+
+    Attributes:
+        iterations: updates in all.
+        tune_iter: in so many updates the generator is frozen; from the next one on it is tuned, with an optimizer that
+            starts then. As many as ``iterations`` leave the second stage out.
+        batch_size: frames per update, over all devices.
+        optimizer: of basis and encoder. generator_optimizer: of the generator in the second stage.
+        smooth_from: number of updates after which sound codes are smoothed in time by attention; None: never.
+        reshuffle: a new order of the frames in every epoch; False repeats the first one, as the release does.
+    """
+
+    iterations: int = 200_000
+    tune_iter: int = 50_000
+    batch_size: int = 2
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig('adam', 3e-4))
+    generator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig('adam', 3e-4))
+    smooth_from: int | None = None
+    reshuffle: bool = True
+
+    def __post_init__(self):
+        if self.iterations < 0 or self.tune_iter < 0 or self.batch_size < 1:
+            raise UserError('train: iterations and tune_iter must not be negative, batch_size at least 1')
+        if self.smooth_from is not None and self.smooth_from < 0:
+            raise UserError(f'train.smooth_from: {self.smooth_from}; give a number of updates or None')
+
+
+@dataclass(frozen=True)
+class HFAGPConfig:
+    """All options of the method.
+
+    Attributes:
+        preset: where this configuration started ('paper' or 'release'); informative.
+        drivers: which signals the avatar can be driven by, of 'picture', 'coefficients', 'sound'.
+    """
+
+    preset: str = 'paper'
+    drivers: tuple[str, ...] = ('picture',)
+    basis: BasisConfig = field(default_factory=BasisConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self):
+        if self.preset not in PRESETS:
+            raise UserError(f'preset: {self.preset!r}; use one of {", ".join(PRESETS)}')
+        if not self.drivers or len(set(self.drivers)) != len(self.drivers) or set(self.drivers) - set(DRIVERS):
+            raise UserError(
+                f'drivers: {", ".join(self.drivers) or "none"}; use some of {", ".join(DRIVERS)}, each once'
+            )
+
+    @classmethod
+    def paper(cls, *drivers: str) -> HFAGPConfig:
+        """What the paper describes; where it gives no number or form, the released one."""
+        return cls(drivers=drivers or ('picture',))
+
+    @classmethod
+    def release(cls, *drivers: str) -> HFAGPConfig:
+        """What the released program does for a driver (it knows one at a time)."""
+        base = cls('release', drivers or ('picture',))
+        batch = 2 if base.drivers == ('picture',) else 1
+        return replace(
+            base,
+            loss=replace(base.loss, perceptual=1.0),
+            train=replace(base.train, iterations=800_000, batch_size=batch, smooth_from=300_000, reshuffle=False),
+        )
+
+    def with_options(self, options: Mapping[str, Any]) -> HFAGPConfig:
+        """A copy with the (nested) options replaced; unknown ones are a ``UserError``."""
+        return updated(self, options)
+
+    def ablation(self, name: str) -> HFAGPConfig:
+        """A copy with one of ``ABLATIONS`` applied."""
+        if name not in ABLATIONS:
+            raise UserError(f'ablation {name!r}: not known; there are {", ".join(ABLATIONS)}')
+        change = ABLATIONS[name]
+        if change == 'no_tuning':
+            return replace(self, train=replace(self.train, tune_iter=self.train.iterations))
+        return self.with_options(change)
+
+
+# Topic -> the options that carry it, which differ between the presets.
+PRESET_DIFFERENCES: dict[str, tuple[str, ...]] = {
+    'weight of the perceptual term: 5 in the paper, 1 in the release': ('loss.perceptual',),
+    'length: 200,000 updates in the paper, 800,000 in the release': ('train.iterations',),
+    'batch: 2 in the paper; 2, 1 and 1 in the release (picture, coefficients, sound)': ('train.batch_size',),
+    'smoothing of sound codes: not in the paper, from update 300,000 on in the release': ('train.smooth_from',),
+    'order of the frames: not in the paper, the same in every epoch in the release': ('train.reshuffle',),
+}
+# Topics on which the paper's text cannot be followed or says nothing: both presets have the released form.
+SHARED_CHOICES: dict[str, tuple[str, ...]] = {
+    'code: w = f(x) B in the paper; with an offset in the release, without which its weights are useless': (
+        'basis.offset',
+        'basis.start',
+    ),
+    'orthogonality: "constrain the basis vectors to be orthogonal"; the release factorises in the forward pass': (
+        'basis.orthogonal',
+    ),
+    'supervision: crops of 512 pixels in the paper; encoder and loss at 256 in the release': (
+        'loss.size',
+        'encoder.picture_size',
+    ),
+    'networks of coefficients and sound: in a supplement that is not public': (
+        'encoder.width',
+        'encoder.coefficients',
+        'encoder.sound_code',
+        'encoder.sound_channels',
+        'encoder.sound_features',
+    ),
+    'camera: Deep3DFaceRecon with the conversion of EG3D, without its normalisation of the radius': ('label_mode',),
+}
+
+ABLATIONS: dict[str, Any] = {
+    'k5': {'basis': {'size': 5}},
+    'k10': {'basis': {'size': 10}},
+    'k20': {'basis': {'size': 20}},
+    'k50': {'basis': {'size': 50}},
+    'not_orthogonal': {'basis': {'orthogonal': False}},
+    'no_second_stage': 'no_tuning',
+}
+"""Rows of the paper's Table 4, and the second stage left out."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What builds the networks and says how they are used.
+
+    Attributes:
+        generator: the tri-plane generator.
+        method: everything of HFA-GP itself.
+        basis: name of the face-model coefficients that the driver 'coefficients' reads.
+        label_mode: how camera labels are made from tracked poses (``faces.camera_labels.MODES``); 'raw' keeps the
+            camera's distance.
+    """
+
+    generator: GeneratorConfig = field(default_factory=lambda: GeneratorConfig.ffhq512(128))
+    method: HFAGPConfig = field(default_factory=HFAGPConfig)
+    basis: str = 'procedural'
+    label_mode: str = 'raw'
+
+    def __post_init__(self):
+        g, c = self.generator, self.method
+        if c.basis.size > g.num_ws * g.w_dim:
+            raise UserError(f'method.basis.size: {c.basis.size}; a code has only {g.num_ws * g.w_dim} numbers')
+        if c.loss.size > g.img_resolution:
+            raise UserError(
+                f'method.loss.size: {c.loss.size} is more than the {g.img_resolution} pixels that the generator makes'
+            )
+
+    @property
+    def img_resolution(self) -> int:
+        """Side of the final picture."""
+        return self.generator.img_resolution
+
+    @classmethod
+    def of(cls, generator: GeneratorConfig, method: HFAGPConfig | None = None, **other: Any) -> ModelConfig:
+        """A configuration whose pictures are compared and encoded at 256 pixels, or at the generator's if it makes
+        fewer.
+        """
+        method = HFAGPConfig() if method is None else method
+        size = min(256, generator.img_resolution)
+        method = replace(
+            method, loss=replace(method.loss, size=size), encoder=replace(method.encoder, picture_size=size)
+        )
+        return cls(generator, method, **other)
+
+    @classmethod
+    def full(cls, preset: str = 'paper', *drivers: str, **other: Any) -> ModelConfig:
+        """The published sizes: EG3D's generator of 512 pixels (128 rendered), k = 50."""
+        return cls(GeneratorConfig.ffhq512(128), _preset(preset, *drivers), **other)
+
+    @classmethod
+    def heads(cls, preset: str = 'paper', *drivers: str, **other: Any) -> ModelConfig:
+        """For the procedural heads of 128 pixels, with their 64 coefficients."""
+        method = _preset(preset, *drivers)
+        method = replace(
+            method,
+            basis=replace(method.basis, start='average'),
+            encoder=EncoderConfig(256, 128, (128, 128, 96, 64, 32, 16), 64, sound_features='mel'),
+            loss=replace(method.loss, size=128),
+        )
+        return cls(GeneratorConfig.heads128(), method, **other)
+
+    @classmethod
+    def tiny(cls, preset: str = 'paper', *drivers: str, **other: Any) -> ModelConfig:
+        """For tests: a few thousand parameters, every part present."""
+        generator = GeneratorConfig.tiny()
+        method = _preset(preset, *drivers)
+        method = replace(
+            method,
+            basis=replace(method.basis, size=6),
+            encoder=EncoderConfig(16, generator.img_resolution, (12, 8, 8, 8), 7, 32, 29, 'mel'),
+            loss=replace(method.loss, size=generator.img_resolution, pyramid_scales=2),
+            train=replace(method.train, iterations=4, tune_iter=2, batch_size=2),
+        )
+        return cls(generator, method, **other)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of ``to_dict``. Raises ``UserError`` for unknown keys (with a suggestion) and wrong values."""
+        return from_plain(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as weight files and checkpoints store them."""
+        return to_plain(self)
+
+
+def _preset(name: str, *drivers: str) -> HFAGPConfig:
+    if name not in PRESETS:
+        raise UserError(f'preset: {name!r}; use one of {", ".join(PRESETS)}')
+    return HFAGPConfig.paper(*drivers) if name == 'paper' else HFAGPConfig.release(*drivers)

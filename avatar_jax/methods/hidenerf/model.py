@@ -1,0 +1,338 @@
+"""HiDe-NeRF's networks together: a source seen once, and its frames.
+
+Variables are ``{'params': {...}}`` as weight files hold them; ``load_model`` adds ``mesh``, the head model that draws
+the codes, which no weight file contains. ``encode`` computes everything that depends on the source alone (planes,
+identity features, canonical code); ``frame`` only what depends on expression and camera. Pictures are in [-1, 1], with
+the background removed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from avatar_jax.methods.hidenerf import cameras, field, secc
+from avatar_jax.methods.hidenerf.appearance import Appearance, Planes
+from avatar_jax.methods.hidenerf.config import METHOD, ModelConfig
+from avatar_jax.methods.hidenerf.deformation import Deformation
+from avatar_jax.methods.hidenerf.refine import IdentityEncoder, Maps, Refine
+from avatar_jax.methods.hidenerf.secc import HeadMesh
+from avatar_jax.models.decoder import OSGDecoder
+from avatar_jax.parallel import sample_keys
+from avatar_jax.render.cameras import unpack_label
+from avatar_jax.types import Frames
+
+PyTree = Any
+SOURCE_PARTS, FRAME_PARTS = ('appearance', 'identity'), ('deformation', 'points', 'refine')
+
+
+@struct.dataclass
+class Source:
+    """What is kept of N sources.
+
+    Attributes:
+        planes: tri-planes [N,3,h,h,C] of each level, coarse to fine.
+        affine: [N,3,4] map from the world to the planes.
+        identity: feature maps for the refine network, largest first.
+        shape: [N,K] coefficients of the head. canonical: [N,S,S,3] its code without expression.
+    """
+
+    planes: Planes
+    affine: jax.Array
+    identity: Maps
+    shape: jax.Array
+    canonical: jax.Array
+
+
+@struct.dataclass
+class Draws:
+    """Random numbers of N training pictures: ``jitter`` uniforms [N,M,S], ``perturbation`` normals [N,H,W,S,3]."""
+
+    jitter: jax.Array | None = None
+    perturbation: jax.Array | None = None
+
+    @classmethod
+    def from_key(cls, key: jax.Array, config: ModelConfig, count: int, axis_name: str | None = None) -> Draws:
+        """Fresh draws of ``count`` pictures of this device's share."""
+        size, samples = config.raw_size, config.volume.samples
+
+        def one(key):
+            first, second = jax.random.split(key)
+            noise = jax.random.normal(second, (size, size, samples, 3)) if config.deformation.perturbation else None
+            return cls(jax.random.uniform(first, (size * size, samples)), noise)
+
+        return jax.vmap(one)(sample_keys(key, count, axis_name))
+
+
+@struct.dataclass
+class Views:
+    """N rendered frames.
+
+    Attributes:
+        raw: [N,r,r,3] volume-rendered picture. image: [N,R,R,3] final one, or None; neither is limited to [-1, 1].
+        depth, opacity: [N,r,r,1]. shift: displacements [N,r,r,S,3] of the sample points, world units.
+    """
+
+    raw: jax.Array
+    image: jax.Array | None
+    depth: jax.Array
+    opacity: jax.Array
+    shift: jax.Array
+
+
+# ---------------------------------------------------------------------------------------------------------- parameters
+
+
+def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
+    """Fresh variables, without running the networks."""
+    keys = iter(jax.random.split(key, 5))
+
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+    size, raw, samples = config.image_size, config.raw_size, config.volume.samples
+    picture, code = shape(1, size, size, 3), shape(1, config.secc.size, config.secc.size, 3)
+    identity = jax.eval_shape(IdentityEncoder(config.refine).init_with_output, jax.random.key(0), picture)[0]
+    params = {
+        'appearance': Appearance(config.appearance).lazy_init(
+            next(keys), picture, shape(1, 3, 4), shape(1), config.volume.pivot
+        ),
+        'identity': IdentityEncoder(config.refine).lazy_init(next(keys), picture),
+        'deformation': Deformation(config.deformation, samples).lazy_init(
+            next(keys), shape(1, raw, raw, samples, 3), code, code
+        ),
+        'points': {
+            'params': OSGDecoder(config.features + config.encoding, config.volume.hidden, config.volume.channels).init(
+                next(keys)
+            )['params']
+        },
+        'refine': Refine(config.refine, size).lazy_init(
+            next(keys), shape(1, raw, raw, config.volume.channels), identity
+        ),
+    }
+    return {'params': {name: part['params'] for name, part in params.items()}}
+
+
+def abstract(config: ModelConfig) -> dict[str, Any]:
+    """Names and shapes of the variables, without computing anything."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def save_model(
+    path: str | os.PathLike,
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    provenance: Mapping[str, Any],
+    storage: str = 'float32',
+) -> str:
+    """Writes a weight file of this method (without mesh); returns its SHA-256."""
+    from avatar_jax.io.weights import check_tree, save_weights
+
+    kept = {'params': variables['params']}
+    check_tree(path, kept, abstract(config))
+    return save_weights(path, kept, method=METHOD, config=config.to_dict(), provenance=provenance, storage=storage)
+
+
+def load_model(path: str | os.PathLike, head: Any = None) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
+    """Reads a weight file of this method: (variables with the mesh, configuration, SHA-256, provenance).
+
+    Args:
+        head: the head model that draws the codes; None: that of the weights' basis, from the package or the user's
+            asset folders.
+
+    Raises:
+        UserError: missing, damaged or foreign file; weights that do not fit their configuration; no head model.
+    """
+    from avatar_jax.io.weights import check_tree, load_weights
+
+    weights = load_weights(path, method=METHOD)
+    config = ModelConfig.from_dict(weights.config)
+    check_tree(path, weights.variables, abstract(config))
+    mesh = secc.load_mesh(config.basis, head, str(path))
+    return {**jax.tree.map(jnp.asarray, weights.variables), 'mesh': mesh}, config, weights.sha256, weights.provenance
+
+
+# -------------------------------------------------------------------------------------------------------------- source
+
+
+def masked(images: jax.Array, masks: jax.Array, fill: float) -> jax.Array:
+    """Pictures [...,H,W,3] before a plain background: where masks [...,H,W] in [0, 1] are 0."""
+    return images * masks[..., None] + fill * (1 - masks[..., None])
+
+
+def encode(
+    params: PyTree,
+    config: ModelConfig,
+    mesh: HeadMesh,
+    images: jax.Array,
+    labels: jax.Array,
+    shape: jax.Array,
+    mirrored: jax.Array | None = None,
+    canonical: jax.Array | None = None,
+) -> Source:
+    """Everything that depends on N sources alone.
+
+    Args:
+        images: [N,R,R,3] in [-1, 1] before the background of ``config``. labels: [N,25] their cameras.
+        shape: [N,K] coefficients of the head. mirrored: [N] bool, see ``secc.points``.
+        canonical: [N,S,S,3] codes that were drawn before; None draws them.
+    """
+    pivot = config.volume.pivot
+    cam2world, intrinsics = unpack_label(labels)
+    mode, extent = config.appearance.transform, config.appearance.extent
+    affine = cameras.look_up_map(cam2world, intrinsics, mode, pivot, extent)
+    if mode == 'plane_warp':
+        size = cameras.plane_extent(cam2world, intrinsics, pivot, extent)
+        own = cameras.source_map(cam2world, size, pivot)
+    else:
+        own, size = affine, jnp.ones(len(images))  # not looked at
+    planes = Appearance(config.appearance).apply({'params': params['appearance']}, images, own, size, pivot)
+    identity = IdentityEncoder(config.refine).apply({'params': params['identity']}, images)
+    if canonical is None:
+        canonical = secc.canonical(mesh, shape, config.secc, mirrored)
+    return Source(planes, affine, identity, shape, canonical)
+
+
+def identity_of(source: Source) -> dict[str, Any]:
+    """One source (its arrays without a leading axis) as nested dicts, as avatar files hold it."""
+
+    def numbered(arrays):
+        return {str(k): x for k, x in enumerate(arrays)}
+
+    return {
+        'planes': numbered(source.planes),
+        'affine': source.affine,
+        'identity': numbered(source.identity),
+        'shape': source.shape,
+        'canonical': source.canonical,
+    }
+
+
+def source_of(identity: Mapping[str, Any]) -> Source:
+    """The inverse of ``identity_of``."""
+
+    def listed(arrays):
+        return tuple(arrays[str(k)] for k in range(len(arrays)))
+
+    return Source(
+        listed(identity['planes']),
+        identity['affine'],
+        listed(identity['identity']),
+        identity['shape'],
+        identity['canonical'],
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- frame
+
+
+def displacements(
+    params: PyTree,
+    config: ModelConfig,
+    rays: field.Rays,
+    driving: jax.Array,
+    canonical: jax.Array,
+    perturbation: jax.Array | None = None,
+) -> jax.Array:
+    """Displacements [N,r,r,S,3] of the rays' sample points, world units.
+
+    Args:
+        driving, canonical: [N,S,S,3] codes in [-1, 1].
+        perturbation: standard normals [N,r,r,S,3]; the network sees the points moved by them (supplement 6.1), the
+            displacements are those of the points themselves.
+    """
+    c, size = config.deformation, config.raw_size
+    points = rays.points.reshape(rays.depths.shape[0], size, size, config.volume.samples, 3)
+    if perturbation is not None:
+        points = points + c.perturbation * config.volume.spacing * perturbation
+    points = jax.lax.stop_gradient(field.unit_points(config.volume, points))
+    net = Deformation(c, config.volume.samples)
+    found = net.apply({'params': params['deformation']}, points, driving, canonical)
+    if c.antisymmetric:
+        found = found - net.apply({'params': params['deformation']}, points, canonical, canonical)
+    return found * (c.scale * config.volume.box_warp)
+
+
+def render(
+    params: PyTree,
+    config: ModelConfig,
+    source: Source,
+    driving: jax.Array,
+    labels: jax.Array,
+    draws: Draws | None = None,
+    refine: bool = True,
+) -> Views:
+    """Frames of N sources with driving codes [N,S,S,3] from cameras [N,25].
+
+    Args:
+        draws: random places of the samples and perturbation, for training; None: neither.
+        refine: also run the refine network (static).
+    """
+    draws = Draws() if draws is None else draws
+    size = config.raw_size
+    rays = field.rays_of(config.volume, labels, size, draws.jitter)
+    shift = displacements(params, config, rays, driving, source.canonical, draws.perturbation)
+    flat = shift.reshape(*rays.depths.shape, 3)
+    found = field.render(params['points'], config, source.planes, source.affine, rays, flat)
+    features, depth, opacity = (
+        x.reshape(len(labels), size, size, -1) for x in (found.features, found.depth, found.opacity)
+    )
+    image = None
+    if refine:
+        image = Refine(config.refine, config.image_size).apply({'params': params['refine']}, features, source.identity)
+    return Views(features[..., :3], image, depth, opacity, shift)
+
+
+def driving_codes(
+    config: ModelConfig,
+    mesh: HeadMesh,
+    shape: jax.Array,
+    expression: jax.Array,
+    labels: jax.Array,
+    mirrored: jax.Array | None = None,
+) -> jax.Array:
+    """Driving codes [N,S,S,3] of shapes [N,K] with expressions [N,64]; cameras [N,25] count only if pose-coupled."""
+    pose = labels if config.deformation.pose_coupled else None
+    return secc.codes(mesh, shape, expression, config.secc, mirrored=mirrored, labels=pose)
+
+
+def frame(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    identity: Mapping[str, Any],
+    prepared: None,
+    signals: Mapping[str, jax.Array],
+    labels: jax.Array,
+    keys: jax.Array | None = None,
+    sr: bool = True,
+) -> Frames:
+    """N frames side by side: deformation, point network and refine network, nothing of the source's.
+
+    A pure function (``config`` and ``sr`` static under ``jit``).
+
+    Args:
+        variables: with ``mesh``. identity: of ``identity_of``. prepared, keys: not needed; nothing is drawn at random.
+        signals: ``expression`` [N,64] of the driver. labels: [N,25] cameras.
+        sr: False leaves the refine network out; ``rgb`` is then the raw rendering.
+
+    Returns:
+        ``Frames`` with rgb and raw limited to [-1,1].
+    """
+    del prepared, keys
+    count = labels.shape[0]
+    source = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), source_of(identity))
+    driving = driving_codes(config, variables['mesh'], source.shape, signals['expression'], labels)
+    found = render(variables['params'], config, source, driving, labels, refine=sr)
+    raw = jnp.clip(found.raw, -1, 1)
+    rgb = raw if found.image is None else jnp.clip(found.image, -1, 1)
+    return Frames(rgb, raw, found.depth, found.opacity)
+
+
+def count_parameters(tree: PyTree) -> int:
+    """How many numbers a tree holds."""
+    return sum(x.size for x in jax.tree.leaves(tree))

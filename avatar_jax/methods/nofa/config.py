@@ -1,0 +1,404 @@
+"""Everything that can be chosen about NOFA: networks, losses, the three training stages and the fit to one picture.
+
+What the paper states are the defaults of ``NOFAConfig``; where it is silent, the docstrings say what was chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from avatar_jax.configure import from_plain, to_plain, updated
+from avatar_jax.errors import UserError
+from avatar_jax.inversion.tuning import PivotConfig, TuningConfig
+from avatar_jax.losses.distance import CHOICES
+from avatar_jax.models.e4e import EncoderConfig
+from avatar_jax.models.spade import RESIZES
+from avatar_jax.models.triplane import GeneratorConfig
+from avatar_jax.train.optimizers import OptimizerConfig
+
+METHOD = 'nofa'
+STAGES = ('general', 'teeth', 'compensation')
+GAINS = ('unit', 'rms')
+IDENTITY = ('auto', 'irse50', 'head_identity', 'none')
+TEACHERS = ('none', 'gfpgan', 'truth')
+PIVOTS = ('encoder', 'search')
+
+
+def _choice(where: str, value: Any, *allowed: Any) -> None:
+    if value not in allowed:
+        raise UserError(f'{where}: {value!r}; use one of {", ".join(map(str, allowed))}')
+
+
+@dataclass(frozen=True)
+class CompensationConfig:
+    """The compensation network (section 3.2 of the paper gives its parts, not its sizes).
+
+    Attributes:
+        use: without it the volume is the generator's alone (Table 3, first row).
+        widths: channels after each of the five blocks; the map is doubled before the third and the fifth.
+        hidden: width of the modulation's hidden layers; 64 costs less.
+        resize: of the source picture to each block's size: 'antialiased' or 'nearest'.
+        gain: fixed factor of the generator's features: 1 ('unit'), or one over their root mean square at the mean code
+            ('rms'), measured when the networks are made.
+    """
+
+    use: bool = True
+    widths: tuple[int, int, int, int, int] = (512, 256, 256, 128, 128)
+    hidden: int = 128
+    resize: str = 'antialiased'
+    gain: str = 'unit'
+
+    def __post_init__(self):
+        object.__setattr__(self, 'widths', tuple(self.widths))
+        _choice('compensation.resize', self.resize, *RESIZES)
+        _choice('compensation.gain', self.gain, *GAINS)
+        if len(self.widths) != 5 or min(*self.widths, self.hidden) < 1:
+            raise UserError(f'compensation.widths, hidden: {self.widths}, {self.hidden}; five and one positive numbers')
+
+
+@dataclass(frozen=True)
+class DeformationConfig:
+    """The deformation field (section 3.3 of the paper gives inputs and outputs, not sizes).
+
+    Attributes:
+        num_shape, num_expression: identity and expression coefficients.
+        width, depth, skip, octaves: of D-Net: hidden layers, the one that reads the encoded point again (counted from
+            0), and frequencies of the encoding.
+        w_width, w_depth, w_octaves: of W-Net.
+        use_wnet: False moves every point by D-Net's whole offset (Table 5).
+        use_identity: False gives both networks zeros in place of identity coefficients (Table 5).
+        clip: largest offset along an axis in world units; None does not limit.
+        standardize: coefficients are standardised by the means and deviations kept with the weights.
+    """
+
+    num_shape: int = 80
+    num_expression: int = 64
+    width: int = 128
+    depth: int = 6
+    skip: int = 4
+    octaves: int = 6
+    w_width: int = 64
+    w_depth: int = 4
+    w_octaves: int = 4
+    use_wnet: bool = True
+    use_identity: bool = True
+    clip: float | None = None
+    standardize: bool = False
+
+    def __post_init__(self):
+        if not 1 <= self.skip < self.depth or self.w_depth < 1 or min(self.width, self.w_width) < 1:
+            raise UserError(
+                f'deformation: depth {self.depth}, skip {self.skip}, w_depth {self.w_depth}; the skip must name one of '
+                'the hidden layers from 1 on'
+            )
+        if min(self.octaves, self.w_octaves, self.num_shape, self.num_expression) < 0:
+            raise UserError('deformation: octaves and numbers of coefficients must not be negative')
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f'deformation.clip: {self.clip}; give a positive distance, or null for no limit')
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One objective: weights of reconstruction, mouth, teeth, identity, code norm and volume (equations 7, 9, 11,
+    12).
+    """
+
+    reconstruction: float = 1.0
+    mouth: float = 0.0
+    teeth: float = 0.0
+    identity: float = 0.1
+    latent: float = 0.0
+    depth: float = 0.0
+
+    def __post_init__(self):
+        if min(dataclasses.astuple(self)) < 0:
+            raise UserError(f'loss weights: {self}; none may be negative')
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The terms.
+
+    Attributes:
+        general, teeth, compensation, one_shot: weights of the four objectives (the paper's).
+        perceptual: weight of the perceptual distance beside the squared error, within reconstruction, mouth and teeth.
+        perceptual_network: 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'pyramid' (no network), 'none', or 'auto':
+            AlexNet's LPIPS where its weights are here, else pyramid. pyramid_scales: of the latter.
+        identity_network: 'irse50', 'head_identity' (the stand-in for procedural heads), 'none', or 'auto': the first
+            whose weights are here.
+        raw: weight of the same reconstruction term on the volume rendering before super-resolution, against the
+            picture averaged to its size (not in the paper).
+        latent: 'norm' (mean norm of the offset from the mean code) or 'mse' (its mean square).
+        mu: the volume that is added should be this share of the canonical one (equation 10).
+        mouth_size: side of the aligned mouth crops. mouth_enlarge: their box is so much larger than the landmarks'.
+    """
+
+    general: Weights = field(default_factory=lambda: Weights(1.0, 0.5, 0.0, 0.1, 0.01, 0.0))
+    teeth: Weights = field(default_factory=lambda: Weights(0.5, 0.0, 1.0, 0.1, 0.01, 0.0))
+    compensation: Weights = field(default_factory=lambda: Weights(1.0, 0.0, 0.0, 0.1, 0.0, 0.01))
+    one_shot: Weights = field(default_factory=lambda: Weights(1.0, 0.5, 0.0, 0.1, 0.0, 0.01))
+    perceptual: float = 1.0
+    perceptual_network: str = 'auto'
+    pyramid_scales: int = 3
+    identity_network: str = 'auto'
+    raw: float = 0.0
+    latent: str = 'norm'
+    mu: float = 0.1
+    mouth_size: int = 128
+    mouth_enlarge: float = 1.4
+
+    def __post_init__(self):
+        _choice('loss.perceptual_network', self.perceptual_network, *CHOICES)
+        _choice('loss.identity_network', self.identity_network, *IDENTITY)
+        _choice('loss.latent', self.latent, 'norm', 'mse')
+        if self.pyramid_scales < 1 or self.mouth_size < 8 or not self.mouth_enlarge > 0:
+            raise UserError('loss: pyramid_scales at least 1, mouth_size at least 8, mouth_enlarge positive')
+
+    def weights(self, objective: str) -> Weights:
+        """Of 'general', 'teeth', 'compensation' or 'one_shot'."""
+        return getattr(self, objective)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One training stage: its length, batch (people over all devices) and optimizer."""
+
+    iterations: int = 250_000
+    batch_size: int = 16
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig('adam', 1e-4))
+
+    def __post_init__(self):
+        if self.iterations < 1 or self.batch_size < 1:
+            raise UserError('train: iterations and batch_size of a stage must be at least 1')
+
+
+@dataclass(frozen=True)
+class EncoderTerms:
+    """Extra terms of e4e, which the paper does not mention; only the progressive rows are on.
+
+    Attributes:
+        progressive_start, progressive_every: the first delta counts from that step on, one more after every so many;
+            ``progressive_every=0`` lets all count from the beginning.
+        delta: weight of the delta regulariser, while not all deltas count.
+        discriminator: weight of the latent discriminator. r1, r1_every: its penalty and how often.
+        discriminator_optimizer: its own. pool: codes it remembers.
+    """
+
+    progressive_start: int = 20_000
+    progressive_every: int = 2_000
+    delta: float = 0.0
+    discriminator: float = 0.0
+    r1: float = 10.0
+    r1_every: int = 16
+    discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig('adam', 2e-5))
+    pool: int = 50
+
+    def __post_init__(self):
+        if min(self.progressive_start, self.progressive_every, self.pool) < 0 or self.r1_every < 1:
+            raise UserError('train.encoder: starts, steps and pool must not be negative; r1_every at least 1')
+        if min(self.delta, self.discriminator, self.r1) < 0:
+            raise UserError('train.encoder: no weight may be negative')
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The three stages.
+
+    Attributes:
+        general, teeth, compensation: their lengths, batches and optimizers.
+        same_frame: how often the source picture is its own target in the first two stages.
+        train_generator: move backbone, decoder and super-resolution in the first two stages. Its mapping network never
+            moves. generator_lr: factor of their learning rate.
+        encoder: extra terms.
+        teacher: of the teeth stage: 'none' (the picture itself: the term is then 0), 'gfpgan', or 'truth' (the target
+            picture: for made data, where that is the better mouth).
+        align_teacher: the teacher sees the face aligned to its template, and only the mouth is taken from it.
+    """
+
+    general: StageConfig = field(default_factory=StageConfig)
+    teeth: StageConfig = field(default_factory=lambda: StageConfig(25_000))
+    compensation: StageConfig = field(default_factory=lambda: StageConfig(100_000, 32))
+    same_frame: float = 0.1
+    train_generator: bool = True
+    generator_lr: float = 1.0
+    encoder: EncoderTerms = field(default_factory=EncoderTerms)
+    teacher: str = 'none'
+    align_teacher: bool = True
+
+    def __post_init__(self):
+        _choice('train.teacher', self.teacher, *TEACHERS)
+        if not 0 <= self.same_frame <= 1 or self.generator_lr < 0:
+            raise UserError('train: same_frame within 0..1, generator_lr at least 0')
+
+    def stage(self, name: str) -> StageConfig:
+        """One of ``STAGES``."""
+        _choice('stage', name, *STAGES)
+        return getattr(self, name)
+
+
+def _one_shot() -> TuningConfig:
+    return TuningConfig('compensation', 400, OptimizerConfig('adam', 1e-4))
+
+
+@dataclass(frozen=True)
+class NOFAConfig:
+    """All options of the method.
+
+    Attributes:
+        encoder: e4e; its rows and their length must be the generator's.
+        compensation, deformation, loss, train: the parts.
+        pivot: the code of a picture: that of the 'encoder', or of a 'search' in W (PTI). search: of the latter.
+        tuning: the fit to one picture; the paper's is 400 steps on the compensation network.
+    """
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    compensation: CompensationConfig = field(default_factory=CompensationConfig)
+    deformation: DeformationConfig = field(default_factory=DeformationConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    pivot: str = 'encoder'
+    search: PivotConfig = field(default_factory=PivotConfig)
+    tuning: TuningConfig = field(default_factory=_one_shot)
+
+    def __post_init__(self):
+        _choice('pivot', self.pivot, *PIVOTS)
+        if self.tuning.tune == 'compensation' and not self.compensation.use:
+            raise UserError("tuning.tune: 'compensation', but compensation.use is off; tune the generator, or none")
+
+    def replace(self, **overrides: Any) -> NOFAConfig:
+        """A copy with some options changed; ``loss__mu=0.2`` sets ``loss.mu``. Raises ``UserError``."""
+        values: dict[str, Any] = {}
+        for path, value in overrides.items():
+            *parts, leaf = path.replace('.', '__').split('__')
+            node = values
+            for part in parts:
+                node = node.setdefault(part, {})
+            node[leaf] = value
+        return updated(self, values)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What builds the networks and says how they are used.
+
+    Attributes:
+        generator: the tri-plane generator. method: everything of NOFA itself.
+        basis: name of the coefficient basis that drives the deformation.
+        label_mode: how camera labels are normalised (one of ``faces.camera_labels.MODES``).
+    """
+
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    method: NOFAConfig = field(default_factory=NOFAConfig)
+    basis: str = 'procedural'
+    label_mode: str = 'raw'
+
+    def __post_init__(self):
+        e, g = self.method.encoder, self.generator
+        if (e.num_ws, e.w_dim) != (g.num_ws, g.w_dim):
+            raise UserError(
+                f'method.encoder: makes {e.num_ws} style rows of {e.w_dim}, the generator takes {g.num_ws} of '
+                f'{g.w_dim}; set num_ws and w_dim alike'
+            )
+        if not e.shared:
+            raise UserError("method.encoder.shared: NOFA's encoder is e4e, whose rows are shared; set it to true")
+        if e.image_size > g.img_resolution:
+            raise UserError(
+                f'method.encoder.image_size: {e.image_size} is more than the pictures have ({g.img_resolution})'
+            )
+        if g.plane_resolution < 16:
+            raise UserError(f'generator.plane_resolution: {g.plane_resolution}; compensation needs 16 at least')
+
+    @property
+    def img_resolution(self) -> int:
+        """Side of the final picture."""
+        return self.generator.img_resolution
+
+    @property
+    def feature_resolution(self) -> int:
+        """Side of the backbone's features that compensation starts from: 64 for planes of 256."""
+        return self.generator.plane_resolution // 4
+
+    @property
+    def feature_channels(self) -> int:
+        """Their channels."""
+        g = self.generator
+        return min(g.channel_base // self.feature_resolution, g.channel_max)
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> ModelConfig:
+        """EG3D's FFHQ generator at 512 pixels, BFM coefficients, sizes of the reference."""
+        return cls(GeneratorConfig.ffhq512(), NOFAConfig().replace(**overrides), 'bfm', 'orig')
+
+    @classmethod
+    def heads(cls, **overrides: Any) -> ModelConfig:
+        """For procedural heads at 128 pixels, with the small generator; 10 MB in half precision all together."""
+        generator = GeneratorConfig.heads128()
+        encoder = EncoderConfig(
+            64,
+            generator.num_ws,
+            generator.w_dim,
+            stem=24,
+            widths=(24, 32, 48, 80),
+            units=(2, 2, 3, 2),
+            reduction=8,
+            head_width=36,
+        )
+        method = NOFAConfig(
+            encoder,
+            CompensationConfig(widths=(64, 48, 48, 32, 32), hidden=24, gain='rms'),
+            DeformationConfig(octaves=5),
+            LossConfig(raw=1.0, mouth_size=32),
+            TrainConfig(
+                general=StageConfig(6_000, 8, OptimizerConfig('adam', 5e-4)),
+                teeth=StageConfig(600, 8, OptimizerConfig('adam', 1e-4)),
+                compensation=StageConfig(3_000, 8, OptimizerConfig('adam', 5e-4)),
+                generator_lr=0.2,
+                encoder=EncoderTerms(progressive_start=500, progressive_every=100),
+            ),
+            search=PivotConfig(steps=150),
+            tuning=TuningConfig('compensation', 150, OptimizerConfig('adam', 2e-3)),
+        )
+        return cls(generator, method.replace(**overrides))
+
+    @classmethod
+    def tiny(cls, **overrides: Any) -> ModelConfig:
+        """For tests: a few thousand parameters, every part present."""
+        generator = GeneratorConfig.tiny()
+        encoder = EncoderConfig(
+            16, generator.num_ws, generator.w_dim, 4, (2, 4, 6, 8), (1, 1, 1, 1), 2, 1, 3, head_width=6
+        )
+        stage = StageConfig(4, 2, OptimizerConfig('adam', 1e-3))
+        method = NOFAConfig(
+            encoder,
+            CompensationConfig(widths=(8, 6, 6, 4, 4), hidden=4),
+            DeformationConfig(width=8, depth=3, skip=1, octaves=2, w_width=6, w_depth=2, w_octaves=1),
+            LossConfig(pyramid_scales=2, mouth_size=8),
+            TrainConfig(stage, stage, stage, encoder=EncoderTerms(2, 1)),
+            search=PivotConfig(steps=4, samples=8),
+            tuning=TuningConfig('compensation', 4, OptimizerConfig('adam', 1e-3)),
+        )
+        return cls(generator, method.replace(**overrides))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of ``to_dict``. Raises ``UserError`` for unknown keys (with a suggestion) and wrong values."""
+        return from_plain(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as weight files and checkpoints store them."""
+        return to_plain(self)
+
+    def replace(self, **overrides: Any) -> ModelConfig:
+        """A copy with options of the method changed, see ``NOFAConfig.replace``."""
+        return dataclasses.replace(self, method=self.method.replace(**overrides))
+
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    'without_compensation': {'compensation__use': False, 'tuning__tune': 'none'},
+    'without_wnet': {'deformation__use_wnet': False},
+    'without_identity': {'deformation__use_identity': False},
+}
+"""Rows of the paper's Tables 3 and 5 as overrides of a preset."""

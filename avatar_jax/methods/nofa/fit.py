@@ -1,0 +1,387 @@
+"""From a portrait to an avatar: pivot, then the fit of the compensation network or of the generator (sections 3 and 4).
+
+The paper's fast way is the encoder's code and a few hundred steps on the compensation network alone (equation 12); the
+slow one tunes the generator, as PTI does, with the same objective but for the volume's term. The pivot can also be
+searched in W. ``fit_people`` does all of it for people side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avatar_jax.errors import UserError
+from avatar_jax.inversion import tuning
+from avatar_jax.inversion.tuning import Pivot, Tuned, TuningConfig
+from avatar_jax.losses.distance import distance_of
+from avatar_jax.losses.perception import PerceptionBank
+from avatar_jax.losses.pixel import match_size
+from avatar_jax.methods.nofa import losses
+from avatar_jax.methods.nofa.config import PIVOTS, ModelConfig, Weights
+from avatar_jax.methods.nofa.model import (
+    Volume,
+    added,
+    canonical,
+    check_portrait,
+    coefficients_of,
+    deformation_of,
+    make_avatar,
+    network,
+    render,
+    sample_draws,
+    style_rows,
+    volume_of,
+)
+from avatar_jax.methods.nofa.train import assembled, join_generator, split_generator
+from avatar_jax.models.triplane import TriPlaneGenerator
+from avatar_jax.ops.image_metrics import psnr, to_unit
+from avatar_jax.render.cameras import frontal_label
+from avatar_jax.types import Avatar, Portrait
+
+PyTree = Any
+STEPS_PER_CALL = 10
+
+
+@flax.struct.dataclass
+class Problem:
+    """What stays the same while one portrait is fitted.
+
+    Attributes:
+        image: [1,S,S,3]. label: [1,25]. shape: [1,80]. expression: [1,64].
+        targets: of the losses.
+    """
+
+    image: jax.Array
+    label: jax.Array
+    shape: jax.Array
+    expression: jax.Array
+    targets: losses.Targets
+
+
+@dataclass
+class Fitted:
+    """An avatar and how it was found.
+
+    Attributes:
+        avatar: see ``model.make_avatar``.
+        image: [S,S,3] the portrait's view of it, limited to [-1,1].
+        scores: ``psnr``, ``psnr_raw`` (dB), ``psnr_forward`` (before tuning), and the weighted terms.
+        tuned: of ``inversion.tuning``, or None where nothing was tuned. pivot: of the search, or None.
+    """
+
+    avatar: Avatar
+    image: np.ndarray
+    scores: dict[str, float]
+    tuned: Tuned | None = None
+    pivot: Pivot | None = None
+
+    def report(self) -> dict[str, Any]:
+        """Plain values for a JSON report."""
+        out: dict[str, Any] = {'scores': self.scores}
+        if self.tuned is not None:
+            out['tuning'] = tuning.report(self.tuned)
+        if self.pivot is not None:
+            out['search'] = {'steps': len(self.pivot.curve), 'loss': np.asarray(self.pivot.curve).tolist()}
+        return out
+
+
+def weights_of(config: ModelConfig, tune: str) -> Weights:
+    """Equation 12; without the volume's term where the compensation network does not move."""
+    weights = config.method.loss.one_shot
+    return weights if tune == 'compensation' else replace(weights, depth=0.0)
+
+
+def pose_problem(bank: PerceptionBank, config: ModelConfig, portrait: Portrait) -> Problem:
+    """Prepares one portrait; a pure function of its arrays."""
+    image = jnp.asarray(portrait.image)[None]
+    landmarks = None if portrait.landmarks is None else jnp.asarray(portrait.landmarks)[None]
+    shape, expression = (x[None] for x in coefficients_of(portrait, config))
+    targets = losses.prepare_targets(
+        bank,
+        config.method.loss,
+        config.method.loss.one_shot,
+        image,
+        landmarks,
+        config.generator.neural_rendering_resolution,
+    )
+    return Problem(image, jnp.asarray(portrait.camera.label)[None], shape, expression, targets)
+
+
+def view_of(variables: Mapping[str, Any], config: ModelConfig, problem: Problem, volume: Volume, key: jax.Array | None):
+    """The portrait's own view of a volume: its camera, its expression."""
+    deform = deformation_of(variables, config, problem.shape, problem.expression)
+    draws = None if key is None else sample_draws(key[None], config)
+    return render(variables, config, volume.planes, volume.ws, problem.label, deform, draws)
+
+
+def _value(bank, config, weights, problem, views, volume) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss, its weighted terms, and what a stopping rule may look at: ``negative_psnr`` and ``perceptual``."""
+    loss = config.method.loss
+    offsets = jnp.zeros_like(volume.ws)  # the code does not move, so that its norm is no term
+    terms = losses.objective_terms(
+        bank, loss, replace(weights, latent=0.0), views, problem.targets, offsets=offsets, volume=volume
+    )
+    wanted = problem.targets.image
+    watched = {'negative_psnr': -psnr(to_unit(views.image), to_unit(wanted))[0]}
+    distance = distance_of(bank, losses.perceptual_kind(loss, bank), loss.pyramid_scales)
+    if distance is not None:
+        watched['perceptual'] = distance(views.image, wanted)
+    return losses.total(terms), {**terms, **watched}
+
+
+def tuning_loss(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    problem: Problem,
+    ws: jax.Array,
+    bank: PerceptionBank,
+    tune: str,
+    jitter: bool,
+) -> tuple[Callable, PyTree]:
+    """The loss ``(params, key) -> (loss, terms)`` of one person, and the parameters that it starts from."""
+    weights = weights_of(config, tune)
+    if tune == 'compensation':
+        planes, features = canonical(network(variables, 'generator'), config, ws)  # once: nothing of it moves
+        first = variables['params']['compensation']
+    else:
+        first, fixed = split_generator(variables['params']['generator'])
+
+    def loss(params, key):
+        if tune == 'compensation':
+            own = assembled(variables, {'compensation': params})
+            volume = Volume(ws, planes, added(own, config, features, problem.image))
+        else:
+            joined = join_generator(params, fixed)
+            own = {**variables, 'params': {**variables['params'], 'generator': joined}}
+            volume = volume_of(own, config, ws, problem.image)
+        views = view_of(own, config, problem, volume, key if jitter else None)
+        return _value(bank, config, weights, problem, views, volume)
+
+    return loss, first
+
+
+def locality_of(
+    variables: Mapping[str, Any], config: ModelConfig, problem: Problem, ws: jax.Array, bank: PerceptionBank
+) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """PTI's regulariser: canonical pictures of other codes stay what they were."""
+    first, fixed = split_generator(variables['params']['generator'])
+    generator, model = network(variables, 'generator'), TriPlaneGenerator(config.generator)
+
+    def picture(params, rows):
+        own = {**variables, 'params': {**variables['params'], 'generator': join_generator(params, fixed)}}
+        planes, _ = canonical(network(own, 'generator'), config, rows[None])
+        return render(own, config, planes, rows[None], problem.label, None).image
+
+    def random_code(key):
+        z = jax.random.normal(key, (1, config.generator.z_dim))
+        return model.apply(generator, z, problem.label, method='mapping')[0]
+
+    loss = config.method.loss
+    distance = distance_of(bank, losses.perceptual_kind(loss, bank), loss.pyramid_scales)
+    return tuning.locality_term(picture, first, ws[0], random_code, config.method.tuning.locality, distance)
+
+
+@partial(jax.jit, static_argnames='config')
+def _pose_all(bank, portraits, *, config):
+    return jax.vmap(lambda p: pose_problem(bank, config, p))(portraits)
+
+
+@partial(jax.jit, static_argnames='config')
+def _encode_all(variables, images, *, config):
+    return style_rows(variables, config, images)[:, None]
+
+
+@partial(jax.jit, static_argnames='config')
+def _search_all(variables, problems, bank, keys, *, config):
+    """A code in W for each person: the result of the search, and rows [P,1,L,D]."""
+    search, generator = config.method.search, network(variables, 'generator')
+    rendering = config.generator.rendering
+    label = frontal_label(rendering.avg_camera_radius, rendering.avg_camera_pivot).reshape(-1)
+    z = jax.random.normal(jax.random.key(0), (search.samples, config.generator.z_dim))
+    labels = jnp.broadcast_to(label, (search.samples, 25))
+    sampled = TriPlaneGenerator(config.generator).apply(generator, z, labels, method='mapping')[:, 0]
+    mean, spread = tuning.code_statistics(sampled)
+    weights = weights_of(config, 'generator')
+
+    def rows_of(code):
+        return jnp.broadcast_to(code, (1, config.generator.num_ws, code.shape[-1]))
+
+    def one(problem, key):
+        def loss(code, step_key):
+            del step_key
+            volume = volume_of(variables, config, rows_of(code), problem.image, compensate=False)
+            views = view_of(variables, config, problem, volume, None)
+            return _value(bank, config, weights, problem, views, volume)
+
+        found = tuning.find_pivot(loss, mean, spread, key, search)
+        return found, rows_of(found.code)
+
+    return jax.vmap(one)(problems, keys)
+
+
+@partial(jax.jit, static_argnames=('config', 'count', 'jitter'), donate_argnames='states')
+def _advance(variables, problems, rows, bank, states, keys, *, config, count, jitter):
+    settings = config.method.tuning
+
+    def one(problem, ws, state, key):
+        loss, _ = tuning_loss(variables, config, problem, ws, bank, settings.tune, jitter)
+        local = locality_of(variables, config, problem, ws, bank) if settings.locality.weight else None
+        return tuning.advance(loss, state, key, count, settings, local)
+
+    return jax.vmap(one)(problems, rows, states, keys)
+
+
+def _own_variables(variables, config, params, tune):
+    """The common tree with one person's tuned parameters."""
+    if tune == 'compensation':
+        return assembled(variables, {'compensation': params})
+    if tune == 'none':
+        return variables
+    _, fixed = split_generator(variables['params']['generator'])
+    return {**variables, 'params': {**variables['params'], 'generator': join_generator(params, fixed)}}
+
+
+@partial(jax.jit, static_argnames=('config', 'tune'))
+def _assess(variables, problem, ws, bank, params, *, config, tune):
+    """The volume of one person with the tuned parameters, its picture and scores."""
+    own = _own_variables(variables, config, params, tune)
+    volume = volume_of(own, config, ws, problem.image)
+    views = view_of(own, config, problem, volume, None)
+    _, terms = _value(bank, config, weights_of(config, tune), problem, views, volume)
+    image, raw = jnp.clip(views.image, -1, 1), jnp.clip(views.raw, -1, 1)
+    wanted = [match_size(problem.image, x.shape[1]) for x in (image, raw)]
+    scores = {
+        name: psnr(to_unit(x), to_unit(w))[0]
+        for name, x, w in zip(('psnr', 'psnr_raw'), (image, raw), wanted, strict=True)
+    }
+    return volume, image[0], {**terms, **scores}
+
+
+def with_settings(
+    config: ModelConfig, *, pivot: str | None = None, settings: TuningConfig | None = None
+) -> ModelConfig:
+    """The configuration with another pivot or tuning; only what fits need is compared for compilation.
+
+    Raises:
+        UserError: the compensation network is to be tuned, and there is none.
+    """
+    if pivot is not None and pivot not in PIVOTS:
+        raise UserError(f'pivot: {pivot!r}; use one of {", ".join(PIVOTS)}')
+    method = config.method
+    changes = {'pivot': pivot or method.pivot, 'tuning': settings or method.tuning}
+    return replace(config, method=replace(method, **changes))
+
+
+def fit_people(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    portraits: list[Portrait],
+    bank: PerceptionBank | None = None,
+    key: jax.Array | None = None,
+    *,
+    weights: str = '',
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[Fitted]:
+    """Avatars of portraits, all computed side by side: memory grows with their number.
+
+    Args:
+        config: ``method.pivot`` and ``method.tuning`` say how (``with_settings``).
+        key: jitters the samples along the rays while tuning, and draws the noise of the search; None makes the former
+            deterministic.
+        weights: SHA-256 of the weights, stored in the avatars.
+        on_step: called with (steps done, mean loss) after every few steps of the tuning.
+
+    Returns:
+        one ``Fitted`` for each portrait; each equals what the portrait alone gives with the key
+        ``fold_in(key, index)``.
+
+    Raises:
+        UserError: a picture or its landmarks cannot be used.
+    """
+    bank = PerceptionBank() if bank is None else bank
+    settings, loss = config.method.tuning, config.method.loss
+    for portrait in portraits:
+        check_portrait(config, portrait)
+        if loss.one_shot.mouth:
+            landmarks = None if portrait.landmarks is None else np.asarray(portrait.landmarks)[None]
+            losses.check_mouths(landmarks, config.img_resolution, [portrait.source or 'portrait'])
+    count, start_key = len(portraits), jax.random.key(0) if key is None else key
+    keys = jax.vmap(lambda i: jax.random.fold_in(start_key, i))(jnp.arange(count))
+    problems = _pose_all(bank, _stacked(portraits), config=config)
+    pivots = None
+    if config.method.pivot == 'search':
+        pivots, rows = _search_all(
+            variables, problems, bank, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), config=config
+        )
+    else:
+        rows = _encode_all(variables, problems.image[:, 0], config=config)
+    tuned = None
+    if settings.tune != 'none':
+        first = _first_params(variables, settings.tune)
+        states = jax.vmap(lambda _: tuning.start(first, settings))(jnp.arange(count))
+        outs, done = [], 0
+        while done < settings.steps and not bool(states.stopped.all()):
+            size = min(STEPS_PER_CALL, settings.steps)
+            states, out = _advance(
+                variables, problems, rows, bank, states, keys, config=config, count=size, jitter=key is not None
+            )
+            outs.append(jax.tree.map(np.asarray, out))
+            done = min(done + size, settings.steps)
+            if on_step is not None:
+                made = outs[-1][0]
+                on_step(done, float(np.nanmean(made)) if np.isfinite(made).any() else float('nan'))
+        tuned = jax.vmap(tuning.finish)(states, [jax.tree.map(jnp.asarray, o) for o in outs])
+    found = []
+    for i, portrait in enumerate(portraits):
+        own = jax.tree.map(lambda x, i=i: x[i], (problems, rows, tuned, pivots))
+        found.append(_finished(variables, config, portrait, bank, weights, *own))
+    return found
+
+
+def _first_params(variables: Mapping[str, Any], tune: str) -> PyTree:
+    params = variables['params']
+    return params['compensation'] if tune == 'compensation' else split_generator(params['generator'])[0]
+
+
+def _stacked(portraits: list[Portrait]) -> Portrait:
+    """One portrait with a leading axis of people, of what the fit reads; coefficients that were not measured are
+    zero.
+    """
+    zero = {'shape': np.zeros(80, np.float32), 'expression': np.zeros(64, np.float32)}
+    have = all(p.landmarks is not None for p in portraits)
+    rows = [
+        Portrait(
+            image=p.image,
+            camera=p.camera,
+            landmarks=p.landmarks if have else None,
+            **{k: z if getattr(p, k) is None else getattr(p, k) for k, z in zero.items()},
+        )
+        for p in portraits
+    ]
+    return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v, jnp.float32) for v in x]), *rows)
+
+
+def _finished(variables, config, portrait, bank, weights, problem, ws, tuned, pivot) -> Fitted:
+    tune = config.method.tuning.tune
+    first = _first_params(variables, tune) if tune != 'none' else None
+    before = _assess(variables, problem, ws, bank, first, config=config, tune=tune)[2]
+    params = first if tuned is None else tuned.params
+    volume, image, scores = _assess(variables, problem, ws, bank, params, config=config, tune=tune)
+    own = _own_variables(variables, config, params, tune)
+    renderer = own['params']['generator'] if tune == 'generator' else None
+    avatar = make_avatar(config, portrait, volume, weights, renderer)
+    numbers = {name: float(value) for name, value in scores.items()} | {'psnr_forward': float(before['psnr'])}
+    return Fitted(avatar, np.asarray(image), numbers, tuned, pivot)
+
+
+def steps_of(config: ModelConfig) -> int:
+    """Steps of the tuning that ``fit_people`` reports on."""
+    settings = config.method.tuning
+    return 0 if settings.tune == 'none' else settings.steps

@@ -1,0 +1,296 @@
+"""Training of HiDe-NeRF at a tiny size: flips and what belongs to them, the step, discriminators, devices and parts."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avatar_jax.configure import from_plain, to_plain
+from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import label_from_pose
+from avatar_jax.losses.perception import PerceptionBank
+from avatar_jax.methods.eg3d.augment.pipe import AugmentConfig
+from avatar_jax.methods.hidenerf import adversary, cameras, losses, model, secc
+from avatar_jax.methods.hidenerf import train as training
+from avatar_jax.methods.hidenerf.config import ModelConfig
+from avatar_jax.methods.hidenerf.train import DRIVER, SOURCE, Flags, RunConfig
+from avatar_jax.procedural import ProceduralHead
+from tests.comparison import close
+
+PLAIN = ModelConfig.tiny()
+# One configuration for (nearly) all programs, which take long to compile.
+GAN = ModelConfig.tiny(
+    loss__adversarial=0.05,
+    train__batch_size=4,
+    train__flip_both=0.5,
+    augment__mode='ada',
+    augment__p=0.4,
+    augment__interval=1,
+    augment__kimg=0.01,
+    augment__transforms=dataclasses.asdict(AugmentConfig(brightness=1.0)),
+)
+MESH = secc.procedural_mesh()
+FROZEN = {'mesh': MESH, 'bank': None}
+QUIET, PENALISED = Flags(False, False), Flags(True, True)
+
+
+def batch(count=2, seed=0, size=32):
+    """As ``data_pipelines.sets`` gives it."""
+    rng = np.random.default_rng([4, seed])
+    y, x = np.mgrid[:size, :size] / size
+    waves = [np.sin(rng.uniform(2, 8) * x + rng.uniform(2, 8) * y + k) for k in range(6 * count)]
+    angles = rng.uniform(-0.4, 0.4, (count, 2, 3)).astype(np.float32)
+    labels = [[label_from_pose(a, np.zeros(3, np.float32), 'raw') for a in row] for row in angles]
+    mask = (((x - 0.45) / 0.35) ** 2 + ((y - 0.5) / 0.45) ** 2 < 1) * 255
+    return {
+        'images': np.moveaxis(np.float32(waves).reshape(count, 2, 3, size, size), 2, -1),
+        'labels': np.asarray(labels, np.float32),
+        'windows': rng.uniform(0, 0.5, (count, 2, 27, 70)).astype(np.float32),
+        'masks': np.broadcast_to(mask, (count, 2, size, size)).astype(np.uint8),
+        'landmarks': rng.uniform(8, 24, (count, 2, 68, 2)).astype(np.float32),
+        'identity': rng.normal(size=(count, 192)).astype(np.float32),
+    }
+
+
+def arrays(config, count=2, **more):
+    return training.with_host_arrays(config, batch(count), **more)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'flags'))
+def step(state, data, mesh, config, flags):
+    return training.train_step(config, 0, flags, state, data, {'mesh': mesh, 'bank': None})
+
+
+@functools.lru_cache(maxsize=2)
+def start(config):
+    return training.fresh_state(config, 0)
+
+
+# ------------------------------------------------------------------------------------------------------------ flipping
+
+
+@pytest.mark.slow
+def test_flips_carry_everything_along():
+    config = PLAIN.replace(shape='own')
+    data = training.prepared(config, {k: jnp.asarray(v) for k, v in arrays(config, 4).items()})
+    source, both = jnp.array([False, True, False, True]), jnp.array([False, False, True, True])
+    found = jax.jit(functools.partial(training.flip, config))(data, source, both, MESH)
+    turned = {SOURCE: [False, True, True, False], DRIVER: [False, False, True, True]}
+    names = {SOURCE: ('source', 'source_label'), DRIVER: ('target', 'label')}
+    for frame, flags in turned.items():
+        picture, label = names[frame]
+        for i, flag in enumerate(flags):
+            own, camera = data['images'][i, frame], data['labels'][i, frame]
+            np.testing.assert_array_equal(found[picture][i], own[:, ::-1] if flag else own)
+            np.testing.assert_array_equal(found[label][i], cameras.mirror(camera) if flag else camera)
+    np.testing.assert_array_equal(found['mask'][2], data['masks'][2, DRIVER][:, ::-1])
+    np.testing.assert_array_equal(found['importance'][3], data['importance'][3][:, ::-1])
+    # Codes: the mirrored shape with the driver's own expression; all of it turned where both are flipped.
+    draw = jax.jit(lambda m, s, e, f: secc.codes(m, s, e, config.secc, mirrored=f))
+    codes = draw(MESH, data['shapes'], data['expression'], source)
+    np.testing.assert_array_equal(found['driving'][:2], codes[:2])
+    np.testing.assert_array_equal(found['driving'][2:], secc.flipped(codes[2:]))
+    assert np.abs(found['driving'][1] - draw(MESH, data['shapes'], data['expression'], ~source)[1]).max() > 0.02
+    drawn_before = {**data, 'codes': training.host_codes(config, MESH, *map(np.asarray, (
+        data['shapes'], data['expression'])))}  # fmt: skip
+    again = jax.jit(functools.partial(training.flip, config))(drawn_before, source, both, MESH)
+    for name in ('driving', 'canonical'):
+        assert (np.abs(again[name] - found[name]).max(-1) > 1e-2).mean() < 0.005, name
+
+
+def test_mirrored_labels_know_the_principal_point():
+    label = np.asarray(batch()['labels'][0, 0])
+    label[[16, 18, 20]] = 4.0, 0.45, 4.1
+    turned = np.asarray(cameras.mirror(jnp.asarray(label)))
+    assert turned[18] == np.float32(0.55) and turned[16] == 4.0 and turned[20] == np.float32(4.1)
+    close(cameras.mirror(jnp.asarray(turned)), label, atol=1e-6, what='twice')
+
+
+def test_pictures_are_masked():
+    images = jnp.ones((1, 2, 4, 4, 3)) * 0.3
+    masks = jnp.zeros((1, 2, 4, 4)).at[:, :, 1:3].set(1).at[:, :, 3].set(0.5)
+    found = model.masked(images, masks, -1.0)
+    np.testing.assert_allclose(found[0, 0, :, 0, 0], [-1, 0.3, 0.3, -0.35], rtol=1e-6)
+    data = training.prepared(PLAIN, {k: jnp.asarray(v) for k, v in arrays(PLAIN).items()})
+    assert float(data['images'][0, 0, 0, 0, 0]) == PLAIN.fill == 1.0
+
+
+# ---------------------------------------------------------------------------------------------------------------- step
+
+
+@pytest.mark.slow
+def test_losses_fall_and_a_step_is_a_function_of_its_state():
+    state, data = start(GAN), arrays(GAN, 4)
+    seen = []
+    for k in range(12):
+        if k == 3:
+            state = jax.tree.map(np.array, state)  # as a checkpoint gives it back
+        before = state
+        state, metrics = step(state, data, MESH, GAN, QUIET)
+        seen.append(float(metrics['loss']))
+    again, _ = step(before, data, MESH, GAN, QUIET)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.mean(seen[-3:]) < 0.95 * np.mean(seen[:3]), seen
+    assert int(state.step) == 12 and not any('discriminator' in name for name in metrics)
+    for name in ('psnr', 'pixel', 'perceptual', 'deformation', 'opacity', 'focus', 'generator/grad_norm'):
+        assert np.isfinite(metrics[name]), name
+    assert float(metrics['shift']) > 0  # the deformation has left zero
+    averaged, raw = (training.variables_of(state, a)['params'] for a in (True, False))
+    assert any(np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(averaged), jax.tree.leaves(raw), strict=True))
+    sheet, scores = training.sample_sheet(GAN, state, data, FROZEN)
+    assert sheet.shape == (128, 6 * 32, 3) and sheet.dtype == np.uint8
+    assert np.isfinite(list(scores.values())).all() and set(scores) == {'sample/psnr', 'sample/psnr_raw'}
+
+
+@pytest.mark.slow
+def test_devices_change_nothing():
+    """Two devices as an axis of vmap, with discriminators and their penalty."""
+    state, data = start(GAN), arrays(GAN, 4)
+    whole, told = step(state, data, MESH, GAN, PENALISED)
+    shares = {k: v.reshape(2, 2, *v.shape[1:]) for k, v in data.items()}
+    spread, metrics = jax.jit(
+        jax.vmap(lambda d: training.train_step(GAN, 0, PENALISED, state, d, FROZEN, 'data'), axis_name='data')
+    )(shares)
+    assert metrics.keys() == told.keys()
+    for name in told:
+        close(metrics[name][0], told[name], rtol=2e-3, atol=1e-5, what=name)
+    for name, group in whole.groups.items():
+        moved = jax.tree.map(lambda a, b: a - b, group.params, state.groups[name].params)
+        away = jax.tree.map(lambda a, b: a[0] - b, spread.groups[name].params, group.params)
+        size, error = (np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(t))) for t in (moved, away))
+        # Adam's first step is the sign of the gradient: entries near zero may go the other way.
+        assert error < 0.15 * size, (name, error, size)
+
+
+def test_parts_change_nothing():
+    params, inputs = (
+        {'a': jnp.arange(3.0)},
+        {'x': jnp.arange(12.0).reshape(4, 3), 'k': jax.random.split(jax.random.key(0), 4)},
+    )
+
+    def function(params, inputs):
+        y = (inputs['x'] * params['a']).sum(-1) + jax.vmap(jax.random.uniform)(inputs['k'])
+        return jnp.mean(y**2), ({'mean': y.mean()}, {'y': y})
+
+    whole, parts = (training.in_parts(function, params, inputs, n) for n in (1, 2))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        close(b, a, rtol=1e-5, what='parts')
+
+
+def test_when_discriminators_begin():
+    config = GAN.replace(train__gan_from=3, train__r1_every=2)
+    flags = [training.flags_at(config, k) for k in range(7)]
+    assert [f.adversarial for f in flags] == [False] * 3 + [True] * 4
+    assert [f.penalty for f in flags] == [False] * 3 + [True, False, True, False]
+    assert not any(training.flags_at(PLAIN, k).adversarial for k in (0, 10**6))
+    assert not training.flags_at(config.replace(loss__r1_gamma=0.0), 3).penalty
+
+
+@pytest.mark.slow
+def test_discriminators_learn_after_their_warm_up():
+    state, data = start(GAN), arrays(GAN, 4)
+    assert set(state.groups) == {'generator', *adversary.NAMES} and set(start(PLAIN).groups) == {'generator'}
+    quiet, _ = step(state, data, MESH, GAN, QUIET)
+    judged, metrics = step(quiet, data, MESH, GAN, PENALISED)
+    for name in adversary.NAMES:
+        same = [jax.tree.map(np.array_equal, s.groups[name].params, state.groups[name].params) for s in (quiet, judged)]
+        assert all(jax.tree.leaves(same[0])) and not all(jax.tree.leaves(same[1])), name
+        assert int(judged.groups[name].opt_state.count) == 2  # loss and penalty, each a step
+        for term in ('main/fake', 'main/real', 'penalty/r1', 'main/grad_norm', 'p'):
+            assert np.isfinite(metrics[f'{name}/{term}']), term
+        assert float(metrics[f'adversarial_{name}']) > 0
+        assert float(judged.extra[name].p) != float(state.extra[name].p) == float(quiet.extra[name].p)
+    # The adversarial term reaches the generator.
+    plain, _ = step(quiet, data, MESH, GAN, QUIET)
+    pairs = zip(*(jax.tree.leaves(s.groups['generator'].params) for s in (plain, judged)), strict=True)
+    assert any(np.abs(a - b).max() > 0 for a, b in pairs)
+    images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
+    keys = jax.random.split(jax.random.key(2), 2)
+    assert np.abs(adversary.seen(GAN, images, state.extra['discriminator'], keys) - images).max() > 1e-3
+    assert adversary.seen(PLAIN, images, state.extra['discriminator'], keys) is images
+
+
+@pytest.mark.slow
+def test_the_camera_conditions_both_discriminators():
+    """Invariant 11, second half; and the penalty's weight."""
+    params = start(GAN).groups
+    labels = jnp.asarray(batch(4)['labels'][:, 0])
+    for name, size in (('raw_discriminator', 8), ('discriminator', 32)):
+        images = jax.random.normal(jax.random.key(0), (4, size, size, 3))
+        judge = jax.jit(functools.partial(adversary.logits, GAN, name))
+        first, second = (judge(params[name].params, images, c) for c in (labels, labels[::-1]))
+        assert first.shape == (4, 1) and np.abs(first - second).max() > 1e-6
+        value, terms = jax.jit(functools.partial(adversary.penalty, GAN, name))(params[name].params, images, labels)
+        gamma = GAN.loss.r1_gamma * size**2 / 4
+        close(value, gamma / 2 * terms['r1'], rtol=1e-5, what=name)
+    paper = ModelConfig.paper()
+    gammas = [paper.loss.r1_gamma * s**2 / paper.train.batch_size for s in (paper.raw_size, paper.image_size)]
+    np.testing.assert_allclose(gammas, [0.026, 0.41], rtol=0.02)
+
+
+# -------------------------------------------------------------------------------------------------------------- losses
+
+
+def test_terms():
+    rng = np.random.default_rng(0)
+
+    def random(*shape):
+        return jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
+
+    views = model.Views(random(2, 8, 8, 3), random(2, 32, 32, 3), random(2, 8, 8, 1), random(2, 8, 8, 1),
+                        random(2, 8, 8, 4, 3))  # fmt: skip
+    target, mask = random(2, 32, 32, 3), jnp.ones((2, 32, 32))
+    config = PLAIN.loss
+    distance = losses.distance_of(config, None)
+    terms = losses.reconstruction(config, distance, views, target, mask, mask)
+    assert set(terms) == {'pixel', 'perceptual', 'deformation', 'opacity', 'focus'}
+    small = np.asarray(training.resize(target, 8, antialias=True))
+    expected = np.mean((views.image - target) ** 2) + np.mean((views.raw - small) ** 2)
+    close(terms['pixel'], expected, rtol=1e-5, what='pixel')
+    close(terms['focus'], expected, rtol=1e-5, what='equal importance is the plain error')
+    close(terms['deformation'], 0.1 * np.abs(views.shift).sum(-1).mean(), rtol=1e-5, what='deformation')
+    close(terms['opacity'], 0.5 * np.mean((views.opacity - 1) ** 2), rtol=1e-5, what='opacity')
+    paper = ModelConfig.paper().loss
+    assert set(losses.reconstruction(paper, distance, views, target)) == {'pixel', 'perceptual', 'deformation'}
+    perfect = views.replace(image=target, raw=small)
+    assert float(losses.reconstruction(paper, distance, perfect, target)['perceptual']) < 1e-6
+    assert losses.network_of(paper, None) == losses.network_of(paper, PerceptionBank()) == 'pyramid'
+    with pytest.raises(UserError, match='needs the weights of LPIPS'):
+        losses.network_of(ModelConfig.paper(loss__network='vgg16').loss, None)
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def test_data_that_do_not_fit_are_one_line():
+    data = batch()
+    with pytest.raises(UserError, match='no masks of the head'):
+        training.with_host_arrays(PLAIN, {k: v for k, v in data.items() if k != 'masks'})
+    own = PLAIN.replace(shape='own')
+    with pytest.raises(UserError, match='10 shape coefficients, the head model has 80'):
+        training.with_host_arrays(own, {**data, 'identity': data['identity'][:, :10]}, None)
+    with pytest.raises(UserError, match='drawn on the device'):
+        training.with_host_arrays(PLAIN.replace(deformation__pose_coupled=True), data, MESH)
+    assert not np.any(training.with_host_arrays(PLAIN, data)['shapes'])
+    np.testing.assert_array_equal(training.with_host_arrays(own, data)['shapes'], data['identity'][:, :80])
+    with pytest.raises(UserError, match='multiple of 6'):
+        training.check_batch(GAN.replace(train__accumulate=2), 3)
+    with pytest.raises(UserError, match='raw_discriminator.mbstd_group_size: 2'):
+        training.check_batch(GAN, 4)
+    training.check_batch(GAN, 2)
+
+
+def test_runs_survive_their_files():
+    run = RunConfig(model=GAN)
+    assert from_plain(RunConfig, to_plain(run)) == run and run.loop().total_steps == GAN.train.iterations
+    with pytest.raises(UserError, match='this configuration is of'):
+        RunConfig(method='nerf')
+    with pytest.raises(UserError, match='storage'):
+        RunConfig(storage='int8')
+    scales = [float(training.learning_rate_scale(PLAIN, k)) for k in (2, 3)]
+    np.testing.assert_allclose(scales, [1, PLAIN.train.gamma], rtol=1e-6)
+    assert ProceduralHead.basis == PLAIN.basis
