@@ -80,9 +80,9 @@ def from_bank(bank: PerceptionBank, csim: str = 'auto') -> Estimators:
         csim: the network of the identity similarity, one of ``losses.perception.IDENTITY_CHOICES``.
 
     Expression and pose: Deep3DFaceRecon's regressor if its weights are there, else the stand-in that was trained on
-    procedural heads, which also gives the landmarks, action units (its
-    expression numbers but for the gaze) and the procedural head. Identity: 'auto' is the first of the recognition networks that is
-    there, else the stand-in. LPIPS: each variant whose real weights are there, under its own name.
+    procedural heads. The stand-in also gives the landmarks, action units (its expression numbers but for the gaze) and
+    the procedural head. Identity: 'auto' is the first of the recognition networks that is there, else the stand-in.
+    LPIPS: each variant whose real weights are there, under its own name.
 
     Raises:
         UserError: the network that ``csim`` names is not there.
