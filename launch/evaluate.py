@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.eval.cases import ProtocolConfig
     from avatar_jax.eval.estimators import from_bank, looks_through
     from avatar_jax.eval.evaluation import REPORT, TABLE, evaluate, subject
+    from avatar_jax.faces.conventions import of_model
     from avatar_jax.io import atomic
     from avatar_jax.losses.networks import bank_of, refuse_unused
     from avatar_jax.methods.model import choose_model
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         clip_frames=max(120, args.frames),
         portraits=args.portraits,
     )
-    items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, config.basis)
+    items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))
     report = evaluate(
         out,
         measured,

@@ -59,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'else landmarks are detected)',
     )
     add('--face', type=int, metavar='N', help='which face, if a picture has several; 1 is the largest')
-    add('--background', choices=('white', 'keep'), default='white', help='what is behind the head (default: white)')
+    add(
+        '--background',
+        choices=('weights', 'white', 'black', 'keep'),
+        default='weights',
+        help='what is behind the head (default: what the weights were trained with)',
+    )
     add(
         '--perception',
         nargs='+',

@@ -58,8 +58,20 @@ def build(
         notes=(
             *strangers([p.source or f'portrait {i + 1}' for i, p in enumerate(portraits)], similarity),
             *([why] if why else []),
+            *_mean_head(model.config, portraits),
         ),
     )
+
+
+def _mean_head(config: networks.ModelConfig, portraits: Sequence[Portrait]) -> list[str]:
+    """Says that the points have the mean head's shape though the weights want the person's own."""
+    if config.shape != 'own' or not config.method.field.with_points or any(p.shape is not None for p in portraits):
+        return []
+    size = networks.shape_of(config, []).size
+    return [
+        f"these weights move the points of the person's own head, but no portrait has shape coefficients ({size} of "
+        f"'{config.basis}'): the mean head's were taken, which costs likeness"
+    ]
 
 
 def looks_through(config: networks.ModelConfig, bank: PerceptionBank) -> tuple[str, ...]:

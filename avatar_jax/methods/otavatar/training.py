@@ -14,7 +14,8 @@ import numpy as np
 from avatar_jax import processes
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
-from avatar_jax.io.weights import check_config, check_tree
+from avatar_jax.faces.conventions import differences
+from avatar_jax.io.weights import check_config, check_tree, load_weights, weight_file
 from avatar_jax.losses.networks import bank_of, refuse_unused
 from avatar_jax.losses.perception import PerceptionBank, abstract_variables
 from avatar_jax.methods.eg3d.config import check_resolutions
@@ -23,7 +24,7 @@ from avatar_jax.methods.eg3d.files import load_generator, meaning
 from avatar_jax.methods.otavatar import losses
 from avatar_jax.methods.otavatar import train as training
 from avatar_jax.methods.otavatar.controller import CONTROLLER_METHOD, ControllerConfig, abstract_params
-from avatar_jax.methods.otavatar.model import NETWORKS, ModelConfig, abstract, init, join, network, save_model
+from avatar_jax.methods.otavatar.model import METHOD, NETWORKS, ModelConfig, abstract, init, join, network, save_model
 from avatar_jax.methods.otavatar.train import BATCH_KEYS, RunConfig
 from avatar_jax.parallel import device_order
 from avatar_jax.render.cameras import orbit_labels
@@ -43,7 +44,8 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     model, method = config.model, config.model.method
     devices, share = devices_and_batch(config)
     check_resolutions(model.generator, 'model.generator')
-    source = streams.clips(config.data, model.img_resolution, model.basis)
+    notes: list[str] = []
+    source = streams.clips(config.data, model.img_resolution, model.conventions, notes)
 
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
         stream = streams.pairs(source, config.data, share, config.seed, method.train.frame_sampling, first)
@@ -81,7 +83,8 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
             'init': digest,
             'parts': begun.report,
         },
-        notes=begun.notes + tuple(f'the {name} term is left out of the loss: {why}' for name, why in missing.items()),
+        notes=(*notes, *begun.notes)
+        + tuple(f'the {name} term is left out of the loss: {why}' for name, why in missing.items()),
         sample=sample if config.output.sample_people else None,
         headline='inner/loss',
         phases=training.PHASES,
@@ -144,12 +147,22 @@ def starting_point(files: str, model: ModelConfig) -> Starting:
             return None
         part = part_of(path, 'controller', CONTROLLER_METHOD)
         if part is not None:
+            same_conventions(path, model)
             found = from_plain(ControllerConfig, part.config)
             check_config(f'{path} (controller)', to_plain(found), to_plain(model.method.controller))
             check_tree(path, part.variables, {'params': abstract_params(found)})
         return part
 
     return starting(files, {'generator': generator, 'controller': controller})
+
+
+def same_conventions(path: str, model: ModelConfig) -> None:
+    """Raises ``UserError`` where a controller's file of OTAvatar knows other coefficients or cameras than a run."""
+    weights = load_weights(weight_file(path))
+    if weights.method == METHOD:
+        wrong, _ = differences(model.conventions, ModelConfig.from_dict(weights.config).conventions)
+        if wrong:
+            raise UserError(f'{path}: {"; ".join(wrong)} (here model.basis, model.label_mode); set them alike')
 
 
 def with_parts(variables: Mapping[str, Any], begun: Starting) -> dict[str, Any]:
