@@ -20,6 +20,7 @@ from avatar_jax.ops.windows import RADIUS
 from avatar_jax.train.logging import read_jsonl
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from data_pipelines.sets import SetConfig, Sets
+from tests.runs import train
 
 SETTINGS = {
     'loss__box': 0.0,

@@ -159,7 +159,8 @@ def _model_config(source: ForeignNetwork, generator: Flat, controller: Flat) -> 
     variant = source.variant or 'eg3d-ffhq512-64'  # the generator that OTAvatar starts from
     shape = from_shapes(generator, variant, str(source.raw.path))
     part = _config_of(controller, shape.num_ws, source.raw.path)
-    return ModelConfig(shape, OTAvatarConfig.release().replace(controller=part), basis=BFM.basis)
+    method = OTAvatarConfig.release().replace(controller=part)
+    return ModelConfig(shape, method, basis=BFM.basis, label_mode='otavatar')
 
 
 def _build(flat: dict[str, np.ndarray]) -> dict[str, Any]:
