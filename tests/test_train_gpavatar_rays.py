@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from launch.train_gpavatar import train
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.importance import Importance, importance, part_boxes
