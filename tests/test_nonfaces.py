@@ -60,8 +60,7 @@ def test_animals_are_hardly_ever_good_faces(reader):
             continue
         grades.append((name, grade(float(frame_quality(track)['score'][0]))))
     assert [g for name, g in grades if name == 'head'] == ['good'], grades
-    # A few in a hundred of these drawings still pass for faces; before there were animals among the training's pictures,
-    # nine of ten did.
+    # A few in a hundred of these drawings still pass for faces; nine of ten did before the network had seen animals.
     assert len([name for name, g in grades if g == 'good' and name != 'head']) <= 1, grades
 
 

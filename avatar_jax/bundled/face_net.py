@@ -197,8 +197,9 @@ def solve_present(
 ) -> dict[str, Any]:
     """The network with the row of its last layer that tells faces from other things solved by logistic regression.
 
-    A fifth of ``count`` crops (ten for each head, at most 5,000) show no face in the middle, a third drawn animals (``bundled.animals``), which detectors
-    take for faces. The rest are faces, augmented as in training; missing one counts ``favour`` times.
+    A fifth of ``count`` crops (ten for each head, at most 5,000) show no face in the middle, a third drawn animals
+    (``bundled.animals``), which detectors take for faces. The rest are faces, augmented as in training; missing one
+    counts ``favour`` times.
     """
     count = min(5000, 10 * len(data['rgb'])) if count is None else count
     hidden, rows, truth = _hidden(variables, net), [], []
