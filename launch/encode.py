@@ -23,10 +23,10 @@ def encode(args: argparse.Namespace, model: Any, out: Path) -> int:
     """Prepares the portraits, builds the avatar, writes ``out/<first picture's name>``; returns the exit status."""
     from avatar_jax.io.atomic import write_json
     from avatar_jax.io.provenance import Provenance
-    from avatar_jax.photo.prepare import prepare
     from avatar_jax.progress import activity
     from launch.batch import Batch
     from launch.invert import own_motions, unique_names
+    from launch.portraits import read_portrait
 
     if args.steps is not None or args.pti or args.early_stop or args.space != 'w+':
         raise UserError(
@@ -38,28 +38,7 @@ def encode(args: argparse.Namespace, model: Any, out: Path) -> int:
     batch = Batch()
 
     def ready(i: int) -> Any:
-        landmarks = args.landmarks[i] if args.landmarks else None
-        prepared = prepare(
-            args.image[i],
-            size=config.img_resolution,
-            aligned=args.aligned,
-            background=args.background,
-            face=args.face,
-            landmarks=landmarks,
-            label_mode=config.label_mode,
-        )
-        for warning in prepared.warnings:
-            print(f'avatar-jax: {prepared.path}: {warning}', file=sys.stderr)
-        portrait = prepared.portrait()
-        if motions[i] is not None:
-            first = motions[i].frames(0, 1)
-            portrait = portrait.replace(
-                expression=first.expression[0],
-                angle=first.angle[0],
-                translation=first.translation[0],
-                basis=config.basis,
-            )
-        return prepared, portrait
+        return read_portrait(args, i, config, config.img_resolution, motions[i])
 
     batch.run(range(len(args.image)), ready, name=lambda i: args.image[i])
     if not batch.results:

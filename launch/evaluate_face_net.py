@@ -122,7 +122,7 @@ def _to_segment(points: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def read_pictures(reader: Any, pictures: list[tuple[np.ndarray, np.ndarray]], seed: int) -> dict[str, float]:
     """Landmark errors from crops as a detector gives them: two readings from a crop that is off by some tenths."""
     from avatar_jax.models.perception.face_net import crop_matrix
-    from avatar_jax.photo.detect import detect_faces
+    from avatar_jax.track.detect import detect_faces
     from avatar_jax.track.network import VARIATIONS
 
     rng, errors, detected = np.random.default_rng(seed), [], 0
@@ -153,8 +153,8 @@ def known_pictures(reader: Any, folder: Path) -> dict[str, Any]:
     from avatar_jax.faces.alignment import five_points
     from avatar_jax.io.images import read_image
     from avatar_jax.io.landmarks import find_landmarks, read_landmarks
-    from avatar_jax.photo.detect import detect_faces
     from avatar_jax.track.choose import plausible
+    from avatar_jax.track.detect import detect_faces
     from avatar_jax.track.source import frame_files
 
     rows = {}

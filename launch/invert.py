@@ -9,7 +9,6 @@ avatar is bounded by what the weights have seen: a model of procedural heads mak
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,11 @@ SIDE_VIEWS = np.deg2rad([-30.0, 30.0])
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
     parser.add_argument(
-        '--image', nargs='+', required=True, metavar='FILE', help='portraits, or folders of avatar-jax track'
+        '--image',
+        nargs='+',
+        required=True,
+        metavar='FILE',
+        help='portraits, videos (their best frame is taken), or folders of avatar-jax track',
     )
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the avatars')
     parser.add_argument(
@@ -47,18 +50,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--motion',
         nargs='+',
         metavar='FILE',
-        help="motion files with the portraits' own coefficients (first frame), one per image or one for "
-        'all; default: a neutral face in the pose that was found',
+        help="motion files with the portraits' own coefficients (first frame), one per image or one for all (default: "
+        'what is measured; of --aligned pictures a neutral face in the pose that was found)',
     )
     parser.add_argument('--aligned', action='store_true', help='the pictures are aligned crops already')
     parser.add_argument(
         '--landmarks',
         nargs='+',
         metavar='FILE',
-        help='5 or 68 points, one file per image (default: a file beside the picture, else the detector)',
+        help="5, 68, 98 or 478 points, one file per image, or 'network' for none (default: a file beside the picture, "
+        'else the landmark network; of --aligned pictures a simple detector)',
     )
-    parser.add_argument('--face', type=int, metavar='N', help='which face to take when there are several, 1 is largest')
-    parser.add_argument('--background', choices=('white', 'keep'), default='white', help='behind the head')
+    parser.add_argument(
+        '--face',
+        metavar='size|N|FILE',
+        help='which face to take: the largest, the N-th largest, or the one most like a picture (default: the largest '
+        'if it is clearly so)',
+    )
+    parser.add_argument('--background', choices=('white', 'black', 'keep'), default='white', help='behind the head')
     parser.add_argument('--perception', nargs='+', default=(), metavar='NAME=FILE', help='networks for the losses')
     parser.add_argument('--jitter', action='store_true', help='move samples along the rays at random, as in training')
     parser.add_argument('--group', type=int, default=4, metavar='N', help='people inverted side by side')
@@ -69,10 +78,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status (2 if a picture was skipped)."""
     from avatar_jax.io.atomic import output_folder
     from avatar_jax.methods.registry import choose_model, method
-    from avatar_jax.photo.prepare import prepare
-    from avatar_jax.track.folder import is_track
-    from avatar_jax.track.folder import prepared as from_track
     from launch.batch import Batch
+    from launch.portraits import read_portrait
 
     for name in ('landmarks', 'motion'):
         files = getattr(args, name)
@@ -95,41 +102,14 @@ def run(args: argparse.Namespace) -> int:
     batch = Batch()
 
     def ready(i: int) -> tuple[int, Any, Any]:
-        landmarks, own = args.landmarks[i] if args.landmarks else None, None
-        if is_track(args.image[i]):
-            prepared, own = from_track(
-                args.image[i], size=size, background=args.background, label_mode=config.label_mode
-            )
-        else:
-            prepared = prepare(
-                args.image[i],
-                size=size,
-                aligned=args.aligned,
-                background=args.background,
-                face=args.face,
-                landmarks=landmarks,
-                label_mode=config.label_mode,
-            )
-        for warning in prepared.warnings:
-            print(f'avatar-jax: {prepared.path}: {warning}', file=sys.stderr)
-        portrait = prepared.portrait()
-        if own is not None and own.basis != config.basis:
-            own = None
-        if motions[i] is not None or own is not None:
-            first = motions[i].frames(0, 1) if motions[i] is not None else own
-            portrait = portrait.replace(
-                expression=first.expression[0],
-                angle=first.angle[0],
-                translation=first.translation[0],
-                basis=config.basis,
-            )
-        return i, prepared, portrait
+        return i, *read_portrait(args, i, config, size, motions[i])
 
     batch.run(range(len(args.image)), ready, name=lambda i: args.image[i])
     people = batch.results
     reports = []
-    for start in range(0, len(people), args.group):
-        reports += invert_group(model, config, bank, people[start : start + args.group], names, out, args)
+    for group in groups(people, args.group):
+        reports += invert_group(model, config, bank, group, names, out, args)
+    reports.sort(key=lambda r: names.index(r['name']))
     write_summary(out, model, bank, config, reports, batch.skipped, args)
     for r in reports:
         print(f'{out / r["name"]}: {r["psnr"]:.1f} dB to the portrait, alignment {r["alignment"]}')
@@ -160,6 +140,15 @@ def unique_names(images: list[str]) -> list[str]:
             name, number = f'{stem}-{number}', number + 1
         names.append(name)
     return names
+
+
+def groups(people: list[tuple[int, Any, Any]], size: int) -> list[list]:
+    """Groups of at most ``size`` people of whom the same was measured: what one of a group lacks is used of none."""
+    parts = ('landmarks', 'expression', 'angle', 'translation', 'shape', 'mask')
+    alike: dict[tuple[bool, ...], list] = {}
+    for person in people:
+        alike.setdefault(tuple(getattr(person[2], name) is not None for name in parts), []).append(person)
+    return [kind[i : i + size] for kind in alike.values() for i in range(0, len(kind), size)]
 
 
 def own_motions(files: list[str] | None, count: int, basis: str) -> list[Any]:
@@ -245,6 +234,7 @@ def write_person(
     from avatar_jax.methods.otavatar import invert
     from avatar_jax.methods.otavatar.model import source_windows
     from avatar_jax.methods.registry import save_avatar
+    from launch.portraits import expression_source
 
     provenance = Provenance(
         synthetic=True,
@@ -264,7 +254,7 @@ def write_person(
         'psnr': float(inverted.psnr),
         'alignment': kind,
         'portrait': prepared.report(),
-        'source_expression': 'neutral (not measured)' if portrait.expression is None else 'from the motion file',
+        'source_expression': expression_source(prepared, portrait, args.motion),
         'inversion': invert.report(inverted),
         'generator_tuning': tuned,
         'networks': bank.report(config.method.loss.perceptual_network, config.method.loss.identity_network),

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from avatar_jax.driving.measure import PICTURE_ENDINGS, VIDEO_ENDINGS
 from avatar_jax.errors import UserError
+from avatar_jax.track.source import PICTURES, VIDEOS
 
 SPLIT_FOLDERS = {
     'train': 'train',
@@ -102,12 +102,12 @@ class Layout:
 
 def is_video(path: Path) -> bool:
     """Whether a name ends like a video's."""
-    return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith('.')
+    return path.suffix.lower() in VIDEOS and not path.name.startswith('.')
 
 
 def is_picture(path: Path) -> bool:
     """Whether a name ends like a picture's."""
-    return path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith('.')
+    return path.suffix.lower() in PICTURES and not path.name.startswith('.')
 
 
 def natural(path: Path) -> tuple:
@@ -140,7 +140,7 @@ def share(name: str, salt: str) -> float:
 
 def stem(path: Path) -> str:
     """The name without a video's ending (folders of frames are sometimes named like videos)."""
-    return path.stem if path.suffix.lower() in VIDEO_ENDINGS else path.name
+    return path.stem if path.suffix.lower() in VIDEOS else path.name
 
 
 def split_of(path: Path, root: Path) -> str | None:
