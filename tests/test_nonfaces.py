@@ -16,7 +16,7 @@ from avatar_jax.track.network import FaceReader, cut
 from avatar_jax.track.observe import observe
 from avatar_jax.track.quality import frame_quality, grade
 from tests import nonfaces
-from tests.test_photo import head
+from tests.test_track_measure import head
 
 GOOD = (
     0.8  # probability of a face from which on a frame can be graded 'good': twice it less one is a factor of the grade
