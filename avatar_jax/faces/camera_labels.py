@@ -272,9 +272,7 @@ _FLIPPED = [1, 2, 5, 6, 9, 10]  # second and third columns of the rotation, rows
 
 
 def flip_axes(label: np.ndarray) -> np.ndarray:
-    """Labels [..., 25] with OpenCV axes from those with OpenGL axes (x right, y up, z backward), or the other way round;
-    a copy.
-    """
+    """Labels [..., 25] with OpenCV axes from those with OpenGL axes (x right, y up, z backward), or the other way."""
     flipped = np.array(label)
     flipped[..., _FLIPPED] *= -1
     return flipped

@@ -1,7 +1,8 @@
 """HFA-GP: high-fidelity facial avatars from minutes of one person's video (CVPR 2023).
 
-A personal basis in the W+ space of a prior generator, and an encoder that gives each frame its weights, are learned from
-a video; then the generator is tuned. What drives an avatar is what it was trained with: pictures, coefficients or sound.
+A personal basis in the W+ space of a prior generator, and an encoder that gives each frame its weights, are learned
+from a video; then the generator is tuned. What drives an avatar is what it was trained with: pictures, coefficients or
+sound.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ def table_run(variant: str, size: str, seed: int, steps: int | None, pictures: A
     overrides.append('--config.output.sample_people=0')
     if steps is not None:
         tuned = steps if variant == 'no_second_stage' else steps // 10
-        overrides += [f'--config.model.method.train.iterations={steps}', f'--config.model.method.train.tune_iter={tuned}']
+        overrides += [
+            f'--config.model.method.train.iterations={steps}',
+            f'--config.model.method.train.tune_iter={tuned}',
+        ]
     return f'hfagp_heads:{",".join(names)}', overrides
 
 
@@ -111,7 +115,7 @@ METHOD = Method(
             'released avatars of single persons, driven by pictures, coefficients or sound',
             'see the HFA-GP project; the generator descends from EG3D',
             'the release page of the HFA-GP project',
-            ('hfagp*.pt', '*hfa-gp*.pt'),
+            ('[0-9][0-9][0-9][0-9][0-9][0-9].pt',),
             ('hfagp',),
         ),
     ),
