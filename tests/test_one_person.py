@@ -12,12 +12,13 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.io.sound import read_sound, write_wav
 from avatar_jax.io.video import VideoReader
+from avatar_jax.methods.hfagp.batches import training_batch, training_batches
 from avatar_jax.methods.hfagp.cameras import flip_axes
 from avatar_jax.methods.hfagp.config import ModelConfig
 from avatar_jax.track.output import FORMAT
 from data_pipelines.heads.__main__ import build
 from data_pipelines.one_person.__main__ import main
-from data_pipelines.one_person.frames import PersonVideo, check_length, last_part, training_batch, training_batches
+from data_pipelines.one_person.frames import PersonVideo, check_length, last_part
 from data_pipelines.one_person.labels import smooth_in_time, smooth_labels
 from data_pipelines.one_person.procedural import TalkOptions, read_talking, read_truth, write_talking_video
 from data_pipelines.one_person.released import number_of, read_released

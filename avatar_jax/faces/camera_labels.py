@@ -266,3 +266,13 @@ def yaw_label(label: Array, radians: Array, center: tuple = PIVOT) -> Array:
     rotation = turn @ pose[..., :3, :3]
     position = (turn @ (pose[..., :3, 3] - center)[..., None])[..., 0] + center
     return make_label(pose_matrix(rotation, position), camera)
+
+
+_FLIPPED = [1, 2, 5, 6, 9, 10]  # second and third columns of the rotation, rows 0 to 2
+
+
+def flip_axes(label: np.ndarray) -> np.ndarray:
+    """Labels [..., 25] with OpenCV axes from those with OpenGL axes (x right, y up, z backward), or the other way."""
+    flipped = np.array(label)
+    flipped[..., _FLIPPED] *= -1
+    return flipped

@@ -88,7 +88,7 @@ def write_avatar(model: Model, person: Person, built: Built, folder: Path, seed:
     )
     label = np.asarray(first.camera.label, np.float32)
     labels = np.stack([label, *(np.asarray(yaw_label(label, angle), np.float32) for angle in SIDE_VIEWS)])
-    views = model.frames(built.avatar, model.still(first, len(labels)), labels).rgb
+    views = model.frames(built.avatar, model.of(built.avatar).still(first, len(labels)), labels).rgb
     count = 1 if person.source.kind == 'video' else min(SHOWN, len(portraits))
     shown = np.stack([np.asarray(portraits[i].image) for i in range(count)])
     measured = float(psnr(to_unit(views[:1]), to_unit(shown[:1]))[0])

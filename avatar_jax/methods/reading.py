@@ -47,6 +47,8 @@ def measured_as(file: str | os.PathLike, config: Any, *, background: str = 'weig
         config: of a model: its picture size, camera labels, and what is behind heads (``background='weights'``).
         options: of ``track.measure.measure``.
     """
+    if not os.path.isdir(file):
+        need_picture(file)
     behind = background_of(config, background)
     return measure(file, size=config.img_resolution, label_mode=config.label_mode, background=behind, **options).best()
 
