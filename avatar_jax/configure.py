@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from avatar_jax.checks import FieldError
 from avatar_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def _build(cls: type, base: Any, values: Mapping[str, Any], where: str) -> Any:
         changes[key] = _convert(hints[key], current, value, f'{where}{key}')
     try:
         return cls(**changes) if base is None else dataclasses.replace(base, **changes)
+    except FieldError as error:
+        raise (error.at(where) if where and error.parts[0].partition('.')[0] in fields else error) from None
     except UserError:
         raise
     except (ValueError, TypeError) as error:

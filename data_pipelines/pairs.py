@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.procedural.streams import Stream
 from data_pipelines.stream import Batches, Order
@@ -41,12 +42,10 @@ class PairConfig:
     prefetch: int = 8
 
     def __post_init__(self):
-        if self.sampling not in SAMPLINGS:
-            raise UserError(f'sampling={self.sampling!r}: unknown; use one of {", ".join(SAMPLINGS)}')
-        if self.cameras not in CAMERA_CHOICES:
-            raise UserError(f'cameras={self.cameras!r}: unknown; use one of {", ".join(CAMERA_CHOICES)}')
-        if self.seed < 0:
-            raise UserError(f'seed={self.seed}: must not be negative')
+        check = Check(self)
+        check.one_of('sampling', *SAMPLINGS)
+        check.one_of('cameras', *CAMERA_CHOICES)
+        check.at_least(0, 'seed')
 
 
 class Pairs:

@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.configure import from_plain, to_plain
-from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.methods.otavatar.config import OTAvatarConfig
 from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig, MotionCode, clamp_codes, combine_codes
@@ -63,11 +63,13 @@ class ModelConfig:
         return self.generator.img_resolution
 
     def __post_init__(self):
-        c, g = self.method.controller, self.generator
-        if (c.num_ws, c.w_dim) != (g.num_ws, g.w_dim):
-            raise UserError(
-                f'method.controller: makes codes of {c.num_ws} rows of {c.w_dim}, the generator reads '
-                f'{g.num_ws} of {g.w_dim}; set num_ws and w_dim alike'
+        check = Check(self)
+        for name in ('num_ws', 'w_dim'):
+            wanted = getattr(self.generator, name)
+            check.need(
+                getattr(self.method.controller, name) == wanted,
+                f'method.controller.{name}',
+                f'the generator reads {wanted}; set both alike',
             )
 
     @classmethod
