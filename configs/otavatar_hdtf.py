@@ -3,9 +3,9 @@
     avatar-jax train --config configs/otavatar_hdtf.py --out runs/hdtf --config.data.folder=DIR \
         --config.init=ffhq512.safetensors --config.perception="('vgg19=vgg19.npz','arcface18=arcface.npz')"
 
-The paper trains for less than two days on four A100 GPUs with six people each (section 4). ``data.folder`` is a data
-set built from talking-head clips (docs/data.md); ``init`` a weight file with the converted FFHQ generator and a fresh
-or released controller.
+The paper trains for less than two days on four A100 GPUs, six people each (section 4); the text gives no number for
+the memory. ``data.folder`` is a data set built from talking-head clips (docs/data.md); ``init`` the converted FFHQ
+generator, which gets a fresh controller (algorithm 1, line 1), or a converted OTAvatar with both.
 
 Variants: ``paper`` (default), ``release`` (what the released weights were trained with), ``tiny`` (a few thousand
 parameters, procedural clips), and the ablations of the paper by name, as in otavatar_heads.py. Join with commas.

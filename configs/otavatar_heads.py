@@ -5,7 +5,8 @@
 Variants (``otavatar_heads.py:NAME``): ``tiny`` (fresh networks of a few thousand parameters, seconds per iteration,
 to try the commands), ``release`` (the released program's settings instead of the paper's), and the paper's
 ablations by name: n_mo_1, n_mo_5, n_mo_20, joint, no_local, no_identity, no_finetune, motion_in_w, linear_basis,
-identity_in_w. Join with commas: ``release,joint``.
+identity_in_w. Join with commas: ``release,joint``. ``motion_in_w`` and ``linear_basis`` have controllers of another
+form than the shipped one: they begin with fresh ones on the shipped generator.
 """
 
 from __future__ import annotations
@@ -61,4 +62,6 @@ def get_config(variant: str = ''):
     for name in names:
         if name in ABLATIONS:
             method = method.ablation(name)
+    if config.init and method.controller != config.model.method.controller:
+        config = dataclasses.replace(config, init=f'generator={config.init}')  # the shipped controller is another one
     return run_fields('otavatar', dataclasses.replace(config, model=dataclasses.replace(config.model, method=method)))

@@ -19,8 +19,9 @@ import numpy as np
 from avatar_jax.driving.bases import BFM
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import labels_from_conditions
+from avatar_jax.faces.conventions import Conventions
 from avatar_jax.io.text import read_text
-from avatar_jax.ops.coefficients import NUM_RECORD, SLICES
+from avatar_jax.ops.coefficients import NUM_ID, NUM_RECORD, SLICES
 from avatar_jax.types import Motion
 from data_pipelines.lmdb_files import LmdbFile
 from data_pipelines.tables import ClipTable
@@ -66,6 +67,8 @@ class OTAvatarFrames:
             fps=FPS,
             basis=BFM,
         )
+        self.has_masks = False
+        self.conventions = Conventions(BFM, 'otavatar', 'white', 'clip', NUM_ID)
 
     def _numbers(self, clip: str) -> dict[str, np.ndarray]:
         length = _count(self.file, f'{clip}-length')
@@ -99,6 +102,7 @@ class OTAvatarFrames:
             'label': self.labels[record],
             'landmarks': self.landmarks[record],
             'identity': identity,
+            'shape': identity[:NUM_ID],
         }
 
     def motion(self, clip: str) -> Motion:

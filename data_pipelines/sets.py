@@ -67,15 +67,20 @@ class Sets:
         table = self.source.table
         rows = [self.source[table.record(clip, c, f)] for c, f in zip(cameras, frames, strict=True)]
         depths = {'depths': np.stack([r['depth'] for r in rows])} if 'depth' in rows[0] else {}
-        return depths | {
-            'images': np.stack([r['image'] for r in rows]).astype(np.float32) / 127.5 - 1.0,
-            'labels': np.stack([r['label'] for r in rows]),
-            'windows': np.stack([table.window(clip, c, f) for c, f in zip(cameras, frames, strict=True)]),
-            'masks': np.stack([r['mask'] for r in rows]),
-            'landmarks': np.stack([r['landmarks'] for r in rows]),
-            'identity': rows[0]['identity'],
-            'person': np.int64(table.person[clip]),
-        }
+        shapes = {'shapes': np.stack([r['shape'] for r in rows])} if 'shape' in rows[0] else {}
+        return (
+            depths
+            | shapes
+            | {
+                'images': np.stack([r['image'] for r in rows]).astype(np.float32) / 127.5 - 1.0,
+                'labels': np.stack([r['label'] for r in rows]),
+                'windows': np.stack([table.window(clip, c, f) for c, f in zip(cameras, frames, strict=True)]),
+                'masks': np.stack([r['mask'] for r in rows]),
+                'landmarks': np.stack([r['landmarks'] for r in rows]),
+                'identity': rows[0]['identity'],
+                'person': np.int64(table.person[clip]),
+            }
+        )
 
 
 def set_batches(
@@ -89,7 +94,8 @@ def set_batches(
     Returns:
       Iterator of dicts of numpy arrays, B = batch_size / process_count: ``images`` [B,F,H,W,3] in [-1,1], ``labels``
       [B,F,25], ``windows`` [B,F,27,70], ``masks`` [B,F,H,W] uint8 (255 = head), ``landmarks``
-      [B,F,68,2] pixels, ``identity`` [B,192], ``person`` [B]; from some sources ``depths`` [B,F,H,W] along the ray.
+      [B,F,68,2] pixels, ``identity`` [B,192], ``person`` [B]; from some sources ``depths`` [B,F,H,W] along
+      the ray, ``shapes`` [B,F,S] of the heads in the data's basis.
     """
     return Batches(
         Sets(source, config),

@@ -2,8 +2,9 @@
 
 A source has a ``table`` (``tables.ClipTable``), a length and random access: ``source[record]`` is a dict with
 ``image`` [H,W,3] uint8, ``mask`` [H,W] uint8 (255 = head), ``label`` [25], ``landmarks`` [68,2] (pixels),
-``identity`` [192]; and ``sound`` [16,29] in data sets that were built with ``--audio``. Sources pickle, so that worker
-processes can have their own copy.
+``identity`` [192]; ``shape`` [S] in the table's basis where it is known; and ``sound`` [16,29] in data sets that were
+built with ``--audio``. ``conventions`` says what labels and pictures mean, ``has_masks`` whether masks tell the head
+from its background. Sources pickle, so that worker processes can have their own copy.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 
 from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
+from avatar_jax.faces.conventions import Conventions
+from avatar_jax.ops.coefficients import NUM_ID
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.progress import Console
 from data_pipelines.clips import Clip, ClipOptions, make_clip
@@ -53,6 +56,11 @@ class BuiltFrames:
         self._records = None
         if len(self._open()) != self.table.num_records:
             raise UserError(f'{folder}: the clip table and the records of {split} differ; build the data set again')
+        aligned = self._layout == 'ffhq_eg3d'  # crops and cameras are kept as they were given
+        self.has_masks = True
+        self.conventions = Conventions(
+            self.table.basis, 'orig' if aligned else 'raw', 'keep' if aligned else 'white', shape=NUM_ID
+        )
 
     def _open(self):
         if self._records is None:  # opened on first use, also in worker processes
@@ -61,6 +69,7 @@ class BuiltFrames:
             skip = {k: tfds.decode.SkipDecoding() for k in ('image', 'mask')}
             try:
                 builder = tfds.builder_from_directory(self.folder)
+                self._layout = builder.name
                 self._records = builder.as_data_source(split=self.split, decoders=skip)
             except Exception as e:  # TFDS raises many kinds for a damaged folder
                 raise UserError(f'{self.folder}: not a readable data set ({e}); build it again') from e
@@ -81,6 +90,7 @@ class BuiltFrames:
             'label': row['label'],
             'landmarks': row['landmarks'],
             'identity': row['identity'],
+            'shape': row['identity'][:NUM_ID],
             **({'sound': row['sound']} if 'sound' in row else {}),
         }
 
@@ -103,6 +113,7 @@ class RenderedFrames:
     def __init__(self, clips: list[Clip], resolution: int = 128):
         self.clips, self.resolution = list(clips), resolution
         self.table = table_of_clips(self.clips)
+        self.has_masks, self.conventions = True, Conventions(self.table.basis, shape=NUM_ID)
 
     @classmethod
     def of_people(
@@ -136,6 +147,7 @@ class RenderedFrames:
             'label': clip.labels(camera)[frame],
             'landmarks': np.asarray(head.landmarks, np.float32),
             'identity': np.asarray(clip.identity, np.float32),
+            'shape': np.asarray(clip.identity[:NUM_ID], np.float32),
         }
 
 
@@ -173,13 +185,14 @@ class HeadShards:
             fps=25.0,
             windows=self._arrays['window'],
         )
+        self.has_masks, self.conventions = True, Conventions(self.table.basis, shape=NUM_ID)
 
     def __len__(self) -> int:
         return self.table.num_records
 
     def __getitem__(self, record: int) -> dict[str, np.ndarray]:
         found = {k: self._arrays[k][record] for k in ('mask', 'depth', 'label', 'landmarks', 'identity')}
-        return {'image': self._arrays['rgb'][record], **found}
+        return {'image': self._arrays['rgb'][record], 'shape': found['identity'][:NUM_ID], **found}
 
 
 class MemoryFrames:
@@ -188,7 +201,7 @@ class MemoryFrames:
     def __init__(self, source, progress: bool = False):
         from tqdm import tqdm
 
-        self.table = source.table
+        self.table, self.has_masks, self.conventions = source.table, source.has_masks, source.conventions
         rows = [
             source[i] for i in tqdm(range(len(source)), desc='frames into memory', file=Console(), disable=not progress)
         ]

@@ -16,20 +16,23 @@ import numpy as np
 
 from avatar_jax import processes
 from avatar_jax.errors import UserError
+from avatar_jax.faces.conventions import Conventions
 
 _SPLITS = {'validation': 'val'}  # of procedural people
 
 
-def clips(data: Any, resolution: int, basis: str) -> Any:
-    """The frames that a ``train.run.ClipsConfig`` names.
+def clips(data: Any, resolution: int, weights: Conventions, notes: list[str] | None = None) -> Any:
+    """The frames that a ``train.run.ClipsConfig`` names, with labels and backgrounds as the model knows them.
 
     Args:
-        resolution: of rendered heads, where the configuration does not say it. basis: that the model is driven by.
+        resolution: of rendered heads, where the configuration does not say it. weights: conventions of the model.
+        notes: gets what differs between data and model without harm.
 
     Raises:
-        UserError: no such data, or their expressions are in another basis.
+        UserError: no such data, or they do not fit the model's conventions.
     """
     from data_pipelines.clips import ClipOptions
+    from data_pipelines.fitted import fitted
     from data_pipelines.sources import MemoryFrames, RenderedFrames, open_source
 
     size = data.resolution or resolution
@@ -40,11 +43,9 @@ def clips(data: Any, resolution: int, basis: str) -> Any:
     else:
         split, options = _SPLITS.get(data.split, data.split), ClipOptions(num_frames=data.frames)
         source = RenderedFrames.of_people(data.people, data.seed, split, data.clips_per_person, size, options)
-    if source.table.basis != basis:
-        raise UserError(
-            f"data.folder: its expressions are in the basis '{source.table.basis}', but model.basis is '{basis}'; set "
-            'model.basis, or use other data'
-        )
+    source, found = fitted(source, weights, data.folder or f'data.source {data.source}')
+    if notes is not None:
+        notes += [f'data: {note}' for note in found]
     keep = data.in_memory and data.source != 'heads'  # those are in memory already
     return MemoryFrames(source, progress=processes.is_first()) if keep else source
 

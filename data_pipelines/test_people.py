@@ -12,6 +12,7 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.eval.cases import Case, ProtocolConfig, clip_case, procedural_case
 from avatar_jax.eval.evaluation import TestItem
+from avatar_jax.faces.conventions import Conventions
 from avatar_jax.types import Motion
 
 FIELDS = {
@@ -94,33 +95,30 @@ def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem
 
 
 def items_of(
-    dataset: Any, split: str, count: int, seed: int, config: ProtocolConfig, basis: str
+    dataset: Any, split: str, count: int, seed: int, config: ProtocolConfig, weights: Conventions
 ) -> tuple[list[TestItem], dict[str, str]]:
     """The people of an evaluation, and what they are, in words.
 
     Args:
-      dataset: folder of a data set; None: fresh procedural people. basis: that the weights read.
+      dataset: folder of a data set; None: fresh procedural people. weights: conventions of the model.
 
     Raises:
-      UserError: data of another basis.
+      UserError: data that do not fit the model's conventions.
     """
+    from data_pipelines.fitted import fitted
     from data_pipelines.sources import open_source
 
     if dataset is None:
-        if basis != 'procedural':
+        if weights.basis != 'procedural':
             raise UserError(
-                f"--weights: these read the basis '{basis}', fresh people are procedural; give a data set "
+                f"--weights: these read the basis '{weights.basis}', fresh people are procedural; give a data set "
                 'with --dataset'
             )
         about = {'people': f'procedural, split {split}', 'reenactment': "another person's motion"}
         return procedural_items(count, seed, config, split), about
-    source = open_source(dataset, split)
-    if source.table.basis != basis:
-        raise UserError(
-            f"{dataset}: its expressions are in the basis '{source.table.basis}', these weights read '{basis}'; give "
-            'other weights or other data'
-        )
+    source, notes = fitted(open_source(dataset, split), weights, str(dataset))
     about = {'people': f'{dataset.resolve()}, split {split}', 'reenactment': 'own motion'}
+    about |= {'conventions': '; '.join(notes)} if notes else {}
     return clip_items(source, count, config), about
 
 

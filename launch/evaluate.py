@@ -49,8 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='append',
         default=[],
         metavar='NAME=FILE',
-        help='weights of a network for losses and scores (vgg19, arcface18, lpips_alex, ...); may be repeated '
-        '(default: stand-ins)',
+        help='weights of a frozen network (vgg19, arcface18, lpips_alex with alexnet, deep3d_recon, ...); may be '
+        'repeated; one that neither the method nor a score uses is refused',
+    )
+    parser.add_argument(
+        '--csim',
+        default='auto',
+        metavar='NAME',
+        help='the network of the identity similarity, if several face recognition networks are given (default: the '
+        'first of arcface18, arcface18_se, iresnet18 ... iresnet100, ir50, irse50 that is)',
     )
     parser.add_argument(
         '--share',
@@ -65,10 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates a method as the options say and prints the table; returns the exit status."""
     from avatar_jax.eval.cases import ProtocolConfig
-    from avatar_jax.eval.estimators import from_bank
+    from avatar_jax.eval.estimators import from_bank, looks_through
     from avatar_jax.eval.evaluation import REPORT, TABLE, evaluate, subject
+    from avatar_jax.faces.conventions import of_model
     from avatar_jax.io import atomic
-    from avatar_jax.losses.networks import bank_of
+    from avatar_jax.losses.networks import bank_of, refuse_unused
     from avatar_jax.methods.model import choose_model
     from data_pipelines.test_people import items_of
     from launch.batch import share_of
@@ -84,19 +92,23 @@ def run(args: argparse.Namespace) -> int:
             f'--portraits {args.portraits}: {owner.name} rebuilds a person from one picture; use --method {able}'
         )
     options = given_options(args, owner)
-    measured = subject(model, bank_of(args.perception, config.img_resolution), **options)
+    bank = bank_of(args.perception, config.img_resolution)
+    estimators, used = from_bank(bank, args.csim), owner.used_networks(config, bank)
+    if used is not None:
+        refuse_unused(args.perception, {*used, *looks_through(bank, args.csim)}, 'the evaluation')
+    measured = subject(model, bank, **options)
     protocol = ProtocolConfig(
         resolution=config.img_resolution,
         frames=args.frames,
         clip_frames=max(120, args.frames),
         portraits=args.portraits,
     )
-    items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, config.basis)
+    items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))
     report = evaluate(
         out,
         measured,
         [items[i] for i in share_of(len(items), args.share)],
-        estimators=from_bank(measured.bank),
+        estimators=estimators,
         seed=args.seed,
         settings={**data, 'protocol': asdict(protocol)},
         title=f'{measured.name} on people that it never saw',

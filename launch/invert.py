@@ -59,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'else landmarks are detected)',
     )
     add('--face', type=int, metavar='N', help='which face, if a picture has several; 1 is the largest')
-    add('--background', choices=('white', 'keep'), default='white', help='what is behind the head (default: white)')
+    add(
+        '--background',
+        choices=('weights', 'white', 'black', 'keep'),
+        default='weights',
+        help='what is behind the head (default: what the weights were trained with)',
+    )
     add(
         '--perception',
         nargs='+',
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from avatar_jax.io.atomic import output_folder
-    from avatar_jax.losses.networks import bank_of
+    from avatar_jax.losses.networks import bank_of, refuse_unused
     from avatar_jax.methods.avatars import Person, build_avatars, write_summary
     from avatar_jax.methods.base import Source
     from avatar_jax.methods.model import choose_model
@@ -97,6 +102,9 @@ def run(args: argparse.Namespace) -> int:
     options = given_options(args, model.method)
     model.steps(**options)  # their checks, before anything is read
     bank = bank_of(args.perception, model.config.img_resolution)
+    used = model.method.used_networks(model.config, bank)
+    if used is not None:
+        refuse_unused(args.perception, used, f'making an avatar of {model.method.title}')
 
     batch = Batch()
     mine = share_of(len(args.image), args.share)

@@ -31,12 +31,15 @@ class Pictures:
 
     def read(self, i: int, config: Any) -> tuple[Any, Any]:
         """What was measured on picture ``i``, and its ``Portrait`` for a model of that configuration."""
+        from avatar_jax.faces.conventions import background_of, over
         from avatar_jax.photo.prepare import prepare
         from avatar_jax.track.folder import is_track
         from avatar_jax.track.folder import prepared as from_track
 
         args, path, own = self.args, self.args.image[i], None
-        common = {'size': config.img_resolution, 'background': args.background, 'label_mode': config.label_mode}
+        background = background_of(config, args.background)
+        laid = 'keep' if background == 'keep' else 'white'  # and then over the colour that is wanted
+        common = {'size': config.img_resolution, 'background': laid, 'label_mode': config.label_mode}
         if is_track(path):
             measured, own = from_track(path, **common)
         else:
@@ -44,7 +47,8 @@ class Pictures:
             measured = prepare(path, aligned=args.aligned, face=args.face, landmarks=landmarks, **common)
         for warning in measured.warnings:
             print(shown(f'avatar-jax: {measured.path}: {warning}'), file=sys.stderr)
-        return measured, with_motion(measured.portrait(), self._motion(i, config.basis) or own, config.basis)
+        portrait = over(measured.portrait(), background)
+        return measured, with_motion(portrait, self._motion(i, config.basis) or own, config.basis)
 
     def _motion(self, i: int, basis: str) -> Any:
         from avatar_jax.io.motion import load_motion

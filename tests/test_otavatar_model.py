@@ -160,8 +160,8 @@ def test_interpolation_between_people():
         invert.interpolate_avatars(a, b.replace(weights='z'), 0.5)
 
 
-def test_portraits_of_unequal_knowledge_are_stacked():
-    people = invert.stack_portraits([portrait(0), portrait(1).replace(expression=None, landmarks=None)])
+def test_portraits_of_equal_knowledge_are_stacked():
+    people = invert.stack_portraits([portrait(k).replace(expression=None, landmarks=None) for k in (0, 1)])
     assert people.expression is None and people.landmarks is None and people.mask.shape == (2, 32, 32)
     windows = model.source_windows(people)
     assert windows.shape == (2, 27, 70) and float(jnp.abs(windows[..., :64]).max()) == 0
@@ -226,6 +226,8 @@ def test_commands_from_a_picture_to_a_video(tmp_path, capsys):
     assert [a['name'] for a in summary['avatars']] == ['face'] and len(summary['skipped']) == 1
     report = json.loads((out / 'face' / 'report.json').read_text())
     assert report['provenance']['synthetic'] and report['networks']['perceptual'] and 'prior' in report['limit']
+    assert set(report['losses']['computed']) >= {'raw/pyramid', 'sr/pyramid'}
+    assert all(np.isfinite(v) for v in report['losses']['computed'].values())
     assert Image.open(out / 'face' / 'reconstruction.png').width == 4 * 32 + 3 * 4
 
     video = tmp_path / 'v.mp4'

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from launch.train_gpavatar import train
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.importance import Importance, importance, part_boxes
@@ -20,6 +19,7 @@ from avatar_jax.ops.windows import RADIUS
 from avatar_jax.train.logging import read_jsonl
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from data_pipelines.sets import SetConfig, Sets
+from tests.runs import train
 
 SETTINGS = {
     'loss__box': 0.0,

@@ -15,7 +15,9 @@ import pytest
 
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
-from avatar_jax.methods.otavatar.model import ModelConfig, load_model
+from avatar_jax.io.weights import save_weights
+from avatar_jax.methods.otavatar import training
+from avatar_jax.methods.otavatar.model import ModelConfig, load_model, network, save_model
 from avatar_jax.methods.otavatar.train import DataConfig, RunConfig, init_state, train_step, variables_of
 from avatar_jax.train.logging import read_jsonl
 from avatar_jax.train.optimizers import OptimizerConfig
@@ -236,11 +238,84 @@ def test_batches_and_devices_are_checked_before_anything_is_compiled():
     assert devices_and_batch(tiny_run())[1] == 2
 
 
-def test_weights_of_other_networks_are_refused():
-    from avatar_jax.methods.otavatar.training import check_same_networks
+# ----------------------------------------------------------------------------------------------------- starting points
 
-    small = ModelConfig.tiny()
-    other = dataclasses.replace(small, method=small.method.replace(controller__channels=8))
-    check_same_networks('w', small, dataclasses.replace(small, method=small.method.replace(loss__tv=0.0)))
-    with pytest.raises(UserError, match='channels'):
-        check_same_networks('w', small, other)
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Weight files of a tiny model: whole, its generator alone (as a converted EG3D), its controller alone."""
+    folder, config = tmp_path_factory.mktemp('weights'), ModelConfig.tiny()
+    variables = random_variables(config)
+    save_model(folder / 'both.safetensors', variables, config, {})
+    for name, part in (('generator', config.generator), ('controller', config.method.controller)):
+        kind = {'generator': 'eg3d', 'controller': 'otavatar_controller'}[name]
+        save_weights(
+            folder / f'{name}.safetensors', network(variables, name), method=kind, config=to_plain(part), provenance={}
+        )
+    return folder, config, variables
+
+
+def other_controller(config):
+    return dataclasses.replace(config, method=config.method.replace(controller__channels=8))
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_run_starts_from_any_parts(files):
+    folder, config, variables = files
+    fresh = random_variables(config, 1)
+
+    def start(init, config=config):
+        init = init.replace('@', f'{folder}/')
+        begun = training.starting_point(init, config)
+        return begun, training.with_parts(fresh, begun)
+
+    begun, found = start('@both.safetensors')
+    equal(found, variables)
+    assert len(begun.digest) == 64 and len(begun.notes) == 1
+    begun, found = start('@generator.safetensors')  # a converted EG3D generator, and a fresh controller
+    equal(network(found, 'generator'), network(variables, 'generator'))
+    equal(network(found, 'controller'), network(fresh, 'controller'))
+    assert begun.report['controller'] == 'fresh' and begun.report['generator']['numbers'] > 1000
+    assert 'generator from ' in begun.notes[0] and 'controller fresh' in begun.notes[0]
+    begun, found = start('generator=@both.safetensors', other_controller(config))
+    equal(network(found, 'generator'), network(variables, 'generator'))
+    assert begun.report['not_used'] == {f'{folder}/both.safetensors': ['controller']}
+    assert 'controller of ' in begun.notes[0] and 'not used' in begun.notes[0]
+    begun, found = start('controller=@controller.safetensors')
+    equal(network(found, 'controller'), network(variables, 'controller'))
+    begun, found = start('generator=@generator.safetensors,controller=@both.safetensors')
+    equal(found, variables)
+    assert len(begun.digest) > 64
+    begun, found = start('')
+    equal(found, fresh)
+    assert begun.notes == () and begun.digest == ''
+
+
+@pytest.mark.parametrize(
+    ('init', 'text'),
+    [
+        ('@both.safetensors', r'\(controller\).*channels is 16, here 8.*init=generator=.*both'),
+        ('controller=@both.safetensors', 'channels is 16, here 8'),
+        ('controller=@generator.safetensors', 'has no controller; leave controller= out'),
+        ('encoder=@both.safetensors', 'with the parts generator, controller'),
+        ('generator=', 'with the parts generator, controller'),
+        ('head_nets', 'has none of generator, controller'),
+    ],
+)
+def test_starting_points_that_do_not_fit_are_refused(files, init, text):
+    folder, config, _ = files
+    with pytest.raises(UserError, match=text) as error:
+        training.starting_point(init.replace('@', f'{folder}/'), other_controller(config))
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('variant', ['motion_in_w', 'linear_basis', 'n_mo_1'])
+def test_variants_start_from_the_shipped_weights(variant):
+    from launch.config_args import load_run
+
+    _, config = load_run(f'otavatar_heads:{variant}')
+    begun = training.starting_point(config.init, config.model)
+    assert set(begun.parts) == ({'generator', 'controller'} if variant == 'n_mo_1' else {'generator'})

@@ -15,8 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.losses.identity import aligned_gray, face_matrix
-from avatar_jax.losses.perception import PerceptionBank
+from avatar_jax.faces.alignment import align
+from avatar_jax.faces.recon import METHOD as RECON
+from avatar_jax.io.images import to_uint8
+from avatar_jax.losses.identity import FACE_NETWORKS, face_matrix
+from avatar_jax.losses.perception import LPIPS_TRUNK, PerceptionBank
+from avatar_jax.models.perception.lpips import NETS
 from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, SLICES
 from avatar_jax.procedural import EXPRESSION_NAMES, ProceduralHead
 
@@ -24,10 +28,11 @@ PRESENT = 0.25  # expression coefficient from which a movement counts as there
 
 
 class Network(NamedTuple):
-    """A callable with the words by which reports name it."""
+    """A callable with the words by which reports name it, and whether it needs landmarks of the true picture."""
 
     name: str
     call: Callable
+    needs_landmarks: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,11 @@ class Estimators:
       coefficients: (images, landmarks) -> [T, 257].
       landmarks: (images) -> [T, 68, 2] pixels.
       identity: (images, landmarks) -> [T, D] embeddings.
-      lpips: (images, images) -> [T].
+      lpips: (images, images) -> [T], of the variant 'alex'.
       units: (images, landmarks) -> [T, U] action units, present above 0.5.
       head: the head model that is fitted to landmarks for the average vertex distance (``eval.shape``).
       missing: reason for each absent one.
+      more: further distances of pictures: name of the score -> as ``lpips``.
     """
 
     coefficients: Network | None = None
@@ -53,6 +59,7 @@ class Estimators:
     units: Network | None = None
     head: Any = None
     missing: tuple[tuple[str, str], ...] = ()
+    more: tuple[tuple[str, Network], ...] = ()
 
     def reason(self, name: str) -> str:
         """Why an estimator is absent."""
@@ -62,18 +69,26 @@ class Estimators:
         """Name of each network in use, or why there is none."""
         fields = ('coefficients', 'landmarks', 'identity', 'lpips', 'units', 'head')
         networks = {name: getattr(self, name) for name in fields}
-        return {k: n.name if n else f'unavailable: {self.reason(k)}' for k, n in networks.items()}
+        found = {k: n.name if n else f'unavailable: {self.reason(k)}' for k, n in networks.items()}
+        return found | {k: n.name for k, n in self.more}
 
 
-def from_bank(bank: PerceptionBank, lpips: str = 'alex') -> Estimators:
+def from_bank(bank: PerceptionBank, csim: str = 'auto') -> Estimators:
     """The estimators that a bank of frozen networks offers.
 
-    Identity: ArcFace-18 on aligned faces if its weights are there, else the stand-in trained on procedural heads.
-    Coefficients and landmarks: the stand-in (it knows procedural heads only), with them action units (its expression
-    numbers but for the gaze) and the procedural head. LPIPS: only with its real weights.
+    Args:
+        csim: the network of the identity similarity, one of ``losses.perception.IDENTITY_CHOICES``.
+
+    Expression and pose: Deep3DFaceRecon's regressor if its weights are there, else the stand-in that was trained on
+    procedural heads. The stand-in also gives the landmarks, action units (its expression numbers but for the gaze) and
+    the procedural head. Identity: 'auto' is the first of the recognition networks that is there, else the stand-in.
+    LPIPS: each variant whose real weights are there, under its own name.
+
+    Raises:
+        UserError: the network that ``csim`` names is not there.
     """
     missing, sources = {}, dict(bank.sources)
-    coefficients = landmarks = identity = distance = units = head = None
+    coefficients = landmarks = identity = units = head = None
 
     # The bank is an argument of every compiled function: closed over, its weights would be folded into the program.
     if bank.has('head_coefficients'):
@@ -93,23 +108,63 @@ def from_bank(bank: PerceptionBank, lpips: str = 'alex') -> Estimators:
         units = Network(name, lambda images, _landmarks: estimate(bank, images).expression[:, acting] * (0.5 / PRESENT))
         head = ProceduralHead()
     else:
-        reason = 'needs the weights of a coefficient estimator (head_coefficients)'
-        missing |= {'coefficients': reason, 'landmarks': reason}
-        missing |= {'units': 'needs a detector of action units', 'head': 'needs a head model fitted to landmarks'}
+        missing |= {
+            'coefficients': f'needs the weights of a coefficient estimator ({RECON})',
+            'landmarks': 'needs the weights of a landmark detector (head_coefficients, for procedural heads)',
+            'units': 'needs a detector of action units',
+            'head': 'needs a head model fitted to landmarks',
+        }
+    if bank.has(RECON):
+        regress = jax.jit(lambda b, x: b.apply(RECON, x))
+        missing.pop('coefficients', None)
+        coefficients = Network(
+            f'Deep3DFaceRecon ({sources[RECON]})', lambda x, lm: regress(bank, regressor_input(x, lm)), True
+        )
 
-    if bank.has('arcface18'):
-        embed = jax.jit(lambda b, x, lm: b.apply('arcface18', aligned_gray(x, face_matrix(lm))))
-        identity = Network(f'ArcFace-18 ({sources["arcface18"]})', lambda x, lm: embed(bank, x, lm))
-    elif bank.has('head_identity'):
+    kind = bank.identity_kind(csim, '--csim')
+    if kind in FACE_NETWORKS:
+        embed = jax.jit(lambda b, x, lm: b.apply(kind, FACE_NETWORKS[kind].cut(x, face_matrix(lm))))
+        title = f'{FACE_NETWORKS[kind].title} ({sources[kind]})'
+        identity = Network(title, lambda x, lm: embed(bank, x, lm), True)
+    elif kind == 'head_identity':
         embed_head = jax.jit(lambda b, x: b.apply('head_identity', x))
         name = f'stand-in: head_identity ({sources["head_identity"]})'
         identity = Network(name, lambda x, _landmarks: embed_head(bank, x))
     else:
-        missing['identity'] = 'needs the weights of arcface18 or head_identity'
+        missing['identity'] = 'needs the weights of a face recognition network (arcface18, iresnet50, ...)'
 
-    if bank.has(f'lpips_{lpips}'):
-        compare = jax.jit(lambda b, x, y: b.lpips(lpips, x, y))
-        distance = Network(f'LPIPS {lpips} v0.1 ({sources[f"lpips_{lpips}"]})', lambda x, y: compare(bank, x, y))
-    else:
-        missing['lpips'] = f'needs the weights of LPIPS {lpips} and its trunk; there is no stand-in for it'
-    return Estimators(coefficients, landmarks, identity, distance, units, head, tuple(missing.items()))
+    distances = {}
+    for net in NETS:
+        if bank.has(f'lpips_{net}'):
+            compare = jax.jit(lambda b, x, y, net=net: b.lpips(net, x, y))
+            name = f'LPIPS {net} v0.1 ({sources[f"lpips_{net}"]})'
+            distances[net] = Network(name, lambda x, y, compare=compare: compare(bank, x, y))
+    if 'alex' not in distances:
+        missing['lpips'] = 'needs the weights of LPIPS alex and its trunk; there is no stand-in for it'
+    return Estimators(
+        coefficients,
+        landmarks,
+        identity,
+        distances.pop('alex', None),
+        units,
+        head,
+        tuple(missing.items()),
+        more=tuple((f'lpips_{net}', network) for net, network in distances.items()),
+    )
+
+
+def looks_through(bank: PerceptionBank, csim: str = 'auto') -> tuple[str, ...]:
+    """The networks of a bank that the scores use, by their names in it."""
+    kind = bank.identity_kind(csim, '--csim')
+    found = [] if kind == 'none' else [kind]
+    found += [name for name in (RECON, 'head_coefficients') if bank.has(name)]
+    for net, trunk in LPIPS_TRUNK.items():
+        if bank.has(f'lpips_{net}'):
+            found += [f'lpips_{net}', trunk]
+    return tuple(found)
+
+
+def regressor_input(images: jax.Array, landmarks: jax.Array) -> np.ndarray:
+    """Pictures [T,H,W,3] in [-1,1] with 68 landmarks [T,68,2] as Deep3DFaceRecon reads them: [T,224,224,3] in [0,1]."""
+    faces = [align(to_uint8(x), lm).image for x, lm in zip(np.asarray(images), np.asarray(landmarks), strict=True)]
+    return np.stack(faces).astype(np.float32) / 255

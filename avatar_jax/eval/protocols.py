@@ -164,7 +164,15 @@ def _through_networks(
     marks = views.landmarks
     out, gone = {}, {}
 
-    if estimators.coefficients:
+    def usable(name: str) -> bool:
+        network = getattr(estimators, name)
+        return network is not None and not (network.needs_landmarks and marks is None)
+
+    def why(name: str) -> str:
+        network = getattr(estimators, name)
+        return estimators.reason(name) if network is None else f'{network.name} needs landmarks of the data'
+
+    if usable('coefficients'):
         p, q = (np.asarray(estimators.coefficients.call(jnp.asarray(x), marks)) for x in (rgb, views.truth))
         out['aed'] = faces.expression_distance(p, q)
         out['aed_l2'] = faces.expression_distance(p, q, 'l2')
@@ -172,7 +180,7 @@ def _through_networks(
         out['apd_trans_l2'] = faces.pose_distance(p, q, 'l2', 'angle+trans')
         out['prmse'] = np.rad2deg(faces.pose_rmse(p[:, SLICES['angle']], q[:, SLICES['angle']]))
     else:
-        gone |= dict.fromkeys(('aed', 'aed_l2', 'apd', 'apd_trans_l2', 'prmse'), estimators.reason('coefficients'))
+        gone |= dict.fromkeys(('aed', 'aed_l2', 'apd', 'apd_trans_l2', 'prmse'), why('coefficients'))
     if estimators.units:
         p, q = (np.asarray(estimators.units.call(jnp.asarray(x), marks)) for x in (rgb, views.truth))
         out['aucon'] = faces.action_unit_agreement(p, q)
@@ -190,7 +198,7 @@ def _through_networks(
         out['akd'], out['akd_l2'] = faces.keypoint_distance(p, q), faces.keypoint_distance(p, q, 'l2')
     else:
         gone |= dict.fromkeys(('akd', 'akd_l2'), estimators.reason('landmarks'))
-    if estimators.identity:
+    if usable('identity'):
         embed = estimators.identity.call
         p, q = (np.asarray(embed(jnp.asarray(x), marks)) for x in (rgb, views.truth))
         portrait = np.asarray(embed(jnp.asarray(case.source.truth), case.source.landmarks))
@@ -198,11 +206,13 @@ def _through_networks(
         out['csim_truth'] = faces.identity_similarity(p, q)
         out['csim_ceiling'] = faces.identity_similarity(q, portrait)
     else:
-        gone |= dict.fromkeys(('csim_source', 'csim_truth', 'csim_ceiling'), estimators.reason('identity'))
+        gone |= dict.fromkeys(('csim_source', 'csim_truth', 'csim_ceiling'), why('identity'))
     if estimators.lpips:
         out['lpips'] = np.asarray(estimators.lpips.call(jnp.asarray(rgb), jnp.asarray(views.truth)))
     else:
         gone['lpips'] = estimators.reason('lpips')
+    for name, network in estimators.more:
+        out[name] = np.asarray(network.call(jnp.asarray(rgb), jnp.asarray(views.truth)))
     result.scores |= {f'{group}.{k}': np.mean(v) for k, v in out.items()}
     result.unavailable |= {f'{group}.{k}': v for k, v in gone.items()}
 

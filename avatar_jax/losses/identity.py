@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from avatar_jax.models.perception.arcface import to_gray
 from avatar_jax.ops.warp import warp_affine
 
 FACE_SIZE = 128
+COLOUR_SIZE = 112  # of the networks that look at colours: the template's own size
 
 Embed = Callable[[jax.Array], jax.Array]
 
@@ -42,6 +44,28 @@ def aligned_gray(image: jax.Array, matrix: jax.Array) -> jax.Array:
     return warp_affine(to_gray(image), matrix, FACE_SIZE)
 
 
+def aligned_colour(image: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Aligned faces [B,112,112,3] of images [B,H,W,3] in [-1,1]; black (-1) beyond the image."""
+    return warp_affine(image + 1, matrix, COLOUR_SIZE) - 1
+
+
+class FaceNetwork(NamedTuple):
+    """A face recognition network: its name in reports, and how it wants (images, ``face_matrix``) cut out."""
+
+    title: str
+    cut: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+# In order of preference where several are given and none is named. All need landmarks.
+FACE_NETWORKS: dict[str, FaceNetwork] = {
+    'arcface18': FaceNetwork('ArcFace-18', aligned_gray),
+    'arcface18_se': FaceNetwork('ArcFace-18 with squeeze-excitation', aligned_gray),
+    **{f'iresnet{n}': FaceNetwork(f'insightface iResNet-{n}', aligned_colour) for n in (18, 34, 50, 100)},
+    'ir50': FaceNetwork('IR-50 (pSp family), on faces aligned to the recognition template', aligned_colour),
+    'irse50': FaceNetwork('IR-SE-50 (pSp family), on faces aligned to the recognition template', aligned_colour),
+}
+
+
 def cosine_distance(a: jax.Array, b: jax.Array, eps: float = 1e-12) -> jax.Array:
     """Mean over the batch of ``1 - a.b / sqrt((|a|^2 + eps)(|b|^2 + eps))``."""
     product = jnp.sum(a * b, -1)
@@ -57,19 +81,24 @@ class IdentityTarget:
     matrix: jax.Array | None = None
 
 
-def identity_target(embed: Embed, target: jax.Array, landmarks: jax.Array | None) -> IdentityTarget:
+def identity_target(
+    embed: Embed, target: jax.Array, landmarks: jax.Array | None, cut: Callable = aligned_gray
+) -> IdentityTarget:
     """Prepares targets [B,H,W,3].
 
     Args:
-      embed: network on aligned gray faces [B,128,128,1], or on whole images [B,H,W,3] when `landmarks` is None.
+      embed: network on aligned faces, or on whole images [B,H,W,3] when `landmarks` is None.
       landmarks: [B,68,2] or [B,5,2] pixels of the target.
+      cut: how the network wants its faces (``FaceNetwork.cut``).
     """
     matrix = None if landmarks is None else face_matrix(landmarks)
-    embedding = embed(target if matrix is None else aligned_gray(target, matrix))
+    embedding = embed(target if matrix is None else cut(target, matrix))
     return jax.lax.stop_gradient(IdentityTarget(embedding, matrix))
 
 
-def identity_loss(embed: Embed, prediction: jax.Array, target: IdentityTarget) -> jax.Array:
-    """Mean of 1 - cosine between the embeddings of prediction and target."""
-    face = prediction if target.matrix is None else aligned_gray(prediction, target.matrix)
+def identity_loss(
+    embed: Embed, prediction: jax.Array, target: IdentityTarget, cut: Callable = aligned_gray
+) -> jax.Array:
+    """Mean of 1 - cosine between the embeddings of prediction and target; arguments as for ``identity_target``."""
+    face = prediction if target.matrix is None else cut(prediction, target.matrix)
     return cosine_distance(embed(face), target.embedding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from avatar_jax.errors import UserError
@@ -34,6 +34,19 @@ def named_files(arguments: Sequence[str], option: str = '--perception') -> dict[
             raise UserError(f'{option} {argument}: give NAME=FILE, for example vgg19=vgg19.npz')
         files[name] = Path(path)
     return files
+
+
+def refuse_unused(arguments: Sequence[str], used: Collection[str], what: str, option: str = '--perception') -> None:
+    """Raises ``UserError`` for a network that was given and that nothing looks through.
+
+    Args:
+        arguments: ``NAME=FILE``. used: names that ``what`` looks through, with these networks at hand.
+    """
+    for name in named_files(arguments, option):
+        needed = ('head_identity', 'head_coefficients') if name == STAND_INS else (name,)
+        if not any(n in used for n in needed):
+            through = f'looks through {", ".join(sorted(used))}' if used else 'looks through no network'
+            raise UserError(f'{option} {name}: {what} {through}; leave {name} out')
 
 
 def bank_of(arguments: Sequence[str], resolution: int, stand_ins: bool = True) -> PerceptionBank:

@@ -23,8 +23,12 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from avatar_jax.configure import from_plain
 from avatar_jax.convert.layout import from_torch, to_torch
 from avatar_jax.errors import UserError
+from avatar_jax.faces.recon import METHOD as RECON_METHOD
+from avatar_jax.faces.recon import ReconConfig, ReconNet, abstract_recon
+from avatar_jax.losses.identity import FACE_NETWORKS
 from avatar_jax.models.perception.arcface import IRBackbone, IResNet, ResNetArcFace
 from avatar_jax.models.perception.head_nets import HeadCoefficients, HeadIdentity, HeadNetsConfig
 from avatar_jax.models.perception.inception import FIDInception
@@ -32,7 +36,7 @@ from avatar_jax.models.perception.lpips import CHECKSUM_LIN0, NETS, lin_weights,
 from avatar_jax.models.perception.vgg import VGG
 
 PERCEPTUAL_CHOICES = ('auto', 'vgg19', 'head_features', 'pyramid', 'none')
-IDENTITY_CHOICES = ('auto', 'arcface18', 'head_identity', 'none')
+IDENTITY_CHOICES = ('auto', *FACE_NETWORKS, 'head_identity', 'none')
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,13 @@ NETWORKS: dict[str, NetworkKind] = {
     'ir50': NetworkKind(lambda: IRBackbone(False), (112, 112, 3), 'face recognition (pSp family)'),
     'irse50': NetworkKind(lambda: IRBackbone(True), (112, 112, 3), 'face recognition (pSp family)'),
     'inception': NetworkKind(FIDInception, (299, 299, 3), 'FID'),
+    RECON_METHOD: NetworkKind(ReconNet, (224, 224, 3), 'expression and pose (Deep3DFaceRecon): AED, APD'),
     'head_identity': NetworkKind(HeadIdentity, (128, 128, 3), 'identity of procedural heads', stand_in=True),
     'head_coefficients': NetworkKind(
         HeadCoefficients, (128, 128, 3), 'expression, pose and landmarks of procedural heads', stand_in=True
     ),
 }
-_LPIPS_TRUNK = {'alex': 'alexnet', 'vgg': 'vgg16', 'squeeze': 'squeezenet'}
+LPIPS_TRUNK = {'alex': 'alexnet', 'vgg': 'vgg16', 'squeeze': 'squeezenet'}
 
 
 def abstract_variables(name: str) -> dict[str, Any]:
@@ -100,13 +105,14 @@ class PerceptionBank:
     Attributes:
       weights: network name (a key of `NETWORKS`) -> variables.
       lin: LPIPS variant ('alex', 'vgg', 'squeeze') -> channel weights per layer.
-      head_nets: sizes of the stand-in networks.
+      head_nets: sizes of the stand-in networks. recon: those of the coefficient regressor.
       sources: (name, where the weights come from) of everything held, for reports.
     """
 
     weights: dict[str, Any] = struct.field(default_factory=dict)
     lin: dict[str, list[jax.Array]] = struct.field(default_factory=dict)
     head_nets: HeadNetsConfig = struct.field(pytree_node=False, default_factory=HeadNetsConfig)
+    recon: ReconConfig = struct.field(pytree_node=False, default_factory=ReconConfig)
     sources: tuple[tuple[str, str], ...] = struct.field(pytree_node=False, default=())
 
     # ------------------------------------------------------------------------------------------------- filling it
@@ -168,7 +174,7 @@ class PerceptionBank:
         """Whether a network (or 'lpips_alex', ..., complete with its trunk) is here."""
         if name.startswith('lpips_'):
             net = name.removeprefix('lpips_')
-            return net in self.lin and _LPIPS_TRUNK[net] in self.weights
+            return net in self.lin and LPIPS_TRUNK[net] in self.weights
         return name in self.weights
 
     def perceptual_kind(self, choice: str = 'auto') -> str:
@@ -179,9 +185,13 @@ class PerceptionBank:
         """
         return self._resolve('loss.perceptual_network', choice, PERCEPTUAL_CHOICES, ('vgg19', 'pyramid'))
 
-    def identity_kind(self, choice: str = 'auto') -> str:
-        """What an identity term with this choice looks through: 'arcface18', 'head_identity' or 'none'."""
-        return self._resolve('loss.identity_network', choice, IDENTITY_CHOICES, ('arcface18', 'head_identity', 'none'))
+    def identity_kind(self, choice: str = 'auto', option: str = 'loss.identity_network') -> str:
+        """What an identity term with this choice looks through: one of ``FACE_NETWORKS``, 'head_identity' or 'none'.
+
+        'auto' takes the first of them that is here. Raises ``UserError`` as ``perceptual_kind``.
+        """
+        preferred = (*FACE_NETWORKS, 'head_identity', 'none')
+        return self._resolve(option, choice, IDENTITY_CHOICES, preferred)
 
     def _resolve(self, option: str, choice: str, choices: tuple[str, ...], preferred: tuple[str, ...]) -> str:
         if choice not in choices:
@@ -207,7 +217,7 @@ class PerceptionBank:
         out = {'perceptual': texts[kind]}
         kind = self.identity_kind(identity)
         texts = {
-            'arcface18': f'ArcFace-18 ({sources.get("arcface18", "")})',
+            **{name: f'{network.title} ({sources.get(name, "")})' for name, network in FACE_NETWORKS.items()},
             'head_identity': f'stand-in: head_identity ({sources.get("head_identity", "")})',
             'none': 'off: no network given',
         }
@@ -226,7 +236,9 @@ class PerceptionBank:
         if name not in self.weights:
             raise UserError(f'perception network {name!r}: its weights are not loaded')
         kind = NETWORKS[name]
-        module = type(kind.build())(self.head_nets) if kind.stand_in else kind.build()
+        module = kind.build()
+        if kind.stand_in or name == RECON_METHOD:
+            module = type(module)(self.head_nets if kind.stand_in else self.recon)
         return module.apply(self.weights[name], *args, **kwargs)
 
     def embed(self, name: str) -> Callable[[jax.Array], jax.Array]:
@@ -237,9 +249,9 @@ class PerceptionBank:
         """LPIPS [N] of image pairs [N,H,W,3] in [-1, 1]; only with real weights, there is no stand-in."""
         if not self.has(f'lpips_{net}'):
             raise UserError(
-                f'LPIPS ({net}): needs the weights of {_LPIPS_TRUNK[net]} and of lpips_{net}; give their files'
+                f'LPIPS ({net}): needs the weights of {LPIPS_TRUNK[net]} and of lpips_{net}; give their files'
             )
-        variables = self.weights[_LPIPS_TRUNK[net]]
+        variables = self.weights[LPIPS_TRUNK[net]]
         features = [lpips_features(net, variables, x) for x in (a, b)]
         return lpips_layers(*features, self.lin[net]).sum(-1)
 
@@ -294,6 +306,10 @@ def _load_own(bank: PerceptionBank, name: str, weights) -> PerceptionBank:
             check_tree(weights.path, variables, template)
             bank = bank.with_network(part, variables, f'{source}, trained on procedural heads')
         return bank
+    if name == RECON_METHOD and weights.method == RECON_METHOD:
+        config = from_plain(ReconConfig, weights.config)
+        check_tree(weights.path, weights.variables, abstract_recon(config))
+        return bank.replace(recon=config).with_network(name, weights.variables, source)
     if weights.method != f'perception/{name}':
         raise UserError(f"{weights.path}: holds weights of '{weights.method}', not of {name}")
     if name.startswith('lpips_'):

@@ -237,7 +237,10 @@ class Method:
             out. A pure function.
         interpolate: (identity, identity, amount) -> the identity between two people; ``prepare`` must not depend on the
             identity then. None: avatars cannot be mixed.
-        networks: (configuration, bank) -> {loss: network in words}, the networks of ``build``'s losses, for reports.
+        networks: (configuration, bank) -> {loss: network in words}: what the losses of ``build`` look through.
+        looks_through: (configuration, bank) -> names of the bank's networks that ``build`` uses; a network that was
+            given and is not among them is refused. None: of a method with ``networks`` nothing is checked; of others
+            every network is refused.
         trainings: name -> ``Training``; the first is the default.
         generator: path -> (variables, ``models.triplane.GeneratorConfig``, digest) of a weight file or run that holds a
             generator: what ``avatar-jax metrics`` scores.
@@ -265,6 +268,7 @@ class Method:
     frame: Callable | None = None
     interpolate: Callable | None = None
     networks: Callable | None = None
+    looks_through: Callable | None = None
     trainings: Mapping[str, Training] = field(default_factory=dict)
     generator: Callable | None = None
     bench: Bench | None = None
@@ -281,6 +285,12 @@ class Method:
     def joins_portraits(self) -> bool:
         """Whether pictures that are given together become one avatar."""
         return 'portraits' in self.sources
+
+    def used_networks(self, config: Any, bank: Any) -> tuple[str, ...] | None:
+        """The bank's networks that ``build`` looks through; None where the method does not tell."""
+        if self.looks_through is not None:
+            return self.looks_through(config, bank)
+        return () if self.networks is None else None
 
     def options(self, values: Mapping[str, Any] | None = None) -> Any:
         """``build_options`` with ``values``. Raises ``UserError`` for names that it does not have."""

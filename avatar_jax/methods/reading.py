@@ -23,23 +23,27 @@ def read_portraits(files: Sequence[str | os.PathLike], model: Model, **options: 
     Args:
         files: one for each portrait.
         model: whose picture size and camera labels are used.
-        options: of ``photo.prepare.prepare``: ``aligned``, ``background``, ``face``, ``landmarks``.
+        options: of ``photo.prepare.prepare``: ``aligned``, ``face``, ``landmarks``, and ``background``: 'weights'
+            (default: that of the model's data), 'white', 'black' or 'keep'.
 
     Raises:
         UserError: a file cannot be used; no face, or several, in a picture.
     """
+    from avatar_jax.faces.conventions import background_of, over
     from avatar_jax.photo.prepare import prepare
     from avatar_jax.track.folder import is_track
     from avatar_jax.track.folder import prepared as from_track
 
     size, mode = model.config.img_resolution, model.config.label_mode
+    background = background_of(model.config, options.pop('background', 'weights'))
+    options['background'] = 'keep' if background == 'keep' else 'white'
     found = []
     for file in files:
         if is_track(file):
             found.append(from_track(file, size=size, label_mode=mode, **options)[0].portrait())
         else:
             found.append(prepare(file, size=size, label_mode=mode, **options).portrait())
-    return found
+    return [over(portrait, background) for portrait in found]
 
 
 def read_motion(driver: str | os.PathLike, model: Model, avatar: Avatar | None = None, **options: Any) -> Motion:

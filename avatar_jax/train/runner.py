@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ class Run:
         bf16: whether most arithmetic is in bfloat16, for estimates.
         devices: None: all. model_shards: of 'sharded'.
         on_start: called with the folder on the first process once the folder has been accepted.
+        notes: sentences for the person who starts the run, e.g. on terms that cannot be computed.
         check: called with the number of devices before anything is compiled; raises ``UserError``.
     """
 
@@ -69,6 +71,7 @@ class Run:
     devices: Sequence[jax.Device] | None = None
     model_shards: int = 0
     on_start: Callable[[Path], None] | None = None
+    notes: Sequence[str] = ()
     check: Callable[[int], None] | None = None
 
 
@@ -91,6 +94,9 @@ def train(
         avatar_jax.train.loop.Preempted: asked to stop; the checkpoint is written.
     """
     run = start(config, streams, quiet)
+    if processes.is_first():
+        for note in run.notes:
+            print(f'avatar-jax: {note}', file=sys.stderr)
     out = Path(out)
     programs: dict[Hashable, Parallel] = {}
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.losses.identity import aligned_gray, face_matrix
+from avatar_jax.losses.identity import FACE_NETWORKS, face_matrix
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, NoOptions, Source
 from avatar_jax.methods.gpavatar import model as networks
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 # Below this similarity two portraits probably show different people. Of 64 procedural people in four poses each, the
 # stand-in network has 8 % of the pairs of one person below 0.1, and 23 % of the pairs of two people above.
-SAME_PERSON = {'arcface18': 0.3, 'head_identity': 0.1}
+SAME_PERSON = {**dict.fromkeys(FACE_NETWORKS, 0.3), 'head_identity': 0.1}
 
 
 def build(
@@ -41,7 +42,7 @@ def build(
     """
     del options
     portraits = list(source.portraits)
-    similarity = similarities(bank, portraits)
+    similarity, why = similarities(bank, portraits)
     began = time.monotonic()
     avatar = networks.build(model.variables, model.config, portraits, key=key, weights=model.sha256)
     np.asarray(avatar.identity['planes'])
@@ -54,13 +55,34 @@ def build(
             'seconds_with_compilation': seconds,
             'limit': 'the likeness is bounded by what the weights have seen in training',
         },
-        notes=tuple(strangers([p.source or f'portrait {i + 1}' for i, p in enumerate(portraits)], similarity)),
+        notes=(
+            *strangers([p.source or f'portrait {i + 1}' for i, p in enumerate(portraits)], similarity),
+            *([why] if why else []),
+            *_mean_head(model.config, portraits),
+        ),
     )
 
 
-@jax.jit
-def _arcface(bank, image, landmarks):
-    return bank.apply('arcface18', aligned_gray(image, face_matrix(landmarks)))
+def _mean_head(config: networks.ModelConfig, portraits: Sequence[Portrait]) -> list[str]:
+    """Says that the points have the mean head's shape though the weights want the person's own."""
+    if config.shape != 'own' or not config.method.field.with_points or any(p.shape is not None for p in portraits):
+        return []
+    size = networks.shape_of(config, []).size
+    return [
+        f"these weights move the points of the person's own head, but no portrait has shape coefficients ({size} of "
+        f"'{config.basis}'): the mean head's were taken, which costs likeness"
+    ]
+
+
+def looks_through(config: networks.ModelConfig, bank: PerceptionBank) -> tuple[str, ...]:
+    """The bank's network that compares the portraits."""
+    del config
+    return tuple(k for k in SAME_PERSON if bank.has(k))[:1]
+
+
+@partial(jax.jit, static_argnames='kind')
+def _recognised(bank, image, landmarks, *, kind):
+    return bank.apply(kind, FACE_NETWORKS[kind].cut(image, face_matrix(landmarks)))
 
 
 @jax.jit
@@ -68,30 +90,39 @@ def _stand_in(bank, image):
     return bank.apply('head_identity', image)
 
 
-def similarities(bank: PerceptionBank, portraits: Sequence[Portrait]) -> dict[str, Any] | None:
+def similarities(bank: PerceptionBank, portraits: Sequence[Portrait]) -> tuple[dict[str, Any] | None, str]:
     """Cosine similarity of each further portrait to the first, and the network it was measured with.
 
-    None where there is nothing to compare, or no network. ArcFace looks at aligned faces: where a portrait has no
-    landmarks, the stand-in looks instead, and is named.
+    Returns:
+        None where there is nothing to compare, or no network; and a sentence where portraits are not compared, or
+        not by the network that was given. Recognition networks look at aligned faces: where a portrait has no
+        landmarks, the stand-in looks instead, and is named.
     """
     if len(portraits) < 2:
-        return None
-    marked = all(p.landmarks is not None for p in portraits)
-    kind = next((k for k in ('arcface18', 'head_identity') if bank.has(k) and (marked or k != 'arcface18')), None)
+        return None, ''
+    marked, why = all(p.landmarks is not None for p in portraits), ''
+    given = next((k for k in FACE_NETWORKS if bank.has(k)), None)
+    kind = given if given and marked else 'head_identity' if bank.has('head_identity') else None
+    if given and not marked:
+        instead = 'the stand-in head_identity compared the portraits' if kind else 'the portraits were not compared'
+        why = f'{FACE_NETWORKS[given].title} needs 68 landmarks, which not all portraits have; {instead}'
+    elif kind is None:
+        why = 'no face recognition network was given: whether the portraits show one person was not checked'
     if kind is None:
-        return None
+        return None, why
     first, values = None, []
     for p in portraits:  # one by one: a hundred portraits need no more memory than one
         image = jnp.asarray(p.image)[None]
-        if kind == 'arcface18':
-            code = np.asarray(_arcface(bank, image, jnp.asarray(p.landmarks)[None]))[0]
+        if kind in FACE_NETWORKS:
+            code = np.asarray(_recognised(bank, image, jnp.asarray(p.landmarks)[None], kind=kind))[0]
         else:
             code = np.asarray(_stand_in(bank, image))[0]
         code = code / max(float(np.linalg.norm(code)), 1e-12)
         first = code if first is None else first
         values.append(float(code @ first))
-    name = f'{"ArcFace-18" if kind == "arcface18" else "stand-in: head_identity"} ({dict(bank.sources)[kind]})'
-    return {'network': name, 'kind': kind, 'values': values[1:]}
+    title = FACE_NETWORKS[kind].title if kind in FACE_NETWORKS else 'stand-in: head_identity'
+    name = f'{title} ({dict(bank.sources)[kind]})'
+    return {'network': name, 'kind': kind, 'values': values[1:]}, why
 
 
 def strangers(names: Sequence[str], similarity: dict[str, Any] | None) -> list[str]:

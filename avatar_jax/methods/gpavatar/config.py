@@ -15,6 +15,7 @@ from typing import Any
 from avatar_jax.checks import Check
 from avatar_jax.configure import from_plain, to_plain, updated
 from avatar_jax.errors import UserError
+from avatar_jax.faces.conventions import Conventions
 from avatar_jax.faces.importance import Importance
 from avatar_jax.methods.gpavatar.cameras import WorldConfig
 from avatar_jax.methods.gpavatar.field import FieldConfig
@@ -27,6 +28,7 @@ from avatar_jax.train.optimizers import OptimizerConfig
 METHOD = 'gpavatar'
 NOISES = ('random', 'stored', 'zero')
 FLAME_BASIS = 'flame-2020'
+FLAME_SHAPE = 100  # shape coefficients that the release uses
 NEAR = 4  # samples of a ray around a known surface, in training
 BASES = (ProceduralHead.basis, FLAME_BASIS)
 
@@ -393,6 +395,18 @@ class ModelConfig:
             not self.plane_skip or self.method.head.plane_channels >= shown,
             'method.head.plane_channels',
             f'plane_skip needs at least {shown}',
+        )
+
+    @property
+    def conventions(self) -> Conventions:
+        """Of the pictures that the weights know: before the background that rays end on, with shapes if 'own'."""
+        full = self.basis == FLAME_BASIS
+        return Conventions(
+            self.basis,
+            self.label_mode,
+            'white' if self.method.background > 0.5 else 'black',
+            'gpavatar' if full else 'eg3d',
+            (FLAME_SHAPE if full else ProceduralHead.num_id) if self.shape == 'own' else 0,
         )
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from avatar_jax.convert.base import ForeignFile, Plan, Source, has, places
+from avatar_jax.convert.base import ForeignFile, ForeignNetwork, NewWeights, has, places
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.methods.gpavatar.config import METHOD, GPAvatarConfig, ModelConfig
@@ -74,7 +74,7 @@ def wanted_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {k: v.shape for k, v in state_dict(blank).items()}
 
 
-def _plan(source: Source, report: Report) -> list[Plan]:
+def _plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
     flat, place = source.flat(), source.places['']
     try:
         config = ModelConfig.from_dict(source.hint) if source.hint else config_of(flat)
@@ -96,7 +96,7 @@ def _plan(source: Source, report: Report) -> list[Plan]:
     report.missing += [place + key for key in wanted if key not in flat]
     if not any(collection_of(k) == 'perception' for k in taken):
         report.notes.append('the file has no AlexNet (percep_loss.*); it is only needed for training')
-    return [Plan(FILE, METHOD, config.to_dict(), taken, variables_of)]
+    return [NewWeights(FILE, METHOD, config.to_dict(), taken, variables_of)]
 
 
 FOREIGN = (

@@ -20,12 +20,12 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.faces.flame import FLAME, NUM_EXPRESSION
 from avatar_jax.methods.gpavatar.cameras import WorldConfig
-from avatar_jax.methods.gpavatar.config import FLAME_BASIS, ModelConfig
+from avatar_jax.methods.gpavatar.config import FLAME_BASIS, FLAME_SHAPE, ModelConfig
 from avatar_jax.methods.gpavatar.front import front_surface
 from avatar_jax.procedural.expressions import EXPRESSION_DIM
 from avatar_jax.procedural.model import ProceduralHead
 
-NUM_SHAPE = {ProceduralHead.basis: ProceduralHead.num_id, FLAME_BASIS: 100}
+NUM_SHAPE = {ProceduralHead.basis: ProceduralHead.num_id, FLAME_BASIS: FLAME_SHAPE}
 FLAME_SCALE = 5.0  # cube units per metre
 STRAIN_NEIGHBOURS, STRAIN_FLOOR = 12, 0.3
 

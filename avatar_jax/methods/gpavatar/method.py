@@ -61,6 +61,7 @@ METHOD = Method(
     signals=('expression',),
     frame=later('avatar_jax.methods.gpavatar.model:frame'),
     interpolate=later('avatar_jax.inversion.invert:interpolate'),
+    looks_through=later('avatar_jax.methods.gpavatar.build:looks_through'),
     trainings={
         'sets': Training(
             config=later('avatar_jax.methods.gpavatar.training:run_config'),

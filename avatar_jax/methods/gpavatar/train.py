@@ -374,7 +374,17 @@ def with_host_arrays(config: ModelConfig, batch: Mapping[str, np.ndarray], rays:
     out['masks'] = batch['masks'][:, :drivers].astype(np.float32) / 255
     out['views'] = views_of(config, batch['labels'][:, drivers:])
     size, own = NUM_SHAPE[config.basis], config.shape == 'own'
-    out['shapes'] = batch['identity'][:, :size] if own else np.zeros((len(batch['images']), size), np.float32)
+    if own and 'shapes' not in batch:
+        raise UserError("model.shape: 'own' needs data with shape coefficients; use other data, or model.shape='mean'")
+    out['shapes'] = np.zeros((len(batch['images']), size), np.float32)
+    if own:
+        found = batch['shapes'][:, drivers:].mean(1)
+        if found.shape[1] != size:
+            raise UserError(
+                f'data: have {found.shape[1]} shape coefficients, the {config.basis} head has {size}; use other data, '
+                "or model.shape='mean'"
+            )
+        out['shapes'] = found.astype(np.float32)
     landmarks = batch['landmarks'][:, :drivers]
     out['boxes'] = face_boxes(landmarks, batch['images'].shape[2])
     if rays:

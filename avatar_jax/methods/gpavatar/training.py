@@ -49,7 +49,9 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         variables = init(model, jax.random.key(config.seed))
     frozen = {'mesh': load_mesh(model), 'alexnet': alexnet(config.perception, known)}
     network = network_of(model.method.loss, frozen['alexnet'])
-    source, frames = streams.clips(config.data, model.img_resolution, model.basis), train.drivers + train.sources
+    notes: list[str] = []
+    source = streams.clips(config.data, model.img_resolution, model.conventions, notes)
+    frames = train.drivers + train.sources
 
     def batches(first: int) -> Iterator[dict[str, Any]]:
         stream = streams.sets(source, config.data, train.batch_size, frames, config.seed, first)
@@ -85,6 +87,7 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         sample=sample if config.output.sample_people else None,
         headline='psnr',
         devices=devices,
+        notes=notes,
     )
 
 

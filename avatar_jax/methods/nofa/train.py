@@ -261,7 +261,7 @@ def train_step(
         deform = deformation_of(variables, config, source['shapes'], target['expressions'])
         views = render(variables, config, volume.planes, ws, target['labels'], deform, draws)
         restored = None
-        if weights.teeth:
+        if weights.teeth and frozen.teacher.kind != 'none':
             restored = frozen.teacher(views.image, target['images'], target.get('landmarks'), method.loss)
         terms = losses.objective_terms(
             frozen.bank, method.loss, weights, views, prepared, offsets=offsets, volume=volume, restored=restored

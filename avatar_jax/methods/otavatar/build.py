@@ -13,7 +13,7 @@ from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, Source
-from avatar_jax.methods.otavatar import invert
+from avatar_jax.methods.otavatar import invert, losses
 from avatar_jax.methods.otavatar.model import ModelConfig
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ def networks(config: ModelConfig, bank: PerceptionBank) -> dict[str, str]:
     """What the losses of the inversion look through, in words."""
     loss = config.method.loss
     return bank.report(loss.perceptual_network, loss.identity_network)
+
+
+def looks_through(config: ModelConfig, bank: PerceptionBank) -> tuple[str, ...]:
+    """The networks of the bank that the losses of the inversion use."""
+    return losses.looks_through(bank, config.method.loss)
 
 
 def build(model: Model, source: Source, options: BuildOptions, **tools: Any) -> Built:
@@ -90,6 +95,8 @@ def build_many(
                 model.variables, config, portrait, inverted, bank, key, steps=options.pti
             )
             tuned = {'steps': options.pti, 'psnr_before': before, 'loss': np.asarray(curve).tolist()}
+        missing = losses.left_out(bank, config.method.loss, portrait.landmarks is not None)
+        through = networks(config, bank) | {k: f'off: {why}' for k, why in missing.items()}
         built.append(
             Built(
                 inverted.avatar,
@@ -97,11 +104,19 @@ def build_many(
                 curves={'loss': np.concatenate([np.asarray(stage.curve) for stage in inverted.stages])},
                 report={
                     'source_expression': 'neutral (not measured)' if portrait.expression is None else 'measured',
+                    'losses': {
+                        'computed': {name: float(value) for name, value in inverted.terms.items()},
+                        'left_out': missing,
+                    },
                     'inversion': invert.report(inverted),
                     'generator_tuning': tuned,
-                    'networks': networks(config, bank),
+                    'networks': through,
                     'limit': 'the likeness is bounded by the prior: what the weights have not seen they cannot show',
                 },
+                notes=tuple(
+                    f'{portrait.source or "portrait"}: the {name} term is left out of the loss: {why}'
+                    for name, why in missing.items()
+                ),
             )
         )
     return built

@@ -179,16 +179,22 @@ def invert_portrait(
     return Inversion(make_avatar(config, portrait, code, bias, weights), results, **quality)
 
 
-def stack_portraits(portraits: list[Portrait]) -> Portrait:
-    """One ``Portrait`` with a leading axis of people.
+KNOWN = ('expression', 'angle', 'translation', 'landmarks', 'mask')  # what a portrait may lack
 
-    What only some of them have is left out for all (landmarks, mask, coefficients). The source becomes empty, the
-    basis must be common.
+
+def alike(portraits: Sequence[Portrait]) -> list[list[int]]:
+    """Numbers of the portraits, grouped by what is known of them: only such can be stacked."""
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    for i, portrait in enumerate(portraits):
+        groups.setdefault(tuple(getattr(portrait, name) is None for name in KNOWN), []).append(i)
+    return list(groups.values())
+
+
+def stack_portraits(portraits: Sequence[Portrait]) -> Portrait:
+    """One ``Portrait`` with a leading axis of people of whom the same is known (``alike``); without source, basis and
+    shape.
     """
-    common = [p.replace(source='', basis='') for p in portraits]
-    for name in ('expression', 'angle', 'translation', 'shape', 'landmarks', 'mask'):
-        if any(getattr(p, name) is None for p in common):
-            common = [p.replace(**{name: None}) for p in common]
+    common = [p.replace(source='', basis='', shape=None) for p in portraits]
     return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v, jnp.float32) for v in x]), *common)
 
 
@@ -245,14 +251,42 @@ def invert_people(
 
     Returns:
         one ``Inversion`` per portrait, equal (up to rounding) to ``invert_portrait`` with the key
-        ``fold_in(key, index)``.
+        ``fold_in(key, index)``: portraits of whom more is known do not lose it in the company of others.
     """
     bank = PerceptionBank() if bank is None else bank
+    groups, found = alike(portraits), [None] * len(portraits)
+    for k, numbers in enumerate(groups):
+
+        def step(done: int, loss: float, k: int = k) -> None:
+            on_step((k * num_steps(config) + done) // len(groups), loss)
+
+        some = [portraits[i] for i in numbers]
+        part = _invert_alike(
+            variables, config, some, numbers, bank, key, weights, None if on_step is None else step, devices
+        )
+        for i, inverted in zip(numbers, part, strict=True):
+            found[i] = inverted
+    return found
+
+
+def _invert_alike(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    portraits: Sequence[Portrait],
+    numbers: Sequence[int],
+    bank: PerceptionBank,
+    key: jax.Array | None,
+    weights: str,
+    on_step: Callable[[int, float], None] | None,
+    devices: Sequence[jax.Device] | None,
+) -> list[Inversion]:
+    """``invert_people`` of portraits of whom the same is known; ``numbers`` are theirs among all."""
     devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
     count = -(-len(portraits) // len(devices)) * len(devices)  # the last one fills up
     people = stack_portraits([*portraits, *[portraits[-1]] * (count - len(portraits))])
     shared = on_all((variables, bank), devices)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0) if key is None else key, i))(jnp.arange(count))
+    which = jnp.asarray([*numbers, *range(count - len(numbers))])
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0) if key is None else key, i))(which)
     code, bias = first_code(variables, config)
     codes, biases = (jnp.broadcast_to(x, (count, *x.shape)) for x in (code, bias))
     moves, stages, results, done = transforms(config), config.method.inversion.stages(), [], 0

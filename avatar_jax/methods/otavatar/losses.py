@@ -21,7 +21,7 @@ from flax import struct
 from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.losses import density as regularisers
-from avatar_jax.losses.identity import IdentityTarget, identity_loss, identity_target
+from avatar_jax.losses.identity import FACE_NETWORKS, IdentityTarget, identity_loss, identity_target
 from avatar_jax.losses.local import LocalTarget, local_target, local_terms
 from avatar_jax.losses.perception import (
     IDENTITY_CHOICES,
@@ -67,7 +67,8 @@ class LossConfig:
         the released program has none.
       eyes: compare the eye crops too. False is the released program, whose eye terms are always zero.
       perceptual_network: 'vgg19', 'pyramid', 'head_features', 'none', or 'auto': vgg19 if given, else pyramid.
-      identity_network: 'arcface18', 'head_identity', 'none', or 'auto': the first of these that is given.
+      identity_network: a face recognition network (``losses.identity.FACE_NETWORKS``), 'head_identity', 'none', or
+        'auto': the first of these that is given.
       perceptual_scales_raw, perceptual_scales_sr: scales of the perceptual (or pyramid) term at each level; each halves
         the image, and VGG-19 needs 16 pixels at the smallest.
       style_scales: number of these scales, from full size on, that have a style term.
@@ -123,6 +124,37 @@ class Target:
     identity: IdentityTarget | None = None
 
 
+def left_out(bank: PerceptionBank, config: LossConfig, landmarks: bool) -> dict[str, str]:
+    """The terms of images that have a weight and cannot be computed: name -> what is missing.
+
+    Args:
+      landmarks: whether the target has 68 landmarks.
+    """
+    found = {}
+    if config.local and not landmarks:
+        found['local'] = 'the portrait has no 68 landmarks'
+    if config.identity and config.identity_network != 'none':
+        who = bank.identity_kind(config.identity_network)
+        if who == 'none':
+            found['identity'] = 'no face recognition network was given'
+        elif who in FACE_NETWORKS and not landmarks:
+            found['identity'] = f'{FACE_NETWORKS[who].title} needs 68 landmarks, which the portrait does not have'
+    return found
+
+
+def looks_through(bank: PerceptionBank, config: LossConfig) -> tuple[str, ...]:
+    """The networks of a bank that the terms use, by their names in it."""
+    kind, who = bank.perceptual_kind(config.perceptual_network), bank.identity_kind(config.identity_network)
+    found = []
+    if kind == 'vgg19' and config.perceptual:
+        found.append('vgg19')
+    if kind == 'head_features' and config.head_features:
+        found.append('head_coefficients')
+    if who != 'none' and config.identity:
+        found.append(who)
+    return tuple(found)
+
+
 def _check_scales(config: LossConfig, kind: str, level: str, size: int) -> None:
     smallest = size // 2 ** (config.scales(level) - 1)
     needed = {'vgg19': 16, 'pyramid': 2}.get(kind, 1)
@@ -140,8 +172,8 @@ def prepare_target(
 
     Args:
       image: [B,H,H,3] in [-1,1], averaged over areas to ``size``.
-      landmarks: [B,68,2] pixels of ``image`` (x, y), y downwards. None leaves out the terms that need them: `local`,
-        and `identity` if it looks through ArcFace.
+      landmarks: [B,68,2] pixels of ``image`` (x, y), y downwards. None leaves out the terms that need them
+        (``left_out`` says which).
       level: 'raw' or 'sr'.
 
     Raises:
@@ -168,7 +200,8 @@ def prepare_target(
         local = local_target(image, landmarks, config.eyes)
     who = bank.identity_kind(config.identity_network)
     if config.identity and who != 'none' and (who == 'head_identity' or landmarks is not None):
-        identity = identity_target(bank.embed(who), image, landmarks if who == 'arcface18' else None)
+        seen = FACE_NETWORKS.get(who)
+        identity = identity_target(bank.embed(who), image, landmarks if seen else None, *([seen.cut] if seen else []))
     return Target(image, perceptual, features, local, identity)
 
 
@@ -212,8 +245,10 @@ def image_terms(
     if config.pixel:
         terms['pixel'] = config.pixel * smooth_l1(prediction, target.image)
     if target.identity is not None:
-        embed = bank.embed(bank.identity_kind(config.identity_network))
-        terms['identity'] = config.identity * identity_loss(embed, prediction, target.identity)
+        who = bank.identity_kind(config.identity_network)
+        seen = FACE_NETWORKS.get(who)
+        value = identity_loss(bank.embed(who), prediction, target.identity, *([seen.cut] if seen else []))
+        terms['identity'] = config.identity * value
     return {f'{level}/{name}': value for name, value in terms.items()}
 
 

@@ -51,6 +51,7 @@ METHOD = Method(
     frame=later('avatar_jax.methods.otavatar.model:frame'),
     interpolate=later('avatar_jax.inversion.invert:interpolate'),
     networks=later('avatar_jax.methods.otavatar.build:networks'),
+    looks_through=later('avatar_jax.methods.otavatar.build:looks_through'),
     trainings={
         'decoupling': Training(
             config=later('avatar_jax.methods.otavatar.training:run_config'),

@@ -28,6 +28,7 @@ import numpy as np
 from avatar_jax.checks import Check
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.faces.camera_labels import correct_intrinsics
+from avatar_jax.faces.conventions import Conventions
 from avatar_jax.methods.otavatar.config import OTAvatarConfig
 from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig, MotionCode, clamp_codes, combine_codes
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
@@ -61,6 +62,11 @@ class ModelConfig:
     def img_resolution(self) -> int:
         """Side of the final picture."""
         return self.generator.img_resolution
+
+    @property
+    def conventions(self) -> Conventions:
+        """Of the pictures that the weights know: heads before white."""
+        return Conventions(self.basis, self.label_mode, 'white', 'clip' if self.label_mode == 'otavatar' else 'eg3d')
 
     def __post_init__(self):
         check = Check(self)

@@ -63,7 +63,10 @@ class RunConfig:
         seed: decides initial weights, data order and all random draws.
         model: networks and method; ``model.method.train.iterations`` is the length of the run.
         data: the clips. output: logs, samples, checkpoints.
-        init: weight file to start from: a path, or the name of a shipped file; '' starts from fresh networks.
+        init: weight file to start from: a path, or the name of a shipped file, of which generator and controller are
+            taken, or that of the two which it has (a converted EG3D generator has no controller: that is fresh);
+            'generator=FILE', 'controller=FILE' or both joined by a comma name the file of each, and what is not named
+            is fresh. '' starts from fresh networks.
         perception: 'name=file' of frozen networks for the losses (see ``losses.perception.NETWORKS``).
         stand_ins: let the losses look through the shipped stand-in networks where nothing better is given.
         parallel: 'pmap', 'shard_map', 'single' or 'sharded'; scale: how a step is made to fit

@@ -8,22 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax import processes
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
-from avatar_jax.io.weights import check_config, weight_file
-from avatar_jax.losses.networks import bank_of
+from avatar_jax.faces.conventions import differences
+from avatar_jax.io.weights import check_config, check_tree, load_weights, weight_file
+from avatar_jax.losses.networks import bank_of, refuse_unused
 from avatar_jax.losses.perception import PerceptionBank, abstract_variables
 from avatar_jax.methods.eg3d.config import check_resolutions
+from avatar_jax.methods.eg3d.files import METHOD as GENERATOR_METHOD
+from avatar_jax.methods.eg3d.files import load_generator, meaning
+from avatar_jax.methods.otavatar import losses
 from avatar_jax.methods.otavatar import train as training
-from avatar_jax.methods.otavatar.model import ModelConfig, abstract, init, load_model, save_model
+from avatar_jax.methods.otavatar.controller import CONTROLLER_METHOD, ControllerConfig, abstract_params
+from avatar_jax.methods.otavatar.model import METHOD, NETWORKS, ModelConfig, abstract, init, join, network, save_model
 from avatar_jax.methods.otavatar.train import BATCH_KEYS, RunConfig
 from avatar_jax.parallel import device_order
 from avatar_jax.render.cameras import orbit_labels
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run, devices_for
+from avatar_jax.train.starting import Part, Starting, part_of, starting
 from avatar_jax.train.state import TrainState
 
 
@@ -37,7 +44,8 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     model, method = config.model, config.model.method
     devices, share = devices_and_batch(config)
     check_resolutions(model.generator, 'model.generator')
-    source = streams.clips(config.data, model.img_resolution, model.basis)
+    notes: list[str] = []
+    source = streams.clips(config.data, model.img_resolution, model.conventions, notes)
 
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
         stream = streams.pairs(source, config.data, share, config.seed, method.train.frame_sampling, first)
@@ -46,11 +54,10 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
 
     fixed = streams.first(batches(0))  # also says early when there is too little data
     bank = bank_of(config.perception, model.img_resolution, config.stand_ins)
-    if config.init:
-        variables, found, digest, _ = load_model(weight_file(config.init))
-        check_same_networks(config.init, found, model)
-    else:
-        variables, digest = init(model, jax.random.key(config.seed)), ''
+    refuse_unused(config.perception, losses.looks_through(bank, method.loss), 'the training', '--config.perception')
+    missing = losses.left_out(bank, method.loss, 'landmarks' in fixed)
+    begun = starting_point(config.init, model)
+    variables, digest = with_parts(init(model, jax.random.key(config.seed)), begun), begun.digest
 
     def sample(state: TrainState, done: int) -> Any:
         del done
@@ -72,8 +79,12 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         provenance={
             'data': to_plain(config.data),
             'networks': bank.report(method.loss.perceptual_network, method.loss.identity_network),
+            'left_out': missing,
             'init': digest,
+            'parts': begun.report,
         },
+        notes=(*notes, *begun.notes)
+        + tuple(f'the {name} term is left out of the loss: {why}' for name, why in missing.items()),
         sample=sample if config.output.sample_people else None,
         headline='inner/loss',
         phases=training.PHASES,
@@ -116,19 +127,49 @@ def devices_and_batch(config: RunConfig) -> tuple[list, int]:
     return devices, size
 
 
-def check_same_networks(path: str, found: ModelConfig, wanted: ModelConfig) -> None:
-    """Raises ``UserError`` unless weights fit the networks of a run (losses and schedules may differ)."""
+def starting_point(files: str, model: ModelConfig) -> Starting:
+    """The networks that a run starts from (``train.starting``): generator and controller, each of its own file.
 
-    def networks(config: ModelConfig, part: str) -> dict[str, Any]:
-        plain = to_plain(config.generator if part == 'generator' else config.method.controller)
-        if part == 'generator':  # how it is computed, not what
-            plain = {k: v for k, v in plain.items() if k not in ('dtype', 'remat')}
-            plain['rendering'] = {k: v for k, v in plain['rendering'].items() if k != 'ray_chunk'}
-        return plain
+    Raises:
+        UserError: a file cannot be used, or a network in it is another one than the configuration's (losses and
+            schedules may differ).
+    """
 
-    for part in ('generator', 'controller'):
-        a, b = (networks(c, part) for c in (found, wanted))
-        check_config(f'{path} ({part})', a, b)
+    def generator(path: str) -> Part | None:
+        if not Path(path).is_dir() and part_of(path, 'generator', GENERATOR_METHOD) is None:
+            return None
+        variables, found, digest = load_generator(path)
+        check_config(f'{path} (generator)', meaning(found), meaning(model.generator))
+        return Part(variables, to_plain(found), digest)
+
+    def controller(path: str) -> Part | None:
+        if Path(path).is_dir():
+            return None
+        part = part_of(path, 'controller', CONTROLLER_METHOD)
+        if part is not None:
+            same_conventions(path, model)
+            found = from_plain(ControllerConfig, part.config)
+            check_config(f'{path} (controller)', to_plain(found), to_plain(model.method.controller))
+            check_tree(path, part.variables, {'params': abstract_params(found)})
+        return part
+
+    return starting(files, {'generator': generator, 'controller': controller})
+
+
+def same_conventions(path: str, model: ModelConfig) -> None:
+    """Raises ``UserError`` where a controller's file of OTAvatar knows other coefficients or cameras than a run."""
+    weights = load_weights(weight_file(path))
+    if weights.method == METHOD:
+        wrong, _ = differences(model.conventions, ModelConfig.from_dict(weights.config).conventions)
+        if wrong:
+            raise UserError(f'{path}: {"; ".join(wrong)} (here model.basis, model.label_mode); set them alike')
+
+
+def with_parts(variables: Mapping[str, Any], begun: Starting) -> dict[str, Any]:
+    """Fresh variables with the networks that were read in their places."""
+    parts = {name: begun.parts.get(name, network(variables, name)) for name in NETWORKS}
+    w_std = variables.get('constants', {}).get('w_std')
+    return jax.tree.map(jnp.asarray, join(parts['generator'], parts['controller'], w_std))
 
 
 def program(config: RunConfig) -> Program:
