@@ -47,6 +47,18 @@ def updated(config: T, values: Mapping[str, Any], where: str = '') -> T:
     return _build(type(config), config, values, where)
 
 
+def differences(config: Any, base: Any, where: str = '') -> dict[str, Any]:
+    """What of a config is not as in ``base``, another of the same kind: dotted name -> plain value."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, other, name = getattr(config, field.name), getattr(base, field.name), f'{where}{field.name}'
+        if dataclasses.is_dataclass(value) and type(value) is type(other):
+            found |= differences(value, other, f'{name}.')
+        elif value != other:
+            found[name] = to_plain(value)
+    return found
+
+
 def _build(cls: type, base: Any, values: Mapping[str, Any], where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)

@@ -9,7 +9,7 @@ import avatar_jax
 import data_pipelines
 
 # A dataclass is a configuration if people set its fields: its name says so.
-ENDINGS = ('Config', 'Options', 'Weights', 'Terms', 'Output', 'Importance')
+ENDINGS = ('Config', 'Options', 'Weights', 'Terms', 'Output', 'Importance', 'Plan', 'Request')
 
 
 @lru_cache

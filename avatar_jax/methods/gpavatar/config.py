@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from avatar_jax.checks import Check
-from avatar_jax.configure import from_plain, to_plain, updated
+from avatar_jax.configure import differences, from_plain, to_plain, updated
 from avatar_jax.errors import UserError
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.faces.importance import Importance
@@ -123,7 +123,8 @@ class GPAvatarConfig:
     """All options of the method.
 
     Attributes:
-        preset: where this configuration started ('paper' or 'release'); informative.
+        preset: 'paper' or 'release': what reports compare this configuration with (``changes``); it sets nothing
+            itself.
         field: the point-based expression field. head: the NeRF head.
         fusion: of several portraits: 'attention' (release), 'linear' (paper: products of linear layers, divided by
             their sum) or 'mean' (ablation).
@@ -189,6 +190,11 @@ class GPAvatarConfig:
     def paper(cls, **overrides: Any) -> GPAvatarConfig:
         """What the paper describes; where it gives nothing, as released."""
         return cls.release().replace(**_PAPER).replace(**overrides)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Options that are not as in the preset that this configuration names: dotted name -> plain value."""
+        return differences(self, _preset(self.preset))
 
     def replace(self, **overrides: Any) -> GPAvatarConfig:
         """A copy with some options changed; ``field__octaves=6`` sets ``field.octaves``. Raises ``UserError``."""

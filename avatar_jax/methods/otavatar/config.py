@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from avatar_jax.checks import Check
+from avatar_jax.configure import differences
 from avatar_jax.errors import UserError
 from avatar_jax.inversion.decoupling import DecouplingConfig
 from avatar_jax.inversion.invert import StageConfig
@@ -134,7 +135,7 @@ class OTAvatarConfig:
     """All options of the method.
 
     Attributes:
-      preset: where this configuration started ('paper' or 'release'); informative.
+      preset: 'paper' or 'release': what reports compare this configuration with (`changes`); it sets nothing itself.
       controller: shape of the motion controller.
       loss: terms and weights.
       decoupling: one training iteration (paper section 3.2, Algorithm 1): steps, order, clipping, averages.
@@ -142,7 +143,7 @@ class OTAvatarConfig:
       train: batches, length and what the fine-tuning may change.
       inversion: one-shot inversion.
       sigma_w: scale of the motion offset and of the clamp: 'ones' (which the released weights need) or 'std', the
-        standard deviations of w that are stored with the weights.
+        standard deviations of the codes that the generator's mapping network makes (``model.code_std``).
       clamp_radius: during optimisation the code is kept within this distance (times sigma_w) of the average code;
         None does not limit it. Animation never clamps.
     """
@@ -162,6 +163,11 @@ class OTAvatarConfig:
         check.one_of('sigma_w', 'ones', 'std')
         check.one_of('preset', 'paper', 'release')
         check.above(0, 'clamp_radius')
+        check.need(
+            not self.loss.alpha_mutual or self.train.frames_per_clip > 1,
+            'loss.alpha_mutual',
+            'compares two frames of a clip; set it to 0 or train.frames_per_clip to 2',
+        )
 
     @classmethod
     def paper(cls, **overrides: Any) -> OTAvatarConfig:
@@ -189,6 +195,11 @@ class OTAvatarConfig:
         preset = flat.pop('preset', 'paper')
         Check.values(preset=preset).one_of('preset', 'paper', 'release')
         return _with(cls.paper() if preset == 'paper' else cls.release(), flat)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Options that are not as in the preset that this configuration names: dotted name -> value."""
+        return differences(self, type(self).paper() if self.preset == 'paper' else type(self).release())
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries; `from_dict` reads them back."""

@@ -48,7 +48,8 @@ class ControllerConfig:
       short_cut: add the temporal feature to the MLP's output before the last layer.
       use_pose: read head angle and translation too (70 channels); False reads the 64 expression numbers alone.
       use_crop: read three crop parameters as well (73 channels, the size that the paper gives). Frames that were
-        cropped by one fixed rule have constant crop parameters, therefore no preset uses them.
+        cropped by one fixed rule have constant crop parameters, and motions have none here: a controller by itself (an
+        imported one) may read them, a whole model refuses to.
       motion_space: 'w+' gives each latent row its own magnitudes; 'w' one set for all rows (ablation of the paper).
       basis: 'orthogonal' is the QR code book, 'linear' ordinary weights (ablation "w/o code book").
       scaling: also predict a factor for the identity code.
