@@ -111,9 +111,14 @@ def run(args: argparse.Namespace) -> int:
     batch.run(mine, lambda i: pictures.read(i, model.config), name=lambda i: args.image[i])
     read = [(mine[k], *found) for k, found in batch.numbered]
     if model.method.joins_portraits and read:
-        people = [Person(Source([p for _, _, p in read], name=pictures.names[0]), [m for _, m, _ in read])]
+        portraits, measured = [p for _, _, p in read], [m for _, m, _ in read]
+        first = pictures.expressions[read[0][0]]
+        people = [Person(Source(portraits, name=pictures.names[0]), measured, first)]
     else:
-        people = [Person(Source([portrait], name=pictures.names[i]), [measured]) for i, measured, portrait in read]
+        people = [
+            Person(Source([portrait], name=pictures.names[i]), [measured], pictures.expressions[i])
+            for i, measured, portrait in read
+        ]
     key, reports = jax.random.key(args.seed) if args.jitter else None, []
     for report in build_avatars(model, people, out, options, bank=bank, key=key, group=args.group, seed=args.seed):
         reports.append(report)

@@ -15,7 +15,7 @@ class Pictures:
     """Files with their landmarks and motions.
 
     Attributes:
-        names: a folder name for each.
+        names: a folder name for each. expressions: number -> where a picture's expression is from, once it was read.
 
     Raises:
         UserError: another number of landmark or motion files than of pictures.
@@ -28,27 +28,23 @@ class Pictures:
             if files and len(files) not in allowed:
                 raise UserError(f'--{name}: {len(files)} files for {len(args.image)} images; give one for each')
         self.args, self.names = args, unique_names(args.image)
+        self.expressions: dict[int, str] = {}
 
     def read(self, i: int, config: Any) -> tuple[Any, Any]:
         """What was measured on picture ``i``, and its ``Portrait`` for a model of that configuration."""
-        from avatar_jax.faces.conventions import background_of, over
-        from avatar_jax.photo.prepare import prepare
-        from avatar_jax.track.folder import is_track
-        from avatar_jax.track.folder import prepared as from_track
+        from avatar_jax.methods.reading import expression_source, measured_as, portrait_of
 
-        args, path, own = self.args, self.args.image[i], None
-        background = background_of(config, args.background)
-        laid = 'keep' if background == 'keep' else 'white'  # and then over the colour that is wanted
-        common = {'size': config.img_resolution, 'background': laid, 'label_mode': config.label_mode}
-        if is_track(path):
-            measured, own = from_track(path, **common)
-        else:
-            landmarks = args.landmarks[i] if args.landmarks else None
-            measured = prepare(path, aligned=args.aligned, face=args.face, landmarks=landmarks, **common)
-        for warning in measured.warnings:
+        args = self.args
+        options = {'background': args.background, 'aligned': args.aligned, 'face': args.face}
+        landmarks = args.landmarks[i] if args.landmarks else None
+        measured = measured_as(args.image[i], config, landmarks=landmarks, **options)
+        portrait, notes = portrait_of(measured, config)
+        if (own := self._motion(i, config.basis)) is not None:
+            portrait, notes = with_motion(portrait, own, config.basis), ()
+        for warning in (*measured.warnings, *notes):
             print(shown(f'avatar-jax: {measured.path}: {warning}'), file=sys.stderr)
-        portrait = over(measured.portrait(), background)
-        return measured, with_motion(portrait, self._motion(i, config.basis) or own, config.basis)
+        self.expressions[i] = expression_source(measured, portrait, own)
+        return measured, portrait
 
     def _motion(self, i: int, basis: str) -> Any:
         from avatar_jax.io.motion import load_motion

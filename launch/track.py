@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status (2 if an input was skipped)."""
     from avatar_jax.io.atomic import output_folder, write_json
     from avatar_jax.io.video import frame_rate
+    from avatar_jax.track.choose import Chooser
     from avatar_jax.track.source import find_sources
     from launch.batch import Batch
 
@@ -120,14 +121,18 @@ def run(args: argparse.Namespace) -> int:
     sources = find_sources(args.input, args.sequence, args.fps)
     if args.landmarks and len(args.landmarks) != len(sources):
         raise UserError(f'--landmarks: {len(args.landmarks)} files for {len(sources)} inputs; give one for each')
-    tools = Tools(args)
+    tracker = make_tracker(args)
+    choose = Chooser(args.face, tracker.network)
     out = output_folder(args.out)
     batch = Batch()
     files = dict(zip((s.name for s in sources), args.landmarks or ()))
 
     def work(source: Any) -> dict[str, Any]:
         try:
-            return {'name': source.name, **track_source(source, out / source.name, tools, args, files.get(source.name))}
+            return {
+                'name': source.name,
+                **track_source(source, out / source.name, tracker, choose, args, files.get(source.name)),
+            }
         except UserError as error:
             text = str(error)
             raise UserError(text if str(source.path) in text else f'{source.path}: {text}') from error
@@ -160,81 +165,63 @@ def summary(out: Path, report: dict[str, Any]) -> str:
     return text
 
 
-class Tools:
-    """What all inputs of a run share: head model, networks, rules."""
+def make_tracker(args: argparse.Namespace) -> Any:
+    """The tracker that all inputs of a run share."""
+    from avatar_jax.track.fit import FitConfig
+    from avatar_jax.track.measure import Tracker
 
-    def __init__(self, args: argparse.Namespace):
-        from avatar_jax.track.basis import landmark_basis, load_head
-        from avatar_jax.track.choose import Chooser
-        from avatar_jax.track.clip import TrackConfig
-        from avatar_jax.track.fit import FitConfig
-        from avatar_jax.track.mediapipe import MediaPipeReader
-        from avatar_jax.track.network import FaceReader
-
-        self.network = FaceReader(args.weights)
-        self.reader = MediaPipeReader(args.mediapipe, network=self.network) if args.mediapipe else self.network
-        self.choose = Chooser(args.face, self.network)
-        self.model = load_head(args.model)
-        self.basis = landmark_basis(self.model)
-        fit = FitConfig(smooth=args.smooth, focal=args.focal)
-        self.config = TrackConfig(fit, args.smooth, args.crop, args.label_mode, args.size)
+    return Tracker(
+        args.model,
+        weights=args.weights,
+        mediapipe=args.mediapipe,
+        fit=FitConfig(smooth=args.smooth, focal=args.focal),
+        steady=args.smooth,
+        crop=args.crop,
+        pixels=args.pixels,
+        translation=args.translation,
+    )
 
 
 def track_source(
-    source: Any, folder: Path, tools: Tools, args: argparse.Namespace, landmarks: str | None
+    source: Any, folder: Path, tracker: Any, choose: Any, args: argparse.Namespace, landmarks: str | None
 ) -> dict[str, Any]:
     """Tracks one input into ``folder``; returns its report."""
-    from avatar_jax.io.landmarks import SideFile, read_landmark_frames, side_file
+    from avatar_jax.io.landmarks import SideFile, side_file
     from avatar_jax.progress import Progress
     from avatar_jax.track import output
-    from avatar_jax.track.clip import track_clip
-    from avatar_jax.track.observe import FileLandmarks, observe
+    from avatar_jax.track.measure import track_beside
 
-    reader = source.open()
+    frames = source.open()
     beside = SideFile() if landmarks or args.mediapipe else side_file(source.path)
-    observed = None
     began = time.monotonic()
-    with Progress(reader.count, f'{source.path.name}: landmarks', unit='frame') as bar:
-        if (file := landmarks or beside.path) is not None:
-            known = FileLandmarks(read_landmark_frames(file), name=f'file {Path(file).name}')
-            try:
-                observed = known.observe(reader, source.path, bar.update)
-            except UserError as error:
-                if not beside.guessed:
-                    raise
-                beside = beside.ignored(str(error).removeprefix(f'{source.path}: '))
-        if observed is not None and beside.guessed and not observed.found.any():
-            observed, beside = None, beside.ignored('its points do not lie on the picture')
-        if observed is None:
-            observed = observe(reader, tools.reader, tools.choose, careful=not source.moving, on_frame=bar.update)
-    observed.notes.extend(beside.notes)
-    for note in (*beside.notes, *reader.notes):
+    clip = track_beside(
+        tracker,
+        frames,
+        beside,
+        landmarks,
+        size=args.size,
+        label_mode=args.label_mode,
+        background=args.background,
+        face=choose,
+        masked=not args.no_masks,
+    )
+    measured = time.monotonic() - began
+    for note in (*clip.warnings, *frames.notes):
         print(shown(f'avatar-jax: {source.path}: {note}'), file=sys.stderr)
-    seen = time.monotonic()
-    track = track_clip(observed, tools.basis, tools.config, tools.network.calibration)
-    if args.pixels:
-        from avatar_jax.track.pixels import refine
-
-        with Progress(track.num_frames, f'{source.path.name}: pixels', unit='frame') as bar:
-            track = refine(track, reader, tools.model, tools.basis, tools.config, bar.update)
-    if args.translation:
-        from avatar_jax.track.clip import with_head_translation
-
-        track = with_head_translation(track)
-    fitted = time.monotonic()
     crops = args.crops if args.crops != 'auto' else 'jpg' if source.moving else 'png'
-    config = output.OutputConfig(crops, not args.no_overlay, args.background, not args.no_masks)
+    config = output.OutputConfig(crops, not args.no_overlay, not args.no_masks)
     settings = {k: v for k, v in vars(args).items() if k not in ('input', 'out')}
-    with Progress(track.num_frames, f'{source.path.name}: writing', unit='frame') as bar:
+    seconds = {'landmarks': measured - clip.track.seconds, 'fit': clip.track.seconds}
+    with Progress(clip.num_frames, f'{source.path.name}: writing', unit='frame') as bar:
         return output.write(
             folder,
             source,
-            reader,
-            track,
-            tools.model,
-            tools.network,
+            frames,
+            clip,
+            tracker.model,
             config,
-            {**settings, 'seconds': {'landmarks': seen - began, 'fit': fitted - seen}},
+            {**settings, 'seconds': seconds},
+            tracker.network.sha256,
             bar.update,
         )
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from avatar_jax.cli import main
-from avatar_jax.driving import drivers, measure
+from avatar_jax.driving import drivers
 from avatar_jax.driving.bases import BFM, PROCEDURAL
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose
@@ -19,7 +19,8 @@ from avatar_jax.io.video import VideoFrame, VideoReader, write_video
 from avatar_jax.methods.model import save_avatar
 from avatar_jax.methods.otavatar import model
 from avatar_jax.procedural.motion import speech_motion
-from avatar_jax.types import Avatar
+from avatar_jax.track import measure as door
+from avatar_jax.track.measure import MeasuredClip
 from data_pipelines.clips import evaluation_clips
 from tests.test_io_sound import film
 from tests.test_otavatar_model import SHORT, VARIABLES, some_avatar
@@ -63,12 +64,13 @@ class KnownTracker:
 
     name, basis, parts = 'known', PROCEDURAL, ('pose', 'expression', 'identity', 'landmarks')
 
-    def __call__(self, frames, size, on_picture=None):
+    def __call__(self, frames, **options):
         self.seen = [f.index for f in frames]
         motion = speech_motion(5, len(self.seen))
         coefficients = np.zeros((len(self.seen), 257), np.float32)
         coefficients[:, 80:144], coefficients[:, 224:227] = motion.expression, motion.angle
-        return measure.Measured(
+        return MeasuredClip(
+            frames.path,
             coefficients,
             np.zeros((len(self.seen), 25), np.float32),
             np.zeros((len(self.seen), 68, 2), np.float32),
@@ -76,15 +78,14 @@ class KnownTracker:
             float(frames.fps),
             self.basis,
             self.parts,
-            0.0,
-            ('tracked',),
+            notes=('tracked',),
         )
 
 
 @pytest.fixture
 def tracker(monkeypatch):
     known = KnownTracker()
-    monkeypatch.setattr(drivers, 'default_tracker', lambda face: known)
+    monkeypatch.setattr(door, 'default_tracker', lambda: known)
     return known
 
 
@@ -166,9 +167,11 @@ def test_tracked_folder(tmp_path, animate, place):
 
 def test_uneven_time_stamps_are_evened_out():
     times = np.array([2.0, 2.04, 2.08, 2.28, 2.32])  # a gap in the middle
-    found = measure.Measured(
-        np.zeros((5, 257), np.float32), None, None, np.ones(5, bool), 25.0, PROCEDURAL, ('pose',), times=times
-    )
+    numbers = np.zeros((5, 257), np.float32)
+    found = MeasuredClip('clip', numbers, None, None, np.ones(5, bool), 25.0, PROCEDURAL, ('pose',), times=times)
+    assert found.start == 2.0
+    with pytest.raises(UserError, match='has no pictures'):
+        found.best()
     found.coefficients[:, 225] = times - 2
     motion = found.motion()
     assert motion.num_frames == 9
@@ -197,7 +200,7 @@ def test_files_that_cannot_drive(animate, place, capsys):
     assert message.startswith('avatar-jax: error: text.mp4: is not a video') and not (place / 'no.mp4').exists()
 
 
-# --- the seam ---------------------------------------------------------------------------------------------------------
+# --- the tracker behind it --------------------------------------------------------------------------------------------
 
 
 class Faces:
@@ -222,33 +225,24 @@ class Faces:
 @pytest.mark.slow
 def test_the_default_tracker():
     """Angles and crops of a procedural head, one frame of which does not show it."""
-    pictures, frames = [], Faces([-0.2, 0.0, 0.2, 0.3], empty=(1,))
-    tracker = measure.default_tracker()
-    found = tracker(frames, 64, lambda *a: pictures.append(a))
+    frames = Faces([-0.2, 0.0, 0.2, 0.3], empty=(1,))
+    tracker = door.default_tracker()
+    found = tracker(frames, size=64, label_mode='raw')
     assert found.basis == tracker.basis == PROCEDURAL and found.parts == tracker.parts
     assert found.found.tolist() == [True, False, True, True] and found.start == 1.0
+    assert any('no face in 1 of 4 frames' in note for note in found.notes)
     motion = found.motion('x')
     assert motion.num_frames == 4 and np.isfinite(motion.coefficients).all()
     np.testing.assert_allclose(np.diff(motion.angle[[0, 2, 3], 1]), [0.4, 0.1], atol=0.08)
     np.testing.assert_allclose(found.labels, label_from_pose(motion.angle, motion.translation, 'raw'), atol=1e-4)
-    assert [p[0] for p in pictures] == [0, 1, 2, 3] and pictures[0][1].shape == (64, 64, 3)
-    image, mask = pictures[2][1:]
-    assert image[:4, :4].min() > 240 and mask[32, 32] > 200, 'the head before white'
+    pictures = list(found)
+    assert [p.index for p in pictures] == [0, 1, 2, 3] and pictures[0].image.shape == (64, 64, 3)
+    assert [p.found for p in pictures] == [True, False, True, True]
+    image, mask = pictures[2].image, pictures[2].mask
+    assert image[:4, :4].min() > 240 and mask[32, 32] > 0.78, 'the head before white'
     eyes = found.landmarks[2, 36:48].mean(0)
     assert 20 < eyes[0] < 44 and 15 < eyes[1] < 40
-
-
-def test_frame_sources(tmp_path):
-    for k in range(5):
-        Image.fromarray(np.full((40, 40, 3), 40 * k, np.uint8)).save(tmp_path / f'{k}.png')
-    frames = measure.PictureFrames(sorted(tmp_path.iterdir()), 30.0)
-    assert [int(f.pixels[0, 0, 0]) for f in frames] == [0, 40, 80, 120, 160] and frames.num_frames == 5
-    some = measure.Selected(frames, np.array([1, 1, 4]), 10.0)
-    assert [(f.index, int(f.pixels[0, 0, 0])) for f in some] == [(0, 40), (1, 40), (2, 160)] and some.fps == 10
-    assert measure.open_frames(tmp_path / '0.png').num_frames == 1
-    with pytest.raises(UserError, match='holds no pictures'):
-        measure.PictureFrames([])
-    assert Avatar({}).camera is None
+    assert (pictures[2].landmarks == found.landmarks[2]).all() and found.best_frame() in (0, 2)
 
 
 @pytest.mark.slow
@@ -271,9 +265,9 @@ def test_every_name_drives_and_is_written(animate, place, capsys):
 
 
 def test_places_that_cannot_be_written_are_said_before_anything_is_rendered(animate, place, monkeypatch, capsys):
-    import launch.animate
+    from avatar_jax.driving.request import Request
 
-    monkeypatch.setattr(launch.animate, 'driving_motion', lambda *a: pytest.fail('too late'))
+    monkeypatch.setattr(Request, 'read', lambda *a: pytest.fail('too late'))
     (place / 'file').write_text('x')
     (place / 'folder.mp4').mkdir(exist_ok=True)
     (place / 'kept.mp4').write_text('old')

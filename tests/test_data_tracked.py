@@ -1,22 +1,23 @@
 """Data sets of real people: every layout on a few generated clips, splits, skipping, resume, and the pair pipeline."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from avatar_jax.driving.measure import Measured
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.io.video import write_video
+from avatar_jax.track.measured import MeasuredClip, Shown
 from data_pipelines.clips import evaluation_clips
 from data_pipelines.eg3d_images import write_eg3d
 from data_pipelines.pairs import PairConfig, pair_batches
 from data_pipelines.sources import BuiltFrames
 from data_pipelines.tracked import layouts
 from data_pipelines.tracked.__main__ import build, main
-from data_pipelines.tracked.archive import load_clip
+from data_pipelines.tracked.archive import load_clip, mask_of_picture
 from data_pipelines.tracked.layouts import LAYOUTS, ClipSpec, choose_frames, held_out
 
 
@@ -28,14 +29,8 @@ class GreyTracker:
     def __init__(self):
         self.clips = []
 
-    def __call__(self, frames, size, on_picture=None):
-        level = []
-        for k, frame in enumerate(frames):
-            level.append(frame.pixels.mean() / 255)
-            if on_picture is not None:
-                on_picture(
-                    k, np.full((size, size, 3), round(255 * level[-1]), np.uint8), np.full((size, size), 200, np.uint8)
-                )
+    def __call__(self, frames, *, size, label_mode):
+        level = [frame.pixels.mean() / 255 for frame in frames]
         self.clips.append(str(frames.path))
         level = np.array(level)
         found = level > 0.04
@@ -43,10 +38,17 @@ class GreyTracker:
             raise UserError(f'{frames.path}: no face found in any of {len(level)} frames')
         coefficients = np.zeros((len(level), 257), np.float32)
         coefficients[:, 0], coefficients[:, 80], coefficients[:, 225] = 0.5, level, level - 0.5
-        labels = label_from_pose(coefficients[:, 224:227], coefficients[:, 254:257], 'raw')
+        labels = label_from_pose(coefficients[:, 224:227], coefficients[:, 254:257], label_mode)
         shots = (level > 0.9).astype(int) if level.max() > 0.9 else None  # a cut to somebody bright
         landmarks = np.tile(np.linspace(0, size - 1, 68)[:, None], (len(level), 1, 2)).reshape(-1, 68, 2)
-        return Measured(
+
+        def pictures(wanted, on_frame):
+            for k, value in enumerate(level):
+                grey = np.full((size, size, 3), round(255 * value), np.uint8)
+                yield Shown(k, grey, np.full((size, size), 200 / 255, np.float32))
+
+        return MeasuredClip(
+            frames.path,
             coefficients,
             labels.astype(np.float32),
             landmarks.astype(np.float32),
@@ -54,6 +56,7 @@ class GreyTracker:
             float(frames.fps),
             self.basis,
             self.parts,
+            pictures,
             notes=('grey',),
             segment=shots,
         )
@@ -221,6 +224,31 @@ def test_special_features_of_some_layouts(tmp_path):
         np.testing.assert_allclose(label_from_pose(pose[:3], pose[3:], 'raw')[:16], spec.label[:16], atol=1e-4)
 
 
+def test_the_mask_of_an_aligned_picture_is_of_that_picture(tmp_path):
+    """The tracker cuts a crop of its own out of the picture; its mask is brought back to where the picture has it."""
+    ys, xs = np.mgrid[:80, :80]
+    matrix = np.array([[1.5, 0.0, -10.0], [0.0, 1.5, -25.0]])  # to a crop of 40 pixels
+    inside = ((xs - 22) ** 2 + (ys - 32) ** 2 < 49).astype(np.float32)  # in the picture
+    y, x = np.mgrid[:40, :40]
+    crop = (((x + 10) / 1.5 - 22) ** 2 + ((y + 25) / 1.5 - 32) ** 2 < 49).astype(np.float32)
+    clip = MeasuredClip(
+        tmp_path / 'a.png',
+        np.zeros((1, 257)),
+        np.zeros((1, 25)),
+        np.zeros((1, 68, 2)),
+        np.ones(1, bool),
+        25.0,
+        'procedural',
+        ('landmarks',),
+        lambda wanted, on_frame: iter([Shown(0, np.zeros((40, 40, 3), np.uint8), crop)]),
+        matrices=matrix[None],
+    )
+    found = mask_of_picture(clip, 80, 40)
+    truth = inside.reshape(40, 2, 40, 2).mean((1, 3))
+    assert found.shape == (40, 40) and np.abs(found - truth).mean() < 0.01
+    assert (mask_of_picture(dataclasses.replace(clip, matrices=None), 80, 40) == crop).all()
+
+
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
@@ -337,10 +365,10 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     make_hdtf(tmp_path / 'videos')
 
     class Stopped(GreyTracker):
-        def __call__(self, frames, size, on_picture=None):
+        def __call__(self, frames, **options):
             if len(self.clips) == 2:
                 raise KeyboardInterrupt
-            return super().__call__(frames, size, on_picture)
+            return super().__call__(frames, **options)
 
     with pytest.raises(KeyboardInterrupt):
         build('hdtf', tmp_path / 'videos', tmp_path / 'tfds', 'tiny', Stopped())

@@ -11,17 +11,17 @@ import pytest
 from PIL import Image, features
 
 from avatar_jax import cli
-from avatar_jax.driving.measure import PictureFrames, open_frames
 from avatar_jax.errors import UserError
 from avatar_jax.io import colour, kinds
 from avatar_jax.io.animation import AnimationReader, open_video
 from avatar_jax.io.images import decode_image, read_image
 from avatar_jax.io.video import VideoReader, write_video
-from avatar_jax.photo import prepare
+from avatar_jax.track.measure import PictureFrames, open_frames
 from avatar_jax.track.source import find_sources
 from data_pipelines.cameras import pose_labels
 from data_pipelines.eg3d_images import Eg3dImages, write_eg3d
 from tests.test_io_upright import close, picture
+from tests.test_track_measure import portrait as prepare
 
 CASES = Path(__file__).parents[1] / '../shared/cases'
 STILLS = ('png', 'jpg', 'webp', 'bmp', 'tif', 'gif', 'ppm', 'jp2', 'ico', 'tga')

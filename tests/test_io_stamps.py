@@ -7,10 +7,10 @@ import av
 import numpy as np
 import pytest
 
-from avatar_jax.driving.measure import evenly
 from avatar_jax.io.sound import SoundTrack
 from avatar_jax.io.stamps import Mender, Stamps, snapped, true_rate
 from avatar_jax.io.video import VideoReader, write_video
+from avatar_jax.track.smooth import even_rate as evenly
 
 CASES = Path(__file__).parents[1] / '../shared/cases'
 MS = Fraction(1, 1000)

@@ -10,8 +10,8 @@ from avatar_jax import cli
 from avatar_jax.errors import UserError
 from avatar_jax.faces.alignment import five_points
 from avatar_jax.io.landmarks import find_landmarks, side_file
-from avatar_jax.photo import prepare
-from tests.test_photo import head, save
+from tests.test_track_measure import head, save
+from tests.test_track_measure import portrait as prepare
 
 CASES = Path(__file__).parents[1] / '../shared/cases'
 POINTS = np.array([(150.8, 154.8), (222.4, 155.4), (193.5, 195.7), (159.2, 233.3), (216.5, 232.5)])

@@ -12,10 +12,12 @@ from PIL import Image
 
 from avatar_jax import cli
 from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.io.motion import load_motion
 from avatar_jax.io.video import VideoReader, write_video
 from avatar_jax.procedural import motion, render_head, sample_identity
-from avatar_jax.track.folder import is_track, prepared, read_track
+from avatar_jax.track.folder import is_track, read_track
+from avatar_jax.track.measure import measure
 from data_pipelines.cameras import pose_labels
 
 SIZE = 192
@@ -101,12 +103,43 @@ def test_track_folder_drives_and_is_inverted(known):
     folder = out / 'my clip é 顔'
     driver = load_motion(folder, basis='procedural')
     assert driver.num_frames == SHOWN and driver.fps == 25
-    portrait, own = prepared(folder, size=64, label_mode='raw')
-    assert portrait.image.shape == (64, 64, 3) and portrait.mask.shape == (64, 64) and portrait.label.shape == (25,)
-    assert own.num_frames == 1 and own.basis == 'procedural'
-    json.dumps(portrait.report(), default=str)
+    clip = measure(folder, size=64, label_mode='orig')
+    assert len(clip) == SHOWN and clip.fps == 25 and clip.motion().num_frames == SHOWN
+    found = clip.best()
+    arrays = read_track(folder)
+    assert found.image.shape == (64, 64, 3) and found.mask.shape == (64, 64) and found.label.shape == (25,)
+    truth = label_from_pose(arrays['angle'][found.index], arrays['translation'][found.index], 'orig')
+    np.testing.assert_allclose(found.label, truth, atol=1e-6)
+    made, own = found.portrait(), found.motion()
+    np.testing.assert_allclose((made.landmarks + 0.5) * 96 / 64 - 0.5, arrays['landmarks_crop'][found.index], atol=1e-3)
+    assert (made.expression == arrays['expression'][found.index]).all() and made.shape.shape == (80,)
+    assert own.num_frames == 1 and own.basis == made.basis == 'procedural'
+    assert any(note.startswith(f'frame {found.index} of {SHOWN}') for note in found.notes)
+    json.dumps(found.report(), default=str)
     with pytest.raises(UserError, match='no face in frame 99'):
-        prepared(folder, size=64, label_mode='raw', frame=99)
+        clip.frame(99)
+    dark, kept = (measure(folder, size=64, label_mode='raw', background=b).frame(0) for b in ('black', 'keep'))
+    assert dark.image[2, 2].max() < 40 < kept.image[2, 2].min()
+    with pytest.raises(UserError, match='was tracked already, so face says nothing'):
+        measure(folder, size=64, label_mode='raw', face=2)
+    assert len(list(clip)) == SHOWN
+
+
+def test_folders_of_earlier_versions(known, tmp_path):
+    """Without the entries that are new, the same is read."""
+    import shutil
+
+    out, _, _ = known
+    folder = out / 'my clip é 顔'
+    shutil.copytree(folder, tmp_path / 'old')
+    arrays = {k: v for k, v in read_track(folder).items() if k not in ('fps', 'crop_size', 'label_mode')}
+    np.savez(tmp_path / 'old' / 'track.npz', **arrays)
+    new, old = (measure(f, size=64, label_mode='raw') for f in (folder, tmp_path / 'old'))
+    np.testing.assert_allclose(old.landmarks, new.landmarks)
+    assert old.fps == pytest.approx(new.fps) and (old.frame(1).image == new.frame(1).image).all()
+    shutil.rmtree(tmp_path / 'old' / 'crops')
+    with pytest.raises(UserError, match='has no crop of frame'):
+        measure(tmp_path / 'old', size=64, label_mode='raw').best()
 
 
 def test_damaged_track_folders(tmp_path):

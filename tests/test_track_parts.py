@@ -16,9 +16,9 @@ from avatar_jax.io.landmarks import find_landmarks, read_landmark_frames, read_l
 from avatar_jax.ops.landmark_layouts import FROM_98, FROM_478, five_as_68, to_68
 from avatar_jax.track import smooth
 from avatar_jax.track.mediapipe import MediaPipeReader, file_error
+from avatar_jax.track.network import Reading
 from avatar_jax.track.observe import FileLandmarks, increasing
-from avatar_jax.track.output import even
-from avatar_jax.track.source import find_sources
+from avatar_jax.track.source import PictureFrames, Selected, find_sources, is_photograph, open_frames
 from tests.comparison import close
 from tests.parity.golden import golden_files, load
 
@@ -63,10 +63,13 @@ def test_gaps_runs_and_time_stamps():
 def test_motion_gets_an_even_rate():
     times = np.array([0.0, 0.04, 0.12, 0.16])
     values = times[:, None] * 10
-    out = even(values, times, 25.0)
+    out = smooth.even_rate(values, times, 25.0)
     np.testing.assert_allclose(out[:, 0], [0, 0.4, 0.8, 1.2, 1.6], atol=1e-6)
     regular = np.arange(4)[:, None].astype(float)
-    np.testing.assert_array_equal(even(regular, np.arange(4) / 25, 25.0), regular)
+    np.testing.assert_array_equal(smooth.even_rate(regular, np.arange(4) / 25, 25.0), regular)
+    trembling = np.arange(5) / 25 + 0.001 * np.array([0, 1, -1, 1, 0])
+    assert len(smooth.even_rate(np.zeros((5, 2)), trembling, 25.0)) == 5
+    assert len(smooth.even_rate(np.zeros((1, 2)), np.zeros(1), 25.0)) == 1
 
 
 # -------------------------------------------------------------------------------------------------------------
@@ -134,6 +137,45 @@ def test_landmarks_outside_the_frame_are_no_face():
         FileLandmarks(points).observe([frame] * 2, 'clip')
 
 
+def test_readings_that_are_faces():
+    """Sure, the same in the mirror, and exact: one of these alone is not enough."""
+    points = np.random.default_rng(0).uniform(10, 90, (68, 2))
+    size = Reading(points, np.zeros(68)).size
+    sigma = np.full(68, 0.05 * size)
+    assert Reading(points, sigma, present=0.9, spread=0.05 * size).is_face
+    assert not Reading(points, sigma, present=0.4, spread=0.05 * size).is_face
+    assert not Reading(points, sigma, present=0.9, spread=0.15 * size).is_face
+    assert not Reading(points, 2 * sigma, present=0.9, spread=0.05 * size).is_face
+    assert not Reading(np.zeros((68, 2)), sigma, present=0.9).is_face
+
+
+def test_five_points_are_completed_by_the_network():
+    """The file's five stay where they are, the network gives the rest; what it reads elsewhere is another face."""
+    from avatar_jax.faces.alignment import five_points
+
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 25, (68, 2)) + 100
+    truth[36:42], truth[42:48], truth[48:] = [80, 90], [120, 90], [100, 125]
+    truth[30], truth[48], truth[54] = [100, 108], [85, 125], [115, 125]
+    read = truth + 1.5
+
+    def network(points, present=1.0):
+        return SimpleNamespace(from_box=lambda pixels, face: Reading(points + 0.5, np.full(68, 3.0), present=present))
+
+    frame = SimpleNamespace(time=0.0, pixels=np.zeros((200, 200, 3), np.uint8))
+    five = five_points(truth)[None]
+    found = FileLandmarks(five, network(read)).observe([frame], 'clip')
+    np.testing.assert_allclose(five_points(found.points[0] - 0.5), five[0], atol=1e-4)
+    np.testing.assert_allclose(found.points[0, 17:27] - 0.5, read[17:27], atol=1e-4)
+    assert np.isfinite(found.sigma).all() and (found.sigma[0, [30, 48]] < 3).all() and (found.sigma[0, :17] == 3).all()
+    for other in (network(read + 40), network(read, 0.1)):
+        alone = FileLandmarks(five, other).observe([frame], 'clip')
+        assert np.isinf(alone.sigma[0, 0]) and 'in 0 of 1 frames' in alone.notes[0]
+    whole = FileLandmarks(truth[None], network(read)).observe([frame], 'clip')
+    np.testing.assert_allclose(whole.points[0] - 0.5, truth, atol=1e-4)  # 68 points need no help
+    assert whole.notes == []
+
+
 def test_mediapipe_errors(tmp_path):
     assert 'no such file' in file_error(tmp_path / 'face_landmarker.task')
     (tmp_path / 'a.task').write_bytes(b'something else')
@@ -186,7 +228,7 @@ def test_the_pivot_moves_by_the_offset(zoom):
 
 def test_crop_is_upright_and_centred():
     from avatar_jax.models.perception.face_net import CROP_SIDE, crop_matrix
-    from avatar_jax.photo.detect import rotation
+    from avatar_jax.track.detect import rotation
     from tests.toy_head import ToyHead
 
     face = ToyHead().landmarks(np.zeros(5), np.zeros(6))[:, :2] * [100, -100] + [300, 200]
@@ -278,6 +320,11 @@ def test_sources(tmp_path):
         ('frame9-2', 'photo'),
         ('odd', 'photo'),
     ]
+    Image.new('RGB', (40, 40)).save(folder / 'still.gif')
+    Image.new('RGB', (40, 40)).save(folder / 'moving.gif', save_all=True, append_images=[Image.new('RGB', (40, 40), 9)])
+    assert [s.kind for s in find_sources([folder / 'still.gif', folder / 'moving.gif'])] == ['photo', 'video']
+    (folder / 'still.gif').unlink()
+    (folder / 'moving.gif').unlink()
     clip = find_sources([folder], sequence=True, fps=10.0)[0]
     frames = list(clip.open())
     assert clip.kind == 'frames' and [f.time for f in frames] == [0.0, 0.1] and len(clip.sha256()) == 64
@@ -286,13 +333,35 @@ def test_sources(tmp_path):
         find_sources([tmp_path / 'empty'])
 
 
+def test_frames_of_pictures(tmp_path):
+    for k in range(5):
+        Image.fromarray(np.full((40, 40, 3), 40 * k, np.uint8)).save(tmp_path / f'{k}.png')
+    frames = PictureFrames(sorted(tmp_path.iterdir()), 30.0)
+    assert [int(f.pixels[0, 0, 0]) for f in frames] == [0, 40, 80, 120, 160] and frames.num_frames == 5
+    some = Selected(frames, np.array([1, 1, 4]), 10.0)
+    assert [(f.index, int(f.pixels[0, 0, 0])) for f in some] == [(0, 40), (1, 40), (2, 160)] and some.fps == 10
+    assert list(Selected(frames, np.array([], int))) == [] and Selected(frames, np.array([0])).fps == 30
+    assert open_frames(tmp_path / '0.png').num_frames == 1 and is_photograph(open_frames(tmp_path / '0.png'))
+    assert not is_photograph(frames)
+    with pytest.raises(UserError, match='holds no pictures'):
+        PictureFrames([])
+    Image.new('RGB', (50, 40)).save(tmp_path / '5.png')
+    with pytest.raises(UserError, match='frames of a clip are of one size'):
+        list(PictureFrames(sorted(tmp_path.iterdir())))
+    clear = np.full((40, 40, 4), 255, np.uint8)
+    clear[:20, :, 3] = 0
+    Image.fromarray(clear).save(tmp_path / '6.png')
+    (frame,) = open_frames(tmp_path / '6.png')
+    assert frame.alpha[0, 0] == 0 and frame.alpha[-1, 0] == 255 and 'transparent' in frame.notes[0]
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # choosing
 
 
 def test_choosing_a_face(tmp_path):
-    from avatar_jax.photo.detect import Face
     from avatar_jax.track.choose import Chooser
+    from avatar_jax.track.detect import Face
 
     eyes = np.zeros((2, 2))
     faces = [Face((0, 0, 90, 90), 0, 5, None), Face((100, 0, 80, 80), 0, 5, eyes), Face((300, 0, 70, 70), 0, 5, eyes)]
@@ -302,6 +371,9 @@ def test_choosing_a_face(tmp_path):
     assert Chooser('2')(picture, faces)[0] is faces[2]
     assert Chooser(3)(picture, faces) == (None, 'there is no face 3, only 1: 80 px at (140, 40), 2: 70 px at (335, 35)')
     assert Chooser('size')(picture, faces[:1]) == (faces[0], '') and Chooser('size')(picture, []) == (None, '')
+    with pytest.raises(UserError, match='2 faces of similar size .* choose one with --face'):
+        Chooser(None)(picture, faces)
+    assert Chooser(None)(picture, [faces[1], Face((0, 0, 30, 30), 0, 5, eyes)])[0] is faces[1]
     for rule, message in (('0', 'counted from 1'), ('big', 'a picture of the person')):
         with pytest.raises(UserError, match=message):
             Chooser(rule)

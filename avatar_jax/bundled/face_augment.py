@@ -24,7 +24,7 @@ def example_or_empty(
         return {**example(rng, data, index, side), 'present': np.float32(1)}
     import cv2
 
-    picture, cover = np.array(_background(rng, data, side), np.float32), np.zeros((side, side), np.uint8)
+    picture, cover = np.array(background(rng, data, side), np.float32), np.zeros((side, side), np.uint8)
     if rng.random() < 0.5:
         points = data['landmarks'][index].astype(np.float64)
         matrix = crop_matrix(points, side)
@@ -83,7 +83,7 @@ def example(
     head = np.clip((image.astype(np.float32) / 255 - (1 - alpha)) / np.maximum(alpha, 0.05), 0, 1)
     head = _recolour(rng, _shade(rng, head))
     head = _decorate(rng, head, points)
-    picture = alpha * head + (1 - alpha) * _background(rng, data, side)
+    picture = alpha * head + (1 - alpha) * background(rng, data, side)
     picture = _occlude(rng, picture, points)
     picture = _camera(rng, _recolour(rng, picture, 0.5))
     return {
@@ -93,6 +93,11 @@ def example(
         'expression': expression.astype(np.float32),
         'angle': angle.astype(np.float32),
     }
+
+
+def rephotographed(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+    """A crop [side, side, 3] uint8 in other colours and through another camera, as examples of faces are."""
+    return _camera(rng, _recolour(rng, _recolour(rng, picture.astype(np.float32) / 255), 0.5))
 
 
 def _placement(rng: np.random.Generator, points: np.ndarray, side: int) -> tuple[np.ndarray, float]:
@@ -145,7 +150,7 @@ def _recolour(rng: np.random.Generator, picture: np.ndarray, strength: float = 1
     return np.clip(0.5 + contrast * (out - 0.5) + strength * rng.normal(0, 0.05), 0, 1).astype(np.float32)
 
 
-def _background(rng: np.random.Generator, data: dict[str, np.ndarray], side: int) -> np.ndarray:
+def background(rng: np.random.Generator, data: dict[str, np.ndarray], side: int) -> np.ndarray:
     """[side, side, 3] in 0..1: plain, gradients, textures, shapes, or another head out of focus."""
     import cv2
 

@@ -17,11 +17,11 @@ from avatar_jax.faces.alignment import five_points
 from avatar_jax.io.images import read_image
 from avatar_jax.io.landmarks import find_landmarks, read_landmarks
 from avatar_jax.models.perception.face_net import crop_matrix
-from avatar_jax.photo.detect import detect_faces
 from avatar_jax.procedural import ProceduralHead
 from avatar_jax.track.basis import LandmarkBasis, landmark_basis
 from avatar_jax.track.choose import Chooser, plausible
 from avatar_jax.track.clip import TrackConfig, track_clip
+from avatar_jax.track.detect import detect_faces
 from avatar_jax.track.network import VARIATIONS, FaceReader
 from avatar_jax.track.observe import FileLandmarks, observe
 from avatar_jax.track.source import frame_files

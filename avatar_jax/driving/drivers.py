@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from avatar_jax.driving.coefficient_files import ENDINGS, load_coefficients
-from avatar_jax.driving.measure import Selected, default_tracker, open_frames
 from avatar_jax.errors import UserError
 from avatar_jax.io.inputs import file_sha256, input_file
 from avatar_jax.io.motion import load_motion
+from avatar_jax.track.measure import Measures, measure, tracked_media
 from avatar_jax.types import Motion
 
 _CROP = 256  # side of the crops that a driver is measured on
@@ -43,7 +39,7 @@ def open_driver(
     fps: float | None = None,
     frames: int | None = None,
     face: str = 'size',
-    tracker: Any = None,
+    tracker: Measures | None = None,
 ) -> Driver:
     """Reads or measures what drives an avatar.
 
@@ -52,7 +48,7 @@ def open_driver(
             video or a picture.
         fps: frame rate of coefficients that do not say it; None takes the file's.
         frames: measure only the first ones of a video.
-        face: which of several faces in a video or picture (``face_tracker.FaceTracker``).
+        face: which of several faces in a video or picture, see ``track.measure.measure``.
         tracker: for videos and pictures; None takes the default one.
 
     Raises:
@@ -63,13 +59,10 @@ def open_driver(
     path = input_file(path)
     if path.suffix.lower() in ENDINGS:
         return Driver(load_coefficients(path, fps))
-    source = open_frames(path)
-    clip = source if frames is None else Selected(source, np.arange(frames), source.fps)
-    tracker = default_tracker(face) if tracker is None else tracker
-    measured = tracker(clip, _CROP)
-    motion = measured.motion(file_sha256(path))
+    clip = measure(path, size=_CROP, label_mode='raw', face=face, frames=frames, tracker=tracker)
+    motion = clip.motion(clip.sha256 or file_sha256(path))
     single = motion.num_frames == 1
-    return Driver(motion, None if single else path, measured.start, (*getattr(source, 'notes', ()), *measured.notes))
+    return Driver(motion, None if single else path, clip.start, clip.notes)
 
 
 def _tracked_folder(folder: Path) -> Driver:
@@ -78,15 +71,5 @@ def _tracked_folder(folder: Path) -> Driver:
         raise UserError(
             f'{folder}: is a folder without motion.npz; give a file, or a folder that avatar-jax track wrote'
         )
-    motion, media, start = load_motion(folder / 'motion.npz'), None, 0.0
-    try:
-        report = json.loads((folder / 'report.json').read_text(encoding='utf-8'))
-        first = int(report['motion_files'][0]['frames'][0])
-        with np.load(folder / 'track.npz', allow_pickle=False) as z:
-            start = float(z['time'][first])
-        media = Path(report['file'])
-        if not media.is_file() or file_sha256(media) != report['sha256']:
-            media = None
-    except (OSError, ValueError, KeyError, IndexError, TypeError, UserError):
-        media = None  # the motion alone is enough
-    return Driver(motion, media=media, start=start)
+    media, start = tracked_media(folder)
+    return Driver(load_motion(folder / 'motion.npz'), media=media, start=start)

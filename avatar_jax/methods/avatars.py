@@ -26,10 +26,12 @@ SHOWN = 4  # portraits in the picture
 
 @dataclass(frozen=True)
 class Person:
-    """Whom an avatar is made of: the source, and what reading it gave (``report()``, ``path``, ``sha256`` each)."""
+    """Whom an avatar is made of: the source, what reading it gave (``report()``, ``path``, ``sha256`` each), and where
+    the first picture's expression is from."""
 
     source: Source
     read: Sequence[Any]
+    expression: str = ''
 
     @property
     def alignment(self) -> str:
@@ -96,6 +98,7 @@ def write_avatar(model: Model, person: Person, built: Built, folder: Path, seed:
         'scores': built.scores,
         'alignment': person.alignment,
         'portraits': [p.report() for p in person.read],
+        **({'source_expression': person.expression} if person.expression else {}),
         **built.report,
         'notes': list(built.notes),
         'provenance': provenance.as_dict(),

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avatar_jax.driving.cameras import camera_labels
 from avatar_jax.driving.request import Request
+from avatar_jax.driving.retarget import retarget
 from avatar_jax.errors import UserError
+from avatar_jax.faces.conventions import background_of
+from avatar_jax.io.sound import has_sound
+from avatar_jax.methods.base import Source
+from avatar_jax.track.measure import Measured, MeasuredClip, measure, tracked_media
 from avatar_jax.types import Avatar, Motion, Portrait
 
 if TYPE_CHECKING:
@@ -23,27 +29,89 @@ def read_portraits(files: Sequence[str | os.PathLike], model: Model, **options: 
     Args:
         files: one for each portrait.
         model: whose picture size and camera labels are used.
-        options: of ``photo.prepare.prepare``: ``aligned``, ``face``, ``landmarks``, and ``background``: 'weights'
+        options: of ``track.measure.measure``: ``aligned``, ``face``, ``landmarks``, and ``background``: 'weights'
             (default: that of the model's data), 'white', 'black' or 'keep'.
 
     Raises:
         UserError: a file cannot be used; no face, or several, in a picture.
     """
-    from avatar_jax.faces.conventions import background_of, over
-    from avatar_jax.photo.prepare import prepare
-    from avatar_jax.track.folder import is_track
-    from avatar_jax.track.folder import prepared as from_track
+    options.setdefault('background', 'weights')
+    return [portrait_of(measured_as(file, model.config, **options), model.config)[0] for file in files]
 
-    size, mode = model.config.img_resolution, model.config.label_mode
-    background = background_of(model.config, options.pop('background', 'weights'))
-    options['background'] = 'keep' if background == 'keep' else 'white'
-    found = []
-    for file in files:
-        if is_track(file):
-            found.append(from_track(file, size=size, label_mode=mode, **options)[0].portrait())
-        else:
-            found.append(prepare(file, size=size, label_mode=mode, **options).portrait())
-    return [over(portrait, background) for portrait in found]
+
+def measured_as(file: str | os.PathLike, config: Any, *, background: str = 'weights', **options: Any) -> Measured:
+    """What is measured on a picture, or on the best frame of a clip, for weights of this configuration.
+
+    Args:
+        config: of a model: its picture size, camera labels, and what is behind heads (``background='weights'``).
+        options: of ``track.measure.measure``.
+    """
+    behind = background_of(config, background)
+    return measure(file, size=config.img_resolution, label_mode=config.label_mode, background=behind, **options).best()
+
+
+def portrait_of(measured: Measured, config: Any) -> tuple[Portrait, tuple[str, ...]]:
+    """A measured picture as a ``Portrait`` in the model's basis, and what could not be brought there.
+
+    Expressions are moved over as a driver's are; shapes mean nothing in another basis and are left out.
+    """
+    portrait, basis = measured.portrait(), config.basis
+    if not portrait.basis or portrait.basis == basis:
+        return portrait, ()
+    bare = portrait.replace(expression=None, shape=None, basis=basis)
+    if portrait.expression is None:
+        return bare, ()
+    try:
+        return bare.replace(expression=retarget(measured.motion(), basis).expression[0]), ()
+    except UserError as error:
+        return bare, (f'its expression is taken as neutral: it was measured in {portrait.basis!r}; {error}',)
+
+
+def expression_source(measured: Any, portrait: Portrait, own: Any = None) -> str:
+    """Where a portrait's expression is from, for reports. ``own``: the motion that was given for it."""
+    if own is not None:
+        return 'from the motion file'
+    if portrait.expression is None:
+        return 'neutral (not measured)'
+    return f'measured ({measured.basis})' + ('' if measured.basis == portrait.basis else f', moved to {portrait.basis}')
+
+
+class ClipPortraits:
+    """The frames of a measured clip in which a face was found, as portraits; read again each time they are asked for.
+
+    Iterating reads the clip once, in bounded memory; single frames are read by themselves.
+    """
+
+    def __init__(self, clip: MeasuredClip, config: Any):
+        self.clip, self.config = clip, config
+        usable = np.asarray(clip.found) if clip.valid is None else np.asarray(clip.found) & np.asarray(clip.valid)
+        self.numbers = np.flatnonzero(usable)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Portrait:
+        return portrait_of(self.clip.frame(int(self.numbers[index])), self.config)[0]
+
+    def __iter__(self) -> Iterator[Portrait]:
+        for measured in self.clip.frames([int(n) for n in self.numbers]):
+            yield portrait_of(measured, self.config)[0]
+
+
+def read_clip(file: str | os.PathLike, config: Any, *, background: str = 'weights', **options: Any) -> Source:
+    """A video, or a folder that ``avatar-jax track`` wrote of one, as the ``Source`` of a personal avatar.
+
+    Raises:
+        UserError: it cannot be used, shows no face, or is a single picture.
+    """
+    behind = background_of(config, background)
+    clip = measure(file, size=config.img_resolution, label_mode=config.label_mode, background=behind, **options)
+    portraits = ClipPortraits(clip, config)
+    if len(portraits) < 2:
+        raise UserError(f'{file}: a face was found in {len(portraits)} frames; give a video of one person')
+    media, start = tracked_media(file) if os.path.isdir(file) else (Path(file), clip.start)
+    sound = '' if media is None or not has_sound(media) else str(media)
+    return Source(portraits, 'video', Path(file).stem, float(clip.fps), sound, start)
 
 
 def read_motion(driver: str | os.PathLike, model: Model, avatar: Avatar | None = None, **options: Any) -> Motion:

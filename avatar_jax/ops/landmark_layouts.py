@@ -135,6 +135,13 @@ MIRROR = np.array(
 )
 SIZES = (5, 68, 98, 478)
 
+# Landmark i of a mirrored picture is landmark MIRROR[i] of the original.
+MIRROR = np.array(
+    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
+    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
+    + [*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
+)
+
 # Outlines of detectors for pictures follow the visible edge of a turned face, not one place of the skin.
 OUTLINE_SIGMA = 3.0
 # Expected error of other programs' points, as a share of the eye distance.

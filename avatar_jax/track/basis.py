@@ -136,16 +136,6 @@ def load_head(spec: str | os.PathLike) -> Any:
         raise UserError(
             f"{spec}: no such head model; give 'procedural' or the file of a BFM, FLAME or ICT-FaceKit model"
         )
-    if path.suffix == '.safetensors':
-        from avatar_jax.faces.files import load_face_model
+    from avatar_jax.faces.files import load_face_model
 
-        return load_face_model(path)
-    from avatar_jax.faces.bfm import BFM, read_arrays
-    from avatar_jax.faces.flame import FLAME
-    from avatar_jax.faces.ict import ICT
-
-    names = set(read_arrays(path))
-    for kind, mark in ((ICT, 'identity_deltas'), (FLAME, 'v_template'), (BFM, 'meanshape')):
-        if mark in names:
-            return kind.load(path)
-    raise UserError(f'{path}: is not a head model (BFM front model, FLAME or ICT-FaceKit)')
+    return load_face_model(path)

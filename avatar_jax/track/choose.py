@@ -12,7 +12,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.alignment import eg3d_crop, five_points
-from avatar_jax.photo.detect import Face, detect_faces
+from avatar_jax.track.detect import Face
 
 STAND_IN = "the project's stand-in identity network, trained on procedural heads: no face recognition"
 _SAME_SIZE = 0.8  # a face smaller than this share of the largest is clearly smaller
@@ -41,37 +41,41 @@ class Chooser:
     """Chooses a face among those of a picture.
 
     Args:
-      rule: 'size', a number from 1 (the largest) on, or a picture file whose person is looked for.
+      rule: 'size' (the largest), a number from 1 (the largest) on, a picture file whose person is looked for, or None:
+        the largest if it is clearly that.
       reader: landmark network, needed to compare people.
 
     Raises:
-      UserError: no such rule, or the picture shows no face.
+      UserError: no such rule, or the picture shows no face; when called: faces of similar size and no rule.
     """
 
-    def __init__(self, rule: str | int = 'size', reader=None):
+    def __init__(self, rule: str | int | None = 'size', reader=None):
         self.rule, self._reader, self._wanted, self._number = rule, reader, None, None
         if str(rule).isdigit():
             self._number = int(rule)
             if self._number < 1:
                 raise UserError(f'--face {rule}: faces are counted from 1, the largest')
-        elif rule != 'size':
+        elif rule not in ('size', None):
             if not Path(rule).is_file():
                 raise UserError(
                     f"--face {rule}: give 'size', a number (1 is the largest face), or a picture of the person"
                 )
             from avatar_jax.io.images import read_image
+            from avatar_jax.track.search import find_faces
 
             picture = read_image(rule)
-            faces = plausible(detect_faces(picture.pixels))
+            faces = find_faces(picture.pixels, reader)
             if not faces:
                 raise UserError(f'--face {rule}: no face found in this picture')
-            self._wanted = embedding(picture.pixels, reader.from_box(picture.pixels, faces[0]).points)
+            self._wanted = embedding(picture.pixels, faces[0][1].points)
 
     def __call__(self, pixels: np.ndarray, faces: Sequence[Face]) -> tuple[Face | None, str]:
         """(the chosen face or None, what was chosen in words; '' when there was nothing to choose)."""
         faces = plausible(faces)
         if not faces:
             return None, ''
+        if self.rule is None and len(faces) > 1 and faces[1].size > _SAME_SIZE * faces[0].size:
+            raise UserError(f'{len(faces)} faces of similar size ({describe(faces)}); choose one with --face')
         if self._number is not None:
             if self._number > len(faces):
                 return None, f'there is no face {self._number}, only {describe(faces)}'

@@ -132,6 +132,11 @@ class Track:
             out[:, SLICES['gamma']], out[:, SLICES['tex']] = self.gamma[self.segment], self.texture[self.segment]
         return out
 
+    def crop_landmarks(self) -> np.ndarray:
+        """[T,68,2] landmarks in the crops, pixels, y down, integers at pixel centres."""
+        m = self.matrices
+        return (np.einsum('tij,tnj->tni', m[..., :2], self.landmarks) + m[:, None, :, 2]).astype(np.float32)
+
     def missing(self) -> list[tuple[int, int]]:
         """Half-open ranges of frames in which no face was measured."""
         return runs(~self.found)

@@ -1,25 +1,26 @@
-"""Reading what ``avatar-jax track`` wrote: as a portrait for inversion, or as arrays."""
+"""Reading what ``avatar-jax track`` wrote: as a measured clip, or as arrays."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.alignment import five_points
 from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.io.images import read_image
 from avatar_jax.io.inputs import file_sha256, input_file
-from avatar_jax.photo.pose import HeadPose
-from avatar_jax.photo.prepare import Prepared
-from avatar_jax.photo.quality import Quality
-from avatar_jax.track.output import ARRAYS, CROPS, FORMAT, MASKS
-from avatar_jax.track.quality import grade
-from avatar_jax.types import Motion
+from avatar_jax.io.video import VideoFrame
+from avatar_jax.track.crops import COLOURS, check_background
+from avatar_jax.track.measured import MeasuredClip, Shown
+from avatar_jax.track.output import ARRAYS, CROPS, FORMAT, MASKS, REPORT
 
 
 def is_track(path: str | os.PathLike) -> bool:
@@ -45,61 +46,110 @@ def read_track(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return arrays
 
 
-def best_frame(arrays: dict[str, np.ndarray]) -> int:
-    """The measured frame that makes the best portrait: good quality, frontal, mouth near its usual opening."""
-    score = arrays['quality'] * np.cos(np.clip(2 * arrays['angle'][:, 1], -1.5, 1.5))
-    points = arrays['fitted_landmarks']
-    opening = np.linalg.norm(points[:, 62] - points[:, 66], axis=-1) / np.maximum(np.ptp(points[..., 1], axis=1), 1e-6)
-    score = score - np.maximum(opening - np.median(opening), 0)
-    return int(np.argmax(np.where(arrays['found'], score, -np.inf)))
-
-
-def prepared(
-    path: str | os.PathLike, *, size: int, label_mode: str, background: str = 'white', frame: int | None = None
-) -> tuple[Prepared, Motion]:
-    """A frame of a track as inversion reads it, and its own coefficients as a motion of one frame.
+def measured_folder(path: str | os.PathLike, *, size: int, label_mode: str, background: str = 'white') -> MeasuredClip:
+    """A track folder as it was measured; pictures are read when they are asked for.
 
     Args:
-      path: track folder. size: side of the picture. label_mode: of the camera label.
-      background: 'white' lays the crop over white by the head mask, 'keep' leaves it.
-      frame: which; the best by default.
+      path: track folder. size: side of the pictures. label_mode: of the camera labels, which are made anew.
+      background: one of ``crops.BACKGROUNDS``, by the stored head masks; 'keep' leaves the crops alone.
 
     Raises:
-      UserError: no crops, no such frame, damaged files.
+      UserError: not a track, damaged files; later, where pictures are asked for: no crops.
     """
+    check_background(background)
+    path, arrays = Path(path), read_track(path)
+    angle, translation = arrays['angle'], arrays['translation']
+    side = _crop_size(path, arrays)
+    scale = size / side if side else 1.0
+    score = arrays['quality']
+    return MeasuredClip(
+        path=path,
+        coefficients=arrays['coefficients'],
+        labels=label_from_pose(angle, translation, label_mode).astype(np.float32),
+        landmarks=((arrays['landmarks_crop'] + 0.5) * scale - 0.5).astype(np.float32),
+        found=arrays['found'] & arrays['valid'],
+        fps=_fps(arrays),
+        basis=str(arrays['basis']),
+        parts=('pose', 'expression', 'identity', 'landmarks'),
+        pictures=_pictures(path, arrays['valid'], size, background),
+        label_mode=label_mode,
+        valid=arrays['valid'],
+        segment=arrays['segment'],
+        times=arrays['time'],
+        quality={'tracking': score, 'score': score},
+        sentences=lambda frame: (f'tracked with quality {score[frame]:.2f}',),
+        fitted=arrays['fitted_landmarks'],
+        sha256=file_sha256(path / ARRAYS),
+    )
+
+
+def _fps(arrays: dict[str, np.ndarray]) -> float:
+    """Of the clip; folders of earlier versions only have time stamps."""
+    if 'fps' in arrays:
+        return float(arrays['fps'])
+    times = np.asarray(arrays['time'], np.float64)
+    usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return 1 / usual if usual > 0 else 25.0
+
+
+def _crop_file(path: Path, frame: int) -> Path | None:
+    names = (path / CROPS / f'{frame:06d}{ending}' for ending in ('.png', '.jpg'))
+    return next((file for file in names if file.is_file()), None)
+
+
+def _crop_size(path: Path, arrays: dict[str, np.ndarray]) -> int | None:
+    """Side of the crops that landmarks refer to; None where folders of earlier versions have no crop to tell it."""
     from PIL import Image
 
-    path, arrays = Path(path), read_track(path)
-    chosen = best_frame(arrays) if frame is None else frame
-    if not 0 <= chosen < len(arrays['found']) or not arrays['valid'][chosen]:
-        raise UserError(f'{path}: has no face in frame {chosen}')
-    file = next((f for f in (path / CROPS / f'{chosen:06d}{s}' for s in ('.png', '.jpg')) if f.is_file()), None)
-    if file is None:
-        raise UserError(f'{path}: has no crop of frame {chosen}; track the input again without --crops none')
-    picture = read_image(file, min_side=16).pixels
-    mask = np.ones((size, size), np.float32)
-    image = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
-    notes = [f'frame {chosen} of {len(arrays["found"])} from {path.name}']
-    mask_file = path / MASKS / f'{chosen:06d}.png'
-    if mask_file.is_file():
-        alpha = Image.fromarray(read_image(mask_file, min_side=16).pixels[..., 0])
-        mask = np.asarray(alpha.resize((size, size), Image.Resampling.LANCZOS), np.float32) / 255
-        if background == 'white':
-            image = np.rint(255 + mask[..., None] * (image.astype(np.float32) - 255)).astype(np.uint8)
-            notes.append("background made white by the network's head mask, approximate")
-    angle, translation = arrays['angle'][chosen], arrays['translation'][chosen]
-    label = label_from_pose(angle, translation, label_mode).astype(np.float32)
-    points = (five_points(arrays['landmarks_crop'][chosen]) + 0.5) * (size / picture.shape[0]) - 0.5
-    score = float(arrays['quality'][chosen])
-    quality = Quality(score, {'tracking': score}, (f'tracked with quality {score:.2f}',))
-    warnings = () if grade(score) != 'poor' else (f'frame {chosen} was tracked poorly (quality {score:.2f})',)
-    pose = HeadPose(angle.astype(np.float64), translation.astype(np.float64), float('nan'))
-    own = Motion(
-        arrays['expression'][chosen][None],
-        angle[None],
-        translation[None],
-        25.0,
-        str(arrays['basis']),
-        f'frame {chosen} of {path.name}',
-    )
-    return Prepared(image, mask, label, points, pose, quality, tuple(notes), warnings, path, file_sha256(file)), own
+    if 'crop_size' in arrays:
+        return int(arrays['crop_size'])
+    for file in sorted((path / CROPS).glob('*')):
+        with contextlib.suppress(OSError, ValueError), Image.open(file) as image:
+            return image.size[0]
+    return None
+
+
+def _pictures(path: Path, valid: np.ndarray, size: int, background: str) -> Callable[..., Iterator[Shown]]:
+    def pictures(wanted: Sequence[int] | None, on_frame: Callable[[Any], None] | None) -> Iterator[Shown]:
+        from PIL import Image
+
+        for frame in range(len(valid)) if wanted is None else wanted:
+            if not valid[frame]:
+                continue
+            file = _crop_file(path, frame)
+            if file is None:
+                raise UserError(f'{path}: has no crop of frame {frame}; track the input again without --crops none')
+            picture = read_image(file, min_side=16).pixels
+            if on_frame is not None:
+                on_frame(VideoFrame(frame, 0.0, picture))
+            image = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
+            mask, notes = np.ones((size, size), np.float32), (f'frame {frame} of {len(valid)} from {path.name}',)
+            mask_file = path / MASKS / f'{frame:06d}.png'
+            if mask_file.is_file():
+                alpha = Image.fromarray(read_image(mask_file, min_side=16).pixels[..., 0])
+                mask = np.asarray(alpha.resize((size, size), Image.Resampling.LANCZOS), np.float32) / 255
+                if background != 'keep':
+                    colour = COLOURS[background]
+                    image = np.rint(colour + mask[..., None] * (image.astype(np.float32) - colour)).astype(np.uint8)
+                    notes += (f'background made {background} by the stored head mask, approximate',)
+            yield Shown(frame, image, mask, file_sha256(file), notes)
+
+    return pictures
+
+
+def tracked_media(path: str | os.PathLike) -> tuple[Path | None, float]:
+    """The video that a folder was tracked from, if it is still where it was, and the time of the first frame of the
+    longest shot in it, seconds.
+    """
+    path, media, start = Path(path), None, 0.0
+    try:
+        report = json.loads((path / REPORT).read_text(encoding='utf-8'))
+        first = int(report['motion_files'][0]['frames'][0])
+        with np.load(path / ARRAYS, allow_pickle=False) as z:
+            start = float(z['time'][first])
+        media = Path(report['file'])
+        if not media.is_file() or file_sha256(media) != report['sha256']:
+            media = None
+    except (OSError, ValueError, KeyError, IndexError, TypeError, UserError):
+        media = None
+    return media, start

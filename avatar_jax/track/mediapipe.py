@@ -9,8 +9,9 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.ops.landmark_layouts import FILE_SIGMA, OUTLINE_SIGMA, to_68
-from avatar_jax.photo.detect import Face
+from avatar_jax.track.detect import Face
 from avatar_jax.track.network import QUICK, FaceReader, Reading
+from avatar_jax.track.search import as_face
 
 
 def file_error(path: str | Path) -> str | None:
@@ -72,10 +73,10 @@ class MediaPipeReader:
         sigma[:17] *= OUTLINE_SIGMA
         return Reading(full, sigma)
 
-    def detect(self, pixels: np.ndarray, choose: Any) -> tuple[Reading | None, str]:
-        """The chosen face of a picture, and what was chosen."""
+    def detect(self, pixels: np.ndarray, choose: Any, **search: bool) -> tuple[Reading | None, str]:
+        """The chosen face of a picture, and what was chosen. MediaPipe looks over the whole picture in any case."""
         readings = self._all(pixels)
-        faces = [_as_face(r) for r in readings]
+        faces = [as_face(r) for r in readings]
         order = sorted(range(len(faces)), key=lambda i: -faces[i].size)
         face, said = choose(pixels, [faces[i] for i in order])
         return (None, said) if face is None else (next(r for r, f in zip(readings, faces) if f is face), said)
@@ -93,9 +94,3 @@ class MediaPipeReader:
         if not readings:
             return Reading(points, np.full(68, np.inf), present=0.0)
         return min(readings, key=lambda r: float(np.linalg.norm(r.points.mean(0) - points.mean(0))))
-
-
-def _as_face(reading: Reading) -> Face:
-    eyes = np.stack([reading.points[36:42].mean(0), reading.points[42:48].mean(0)])
-    middle, side = reading.points.mean(0), 3.2 * reading.size
-    return Face((middle[0] - side / 2, middle[1] - side / 2, side, side), 0.0, 10.0, eyes, 1)

@@ -12,8 +12,8 @@ import numpy as np
 
 from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNet, FaceNetConfig, crop_matrix
 from avatar_jax.ops.landmark_layouts import MIRROR
-from avatar_jax.photo.detect import Face, apply, inverse, rotation
 from avatar_jax.procedural.expressions import mirror_expression
+from avatar_jax.track.detect import Face, apply, inverse, rotation
 
 WEIGHTS = 'face_net'
 # Where the crop lies in a cascade's box: its side in box sides, and its centre below the box's centre.
@@ -28,6 +28,10 @@ VARIATIONS = (
     (0.93, 0.08, True),
 )
 QUICK = VARIATIONS[:2]
+PRESENT = 0.5  # probability of a face below which it counts as gone
+# Of readings that are faces (of the face's size): at most so much between a crop and its mirror image, and so large an
+# expected error. Faces in photographs have 0.03 to 0.08 and 0.04 to 0.06, patterns 0.13 and 0.08 or more.
+_AGREE, _ERROR = 0.10, 0.075
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Reading:
       sigma: [68] expected error per axis in pixels.
       expression: [64] in the procedural basis, or None; angle: [3] radians, or None.
       present: probability that there is a face.
+      spread: mean distance in pixels between the points of a crop and those of its mirror image; 0 where only one of
+        them was read.
     """
 
     points: np.ndarray
@@ -46,6 +52,13 @@ class Reading:
     expression: np.ndarray | None = None
     angle: np.ndarray | None = None
     present: float = 1.0
+    spread: float = 0.0
+
+    @property
+    def is_face(self) -> bool:
+        """Whether the network is sure, and answers the same to the mirror image: it has a guess for every picture."""
+        size = max(self.size, 1e-6)
+        return bool(self.present > PRESENT and self.spread < _AGREE * size and np.median(self.sigma) < _ERROR * size)
 
     @property
     def size(self) -> float:
@@ -133,7 +146,9 @@ class FaceReader:
             expressions.append(e)
             angles.append(a - np.array([0, 0, roll]))
         present = float(1 / (1 + np.exp(-np.clip(out.present.mean(), -30, 30))))
-        return Reading(np.mean(points, 0), np.mean(sigmas, 0), np.mean(expressions, 0), np.mean(angles, 0), present)
+        spread = float(np.linalg.norm(points[0] - points[1], axis=1).mean()) if len(points) > 1 else 0.0
+        numbers = (np.mean(a, 0) for a in (points, sigmas, expressions, angles))
+        return Reading(*numbers, present, spread)
 
     def masks(self, crops: np.ndarray) -> np.ndarray:
         """Head masks [N,S,S] in [0,1] of aligned crops [N,S,S,3] uint8, at their own size."""

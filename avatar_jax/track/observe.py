@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.faces.alignment import five_points
 from avatar_jax.ops.landmark_layouts import FILE_SIGMA, OUTLINE_SIGMA, five_as_68, to_68
-from avatar_jax.photo.detect import detect_faces
 from avatar_jax.track.choose import Chooser, embedding
-from avatar_jax.track.network import QUICK, VARIATIONS, FaceReader, Reading
+from avatar_jax.track.detect import Face, apply, detect_faces, inverse, rotation
+from avatar_jax.track.network import PRESENT, QUICK, VARIATIONS, FaceReader, Reading
+from avatar_jax.track.search import choose_face
 
-PRESENT = 0.5  # probability of a face below which it counts as gone
 LOOK_AGAIN = 2.0  # seconds between detections while a face is followed
 _CUT, _CUT_RISE = 0.09, 4.0  # mean change of a thumbnail that may be a cut, and how far it exceeds the usual change
 _JUMP, _GROWTH = 1.2, 1.6  # in face sizes: another face after a loss
 _THUMB = (48, 27)
+_BOX_PER_EYES, _EYE_LINE = 2.7, 0.39  # side of a detector's box in eye distances, and where it has the eyes
+_ANOTHER = 0.3  # eye distances by which the network's points are off where it reads another face than the file's
 
 
 @dataclasses.dataclass
@@ -126,7 +129,7 @@ def observe(
       frames: objects with ``time`` (seconds) and ``pixels`` [H,W,3] uint8, all of one size.
       reader: ``FaceReader`` or another backend with ``detect``, ``around``.
       choose: which face.
-      careful: average over more crops, for photographs.
+      careful: average over more crops and look for turned heads, too: for photographs.
       on_frame: called after each frame.
 
     Raises:
@@ -135,7 +138,7 @@ def observe(
     rows, notes, likeness, wanted = _Rows(), [], [], None
     previous: Reading | None = None
     lost: Reading | None = None  # the last sight of a face that is gone
-    lost_at = last_look = -np.inf
+    lost_at = last_look = last_search = -np.inf
     thumb, usual, segment, size, seen, ghosts = None, 0.0, 0, (0, 0), False, 0
     for index, frame in enumerate(frames):
         pixels, time = frame.pixels, float(frame.time)
@@ -160,9 +163,11 @@ def observe(
                     notes.append(f'frame {index}: the face that was followed is not one; looked for again')
                     reading, ghosts = None, 0
         if reading is None and (previous is not None or time - lost_at > 0.2 or cut or index == 0):
-            # While nothing is there, a detection five times a second is enough.
+            # While nothing is there, a detection five times a second is enough, and a search every two seconds.
+            search = index == 0 or cut or time - last_search > LOOK_AGAIN
             last_look = lost_at = time
-            reading, said = _look(pixels, reader, choose)
+            last_search = time if search else last_search
+            reading, said = _look(pixels, reader, choose, search=search, careful=careful)
             if said and not (notes and notes[-1].endswith(said)):
                 notes.append(f'frame {index}: {said}')
         if reading is not None:
@@ -229,46 +234,54 @@ def _around(pixels: np.ndarray, reading: Reading) -> tuple[np.ndarray, np.ndarra
     return np.ascontiguousarray(pixels[low[1] : high[1], low[0] : high[0]]), low
 
 
-def _look(pixels: np.ndarray, reader: Any, choose: Chooser) -> tuple[Reading | None, str]:
-    """Detects, chooses and reads a face."""
+def _look(pixels: np.ndarray, reader: Any, choose: Chooser, **how: bool) -> tuple[Reading | None, str]:
+    """Detects, chooses and reads a face; other backends than the network bring their own detector."""
     if hasattr(reader, 'detect'):
-        return reader.detect(pixels, choose)
-    face, said = choose(pixels, detect_faces(pixels))
-    if face is None:
-        return None, said
-    reading = reader.from_box(pixels, face)
-    return (reading if reading.present > PRESENT else None), said
+        return reader.detect(pixels, choose, **how)
+    return choose_face(pixels, reader, choose, **how)
 
 
 class FileLandmarks:
     """Landmarks from a file instead of a network: one row of points per frame.
 
+    Five points say too little about a face: the others, and expression and angle, are then read by the network around
+    them, unless what it reads there is another face.
+
     Args:
       points: [T,N,2] pixels of the upright frames (integers at pixel centres), NaN in frames without a face.
-      network: reads masks of the crops.
+      network: completes five points; None leaves them alone.
+      name: of the source, for reports.
     """
 
     def __init__(self, points: np.ndarray, network: FaceReader | None = None, name: str = 'file'):
-        self.name, self.network, self.kind = name, network, points.shape[1]
+        self.name, self.kind = name, points.shape[1]
+        self.network = network if self.kind == 5 else None
         self.points = np.asarray(points, np.float64)
 
     def observe(self, frames: Iterable[Any], source: Any, on_frame: Callable[[], None] = lambda: None) -> Observed:
-        """``Observed`` of the frames; the pixels only tell their size and cuts are not looked for.
+        """``Observed`` of the frames; cuts are not looked for.
 
         Raises:
           UserError: another number of frames than rows.
         """
-        rows, size, count = _Rows(), (0, 0), 0
+        rows, size, count, completed = _Rows(), (0, 0), 0, 0
         for frame in frames:
             size, count = (frame.pixels.shape[1], frame.pixels.shape[0]), count + 1
             if count <= len(self.points):
-                rows.add(float(frame.time), self._reading(self.points[count - 1], size), 0)
+                reading = self._reading(self.points[count - 1], size)
+                if reading is not None and self.network is not None:
+                    whole = completed_five(reading, self.points[count - 1] + 0.5, frame.pixels, self.network)
+                    reading, completed = whole or reading, completed + (whole is not None)
+                rows.add(float(frame.time), reading, 0)
             on_frame()
         if count != len(self.points):
             raise UserError(f'{source}: the landmarks are of {len(self.points)} frames, the input has {count}')
         arrays = rows.arrays()
+        notes = []
+        if self.network is not None:
+            notes.append(f'five points from the file; the network read the others in {completed} of {count} frames')
         return Observed(
-            **arrays, size=size, source=self.name, notes=[], likeness=[1.0] if arrays['found'].any() else []
+            **arrays, size=size, source=self.name, notes=notes, likeness=[1.0] if arrays['found'].any() else []
         )
 
     def _reading(self, points: np.ndarray, size: tuple[int, int]) -> Reading | None:
@@ -291,3 +304,28 @@ class FileLandmarks:
         if self.kind in (98, 468, 478):
             sigma[:17] *= OUTLINE_SIGMA
         return Reading(full, sigma)
+
+
+def completed_five(known: Reading, five: np.ndarray, pixels: np.ndarray, network: FaceReader) -> Reading | None:
+    """The network's 68 landmarks with five known ones in their places; None where it reads another face.
+
+    Args:
+      known: the five at their places among the 68. five: [5,2] the same (first pixel centred at 0.5).
+    """
+    across, middle = five[1] - five[0], five[:2].mean(0)
+    side = _BOX_PER_EYES * max(float(np.linalg.norm(across)), 0.9 * float(np.linalg.norm(five[3:].mean(0) - middle)))
+    tilt = float(np.rad2deg(np.arctan2(across[1], across[0])))
+    down = apply(inverse(rotation(tilt, np.zeros(2))), np.array([0.0, (0.5 - _EYE_LINE) * side]))
+    centre = middle + down
+    face = Face((centre[0] - side / 2, centre[1] - side / 2, side, side), tilt, 10.0, five[:2], 1)
+    read = network.from_box(pixels, face)
+    off = np.linalg.norm(five_points(read.points) - five, axis=1).mean()
+    if read.present < PRESENT or off > _ANOTHER * side / _BOX_PER_EYES:
+        return None
+    points, sigma = read.points.copy(), read.sigma.copy()
+    for eye, corners, truth in ((slice(36, 42), [36, 39], five[0]), (slice(42, 48), [42, 45], five[1])):
+        points[eye] += truth - points[corners].mean(0)
+    points[[30, 48, 54]] = five[2:]
+    sure = [30, 48, 54, *range(36, 48)]
+    sigma[sure] = np.minimum(sigma[sure], known.sigma[sure])
+    return dataclasses.replace(read, points=points, sigma=sigma)

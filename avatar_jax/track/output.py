@@ -11,22 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from avatar_jax.faces.alignment import eg3d_crop
 from avatar_jax.io import atomic
 from avatar_jax.io.images import encode_png, write_png
 from avatar_jax.io.motion import save_motion
 from avatar_jax.io.provenance import Provenance
 from avatar_jax.io.video import VideoWriter
 from avatar_jax.track.clip import Track
-from avatar_jax.track.network import FaceReader, cut
+from avatar_jax.track.measured import MeasuredClip
 from avatar_jax.track.overlay import Wire, draw
-from avatar_jax.track.quality import PARTS, frame_quality, grade
-from avatar_jax.track.smooth import runs
+from avatar_jax.track.quality import PARTS, grade
+from avatar_jax.track.smooth import even_rate, runs
+from avatar_jax.track.source import Source
 from avatar_jax.types import Motion
 
 FORMAT = 'avatar_jax track 1'
 ARRAYS, MOTION, REPORT, CROPS, MASKS = 'track.npz', 'motion.npz', 'report.json', 'crops', 'masks'
-_IRREGULAR = 0.05  # share by which time stamps differ from an even rate before motion is resampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,28 +34,12 @@ class OutputConfig:
 
     Attributes:
       crops: 'png', 'jpg' or 'none'. overlay: write the overlay.
-      background: 'keep', or 'white' to lay crops over white by their mask.
       masks: write head masks.
     """
 
     crops: str = 'png'
     overlay: bool = True
-    background: str = 'keep'
     masks: bool = True
-
-
-def crop_of(pixels: np.ndarray, track: Track, frame: int, exact: bool) -> np.ndarray:
-    """The aligned crop [S,S,3] of one frame.
-
-    Args:
-      exact: resample as the EG3D data were made (Pillow, slow for large pictures); else one antialiased warp, which
-        puts every pixel at the same place.
-    """
-    if exact:
-        return eg3d_crop(pixels, track.five[frame], output=track.crop_size)[0]
-    matrix = track.matrices[frame].copy()
-    matrix[:, 2] += 0.5 - matrix[:, :2] @ [0.5, 0.5]  # from integers at pixel centres to first pixel at 0.5
-    return cut(pixels, matrix, track.crop_size)
 
 
 def motions(track: Track, fps: float, source: str) -> list[tuple[Motion, tuple[int, int]]]:
@@ -67,7 +50,7 @@ def motions(track: Track, fps: float, source: str) -> list[tuple[Motion, tuple[i
         if not len(rows):
             continue
         values = np.concatenate([track.expression, track.angle, track.translation], 1)[rows]
-        values = even(values, track.times[rows], fps)
+        values = even_rate(values, track.times[rows], fps)
         found.append(
             (
                 Motion(values[:, :64], values[:, 64:67], values[:, 67:], fps, track.basis, source),
@@ -77,66 +60,45 @@ def motions(track: Track, fps: float, source: str) -> list[tuple[Motion, tuple[i
     return sorted(found, key=lambda m: -(m[1][1] - m[1][0]))
 
 
-def even(values: np.ndarray, times: np.ndarray, fps: float) -> np.ndarray:
-    """Values [T,C] at irregular ``times`` brought to an even rate; unchanged where the times are even already."""
-    if len(values) < 2:
-        return values.astype(np.float32)
-    expected = times[0] + np.arange(len(times)) / fps
-    if np.abs(times - expected).max() < _IRREGULAR / fps + 1e-3:
-        return values.astype(np.float32)
-    wanted = np.arange(times[0], times[-1] + 0.5 / fps, 1 / fps)
-    return np.stack([np.interp(wanted, times, column) for column in values.T], 1).astype(np.float32)
-
-
 def write(
     folder: Path,
-    source: Any,
-    reader: Any,
-    track: Track,
+    source: Source,
+    frames: Any,
+    clip: MeasuredClip,
     model: Any,
-    network: FaceReader | None,
     config: OutputConfig,
     settings: dict[str, Any],
+    weights: str = '',
     on_frame: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Second pass: writes everything into ``folder``, completely or not at all.
 
     Args:
-      source: the ``Source``. reader: its open reader. model: head model (for the mesh).
-      network: reads masks; None writes none.
+      source: what was tracked. frames: its frames. clip: what was measured in them.
+      model: head model (for the mesh).
       settings: options of the run, for the report.
+      weights: SHA-256 of the landmark network.
 
     Returns:
       The report.
     """
-    sha = source.sha256()
-    quality = frame_quality(track)
-    provenance = Provenance(
-        synthetic=False, weights=network.sha256 if network else '', command='track', sources={source.path.name: sha}
-    )
+    sha, track = source.sha256(), clip.track
+    provenance = Provenance(synthetic=False, weights=weights, command='track', sources={source.path.name: sha})
     with atomic.atomic_folder(folder) as temporary:
-        _write_arrays(temporary / ARRAYS, track, quality, provenance, source.path.name)
-        fps = float(reader.fps)
+        _write_arrays(temporary / ARRAYS, clip, provenance, source.path.name)
+        fps = float(frames.fps)
         clips = motions(track, fps, sha)
         for i, (motion, _) in enumerate(clips):
             save_motion(temporary / (MOTION if i == 0 else f'motion_{i + 1:02d}.npz'), motion, provenance)
-        report = make_report(track, quality, clips, source, reader, settings, provenance)
+        report = make_report(clip, clips, source, frames, settings, provenance)
         atomic.write_json(temporary / REPORT, report)
-        _write_pictures(
-            temporary,
-            source,
-            reader,
-            track,
-            Wire(model) if config.overlay else None,
-            network if config.masks else None,
-            config,
-            provenance,
-            on_frame,
-        )
+        wire = Wire(model) if config.overlay else None
+        _write_pictures(temporary, source, frames, clip, wire, config, provenance, on_frame)
     return report
 
 
-def _write_arrays(path: Path, track: Track, quality: dict[str, np.ndarray], provenance: Provenance, name: str) -> None:
+def _write_arrays(path: Path, clip: MeasuredClip, provenance: Provenance, name: str) -> None:
+    track = clip.track
     arrays = {
         'format': np.array(FORMAT),
         'basis': np.array(track.basis),
@@ -150,7 +112,7 @@ def _write_arrays(path: Path, track: Track, quality: dict[str, np.ndarray], prov
         'landmarks': track.landmarks,
         'sigma': track.sigma,
         'fitted_landmarks': track.fitted,
-        'landmarks_crop': crop_landmarks(track),
+        'landmarks_crop': clip.landmarks,
         'identity': track.identity,
         'coefficients': track.coefficients(),
         'expression': track.expression,
@@ -161,62 +123,57 @@ def _write_arrays(path: Path, track: Track, quality: dict[str, np.ndarray], prov
         'crop_placement': track.placement,
         'camera_pose': track.pose,
         'focal': track.focal,
-        'quality': quality['score'],
+        'quality': clip.quality['score'],
+        'label_mode': np.array(clip.label_mode),
+        'fps': np.array(clip.fps),
+        'crop_size': np.array(track.crop_size, np.int32),
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     atomic.write_bytes(path, buffer.getvalue())
 
 
-def crop_landmarks(track: Track) -> np.ndarray:
-    """[T,68,2] landmarks in the crops, pixels, y down, integers at pixel centres."""
-    m = track.matrices
-    return (np.einsum('tij,tnj->tni', m[..., :2], track.landmarks) + m[:, None, :, 2]).astype(np.float32)
-
-
 def _write_pictures(
     folder: Path,
-    source: Any,
-    reader: Any,
-    track: Track,
+    source: Source,
+    frames: Any,
+    clip: MeasuredClip,
     wire: Wire | None,
-    network: FaceReader | None,
     config: OutputConfig,
     provenance: Provenance,
     on_frame: Callable[[], None],
 ) -> None:
-    exact = source.kind == 'photo'
     with contextlib.ExitStack() as stack:
         video = None
-        for frame in reader:
-            i = frame.index
-            if i >= track.num_frames:
-                break
-            if track.valid[i] and (config.crops != 'none' or network is not None):
-                crop = crop_of(frame.pixels, track, i, exact)
-                mask = network.masks(crop[None])[0] if network is not None else None
-                if mask is not None:
-                    write_png(
-                        folder / MASKS / f'{i:06d}.png', np.rint(255 * np.clip(mask, 0, 1)).astype(np.uint8), provenance
-                    )
-                if config.background == 'white' and mask is not None:
-                    crop = np.rint(255 + mask[..., None] * (crop.astype(np.float32) - 255)).astype(np.uint8)
-                if config.crops == 'png':
-                    write_png(folder / CROPS / f'{i:06d}.png', crop, provenance)
-                elif config.crops == 'jpg':
-                    atomic.write_bytes(folder / CROPS / f'{i:06d}.jpg', _jpeg(crop))
-            if wire is not None:
-                picture = draw(frame.pixels, track, i, wire)
-                if exact:
+
+        def each(frame: Any) -> None:
+            nonlocal video
+            if wire is not None and frame.index < clip.num_frames:
+                picture = draw(frame.pixels, clip.track, frame.index, wire)
+                if not source.moving:
                     atomic.write_bytes(folder / 'overlay.png', encode_png(picture, provenance))
                 else:
                     video = video or stack.enter_context(
                         VideoWriter(
-                            folder / 'overlay.mp4', reader.fps, crf=22, preset='veryfast', provenance=provenance
+                            folder / 'overlay.mp4', frames.fps, crf=22, preset='veryfast', provenance=provenance
                         )
                     )
                     video.write(picture)
             on_frame()
+
+        if config.crops == 'none' and not config.masks:
+            for frame in frames:
+                each(frame)
+            return
+        for measured in clip.frames(on_frame=each):
+            name = f'{measured.index:06d}'
+            if config.masks:
+                mask = np.rint(255 * np.clip(measured.mask, 0, 1)).astype(np.uint8)
+                write_png(folder / MASKS / f'{name}.png', mask, provenance)
+            if config.crops == 'png':
+                write_png(folder / CROPS / f'{name}.png', measured.image, provenance)
+            elif config.crops == 'jpg':
+                atomic.write_bytes(folder / CROPS / f'{name}.jpg', _jpeg(measured.image))
 
 
 def _jpeg(picture: np.ndarray) -> bytes:
@@ -228,15 +185,15 @@ def _jpeg(picture: np.ndarray) -> bytes:
 
 
 def make_report(
-    track: Track,
-    quality: dict[str, np.ndarray],
+    clip: MeasuredClip,
     clips: list,
-    source: Any,
-    reader: Any,
+    source: Source,
+    frames: Any,
     settings: dict[str, Any],
     provenance: Provenance,
 ) -> dict[str, Any]:
     """Everything about one input as plain values."""
+    track, quality = clip.track, clip.quality
     score = float(quality['score'][track.found].mean()) if track.found.any() else 0.0
     missing = [
         {
@@ -265,9 +222,9 @@ def make_report(
         'sha256': provenance.sources[source.path.name],
         'kind': source.kind,
         'frames': track.num_frames,
-        'fps': float(reader.fps),
+        'fps': float(frames.fps),
         'size': list(track.size),
-        'input_notes': list(reader.notes),
+        'input_notes': list(frames.notes),
         'landmarks_from': track.source,
         'basis': track.basis,
         'crop': track.crop_mode,

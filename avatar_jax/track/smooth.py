@@ -8,6 +8,7 @@ import numpy as np
 # with the speed of the signal in its own spreads per second.
 CUTOFF_HZ, SPEED = 4.0, 0.6
 _DERIVATIVE_HZ = 2.0
+_IRREGULAR = 0.05  # share by which time stamps differ from an even rate before values are resampled
 
 
 def _share(cutoff: np.ndarray, gap: np.ndarray) -> np.ndarray:
@@ -84,3 +85,14 @@ def runs(flags: np.ndarray) -> list[tuple[int, int]]:
     """Half-open ranges of frames where ``flags`` is true."""
     edges = np.diff(np.concatenate([[0], np.asarray(flags, np.int8), [0]]))
     return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist()))
+
+
+def even_rate(values: np.ndarray, times: np.ndarray, fps: float) -> np.ndarray:
+    """Values [T,C] at irregular ``times`` brought to an even rate, float32; as they are where that is even already."""
+    if len(values) < 2:
+        return values.astype(np.float32)
+    expected = times[0] + np.arange(len(times)) / fps
+    if np.abs(times - expected).max() < _IRREGULAR / fps + 1e-3:
+        return values.astype(np.float32)
+    wanted = np.arange(times[0], times[-1] + 0.5 / fps, 1 / fps)
+    return np.stack([np.interp(wanted, times, column) for column in values.T], 1).astype(np.float32)

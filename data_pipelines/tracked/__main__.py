@@ -25,7 +25,7 @@ def build(
       videos: the manual directory.
       data_dir: TFDS root.
       config: '512', '256', '128' or 'tiny'.
-      tracker: ``avatar_jax.driving.measure.Tracker``; None takes the default one.
+      tracker: ``avatar_jax.track.measure.Measures``; None takes the default one.
 
     Returns:
       (folder of the data set, [(clip, reason)] of what was skipped).

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from avatar_jax.driving.measure import Measured, PictureFrames, Selected
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import pose_from_label
 from avatar_jax.io import atomic
 from avatar_jax.io.animation import open_video
-from avatar_jax.ops.coefficients import SLICES
+from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, SLICES
+from avatar_jax.progress import Progress
+from avatar_jax.track.measure import MeasuredClip, PictureFrames, Selected
 from data_pipelines.tracked.layouts import ClipSpec, choose_frames
 
 VERSION = 1
@@ -67,6 +68,8 @@ class Options:
             clip.frames,
             clip.label,
         ]
+        if clip.label is not None:
+            record.append('mask of the picture')  # before, of another crop
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:24]
 
 
@@ -139,6 +142,7 @@ def track_clip(clip: ClipSpec, tracker: Any, options: Options, path: Path) -> No
             record['cameras'].append(k)
             for name in _NUMBERS:
                 arrays[f'{k}/{name}'] = np.asarray(getattr(measured, name))
+            arrays[f'{k}/coefficients'] = arrays[f'{k}/coefficients'][:, :NUM_COEFFICIENTS]
             shots = np.zeros(len(measured.found), np.int32) if measured.segment is None else measured.segment
             arrays[f'{k}/shot'] = np.asarray(shots, np.int32)
         if not record['cameras']:
@@ -199,37 +203,41 @@ def _frames(source: Path | tuple[Path, ...], clip: ClipSpec) -> Any:
 
 def _measure(
     clip: ClipSpec, camera: int, source: Any, tracker: Any, options: Options, file: zipfile.ZipFile, encode: Any
-) -> Measured:
-    def on_picture(number: int, image: np.ndarray, mask: np.ndarray) -> None:
+) -> MeasuredClip:
+    def store(number: int, image: np.ndarray, mask: np.ndarray) -> None:
+        mask = np.rint(255 * np.clip(mask, 0, 1)).astype(np.uint8)
         for ending, data in zip(encode.endings, (encode.picture(image), encode.mask(mask)), strict=True):
             file.writestr(zipfile.ZipInfo(f'{camera}/{number:07d}{ending}', (1980, 1, 1, 0, 0, 0)), data)
 
     if clip.label is not None:
-        return _aligned_picture(clip, source[0], tracker, options, on_picture)
-    measured = tracker(_frames(source, clip), options.resolution, on_picture)
+        return _aligned_picture(clip, source[0], tracker, options, store)
+    frames = _frames(source, clip)
+    measured = tracker(frames, size=options.resolution, label_mode='raw')
     total, seen = len(measured.found), int(measured.found.sum())
     if total < MIN_FRAMES:
         raise UserError(f'{clip.name}: has only {total} frame; a clip needs {MIN_FRAMES}')
     if seen < MIN_FOUND * total:
         raise UserError(f'{clip.name}: a face in only {seen} of {total} frames; it is not used')
+    with Progress(total, f'{Path(frames.path).name}: crops', unit='frame') as bar:
+        for one in measured:
+            store(one.index, one.image, one.mask)
+            bar.update()
     return measured
 
 
-def _aligned_picture(clip: ClipSpec, path: Path, tracker: Any, options: Options, on_picture: Any) -> Measured:
+def _aligned_picture(clip: ClipSpec, path: Path, tracker: Any, options: Options, store: Any) -> MeasuredClip:
     """A picture that is a crop with a camera label already: both are kept, the tracker adds what it measures."""
     from PIL import Image
 
-    from avatar_jax.driving.measure import mean_face_landmarks
     from avatar_jax.io.images import read_image
 
     pixels = read_image(path).pixels
     if pixels.shape[0] != pixels.shape[1]:
         raise UserError(f'{path}: is {pixels.shape[1]}x{pixels.shape[0]} pixels; aligned pictures are square')
-    masks: list[np.ndarray] = []
-    measured = tracker(PictureFrames([path]), options.resolution, lambda number, image, mask: masks.append(mask))
     size = options.resolution
+    measured = tracker(PictureFrames([path]), size=size, label_mode='raw')
     image = Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS)
-    on_picture(0, np.asarray(image), masks[0])
+    store(0, np.asarray(image), mask_of_picture(measured, pixels.shape[0], size))
     label = np.asarray(clip.label, np.float64)[None]
     coefficients = np.array(measured.coefficients, np.float32)
     angle, trans = pose_from_label(label)
@@ -241,6 +249,33 @@ def _aligned_picture(clip: ClipSpec, path: Path, tracker: Any, options: Options,
         own = np.asarray(measured.landmarks[0], np.float64) @ back[:, :2].T + back[:, 2]
         landmarks = ((own + 0.5) * (size / pixels.shape[0]) - 0.5)[None].astype(np.float32)
     return replace(measured, coefficients=coefficients, labels=label.astype(np.float32), landmarks=landmarks)
+
+
+def mask_of_picture(measured: MeasuredClip, side: int, size: int) -> np.ndarray:
+    """The mask [size,size] of a whole picture of ``side`` pixels, of which the tracker cut a crop of its own."""
+    import cv2
+
+    mask = next(iter(measured)).mask
+    if measured.matrices is None:
+        return mask
+    scale = side / size
+    to_crop = np.asarray(measured.matrices[0], np.float64)
+    shift = to_crop[:, :2] @ np.full(2, 0.5 * scale - 0.5) + to_crop[:, 2]
+    matrix = np.concatenate([to_crop[:, :2] * scale, shift[:, None]], 1)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(mask, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def mean_face_landmarks(labels: np.ndarray, size: int) -> np.ndarray:
+    """[N, 68, 2] pixels at which the mean face's landmarks appear to cameras ``labels`` [N, 25]."""
+    from avatar_jax.procedural import ProceduralHead, to_world
+
+    head = ProceduralHead()
+    world = to_world(np.asarray(head.landmarks(np.zeros(80, np.float32), np.zeros(64, np.float32))))
+    pose = np.asarray(labels, np.float64)[:, :16].reshape(-1, 4, 4)
+    seen = np.einsum('nij,npi->npj', pose[:, :3, :3], world[None] - pose[:, None, :3, 3])
+    focal, centre = np.asarray(labels)[:, None, [16]], np.asarray(labels)[:, None][..., [18, 21]]
+    return ((seen[..., :2] / seen[..., 2:] * focal + centre) * size).astype(np.float32)
 
 
 class _Encoder:

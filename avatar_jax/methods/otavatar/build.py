@@ -103,7 +103,6 @@ def build_many(
                 scores={'psnr': float(inverted.psnr), 'psnr_in_mask': float(inverted.psnr_mask)},
                 curves={'loss': np.concatenate([np.asarray(stage.curve) for stage in inverted.stages])},
                 report={
-                    'source_expression': 'neutral (not measured)' if portrait.expression is None else 'measured',
                     'losses': {
                         'computed': {name: float(value) for name, value in inverted.terms.items()},
                         'left_out': missing,

@@ -14,8 +14,8 @@ import numpy as np
 
 from avatar_jax.faces.alignment import STANDARD_POINTS
 from avatar_jax.faces.pose import CAMERA_DISTANCE, project, rotation_matrix, to_camera, transform
-from avatar_jax.photo.detect import Face, apply, inverse, rotation
-from avatar_jax.photo.pose import fit_pose
+from avatar_jax.track.detect import Face, apply, inverse, rotation
+from avatar_jax.track.mean_face import fit_pose
 
 # The point between the nostrils on the mean face, decimetres. Its depth is less than the anatomical 0.4, because in a
 # turned face the nearer nostril is the darker one and draws the measured point back.
