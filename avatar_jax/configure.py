@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from avatar_jax.checks import FieldError
 from avatar_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +47,18 @@ def updated(config: T, values: Mapping[str, Any], where: str = '') -> T:
     return _build(type(config), config, values, where)
 
 
+def differences(config: Any, base: Any, where: str = '') -> dict[str, Any]:
+    """What of a config is not as in ``base``, another of the same kind: dotted name -> plain value."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, other, name = getattr(config, field.name), getattr(base, field.name), f'{where}{field.name}'
+        if dataclasses.is_dataclass(value) and type(value) is type(other):
+            found |= differences(value, other, f'{name}.')
+        elif value != other:
+            found[name] = to_plain(value)
+    return found
+
+
 def _build(cls: type, base: Any, values: Mapping[str, Any], where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
@@ -65,6 +78,8 @@ def _build(cls: type, base: Any, values: Mapping[str, Any], where: str) -> Any:
         changes[key] = _convert(hints[key], current, value, f'{where}{key}')
     try:
         return cls(**changes) if base is None else dataclasses.replace(base, **changes)
+    except FieldError as error:
+        raise (error.at(where) if where and error.parts[0].partition('.')[0] in fields else error) from None
     except UserError:
         raise
     except (ValueError, TypeError) as error:

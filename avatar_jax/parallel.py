@@ -31,6 +31,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 
 AXIS, MODEL_AXIS = 'data', 'model'
@@ -54,8 +55,9 @@ class ScaleConfig:
     model_shards: int = 0
 
     def __post_init__(self):
-        if self.accumulate < 1 or self.model_shards < 0:
-            raise UserError(f'scale: accumulate must be at least 1 and model_shards at least 0, got {self}')
+        check = Check(self, 'scale')
+        check.at_least(1, 'accumulate')
+        check.at_least(0, 'model_shards')
 
 
 # ----------------------------------------------------------------------------------------------- inside of the step

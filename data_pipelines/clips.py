@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.ops.coefficients import Coefficients, pack
 from avatar_jax.ops.windows import windows
@@ -36,10 +37,10 @@ class ClipOptions:
     supersample: int = 2
 
     def __post_init__(self):
-        if self.num_frames < 1 or self.num_cameras < 1 or self.fps <= 0:
-            raise UserError('clips: num_frames, num_cameras and fps must be positive')
-        if not 0 <= self.multi_view_share <= 1:
-            raise UserError(f'clips: multi_view_share={self.multi_view_share} must be between 0 and 1')
+        check = Check(self, 'clips')
+        check.at_least(1, 'num_frames', 'num_cameras')
+        check.above(0, 'fps')
+        check.within(0, 1, 'multi_view_share')
 
 
 @dataclass(frozen=True)

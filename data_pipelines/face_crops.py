@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.faces.pose import CAMERA_DISTANCE
 from avatar_jax.ops.windows import RADIUS
@@ -57,10 +58,12 @@ class FaceCropsConfig:
     version: int = 1
 
     def __post_init__(self):
-        if self.split not in SPLITS:
-            raise UserError(f'--split {self.split}: unknown; use one of {", ".join(SPLITS)}')
-        if self.resolution < 32 or not 0.2 <= self.zoom <= 2 or not 0.3 <= self.nearest <= self.farthest:
-            raise UserError('--resolution must be at least 32, --zoom 0.2 to 2, --nearest 0.3 up to --farthest')
+        check = Check(self, OPTION)
+        check.one_of('split', *SPLITS)
+        check.at_least(32, 'resolution')
+        check.within(0.2, 2, 'zoom')
+        check.at_least(0.3, 'nearest')
+        check.need(self.farthest >= self.nearest, 'farthest', f'must not be less than --nearest {self.nearest}')
 
 
 def sample(config: FaceCropsConfig, index: int) -> dict[str, np.ndarray]:
@@ -104,8 +107,9 @@ def generate(
     Raises:
       UserError: the folder holds samples of another configuration, or cannot be written.
     """
-    if start < 0 or count < 1 or shard < 1:
-        raise UserError('--start must not be negative; --count and --shard must be at least 1')
+    check = Check.values(OPTION, start=start, count=count, shard=shard)
+    check.at_least(0, 'start')
+    check.at_least(1, 'count', 'shard')
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

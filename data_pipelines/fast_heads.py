@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.ops.windows import RADIUS, WINDOW
 from avatar_jax.procedural import motion, random_expressions
@@ -78,12 +79,11 @@ class FastHeadsConfig:
     version: int = DATA_VERSION
 
     def __post_init__(self):
-        if self.split not in SPLITS:
-            raise UserError(f'--split {self.split}: unknown; use one of {", ".join(SPLITS)}')
-        if self.resolution < 16 or self.frames_per_identity < 1 or not 0 <= self.speech_share <= 1:
-            raise UserError(
-                '--resolution must be at least 16, --frames-per-identity at least 1, --speech-share between 0 and 1'
-            )
+        check = Check(self, OPTION)
+        check.one_of('split', *SPLITS)
+        check.at_least(16, 'resolution')
+        check.at_least(1, 'frames_per_identity')
+        check.within(0, 1, 'speech_share')
 
 
 def sample_parameters(config: FastHeadsConfig, index: int) -> dict[str, np.ndarray]:
@@ -179,8 +179,9 @@ def generate(
     Raises:
       UserError: the folder holds shards of another configuration, or cannot be written.
     """
-    if start < 0 or count < 1 or shard < 1 or workers < 1:
-        raise UserError('--start must not be negative; --count, --shard and --workers must be at least 1')
+    check = Check.values(OPTION, start=start, count=count, shard=shard, workers=workers)
+    check.at_least(0, 'start')
+    check.at_least(1, 'count', 'shard', 'workers')
     folder = Path(folder)
     _claim(config, folder)
     wanted = [(first, min(shard, start + count - first)) for first in range(start, start + count, shard)]

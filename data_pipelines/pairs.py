@@ -1,6 +1,7 @@
 """Batches of frame pairs with motion windows, for training avatars from clips.
 
-One element is two frames of one clip of one person. Every epoch shows every person once, in a new order.
+One element is two frames (or more, or one) of one clip of one person. Every epoch shows every person once, in a new
+order.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.procedural.streams import Stream
 from data_pipelines.stream import Batches, Order
@@ -25,11 +27,12 @@ class PairConfig:
       batch_size: pairs per step over all processes.
       seed: order of people, choice of clips and frames.
       sampling: 'expression' draws frames in proportion to the size of their expression (as OTAvatar's release does),
-        'uniform' draws them evenly; the two frames of a pair are independent.
-      cameras: which camera each frame of a pair comes from: 'any' (independent), 'same' (one for both), 'front'.
+        'uniform' draws them evenly; the frames of an element are independent.
+      cameras: which camera each frame of an element comes from: 'any' (independent), 'same' (one for all), 'front'.
       num_workers: worker processes; 0 reads in threads. Does not change the batches.
       num_threads: reading threads. Does not change the batches.
       prefetch: elements read ahead.
+      frames: of one element.
     """
 
     batch_size: int = 4
@@ -39,14 +42,14 @@ class PairConfig:
     num_workers: int = 0
     num_threads: int = 2
     prefetch: int = 8
+    frames: int = 2
 
     def __post_init__(self):
-        if self.sampling not in SAMPLINGS:
-            raise UserError(f'sampling={self.sampling!r}: unknown; use one of {", ".join(SAMPLINGS)}')
-        if self.cameras not in CAMERA_CHOICES:
-            raise UserError(f'cameras={self.cameras!r}: unknown; use one of {", ".join(CAMERA_CHOICES)}')
-        if self.seed < 0:
-            raise UserError(f'seed={self.seed}: must not be negative')
+        check = Check(self)
+        check.at_least(1, 'frames')
+        check.one_of('sampling', *SAMPLINGS)
+        check.one_of('cameras', *CAMERA_CHOICES)
+        check.at_least(0, 'seed')
 
 
 class Pairs:
@@ -63,17 +66,18 @@ class Pairs:
         self._order = Order(len(self.people), config.seed, 'people')
 
     def choice(self, position: int) -> tuple[int, list[int], list[int]]:
-        """Clip, two cameras, two frames."""
+        """Clip, and camera and number of each frame."""
         rng, table = Stream(self.config.seed, 'pair', position), self.source.table
         clips = table.clips_of(self.people[self._order[position]])
         clip = int(clips[rng.integers(0, len(clips))])
-        cameras = [0, 0]
+        count = self.config.frames
+        cameras = [0] * count
         if self.config.cameras != 'front':
-            cameras = [rng.integers(0, int(table.num_cameras[clip])) for _ in range(2)]
+            cameras = [rng.integers(0, int(table.num_cameras[clip])) for _ in range(count)]
             if self.config.cameras == 'same':
-                cameras[1] = cameras[0]
+                cameras = cameras[:1] * count
         weights = table.frame_weights(clip) if self.config.sampling == 'expression' else None
-        frames = [int(k) for k in rng.choice(int(table.num_frames[clip]), 2, p=weights)]
+        frames = [int(k) for k in rng.choice(int(table.num_frames[clip]), count, p=weights)]
         return clip, cameras, frames
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
@@ -104,9 +108,9 @@ def pair_batches(
       config: see ``PairConfig``.
       start_step, process_index, process_count: see ``data_pipelines.stream.Batches``.
     Returns:
-      Iterator of dicts of numpy arrays, B = batch_size / process_count: ``images`` [B,2,H,W,3] in [-1,1], ``masks``
-      [B,2,H,W,1] in [0,1], ``windows`` [B,2,27,70], ``labels`` [B,2,25], ``landmarks`` [B,2,68,2] pixels,
-      ``identity`` [B,192], ``person`` [B], ``clip`` [B], ``frames`` [B,2], ``cameras`` [B,2].
+      Iterator of dicts of numpy arrays, B = batch_size / process_count, F = frames: ``images`` [B,F,H,W,3] in [-1,1],
+      ``masks`` [B,F,H,W,1] in [0,1], ``windows`` [B,F,27,70], ``labels`` [B,F,25], ``landmarks`` [B,F,68,2] pixels,
+      ``identity`` [B,192], ``person`` [B], ``clip`` [B], ``frames`` [B,F], ``cameras`` [B,F].
     Raises:
       UserError: the batch does not divide among the processes, or there are fewer people than processes.
     """

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.procedural.streams import Stream
 from data_pipelines.stream import Batches, Order
@@ -32,8 +33,9 @@ class SetConfig:
     prefetch: int = 8
 
     def __post_init__(self):
-        if self.frames < 2 or self.seed < 0:
-            raise UserError('frame sets: frames must be at least 2, seed not negative')
+        check = Check(self)
+        check.at_least(2, 'frames')
+        check.at_least(0, 'seed')
 
 
 class Sets:

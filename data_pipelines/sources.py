@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.ops.coefficients import NUM_ID
@@ -125,8 +126,7 @@ class RenderedFrames:
         options: ClipOptions | None = None,
     ) -> RenderedFrames:
         """Frames of the first ``people`` people of a split in the world of ``seed``."""
-        if people < 1 or clips_per_person < 1:
-            raise UserError('on-the-fly heads: people and clips_per_person must be at least 1')
+        Check.values('data', people=people, clips_per_person=clips_per_person).at_least(1, 'people', 'clips_per_person')
         return cls(
             [make_clip(seed, split, p, n, options) for p in range(people) for n in range(clips_per_person)], resolution
         )

@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.procedural.streams import Stream
 
@@ -78,8 +79,9 @@ class Batches:
         num_threads: int = 2,
         prefetch: int = 8,
     ):
-        if batch_size < 1 or num_workers < 0 or num_threads < 0 or prefetch < 0:
-            raise UserError('batch_size must be at least 1; num_workers, num_threads and prefetch not negative')
+        check = Check.values(batch_size=batch_size, num_workers=num_workers, num_threads=num_threads, prefetch=prefetch)
+        check.at_least(1, 'batch_size')
+        check.at_least(0, 'num_workers', 'num_threads', 'prefetch')
         if batch_size % process_count:
             raise UserError(
                 f'batch_size={batch_size} does not divide among {process_count} processes; '

@@ -78,12 +78,14 @@ def share(batch_size: int) -> tuple[int, int]:
 
 
 def pairs(
-    source: Any, data: Any, batch_size: int, seed: int, sampling: str, start: int = 0
+    source: Any, data: Any, batch_size: int, seed: int, sampling: str, start: int = 0, frames: int = 2
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of two frames of each person, from step ``start`` on; see ``data_pipelines.pairs.pair_batches``."""
+    """Batches of two (or ``frames``) frames of each person, from step ``start`` on; see ``data_pipelines.pairs``."""
     from data_pipelines.pairs import PairConfig, pair_batches
 
-    settings = PairConfig(batch_size, seed, sampling, data.cameras, data.num_workers, data.num_threads, data.prefetch)
+    settings = PairConfig(
+        batch_size, seed, sampling, data.cameras, data.num_workers, data.num_threads, data.prefetch, frames
+    )
     with pair_batches(source, settings, start, *share(batch_size)) as batches:
         yield from batches
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 
 
@@ -33,5 +34,4 @@ def main(
 def at_least(args: argparse.Namespace, **least: int) -> None:
     """Raises ``UserError`` for the first option that is below its least value."""
     for name, value in least.items():
-        if getattr(args, name) < value:
-            raise UserError(f'--{name.replace("_", "-")} {getattr(args, name)}: must be at least {value}')
+        Check(args, OPTION).at_least(value, name)

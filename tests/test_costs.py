@@ -142,7 +142,7 @@ def test_what_is_checked_before_anything_is_compiled():
         check_resolutions(generator.replace(neural_rendering_resolution=64, img_resolution=32), 'generator')
     with pytest.raises(UserError, match=r'scale.accumulate: 2 people on 1 devices do not divide into 3 parts'):
         devices_and_batch(dataclasses.replace(run, scale=ScaleConfig(accumulate=3)))
-    with pytest.raises(UserError, match='accumulate must be at least 1'):
+    with pytest.raises(UserError, match='scale.accumulate: 0; must be at least 1'):
         ScaleConfig(accumulate=0)
     with pytest.raises(UserError, match='scale.model_shards: 2 does not divide 1 devices'):
         parallelise(scale_worker.step, kind='sharded', devices=jax.devices()[:1], model_shards=2)

@@ -121,7 +121,7 @@ def test_several_portraits(case, clips):
     assert cases.other_frames(10, 3, 9) == [k for k in range(10) if k != 3]
     with pytest.raises(UserError, match='12 portraits wanted of a clip of 10 frames'):
         cases.other_frames(10, 3, 11)
-    with pytest.raises(UserError, match='portraits must be between 1'):
+    with pytest.raises(UserError, match='portraits: 0; must be between 1'):
         dataclasses.replace(CONFIG, portraits=0)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from avatar_jax.errors import UserError
 from avatar_jax.inversion.decoupling import (
     DecouplingConfig,
     Objective,
@@ -284,10 +285,10 @@ def test_refused_settings():
         {'alternate_every': 1, 'mode': 'alternatively'},
         {'inner_generator': 'ema', 'ema_generator': False},
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(UserError, match='decoupling'):
             DecouplingConfig(**bad)
     for bad in ({'space': 'z'}, {'steps': 5, 'sr_steps': 6}, {'optimise_code': False, 'optimise_intrinsics': False}):
-        with pytest.raises(ValueError):
+        with pytest.raises(UserError, match='inversion'):
             StageConfig(**bad)
 
 
@@ -477,7 +478,6 @@ def test_one_two_and_four_devices_make_the_same_sgd_updates():
 
 
 def test_batches_that_do_not_fit_are_refused():
-    from avatar_jax.errors import UserError
 
     with pytest.raises(UserError, match='batch size 5: not divisible by 2 devices'):
         check_batch({'x': np.zeros((5, 2))}, 2)

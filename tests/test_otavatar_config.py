@@ -64,11 +64,11 @@ def test_configuration_round_trip_and_overrides():
         ({'train.average_gradients': 1}, 'is not bool'),
         ({'preset': 'best'}, 'use one of paper, release'),
         ({'loss': {'local': -1.0}}, 'loss.local'),
-        ({'decoupling': {'mode': 'randomly'}}, 'mode='),
+        ({'decoupling': {'mode': 'randomly'}}, 'decoupling.mode: .randomly.; use one of'),
         ({'controller': {'basis': 'free'}}, 'controller.basis'),
         ({'controller': {'directions': 600}}, 'do not fit'),
         ({'clamp_radius': 0.0}, 'clamp_radius'),
-        ({'inversion': {'w_steps': 0, 'wplus_steps': 0}}, 'not both 0'),
+        ({'inversion': {'w_steps': 0, 'wplus_steps': 0}}, 'inversion.w_steps: 0; wplus_steps is 0, too'),
     ],
 )
 def test_bad_options_are_refused_in_one_line(values, text):

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from avatar_jax.errors import UserError
 from avatar_jax.train.optimizers import OptimizerConfig, clip_by_global_norm, global_norm, make_optimizer, step_decay
 from avatar_jax.train.state import Group, TrainState, num_params, step_key
 
@@ -101,5 +102,5 @@ def test_schedule_and_refused_settings():
     assert [round(float(step_decay(s, 10, 0.2)), 6) for s in (0, 9, 10, 25)] == [1.0, 1.0, 0.2, 0.04]
     assert float(step_decay(5, 0, 0.2)) == 1.0
     for bad in ({'type': 'lion'}, {'lr': -1.0}, {'beta1': 1.0}, {'momentum': 0.9}):
-        with pytest.raises(ValueError):
+        with pytest.raises(UserError, match=f'optimizer.{next(iter(bad))}: '):
             OptimizerConfig(**bad)

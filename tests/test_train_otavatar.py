@@ -233,9 +233,75 @@ def test_config_mistakes_are_named():
 def test_batches_and_devices_are_checked_before_anything_is_compiled():
     from avatar_jax.methods.otavatar.training import devices_and_batch
 
-    with pytest.raises(UserError, match='frames_per_clip: 3'):
-        devices_and_batch(tiny_run(train__frames_per_clip=3))
     assert devices_and_batch(tiny_run())[1] == 2
+
+
+# ------------------------------------------------------------------------------------- options that no preset has
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'sigma_w': 'std', 'clamp_radius': 5.0},
+        {'controller__scaling': True, 'controller__motion_space': 'w'},
+        {'train__frames_per_clip': 3, 'loss__alpha_mutual': 0.1},
+        {'train__frames_per_clip': 1},
+    ],
+    ids=lambda c: next(iter(c)) + str(next(iter(c.values()))),
+)
+def test_options_that_no_preset_has_are_trained_and_used(changes, tmp_path):
+    from avatar_jax.methods.model import load_model as load
+    from tests.runs import train
+    from tests.tiny_model import portrait
+
+    run = tiny_run(1, inversion__w_steps=1, inversion__wplus_steps=0, **changes)
+    train(run, tmp_path, quiet=True)
+    row = read_jsonl(tmp_path / 'metrics.jsonl')[-1]
+    assert row['controller/grad_norm'] > 0 and ('controller/alpha_mutual' in row) == ('loss__alpha_mutual' in changes)
+    model = load(tmp_path / 'weights.safetensors')
+    assert model.config == run.model
+    windows = np.random.default_rng(0).uniform(0, 1, (2, 27, 70)).astype(np.float32)
+    avatar = model.build(portrait(0)).avatar
+    labels = np.repeat(np.asarray(portrait(0).camera.label)[None], 2, 0)
+    pictures = model.frames(avatar, windows, labels, sr=False).rgb
+    assert np.isfinite(pictures).all() and np.abs(pictures[0] - pictures[1]).max() > 0
+
+
+def test_standard_deviations_of_codes_are_those_of_the_mapping_network():
+    from avatar_jax.methods.otavatar.model import code_std, init, sigma
+
+    config = tiny_run(sigma_w='std').model
+    variables = init(config, jax.random.key(0))
+    found = sigma(variables, config)
+    generator = network(variables, 'generator')
+    np.testing.assert_array_equal(found, code_std(generator, config.generator))
+    mapping = generator['params']['backbone']['mapping']
+    last = max(mapping)
+    wider = mapping | {last: mapping[last] | {'weight': 2 * mapping[last]['weight']}}
+    params = generator['params'] | {'backbone': generator['params']['backbone'] | {'mapping': wider}}
+    np.testing.assert_allclose(code_std({**generator, 'params': params}, config.generator), 2 * found, rtol=1e-5)
+    # A run that takes its generator from a file measures that one's codes.
+    begun = training.Starting({'generator': {**generator, 'params': params}}, {}, (), '')
+    parts = training.with_parts(variables, begun, config)
+    np.testing.assert_allclose(sigma(parts, config), 2 * found, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'said'),
+    [
+        ({'controller': {'use_crop': True}}, r'model.method.controller.use_crop: True; motions have 70 numbers'),
+        (
+            {'loss': {'alpha_mutual': 1.0}, 'train': {'frames_per_clip': 1}},
+            r'model.method.loss.alpha_mutual: 1.0; comp',
+        ),
+        ({'train': {'frames_per_clip': 0}}, r'model.method.train.frames_per_clip: 0; must be at least 1'),
+        ({'sigma_w': 'mean'}, "model.method.sigma_w: 'mean'; use one of ones, std"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_when_they_are_read(changes, said):
+    with pytest.raises(UserError, match=said):
+        training.run_config({'model': {'method': changes}})
 
 
 # ----------------------------------------------------------------------------------------------------- starting points
@@ -270,7 +336,7 @@ def test_a_run_starts_from_any_parts(files):
     def start(init, config=config):
         init = init.replace('@', f'{folder}/')
         begun = training.starting_point(init, config)
-        return begun, training.with_parts(fresh, begun)
+        return begun, training.with_parts(fresh, begun, config)
 
     begun, found = start('@both.safetensors')
     equal(found, variables)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 
 
@@ -49,8 +50,8 @@ def run_benchmark(
     stages = bench.stages if stages is None else stages
     if unknown := sorted(set(stages) - set(bench.stages)):
         raise UserError(f'--stages: {", ".join(unknown)} unknown; use {", ".join(bench.stages)}')
-    if repeats < 1 or min(batch_sizes, default=0) < 1:
-        raise UserError('--repeats and --batch-sizes: must be at least 1')
+    check = Check.values(OPTION, repeats=repeats, batch_sizes=min(batch_sizes, default=0))
+    check.at_least(1, 'repeats', 'batch_sizes')
     result: dict[str, Any] = {
         'machine': machine(),
         'config': dataclasses.asdict(config),

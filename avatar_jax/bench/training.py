@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar_jax.bench.stages import machine
+from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.processes import is_first
 from avatar_jax.train.program import Program
@@ -56,8 +57,9 @@ def run_train_benchmark(
     """
     import jax
 
-    if repeats < 1 or rows < 0 or min(counts, default=0) < 1:
-        raise UserError('--repeats and --devices: must be at least 1, --rows at least 0')
+    check = Check.values(OPTION, repeats=repeats, devices=min(counts, default=0), rows=rows)
+    check.at_least(1, 'repeats', 'devices')
+    check.at_least(0, 'rows')
     counts = sorted(set(counts))
     have = 0 if count_only else len(_devices(counts[-1]))
     if jax.process_count() > 1 and counts != [have]:

@@ -19,7 +19,7 @@ import numpy as np
 from avatar_jax.bundled.animals import animal, crop
 from avatar_jax.bundled.face_augment import example, example_or_empty, rephotographed
 from avatar_jax.bundled.report import write_network
-from avatar_jax.errors import UserError
+from avatar_jax.checks import Check
 from avatar_jax.eval.faces import eye_openness, mouth_opening
 from avatar_jax.eval.statistics import pearson
 from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNet, FaceNetConfig, FaceNetOutput
@@ -59,10 +59,12 @@ class FaceTrainConfig:
     present: float = 0.2
 
     def __post_init__(self):
-        if self.steps < 1 or self.batch < 2 or self.warmup < 0 or not 0 < self.cooling <= 1:
-            raise UserError(
-                'face network: steps must be at least 1, batch at least 2, warmup not negative, cooling 0 to 1'
-            )
+        check = Check(self)
+        check.at_least(1, 'steps')
+        check.at_least(2, 'batch')
+        check.at_least(0, 'warmup')
+        check.above(0, 'cooling')
+        check.within(0, 1, 'cooling')
 
 
 def init_state(config: FaceTrainConfig, data: Data) -> TrainState:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.bundled.report import write_network
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.eval.faces import eye_openness, mouth_opening
 from avatar_jax.eval.statistics import pearson
@@ -67,8 +68,10 @@ class HeadTrainConfig:
     openings: float = 1.0
 
     def __post_init__(self):
-        if self.steps < 1 or self.batch < 2 or self.warmup < 0:
-            raise UserError('head networks: steps must be at least 1, batch at least 2, warmup not negative')
+        check = Check(self)
+        check.at_least(1, 'steps')
+        check.at_least(2, 'batch')
+        check.at_least(0, 'warmup')
 
 
 def targets_of(data: Data) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.eval import faces
 from avatar_jax.ops.windows import RADIUS, WINDOW
@@ -39,10 +40,11 @@ class ProtocolConfig:
     portraits: int = 1
 
     def __post_init__(self):
-        if not 1 <= self.portraits <= self.clip_frames:
-            raise UserError(f'evaluation: portraits must be between 1 and clip_frames ({self.clip_frames})')
-        if not (2 <= self.frames <= self.clip_frames and self.resolution >= 16):
-            raise UserError('evaluation: frames must be between 2 and clip_frames, resolution at least 16')
+        check = Check(self, 'evaluation')
+        check.at_least(16, 'resolution')
+        check.at_least(2, 'clip_frames')
+        check.within(1, self.clip_frames, 'portraits')
+        check.within(2, self.clip_frames, 'frames')
 
 
 @dataclass(frozen=True)

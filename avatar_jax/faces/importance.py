@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avatar_jax.errors import UserError
+from avatar_jax.checks import Check
 
 _COVERED = 8  # of 255: from here on a pixel counts as the head's
 _EDGE = 3 / 128  # of the picture's side: how far on both sides the outline reaches
@@ -29,8 +29,9 @@ class Importance:
     edge: float = 0.0
 
     def __post_init__(self):
-        if min(self.background, self.head, self.mouth, self.eye, self.edge) < 0 or self.head == 0:
-            raise UserError(f'importance: {self}; no value may be negative, and that of the head must be above 0')
+        check = Check(self, 'importance')
+        check.at_least(0, 'background', 'mouth', 'eye', 'edge')
+        check.above(0, 'head')
 
 
 def part_boxes(landmarks: np.ndarray) -> np.ndarray:

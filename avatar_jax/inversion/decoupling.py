@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from avatar_jax.checks import Check
 from avatar_jax.parallel import mean_over_devices, num_shards, sample_keys, sum_over_devices
 from avatar_jax.train.accumulate import value_and_grad_in_parts
 from avatar_jax.train.optimizers import clip_factor, step_decay
@@ -101,21 +102,18 @@ class DecouplingConfig:
     lr_decay: float = 0.2
 
     def __post_init__(self):
-        choices = {
-            'mode': ('successively', 'alternatively', 'joint'),
-            'clip_scope': ('batch', 'sample'),
-            'inner_generator': ('ema', 'raw'),
-            'refine': ('per_frame', 'together', 'off'),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f'{name}={getattr(self, name)!r}: use one of {", ".join(map(repr, allowed))}')
-        if min(self.identity_steps, self.controller_steps, self.sr_steps) < 0 or self.num_steps < 1:
-            raise ValueError(f'step counts must not be negative and not all zero: {self}')
-        if self.mode == 'alternatively' and self.alternate_every < 2:
-            raise ValueError('alternate_every must be at least 2')
-        if self.inner_generator == 'ema' and not self.ema_generator:
-            raise ValueError("inner_generator='ema' needs ema_generator=True")
+        check = Check(self, 'decoupling')
+        check.one_of('mode', 'successively', 'alternatively', 'joint')
+        check.one_of('clip_scope', 'batch', 'sample')
+        check.one_of('inner_generator', 'ema', 'raw')
+        check.one_of('refine', 'per_frame', 'together', 'off')
+        check.at_least(0, 'identity_steps', 'controller_steps', 'sr_steps')
+        check.need(self.num_steps > 0, 'identity_steps', 'the numbers of steps are all 0; give at least one step')
+        if self.mode == 'alternatively':
+            check.at_least(2, 'alternate_every')
+        check.need(
+            self.inner_generator == 'raw' or self.ema_generator, 'inner_generator', "needs ema_generator; use 'raw'"
+        )
 
     @property
     def num_steps(self) -> int:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from avatar_jax.checks import Check
 from avatar_jax.train.optimizers import clip_factor, global_norm
 
 PyTree = Any
@@ -57,14 +58,16 @@ class StageConfig:
     patience: int = 20
 
     def __post_init__(self):
-        if self.space not in ('w', 'w+'):
-            raise ValueError(f"space={self.space!r}: use 'w' or 'w+'")
-        if not 0 <= self.sr_steps <= self.steps or self.steps < 1:
-            raise ValueError(f'steps={self.steps}, sr_steps={self.sr_steps}: need 0 <= sr_steps <= steps, steps >= 1')
-        if not (self.optimise_code or self.optimise_intrinsics):
-            raise ValueError('nothing to optimise: switch on optimise_code or optimise_intrinsics')
-        if self.patience < 1 or not self.tolerance >= 0:
-            raise ValueError(f'patience={self.patience}, tolerance={self.tolerance}: at least 1 and 0')
+        check = Check(self, 'inversion')
+        check.one_of('space', 'w', 'w+')
+        check.at_least(1, 'steps', 'patience')
+        check.within(0, self.steps, 'sr_steps')
+        check.at_least(0, 'tolerance')
+        check.need(
+            self.optimise_code or self.optimise_intrinsics,
+            'optimise_code',
+            'nothing to optimise; switch it on, or optimise_intrinsics',
+        )
 
 
 class StageResult(NamedTuple):

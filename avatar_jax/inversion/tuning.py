@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from avatar_jax.errors import UserError
+from avatar_jax.checks import Check
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 
 PyTree = Any
@@ -53,13 +53,12 @@ class PivotConfig:
     samples: int = 600
 
     def __post_init__(self):
-        if self.steps < 1 or self.samples < 2 or not self.lr > 0 or self.noise < 0:
-            raise UserError(
-                f'pivot: steps {self.steps}, samples {self.samples}, lr {self.lr}, noise {self.noise}; '
-                'give at least 1 step, 2 samples, a positive rate and no negative noise'
-            )
-        if not (0 <= self.warm_up <= 1 and 0 <= self.ramp_down <= 1 and 0 < self.noise_until <= 1):
-            raise UserError('pivot: warm_up, ramp_down and noise_until are shares of the steps, within 0..1')
+        check = Check(self, 'pivot')
+        check.at_least(1, 'steps')
+        check.at_least(2, 'samples')
+        check.above(0, 'lr', 'noise_until')
+        check.at_least(0, 'noise')
+        check.within(0, 1, 'warm_up', 'ramp_down', 'noise_until')
 
 
 class Pivot(NamedTuple):
@@ -137,11 +136,10 @@ class LocalityConfig:
     every: int = 1
 
     def __post_init__(self):
-        if self.weight < 0 or self.radius <= 0 or self.every < 1:
-            raise UserError(
-                f'locality: weight {self.weight}, radius {self.radius}, every {self.every}; give a weight of at least '
-                '0, a positive radius and at least 1'
-            )
+        check = Check(self, 'locality')
+        check.at_least(0, 'weight')
+        check.above(0, 'radius')
+        check.at_least(1, 'every')
 
 
 @dataclass(frozen=True)
@@ -163,15 +161,14 @@ class TuningConfig:
     locality: LocalityConfig = field(default_factory=LocalityConfig)
 
     def __post_init__(self):
-        if self.tune not in TUNE:
-            raise UserError(f'tuning.tune: {self.tune!r}; use one of {", ".join(TUNE)}')
-        if self.steps < 1:
-            raise UserError(f'tuning.steps: {self.steps}; at least 1 is needed (tune none leaves the networks alone)')
-        if self.locality.weight and self.tune == 'compensation':
-            raise UserError(
-                'tuning.locality.weight: it compares generators, but the compensation network is tuned, which belongs '
-                'to one picture; set it to 0'
-            )
+        check = Check(self, 'tuning')
+        check.one_of('tune', *TUNE)
+        check.need(self.steps >= 1, 'steps', "must be at least 1 (tune='none' leaves the networks alone)")
+        check.need(
+            not self.locality.weight or self.tune != 'compensation',
+            'locality.weight',
+            'it compares generators, but the compensation network is tuned, which belongs to one picture; set it to 0',
+        )
 
 
 class Tuned(NamedTuple):

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.models import host_draws
 from avatar_jax.models.layers import FullyConnected
@@ -55,20 +56,14 @@ class EncoderConfig:
 
     def __post_init__(self):
         for name in ('widths', 'units'):
-            value = tuple(getattr(self, name))
-            object.__setattr__(self, name, value)
-            if len(value) != 4 or min(value) < 1:
-                raise UserError(f'encoder.{name}: {value}; give four positive numbers')
-        if self.image_size < 16 or self.image_size & (self.image_size - 1):
-            raise UserError(f'encoder.image_size: {self.image_size}; use a power of two of at least 16')
-        if not 0 <= self.coarse <= self.middle or self.num_ws < 1:
-            raise UserError(
-                f'encoder.coarse, middle: {self.coarse}, {self.middle} of {self.num_ws} rows; they must not decrease'
-            )
-        if self.head_width is not None and self.head_width < 1:
-            raise UserError(f'encoder.head_width: {self.head_width}; at least 1, or null for w_dim')
-        if self.reduction < 1 or min(self.widths) < self.reduction:
-            raise UserError(f'encoder.reduction: {self.reduction}; at most the smallest width, {min(self.widths)}')
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check = Check(self, 'encoder')
+        check.length(4, 'widths', 'units')
+        check.at_least(1, 'widths', 'units', 'num_ws', 'head_width')
+        check.power_of_two(16, 'image_size')
+        check.at_least(0, 'coarse')
+        check.need(self.middle >= self.coarse, 'middle', f'must not be less than coarse ({self.coarse})')
+        check.within(1, min(self.widths), 'reduction')
 
     def level(self, row: int) -> int:
         """Which map a head reads: 0 the smallest, 1, or 2 the largest."""

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.models.perception.layers import flatten_chw
 from avatar_jax.models.styleunet import Constant, Conv, Linear, ResBlock, StyleConv, ToRGB, lrelu
@@ -52,8 +53,9 @@ class GFPGANConfig:
     narrow: float = 1.0
 
     def __post_init__(self):
-        if self.size not in _WIDTHS or self.size < 8:
-            raise UserError(f'gfpgan.size: {self.size}; use a power of two from 8 to 1024')
+        check = Check(self, 'gfpgan')
+        check.power_of_two(8, 'size')
+        check.within(8, 1024, 'size')
 
     @property
     def levels(self) -> int:

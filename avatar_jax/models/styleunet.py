@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from avatar_jax.errors import UserError
+from avatar_jax.checks import Check
 from avatar_jax.models import host_draws
 from avatar_jax.models.perception.layers import flatten_chw
 from avatar_jax.ops.activations import SQRT2, normalize_2nd_moment
@@ -66,10 +66,13 @@ class StyleUNetConfig:
     mapping_layers: int = 8
 
     def __post_init__(self):
-        if self.out_size < 8 or self.out_size & (self.out_size - 1):
-            raise UserError(f'out_size: {self.out_size}; use a power of two of at least 8')
-        if self.in_size > self.out_size and self.in_size != 2 * self.out_size:
-            raise UserError(f'in_size: {self.in_size}; use {2 * self.out_size}, or at most {self.out_size}')
+        check = Check(self)
+        check.power_of_two(8, 'out_size')
+        check.need(
+            self.in_size <= self.out_size or self.in_size == 2 * self.out_size,
+            'in_size',
+            f'use {2 * self.out_size}, or at most {self.out_size}',
+        )
 
     @property
     def levels(self) -> int:

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.models.decoder import OSGDecoder, decode
 from avatar_jax.models.mapping import MappingNetwork
@@ -76,14 +77,11 @@ class GeneratorConfig:
     rendering: RenderConfig = field(default_factory=RenderConfig)
 
     def __post_init__(self):
-        if self.dtype not in ('float32', 'bfloat16'):
-            raise UserError(f"generator.dtype: {self.dtype!r}; use 'float32' or 'bfloat16'")
-        if self.superresolution not in VARIANTS:
-            raise UserError(f'generator.superresolution: {self.superresolution!r}; use one of {", ".join(VARIANTS)}')
-        if self.c_dim not in (0, 25):
-            raise UserError(f'generator.c_dim: {self.c_dim}; a camera label has 25 numbers (0: no conditioning)')
-        if self.decoder_out < 3:
-            raise UserError(f'generator.decoder_out: {self.decoder_out}; the first three features are the raw image')
+        check = Check(self, 'generator')
+        check.one_of('dtype', 'float32', 'bfloat16')
+        check.one_of('superresolution', *VARIANTS)
+        check.need(self.c_dim in (0, 25), 'c_dim', 'a camera label has 25 numbers (0: no conditioning)')
+        check.need(self.decoder_out >= 3, 'decoder_out', 'the first three features are the raw image; give at least 3')
         if self.sr_channels is not None:
             object.__setattr__(self, 'sr_channels', tuple(self.sr_channels))
 

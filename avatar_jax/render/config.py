@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.ops.grid_sample import PLANE_AXES
 
@@ -62,34 +64,34 @@ class RenderConfig:
     gpc_reg_prob: float | None = 0.5
 
     def __post_init__(self):
-        def need(condition, text):
-            if not condition:
-                raise UserError(f'rendering.{text}')
-
-        auto = 'auto' in (self.ray_start, self.ray_end)
-        if auto:
-            need(self.ray_start == self.ray_end, "ray_start/ray_end: 'auto' works for both or for neither; set both")
-            need(not self.disparity_space_sampling, "disparity_space_sampling: needs a fixed ray range, not 'auto'")
-        else:
-            need(
-                not isinstance(self.ray_start, str) and not isinstance(self.ray_end, str),
-                f"ray_start/ray_end: {self.ray_start!r}, {self.ray_end!r}; give numbers or 'auto'",
+        check = Check(self, 'rendering')
+        if 'auto' in (self.ray_start, self.ray_end):
+            for name in ('ray_start', 'ray_end'):
+                check.need(
+                    getattr(self, name) == 'auto',
+                    name,
+                    "'auto' works for both ends of the rays or for neither; set both",
+                )
+            check.need(
+                not self.disparity_space_sampling, 'disparity_space_sampling', "needs a fixed ray range, not 'auto'"
             )
-            need(self.ray_end > self.ray_start, f'ray_end: {self.ray_end} must be beyond ray_start {self.ray_start}')
-        need(self.depth_resolution >= 2, f'depth_resolution: {self.depth_resolution}; at least 2 samples are needed')
-        need(self.depth_resolution_importance >= 0, 'depth_resolution_importance: must be 0 (off) or more')
-        need(
+        else:
+            for name in ('ray_start', 'ray_end'):
+                value = getattr(self, name)
+                check.need(not isinstance(value, str) and math.isfinite(value), name, "give a number or 'auto'")
+            check.need(self.ray_end > self.ray_start, 'ray_end', f'must be beyond ray_start {self.ray_start}')
+        check.at_least(2, 'depth_resolution')
+        check.need(self.depth_resolution_importance >= 0, 'depth_resolution_importance', 'must be 0 (off) or more')
+        check.need(
             self.depth_resolution_importance == 0 or self.depth_resolution >= 4,
-            'depth_resolution: importance sampling needs at least 4 samples in the first pass',
+            'depth_resolution',
+            'importance sampling needs at least 4 samples in the first pass',
         )
-        need(self.clamp_mode == 'softplus', f"clamp_mode: {self.clamp_mode!r} does not exist; use 'softplus'")
-        need(self.plane_axes in PLANE_AXES, f'plane_axes: {self.plane_axes!r}; use one of {sorted(PLANE_AXES)}')
-        need(self.box_warp > 0, f'box_warp: {self.box_warp}; the side of the box must be positive')
-        need(self.ray_chunk is None or self.ray_chunk >= 1, f'ray_chunk: {self.ray_chunk}; use None or at least 1')
-        need(
-            self.superresolution_noise_mode in ('none', 'const', 'random'),
-            f"superresolution_noise_mode: {self.superresolution_noise_mode!r}; use 'none', 'const' or 'random'",
-        )
+        check.need(self.clamp_mode == 'softplus', 'clamp_mode', "does not exist; use 'softplus'")
+        check.one_of('plane_axes', *sorted(PLANE_AXES))
+        check.above(0, 'box_warp')
+        check.at_least(1, 'ray_chunk')
+        check.one_of('superresolution_noise_mode', 'none', 'const', 'random')
         object.__setattr__(self, 'avg_camera_pivot', tuple(float(x) for x in self.avg_camera_pivot))
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.faces.alignment import EG3D_CROP, EG3D_RESCALE, EG3D_SIZE, five_points, solve_pose
 from avatar_jax.faces.camera_labels import CROP, FOCAL_1024, label_from_pose
@@ -52,12 +53,10 @@ class TrackConfig:
     read_numbers: bool = True
 
     def __post_init__(self):
-        if self.crop not in MODES:
-            raise UserError(f"crop '{self.crop}': choose one of {', '.join(MODES)}")
-        if self.size < 16:
-            raise UserError(f'size {self.size}: the crop needs at least 16 pixels')
-        if self.steady < 0 or self.fit.smooth < 0:
-            raise UserError('the strength of smoothing cannot be negative')
+        check = Check(self)
+        check.one_of('crop', *MODES)
+        check.need(self.size >= 16, 'size', 'the crop needs at least 16 pixels')
+        check.at_least(0, 'steady', 'fit.smooth')
 
 
 @dataclasses.dataclass

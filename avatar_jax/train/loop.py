@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.io.lock import FolderLock
 from avatar_jax.parallel import to_host
@@ -95,12 +96,10 @@ class LoopConfig:
     )
 
     def __post_init__(self):
-        if self.total_steps < 1 or self.log_every < 1 or self.keep < 1:
-            raise UserError(f'loop: total_steps, log_every and keep must be at least 1, got {self}')
-        if min(self.sample_every, self.checkpoint_every, self.keep_every) < 0:
-            raise UserError(f'loop: intervals cannot be negative, got {self}')
-        if self.nonfinite not in ('stop', 'skip'):
-            raise UserError(f"loop.nonfinite: {self.nonfinite!r}; use 'stop' or 'skip'")
+        check = Check(self, 'loop')
+        check.at_least(1, 'total_steps', 'log_every', 'keep')
+        check.at_least(0, 'sample_every', 'checkpoint_every', 'keep_every')
+        check.one_of('nonfinite', 'stop', 'skip')
 
 
 def skip_nonfinite(step_fn: StepFn) -> StepFn:

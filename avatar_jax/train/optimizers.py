@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from avatar_jax.checks import Check
+
 PyTree = Any
 
 
@@ -38,12 +40,13 @@ class OptimizerConfig:
     momentum: float = 0.0  # sgd only
 
     def __post_init__(self):
-        if self.type not in ('adam', 'adamw', 'sgd'):
-            raise ValueError(f"optimizer type {self.type!r}: use 'adam', 'adamw' or 'sgd'")
-        if not self.lr >= 0 or not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1 or not self.eps >= 0:
-            raise ValueError(f'optimizer out of range: {self}')
-        if self.momentum and self.type != 'sgd':
-            raise ValueError(f"momentum is an option of 'sgd'; {self.type!r} has beta1")
+        check = Check(self, 'optimizer')
+        check.one_of('type', 'adam', 'adamw', 'sgd')
+        check.at_least(0, 'lr', 'eps')
+        check.decay('beta1', 'beta2')
+        check.need(
+            not self.momentum or self.type == 'sgd', 'momentum', f"is an option of 'sgd'; {self.type!r} has beta1"
+        )
 
 
 class AdamState(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avatar_jax.errors import UserError
+from avatar_jax.checks import Check
 from avatar_jax.train.loop import LoopConfig
 
 
@@ -36,12 +36,16 @@ class ClipsConfig:
     prefetch: int = 8
 
     def __post_init__(self):
-        if self.source not in ('rendered', 'built', 'heads'):
-            raise UserError(f"data.source: {self.source!r}; use 'rendered', 'built' or 'heads'")
-        if self.source == 'built' and not self.folder:
-            raise UserError("data.folder: give the folder of the built data set, or use data.source='rendered'")
-        if self.source == 'heads' and (not self.folder or self.clips_per_person != 1):
-            raise UserError("data: source='heads' needs a folder for its pictures, and clips_per_person=1")
+        check = Check(self, 'data')
+        check.one_of('source', 'rendered', 'built', 'heads')
+        check.need(
+            self.source == 'rendered' or bool(self.folder),
+            'folder',
+            f"source '{self.source}' needs a folder, for its {'pictures' if self.source == 'heads' else 'data set'}",
+        )
+        check.need(
+            self.source != 'heads' or self.clips_per_person == 1, 'clips_per_person', "must be 1 with source 'heads'"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,15 @@ class PicturesConfig:
     prefetch: int = 64
 
     def __post_init__(self):
-        if self.source not in ('eg3d', 'built', 'fast_heads', 'rendered'):
-            raise UserError(f"data.source: {self.source!r}; use 'eg3d', 'built', 'fast_heads' or 'rendered'")
-        if self.source != 'rendered' and not self.folder:
-            raise UserError(f'data.folder: give the folder or file of the data set (data.source={self.source!r})')
-        if self.source == 'rendered' and self.count < 1:
-            raise UserError('data.count: must be at least 1')
+        check = Check(self, 'data')
+        check.one_of('source', 'eg3d', 'built', 'fast_heads', 'rendered')
+        check.need(
+            self.source == 'rendered' or bool(self.folder),
+            'folder',
+            f"source '{self.source}' needs the folder or file of the data set",
+        )
+        if self.source == 'rendered':
+            check.at_least(1, 'count')
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,12 @@ class OutputConfig:
     nonfinite: str = 'stop'
     max_skipped: int = 20
     tensorboard: bool = True
+
+    def __post_init__(self):
+        check = Check(self, 'output')
+        check.at_least(1, 'log_every', 'keep')
+        check.at_least(0, 'sample_every', 'checkpoint_every', 'keep_every', 'max_skipped')
+        check.one_of('nonfinite', 'stop', 'skip')
 
     def loop(self, total_steps: int) -> LoopConfig:
         """The settings of the loop for a run of ``total_steps``."""

@@ -14,6 +14,7 @@ import json
 import sys
 from pathlib import Path
 
+from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from data_pipelines.fingerprint import same_head
 from data_pipelines.workers import worker_pool
@@ -37,8 +38,9 @@ def customised(
     new = dataclasses.replace(config, **changes, clips=dataclasses.replace(config.clips, **inner))
     if new.recipe() == config.recipe():
         return config
-    if min(new.train_people, new.clips_per_person) < 1 or new.seed < 0:
-        raise UserError('--people and --clips must be at least 1 and --seed not negative')
+    check = Check.values(OPTION, people=new.train_people, clips=new.clips_per_person, seed=new.seed)
+    check.at_least(1, 'people', 'clips')
+    check.at_least(0, 'seed')
     digest = hashlib.sha256(json.dumps(new.recipe(), sort_keys=True).encode()).hexdigest()[:8]
     return dataclasses.replace(new, name=f'{config.name}-{digest}')
 

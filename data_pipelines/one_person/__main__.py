@@ -7,6 +7,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from data_pipelines.one_person.procedural import TalkOptions, write_talking_video
 from data_pipelines.workers import worker_pool
@@ -16,8 +17,7 @@ def make(out: Path, people: int, seed: int, workers: int, options: TalkOptions, 
     """Writes ``out/person_00`` and so on; folders that are there already are kept. Returns all of them."""
     from tqdm import tqdm
 
-    if people < 1 or workers < 1:
-        raise UserError('--people and --workers must be at least 1')
+    Check.values(OPTION, people=people, workers=workers).at_least(1, 'people', 'workers')
     folders = []
     with worker_pool(workers) if workers > 1 else contextlib.nullcontext() as pool:
         for person in range(people):

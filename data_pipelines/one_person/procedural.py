@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.procedural import motion
 from data_pipelines.clips import BASIS, Clip, ClipOptions
@@ -57,8 +58,11 @@ class TalkOptions:
     supersample: int = 2
 
     def __post_init__(self):
-        if self.frames < 1 or self.fps <= 0 or self.size < 16 or self.supersample < 1 or self.mood < 0:
-            raise UserError('talking videos: frames, fps and supersample must be positive, size at least 16')
+        check = Check(self)
+        check.at_least(1, 'frames', 'supersample')
+        check.above(0, 'fps')
+        check.at_least(16, 'size')
+        check.at_least(0, 'mood')
 
 
 def talking_clip(seed: int, person: int, options: TalkOptions | None = None) -> Clip:
@@ -67,8 +71,7 @@ def talking_clip(seed: int, person: int, options: TalkOptions | None = None) -> 
     from avatar_jax.procedural.streams import Stream
 
     options = TalkOptions() if options is None else options
-    if person < 0 or seed < 0:
-        raise UserError(f'talking videos: person {person} and seed {seed} must not be negative')
+    Check.values(person=person, seed=seed).at_least(0, 'person', 'seed')
     rng = Stream(seed, 'talking', person)
     identity_seed, speech_seed = (int(rng.integers(0, 2**62)) for _ in range(2))
     style = motion.speech_style(speech_seed)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import an_example
 
@@ -86,6 +87,4 @@ def main(run: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
 
 def at_least_one(**values: int) -> None:
     """Raises ``UserError`` for counts below one, by the option's name."""
-    for name, value in values.items():
-        if value < 1:
-            raise UserError(f'--{name.replace("_", "-")} {value}: must be at least 1')
+    Check.values(OPTION, **values).at_least(1, *values)

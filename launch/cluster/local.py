@@ -19,7 +19,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from avatar_jax.errors import UserError
+from avatar_jax.checks import OPTION, Check
 from launch.cluster.command import at_least_one, main, parser_of, resuming, shell, split_command
 from launch.cluster.supervise import supervise
 
@@ -65,8 +65,7 @@ def run(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(own)
     at_least_one(processes=args.processes, gpus_each=args.gpus_each)
-    if args.cpu_devices < 0 or args.restarts < 0:
-        raise UserError('--cpu-devices and --restarts must not be negative')
+    Check(args, OPTION).at_least(0, 'cpu_devices', 'restarts')
     for attempt in range(args.restarts + 1):
         started = plan(
             resuming(command) if attempt or args.restarts else command,

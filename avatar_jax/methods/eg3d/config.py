@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.methods.eg3d.augment import AdaConfig
 from avatar_jax.models.discriminator import DualDiscriminator, SingleDiscriminator
@@ -50,12 +51,10 @@ class DiscriminatorConfig:
     dtype: str = 'float32'
 
     def __post_init__(self):
-        if self.kind not in ('dual', 'single'):
-            raise UserError(f"discriminator.kind: {self.kind!r}; use 'dual' or 'single'")
-        if self.dtype not in ('float32', 'bfloat16'):
-            raise UserError(f"discriminator.dtype: {self.dtype!r}; use 'float32' or 'bfloat16'")
-        if self.mbstd_grouping not in ('contiguous', 'strided'):
-            raise UserError(f"discriminator.mbstd_grouping: {self.mbstd_grouping!r}; use 'contiguous' or 'strided'")
+        check = Check(self, 'discriminator')
+        check.one_of('kind', 'dual', 'single')
+        check.one_of('dtype', 'float32', 'bfloat16')
+        check.one_of('mbstd_grouping', 'contiguous', 'strided')
 
     def module(self, img_resolution: int, c_dim: int = 25) -> Any:
         """The network for images of that size."""
@@ -108,17 +107,14 @@ class LossConfig:
     path_length_shrink: int = 2
 
     def __post_init__(self):
-        for name in ('r1_gamma', 'style_mixing_prob', 'blur_init_sigma', 'path_length_weight'):
-            if getattr(self, name) < 0:
-                raise UserError(f'loss.{name}: {getattr(self, name)}; must not be negative')
-        if self.resolution_multiple < 1 or self.path_length_shrink < 1:
-            raise UserError('loss: resolution_multiple and path_length_shrink must be at least 1')
-        number = isinstance(self.filter_mode, float) and 0 < self.filter_mode < 1
-        if self.filter_mode not in FILTER_MODES and not number:
-            raise UserError(
-                f'loss.filter_mode: {self.filter_mode!r}; use {", ".join(map(repr, FILTER_MODES))} or a number '
-                'between 0 and 1'
-            )
+        check = Check(self, 'loss')
+        check.at_least(0, 'r1_gamma', 'style_mixing_prob', 'blur_init_sigma', 'path_length_weight')
+        check.at_least(1, 'resolution_multiple', 'path_length_shrink')
+        check.need(
+            self.filter_mode in FILTER_MODES or (isinstance(self.filter_mode, float) and 0 < self.filter_mode < 1),
+            'filter_mode',
+            f'use one of {", ".join(FILTER_MODES)}, or a number between 0 and 1',
+        )
 
 
 @dataclass(frozen=True)
@@ -154,10 +150,10 @@ class TrainConfig:
     clean_gradients: bool = True
 
     def __post_init__(self):
-        if self.batch < 1 or self.accumulate < 1 or not self.kimg > 0:
-            raise UserError('train: batch and accumulate must be at least 1, kimg positive')
-        if self.g_reg_interval < 0 or self.d_reg_interval < 0:
-            raise UserError('train: regularisation intervals must not be negative')
+        check = Check(self, 'train')
+        check.at_least(1, 'batch', 'accumulate')
+        check.above(0, 'kimg')
+        check.at_least(0, 'g_reg_interval', 'd_reg_interval')
 
     @property
     def iterations(self) -> int:
@@ -221,11 +217,9 @@ class RunConfig:
     )
 
     def __post_init__(self):
-        rendering = self.generator.rendering
-        if rendering.reg_type not in REG_TYPES:
-            raise UserError(f'generator.rendering.reg_type: {rendering.reg_type!r}; use one of {", ".join(REG_TYPES)}')
-        if self.generator.c_dim != 25:
-            raise UserError('generator.c_dim: training needs camera labels, 25 numbers')
+        check = Check(self)
+        check.one_of('generator.rendering.reg_type', *REG_TYPES)
+        check.need(self.generator.c_dim == 25, 'generator.c_dim', 'training needs camera labels of 25 numbers')
 
     @property
     def g_interval(self) -> int | None:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from avatar_jax.configure import from_plain, to_plain, updated
+from avatar_jax.checks import Check
+from avatar_jax.configure import differences, from_plain, to_plain, updated
 from avatar_jax.errors import UserError
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.faces.importance import Importance
@@ -30,11 +31,6 @@ FLAME_BASIS = 'flame-2020'
 FLAME_SHAPE = 100  # shape coefficients that the release uses
 NEAR = 4  # samples of a ray around a known surface, in training
 BASES = (ProceduralHead.basis, FLAME_BASIS)
-
-
-def _choice(where: str, value: Any, *allowed: Any) -> None:
-    if value not in allowed:
-        raise UserError(f'{where}: {value!r}; use one of {", ".join(map(str, allowed))}')
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class LossConfig:
     network: str = 'auto'
 
     def __post_init__(self):
-        _choice('loss.network', self.network, 'auto', 'alexnet', 'pyramid', 'none')
+        Check(self, 'loss').one_of('network', 'auto', 'alexnet', 'pyramid', 'none')
 
 
 @dataclass(frozen=True)
@@ -111,19 +107,15 @@ class TrainConfig:
     ema: float = 0.0
 
     def __post_init__(self):
-        _choice('train.divisor', self.divisor, 255, 256)
-        _choice('train.first', self.first, 'pytorch', 'he')
-        _choice('train.whole_trains', self.whole_trains, 'all', 'sr')
-        if min(self.iterations, self.batch_size, self.sources, self.drivers) < 1 or not 0 <= self.drop_sources <= 1:
-            raise UserError(
-                'train: iterations, batch_size, sources and drivers must be at least 1, drop_sources within 0..1'
-            )
-        if min(self.rays, self.ray_iterations, self.whole_every) < 0 or (self.ray_iterations and not self.rays):
-            raise UserError(
-                'train: rays, ray_iterations and whole_every must not be negative; ray_iterations need rays'
-            )
-        if not 0 <= self.ema < 1:
-            raise UserError(f'train.ema: {self.ema}; give a decay of at least 0 and below 1')
+        check = Check(self, 'train')
+        check.one_of('divisor', 255, 256)
+        check.one_of('first', 'pytorch', 'he')
+        check.one_of('whole_trains', 'all', 'sr')
+        check.at_least(1, 'iterations', 'batch_size', 'sources', 'drivers')
+        check.within(0, 1, 'drop_sources')
+        check.at_least(0, 'rays', 'ray_iterations', 'whole_every')
+        check.need(not self.ray_iterations or self.rays > 0, 'rays', 'ray_iterations need at least 1')
+        check.decay('ema')
 
 
 @dataclass(frozen=True)
@@ -131,7 +123,8 @@ class GPAvatarConfig:
     """All options of the method.
 
     Attributes:
-        preset: where this configuration started ('paper' or 'release'); informative.
+        preset: 'paper' or 'release': what reports compare this configuration with (``changes``); it sets nothing
+            itself.
         field: the point-based expression field. head: the NeRF head.
         fusion: of several portraits: 'attention' (release), 'linear' (paper: products of linear layers, divided by
             their sum) or 'mean' (ablation).
@@ -170,21 +163,22 @@ class GPAvatarConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
     def __post_init__(self):
-        _choice('preset', self.preset, 'paper', 'release')
-        _choice('fusion', self.fusion, *FUSIONS)
-        _choice('noise', self.noise, *NOISES)
-        _choice('training_noise', self.training_noise, *NOISES)
-        _choice('warp_surface', self.warp_surface, 'plane', 'head')
-        _choice('warp_corners', self.warp_corners, 'integer', 'exact')
-        _choice('warp_border', self.warp_border, 'single', 'double')
-        if self.samples < 2 or self.fine_samples < 2:
-            raise UserError('samples, fine_samples: at least 2 are needed')
-        if self.loss.depth and self.train.ray_iterations and self.fine_samples < NEAR + 2:
-            raise UserError(
-                f'fine_samples: loss.depth places {NEAR} of them around the surface; use at least {NEAR + 2}'
+        check = Check(self)
+        check.one_of('preset', 'paper', 'release')
+        check.one_of('fusion', *FUSIONS)
+        check.one_of('noise', *NOISES)
+        check.one_of('training_noise', *NOISES)
+        check.one_of('warp_surface', 'plane', 'head')
+        check.one_of('warp_corners', 'integer', 'exact')
+        check.one_of('warp_border', 'single', 'double')
+        check.at_least(2, 'samples', 'fine_samples')
+        if self.loss.depth and self.train.ray_iterations:
+            check.need(
+                self.fine_samples >= NEAR + 2,
+                'fine_samples',
+                f'loss.depth places {NEAR} of them around the surface; use at least {NEAR + 2}',
             )
-        if self.ray_chunk is not None and self.ray_chunk < 1:
-            raise UserError(f'ray_chunk: {self.ray_chunk}; use None or at least 1')
+        check.at_least(1, 'ray_chunk')
 
     @classmethod
     def release(cls, **overrides: Any) -> GPAvatarConfig:
@@ -196,6 +190,11 @@ class GPAvatarConfig:
     def paper(cls, **overrides: Any) -> GPAvatarConfig:
         """What the paper describes; where it gives nothing, as released."""
         return cls.release().replace(**_PAPER).replace(**overrides)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Options that are not as in the preset that this configuration names: dotted name -> plain value."""
+        return differences(self, _preset(self.preset))
 
     def replace(self, **overrides: Any) -> GPAvatarConfig:
         """A copy with some options changed; ``field__octaves=6`` sets ``field.octaves``. Raises ``UserError``."""
@@ -347,7 +346,7 @@ _SMALL: dict[str, Any] = {
 
 
 def _preset(name: str) -> GPAvatarConfig:
-    _choice('preset', name, 'paper', 'release')
+    Check.values(preset=name).one_of('preset', 'paper', 'release')
     return GPAvatarConfig.release() if name == 'release' else GPAvatarConfig.paper()
 
 
@@ -392,14 +391,17 @@ class ModelConfig:
     world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
 
     def __post_init__(self):
-        _choice('basis', self.basis, *BASES)
-        _choice('shape', self.shape, 'own', 'mean')
+        check = Check(self)
+        check.one_of('basis', *BASES)
+        check.one_of('shape', 'own', 'mean')
+        check.power_of_two(8, 'image_size', 'plane_size', 'img_resolution')
         self.encoder, self.superresolution  # noqa: B018 - their checks
         shown = 4 if self.method.warp_surface == 'head' and self.method.warp else 3
-        if self.plane_skip and self.method.head.plane_channels < shown:
-            raise UserError(
-                f'head.plane_channels: {self.method.head.plane_channels}; plane_skip needs at least {shown}'
-            )
+        check.need(
+            not self.plane_skip or self.method.head.plane_channels >= shown,
+            'method.head.plane_channels',
+            f'plane_skip needs at least {shown}',
+        )
 
     @property
     def conventions(self) -> Conventions:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.errors import UserError
+from avatar_jax.checks import Check
 from avatar_jax.models import host_draws
 from avatar_jax.ops.knn import METHODS, nearest, squared_distances
 
@@ -74,19 +74,16 @@ class FieldConfig:
     tile: int = 1024
 
     def __post_init__(self):
-        for name, value, allowed in (
-            ('kind', self.kind, KINDS),
-            ('choice', self.choice, ('even', 'strained')),
-            ('direction', self.direction, ('unit', 'offset')),
-            ('normalise', self.normalise, ('samples', 'neighbours')),
-            ('power', self.power, (1, 2)),
-            ('layers', self.layers, (1, 2)),
-            ('knn', self.knn, METHODS),
-        ):
-            if value not in allowed:
-                raise UserError(f'field.{name}: {value!r}; use one of {", ".join(map(str, allowed))}')
-        if not 1 <= self.neighbours <= self.points or self.octaves < 1:
-            raise UserError('field: neighbours must be between 1 and points, octaves at least 1')
+        check = Check(self, 'field')
+        check.one_of('kind', *KINDS)
+        check.one_of('choice', 'even', 'strained')
+        check.one_of('direction', 'unit', 'offset')
+        check.one_of('normalise', 'samples', 'neighbours')
+        check.one_of('power', 1, 2)
+        check.one_of('layers', 1, 2)
+        check.one_of('knn', *METHODS)
+        check.at_least(1, 'points', 'octaves')
+        check.within(1, self.points, 'neighbours')
 
     @property
     def with_points(self) -> bool:

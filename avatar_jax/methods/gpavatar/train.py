@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.faces.importance import importance, part_boxes
 from avatar_jax.methods.gpavatar import cameras, head, render
@@ -86,10 +87,9 @@ class RunConfig:
     )
 
     def __post_init__(self):
-        if self.method != METHOD:
-            raise UserError(f'method: {self.method!r}; this configuration is of {METHOD!r}')
-        if self.storage not in ('float32', 'float16'):
-            raise UserError(f"storage: {self.storage!r}; use 'float32' or 'float16'")
+        check = Check(self)
+        check.one_of('method', METHOD)
+        check.one_of('storage', 'float32', 'float16')
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""

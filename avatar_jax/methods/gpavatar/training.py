@@ -83,7 +83,12 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         images_per_step=train.batch_size,
         constants=frozen,
         bound={'networks': {'perceptual': network}, 'init': digest},
-        provenance={'data': to_plain(config.data), 'networks': {'perceptual': network}, 'init': digest},
+        provenance={
+            'data': to_plain(config.data),
+            'networks': {'perceptual': network},
+            'init': digest,
+            'preset': {'name': model.method.preset, 'changes': model.method.changes},
+        },
         sample=sample if config.output.sample_people else None,
         headline='psnr',
         devices=devices,

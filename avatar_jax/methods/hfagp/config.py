@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from avatar_jax.checks import Check
 from avatar_jax.configure import from_plain, to_plain, updated
 from avatar_jax.errors import UserError
 from avatar_jax.methods.hfagp.encoders import PICTURE_CHANNELS, SOUND_CHANNELS
@@ -58,14 +59,12 @@ class BasisConfig:
     shared: bool = True
 
     def __post_init__(self):
-        if self.size < 1:
-            raise UserError(f'basis.size: {self.size}; give at least 1 vector')
-        if self.start not in ('bases', 'average'):
-            raise UserError(f"basis.start: {self.start!r}; use 'bases' or 'average'")
-        if self.start == 'average' and not self.offset:
-            raise UserError(
-                "basis.start: 'average' is where the offset starts, but basis.offset is off; set it to true"
-            )
+        check = Check(self, 'basis')
+        check.at_least(1, 'size')
+        check.one_of('start', 'bases', 'average')
+        check.need(
+            self.start != 'average' or self.offset, 'start', 'that is where the offset starts; set basis.offset to true'
+        )
 
 
 @dataclass(frozen=True)
@@ -94,22 +93,18 @@ class EncoderConfig:
     softmax: bool = False
 
     def __post_init__(self):
-        size = self.picture_size
-        if size < 8 or size & (size - 1) or size > max(PICTURE_CHANNELS):
-            raise UserError(f'encoder.picture_size: {size}; use a power of two from 8 to {max(PICTURE_CHANNELS)}')
-        if self.picture_channels and len(self.picture_channels) != size.bit_length() - 2:
-            raise UserError(
-                f'encoder.picture_channels: {len(self.picture_channels)} numbers; pictures of {size} pixels need '
-                f'{size.bit_length() - 2} (for 4, 8, ... {size} pixels)'
-            )
-        if self.sound_code < 32:
-            raise UserError(
-                f'encoder.sound_code: {self.sound_code}; attention reads 32 numbers of it, give at least 32'
-            )
-        if self.sound_features not in FEATURES:
-            raise UserError(f'encoder.sound_features: {self.sound_features!r}; use one of {", ".join(FEATURES)}')
-        if min(self.width, self.coefficients, self.sound_channels) < 1:
-            raise UserError('encoder: width, coefficients and sound_channels must be at least 1')
+        check = Check(self, 'encoder')
+        check.power_of_two(8, 'picture_size')
+        check.within(8, max(PICTURE_CHANNELS), 'picture_size')
+        count = self.picture_size.bit_length() - 2
+        check.need(
+            not self.picture_channels or len(self.picture_channels) == count,
+            'picture_channels',
+            f'pictures of {self.picture_size} pixels need {count} numbers (for 4, 8, ... {self.picture_size} pixels)',
+        )
+        check.need(self.sound_code >= 32, 'sound_code', 'attention reads 32 numbers of it; give at least 32')
+        check.one_of('sound_features', *FEATURES)
+        check.at_least(1, 'width', 'coefficients', 'sound_channels')
 
     def trunk(self) -> tuple[tuple[int, int], ...]:
         """(resolution, channels) of the picture encoder."""
@@ -136,12 +131,13 @@ class LossConfig:
     pyramid_scales: int = 4
 
     def __post_init__(self):
-        if self.network not in PERCEPTUAL:
-            raise UserError(f'loss.network: {self.network!r}; use one of {", ".join(PERCEPTUAL)}')
-        if min(self.perceptual, self.pyramid) < 0 or self.pyramid_scales < 1:
-            raise UserError('loss: perceptual and pyramid must not be negative and pyramid_scales at least 1')
-        if self.size < 2**self.pyramid_scales:
-            raise UserError(f'loss.size: {self.size} pixels cannot be halved for {self.pyramid_scales} pyramid_scales')
+        check = Check(self, 'loss')
+        check.one_of('network', *PERCEPTUAL)
+        check.at_least(0, 'perceptual', 'pyramid')
+        check.at_least(1, 'pyramid_scales')
+        check.need(
+            self.size >= 2**self.pyramid_scales, 'size', f'cannot be halved for {self.pyramid_scales} pyramid_scales'
+        )
 
 
 @dataclass(frozen=True)
@@ -167,10 +163,9 @@ class TrainConfig:
     reshuffle: bool = True
 
     def __post_init__(self):
-        if self.iterations < 0 or self.tune_iter < 0 or self.batch_size < 1:
-            raise UserError('train: iterations and tune_iter must not be negative, batch_size at least 1')
-        if self.smooth_from is not None and self.smooth_from < 0:
-            raise UserError(f'train.smooth_from: {self.smooth_from}; give a number of updates or None')
+        check = Check(self, 'train')
+        check.at_least(0, 'iterations', 'tune_iter', 'smooth_from')
+        check.at_least(1, 'batch_size')
 
 
 @dataclass(frozen=True)
@@ -190,12 +185,15 @@ class HFAGPConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):
-        if self.preset not in PRESETS:
-            raise UserError(f'preset: {self.preset!r}; use one of {", ".join(PRESETS)}')
-        if not self.drivers or len(set(self.drivers)) != len(self.drivers) or set(self.drivers) - set(DRIVERS):
-            raise UserError(
-                f'drivers: {", ".join(self.drivers) or "none"}; use some of {", ".join(DRIVERS)}, each once'
-            )
+        check = Check(self)
+        check.one_of('preset', *PRESETS)
+        check.need(
+            len(self.drivers) > 0
+            and len(set(self.drivers)) == len(self.drivers)
+            and not set(self.drivers) - set(DRIVERS),
+            'drivers',
+            f'use some of {", ".join(DRIVERS)}, each once',
+        )
 
     @classmethod
     def paper(cls, *drivers: str) -> HFAGPConfig:
@@ -287,13 +285,10 @@ class ModelConfig:
     label_mode: str = 'raw'
 
     def __post_init__(self):
-        g, c = self.generator, self.method
-        if c.basis.size > g.num_ws * g.w_dim:
-            raise UserError(f'method.basis.size: {c.basis.size}; a code has only {g.num_ws * g.w_dim} numbers')
-        if c.loss.size > g.img_resolution:
-            raise UserError(
-                f'method.loss.size: {c.loss.size} is more than the {g.img_resolution} pixels that the generator makes'
-            )
+        check, numbers = Check(self), self.generator.num_ws * self.generator.w_dim
+        check.need(self.method.basis.size <= numbers, 'method.basis.size', f'a code has only {numbers} numbers')
+        side = self.generator.img_resolution
+        check.need(self.method.loss.size <= side, 'method.loss.size', f'is more than the {side} pixels of a picture')
 
     @property
     def img_resolution(self) -> int:

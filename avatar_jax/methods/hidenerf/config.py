@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from avatar_jax.checks import Check
 from avatar_jax.configure import from_plain, to_plain, updated
 from avatar_jax.driving.bases import BASES, BFM, PROCEDURAL
-from avatar_jax.errors import UserError
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.methods.eg3d.augment import AdaConfig
 from avatar_jax.methods.eg3d.config import DiscriminatorConfig
@@ -25,16 +25,6 @@ METHOD = 'hidenerf'
 INJECTIONS = ('all', 'to_raw', 'pooled')
 BACKGROUNDS = {'black': -1.0, 'white': 1.0}
 PYRAMID = 3  # levels of tri-planes
-
-
-def _choice(where: str, value: Any, *allowed: Any) -> None:
-    if value not in allowed:
-        raise UserError(f'{where}: {value!r}; use one of {", ".join(map(str, allowed))}')
-
-
-def _need(condition: bool, text: str) -> None:
-    if not condition:
-        raise UserError(text)
 
 
 @dataclass(frozen=True)
@@ -60,13 +50,12 @@ class AppearanceConfig:
     extent: float | None = None
 
     def __post_init__(self):
-        _choice('appearance.transform', self.transform, *TRANSFORMS)
-        _need(len(self.widths) >= PYRAMID + 1, f'appearance.widths: give at least {PYRAMID + 1} numbers of channels')
-        _need(
-            min(*self.widths, self.channels) >= 1 and self.residual >= 0,
-            'appearance: widths and channels must be at least 1, residual not negative',
-        )
-        _need(self.extent is None or self.extent > 0, f'appearance.extent: {self.extent}; must be positive')
+        check = Check(self, 'appearance')
+        check.one_of('transform', *TRANSFORMS)
+        check.need(len(self.widths) >= PYRAMID + 1, 'widths', f'give at least {PYRAMID + 1} numbers of channels')
+        check.at_least(1, 'widths', 'channels')
+        check.at_least(0, 'residual')
+        check.above(0, 'extent')
 
 
 @dataclass(frozen=True)
@@ -95,11 +84,9 @@ class DeformationConfig:
     pose_coupled: bool = False
 
     def __post_init__(self):
-        _need(
-            min(*self.expression, *self.position, *self.decoder) >= 1 and self.residual >= 0,
-            'deformation: channels must be at least 1, residual not negative',
-        )
-        _need(self.perturbation >= 0, f'deformation.perturbation: {self.perturbation}; must not be negative')
+        check = Check(self, 'deformation')
+        check.at_least(1, 'expression', 'position', 'decoder')
+        check.at_least(0, 'residual', 'perturbation')
 
 
 @dataclass(frozen=True)
@@ -125,12 +112,12 @@ class VolumeConfig:
     ray_chunk: int | None = None
 
     def __post_init__(self):
-        _need(self.samples >= 2, f'volume.samples: {self.samples}; at least 2 are needed')
-        _need(0 < self.near < self.far, f'volume: near {self.near} must be positive and before far {self.far}')
-        _need(self.box_warp > 0, f'volume.box_warp: {self.box_warp}; must be positive')
-        _need(self.octaves >= 1 and self.hidden >= 1, 'volume: octaves and hidden must be at least 1')
-        _need(self.channels >= 3, f'volume.channels: {self.channels}; a picture has 3')
-        _need(self.ray_chunk is None or self.ray_chunk >= 1, f'volume.ray_chunk: {self.ray_chunk}; use None or 1 up')
+        check = Check(self, 'volume')
+        check.at_least(2, 'samples')
+        check.above(0, 'near', 'box_warp')
+        check.need(self.far > self.near, 'far', f'must be beyond near ({self.near})')
+        check.at_least(1, 'octaves', 'hidden', 'ray_chunk')
+        check.need(self.channels >= 3, 'channels', 'a picture has 3; give at least as many')
 
     @property
     def spacing(self) -> float:
@@ -160,16 +147,17 @@ class RefineConfig:
     inject: str = 'all'
 
     def __post_init__(self):
-        _choice('refine.inject', self.inject, *INJECTIONS)
-        _need(
-            min(*self.identity, *self.encoder, *self.decoder, self.hidden) >= 1 and self.residual >= 0,
-            'refine: channels must be at least 1, residual not negative',
-        )
-        _need(len(self.decoder) >= 3, 'refine.decoder: give one number for each size from a quarter of the raw one up')
-        _need(
+        check = Check(self, 'refine')
+        check.one_of('inject', *INJECTIONS)
+        check.at_least(1, 'identity', 'encoder', 'decoder', 'hidden')
+        check.at_least(0, 'residual')
+        check.length(3, 'encoder')
+        check.need(len(self.decoder) >= 3, 'decoder', 'give one number for each size from a quarter of the raw one up')
+        check.need(
             self.decoder[1] == self.encoder[1] and self.decoder[2] == self.encoder[0],
-            f'refine.decoder: {self.decoder}; its second and third number must be {self.encoder[1]} and '
-            f'{self.encoder[0]}, those of refine.encoder, whose features are added',
+            'decoder',
+            f'its second and third number must be {self.encoder[1]} and {self.encoder[0]}, as in refine.encoder, whose '
+            'features are added',
         )
 
 
@@ -200,10 +188,10 @@ class LossConfig:
     focus: float = 0.0
 
     def __post_init__(self):
-        _choice('loss.network', self.network, 'auto', 'vgg16', 'pyramid', 'none')
-        _choice('loss.reduce', self.reduce, 'mean', 'sum')
-        for name in ('pixel', 'perceptual', 'adversarial', 'deformation', 'r1_gamma', 'opacity', 'focus'):
-            _need(getattr(self, name) >= 0, f'loss.{name}: {getattr(self, name)}; must not be negative')
+        check = Check(self, 'loss')
+        check.one_of('network', 'auto', 'vgg16', 'pyramid', 'none')
+        check.one_of('reduce', 'mean', 'sum')
+        check.at_least(0, 'pixel', 'perceptual', 'adversarial', 'deformation', 'r1_gamma', 'opacity', 'focus')
 
 
 @dataclass(frozen=True)
@@ -240,16 +228,12 @@ class TrainConfig:
     remat: bool = False
 
     def __post_init__(self):
-        _need(
-            min(self.iterations, self.batch_size, self.accumulate, self.r1_every) >= 1 and self.gan_from >= 0,
-            'train: iterations, batch_size, accumulate and r1_every must be at least 1, gan_from not negative',
-        )
-        _need(
-            0 <= self.flip_source <= 1 and 0 <= self.flip_both <= 1,
-            'train: flip_source and flip_both must be within 0..1',
-        )
-        _need(0 <= self.ema < 1, f'train.ema: {self.ema}; give a decay of at least 0 and below 1')
-        _need(self.clip > 0, f'train.clip: {self.clip}; must be positive')
+        check = Check(self, 'train')
+        check.at_least(1, 'iterations', 'batch_size', 'accumulate', 'r1_every')
+        check.at_least(0, 'gan_from')
+        check.within(0, 1, 'flip_source', 'flip_both')
+        check.decay('ema')
+        check.above(0, 'clip')
 
 
 @dataclass(frozen=True)
@@ -286,34 +270,39 @@ class ModelConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):
-        _choice('background', self.background, *BACKGROUNDS)
-        _choice('basis', self.basis, *BASES)
-        _choice('shape', self.shape, 'own', 'mean')
+        check = Check(self)
+        check.one_of('background', *BACKGROUNDS)
+        check.one_of('basis', *BASES)
+        check.one_of('shape', 'own', 'mean')
+        check.at_least(1, 'image_size', 'secc.size')
         size, raw, smallest = self.image_size, self.raw_size, self.raw_size // 4
         steps = size // max(raw, 1)
-        _need(
+        check.need(
             raw >= 8 and raw % 4 == 0 and raw * steps == size and steps & (steps - 1) == 0,
-            f'raw_size: {raw}; must be a multiple of 4 from 8 on, and image_size ({size}) 1, 2, 4, ... times it',
+            'raw_size',
+            f'must be a multiple of 4 from 8 on, and image_size ({size}) 1, 2, 4, ... times it',
         )
         extractor = len(self.appearance.widths) - 1
-        _need(size % 2**extractor == 0, f'appearance.widths: image_size {size} cannot be halved {extractor} times')
+        check.need(
+            size % 2**extractor == 0, 'appearance.widths', f'image_size {size} cannot be halved {extractor} times'
+        )
         levels = (size // smallest).bit_length()
         for name in ('identity', 'decoder'):
-            count = len(getattr(self.refine, name))
-            _need(
-                count == levels,
-                f'refine.{name}: {count} numbers; there are {levels} sizes from {smallest} to {size}',
+            check.need(
+                len(getattr(self.refine, name)) == levels,
+                f'refine.{name}',
+                f'give {levels} numbers, for the sizes from {smallest} to {size}',
             )
         factor = self.secc.size // raw
-        _need(
+        check.need(
             self.secc.size == factor * raw and factor in (1, 2, 4),
-            f'secc.size: {self.secc.size}; must be 1, 2 or 4 times raw_size ({raw})',
+            'secc.size',
+            f'must be 1, 2 or 4 times raw_size ({raw})',
         )
-        _need(self.secc.sampling == 'centre', f"secc.sampling: {self.secc.sampling!r}; only 'centre' can be compiled")
-        _need(self.secc.signed, 'secc.signed: the networks take codes in [-1, 1]; set it to True')
+        check.need(self.secc.sampling == 'centre', 'secc.sampling', "only 'centre' can be compiled")
+        check.need(self.secc.signed, 'secc.signed', 'the networks take codes in [-1, 1]; set it to True')
         for name in ('raw_discriminator', 'discriminator'):
-            kind = getattr(self, name).kind
-            _need(kind == 'single', f"{name}.kind: {kind!r}; both discriminators judge one picture, use 'single'")
+            check.need(getattr(self, name).kind == 'single', f'{name}.kind', "it judges one picture; use 'single'")
 
     @property
     def img_resolution(self) -> int:
@@ -379,7 +368,7 @@ class ModelConfig:
 
     def ablation(self, name: str) -> ModelConfig:
         """A copy with one row of Table 5; ``name`` of ``ABLATIONS``."""
-        _choice('ablation', name, *ABLATIONS)
+        Check.values(ablation=name).one_of('ablation', *ABLATIONS)
         return self.replace(**ABLATIONS[name])
 
     @classmethod
@@ -496,7 +485,7 @@ PRESETS = ('paper', 'heads', 'tiny')
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
     """The preset of that name: 'paper', 'heads' or 'tiny'."""
-    _choice('preset', name, *PRESETS)
+    Check.values(preset=name).one_of('preset', *PRESETS)
     return getattr(ModelConfig, name)(**overrides)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from avatar_jax.checks import Check
 from avatar_jax.configure import from_plain, to_plain, updated
-from avatar_jax.errors import UserError
 from avatar_jax.inversion.tuning import PivotConfig, TuningConfig
 from avatar_jax.losses.distance import CHOICES
 from avatar_jax.models.e4e import EncoderConfig
@@ -25,11 +25,6 @@ GAINS = ('unit', 'rms')
 IDENTITY = ('auto', 'irse50', 'head_identity', 'none')
 TEACHERS = ('none', 'gfpgan', 'truth')
 PIVOTS = ('encoder', 'search')
-
-
-def _choice(where: str, value: Any, *allowed: Any) -> None:
-    if value not in allowed:
-        raise UserError(f'{where}: {value!r}; use one of {", ".join(map(str, allowed))}')
 
 
 @dataclass(frozen=True)
@@ -53,10 +48,11 @@ class CompensationConfig:
 
     def __post_init__(self):
         object.__setattr__(self, 'widths', tuple(self.widths))
-        _choice('compensation.resize', self.resize, *RESIZES)
-        _choice('compensation.gain', self.gain, *GAINS)
-        if len(self.widths) != 5 or min(*self.widths, self.hidden) < 1:
-            raise UserError(f'compensation.widths, hidden: {self.widths}, {self.hidden}; five and one positive numbers')
+        check = Check(self, 'compensation')
+        check.one_of('resize', *RESIZES)
+        check.one_of('gain', *GAINS)
+        check.length(5, 'widths')
+        check.at_least(1, 'widths', 'hidden')
 
 
 @dataclass(frozen=True)
@@ -89,15 +85,12 @@ class DeformationConfig:
     standardize: bool = False
 
     def __post_init__(self):
-        if not 1 <= self.skip < self.depth or self.w_depth < 1 or min(self.width, self.w_width) < 1:
-            raise UserError(
-                f'deformation: depth {self.depth}, skip {self.skip}, w_depth {self.w_depth}; the skip must name one of '
-                'the hidden layers from 1 on'
-            )
-        if min(self.octaves, self.w_octaves, self.num_shape, self.num_expression) < 0:
-            raise UserError('deformation: octaves and numbers of coefficients must not be negative')
-        if self.clip is not None and not self.clip > 0:
-            raise UserError(f'deformation.clip: {self.clip}; give a positive distance, or null for no limit')
+        check = Check(self, 'deformation')
+        check.at_least(2, 'depth')
+        check.need(1 <= self.skip < self.depth, 'skip', f'must name one of the hidden layers, 1 to {self.depth - 1}')
+        check.at_least(1, 'width', 'w_width', 'w_depth')
+        check.at_least(0, 'octaves', 'w_octaves', 'num_shape', 'num_expression')
+        check.above(0, 'clip')
 
 
 @dataclass(frozen=True)
@@ -114,8 +107,7 @@ class Weights:
     depth: float = 0.0
 
     def __post_init__(self):
-        if min(dataclasses.astuple(self)) < 0:
-            raise UserError(f'loss weights: {self}; none may be negative')
+        Check(self, 'loss').at_least(0, *(f.name for f in dataclasses.fields(self)))
 
 
 @dataclass(frozen=True)
@@ -151,11 +143,13 @@ class LossConfig:
     mouth_enlarge: float = 1.4
 
     def __post_init__(self):
-        _choice('loss.perceptual_network', self.perceptual_network, *CHOICES)
-        _choice('loss.identity_network', self.identity_network, *IDENTITY)
-        _choice('loss.latent', self.latent, 'norm', 'mse')
-        if self.pyramid_scales < 1 or self.mouth_size < 8 or not self.mouth_enlarge > 0:
-            raise UserError('loss: pyramid_scales at least 1, mouth_size at least 8, mouth_enlarge positive')
+        check = Check(self, 'loss')
+        check.one_of('perceptual_network', *CHOICES)
+        check.one_of('identity_network', *IDENTITY)
+        check.one_of('latent', 'norm', 'mse')
+        check.at_least(1, 'pyramid_scales')
+        check.at_least(8, 'mouth_size')
+        check.above(0, 'mouth_enlarge')
 
     def weights(self, objective: str) -> Weights:
         """Of 'general', 'teeth', 'compensation' or 'one_shot'."""
@@ -171,8 +165,7 @@ class StageConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig('adam', 1e-4))
 
     def __post_init__(self):
-        if self.iterations < 1 or self.batch_size < 1:
-            raise UserError('train: iterations and batch_size of a stage must be at least 1')
+        Check(self, 'train').at_least(1, 'iterations', 'batch_size')
 
 
 @dataclass(frozen=True)
@@ -197,10 +190,9 @@ class EncoderTerms:
     pool: int = 50
 
     def __post_init__(self):
-        if min(self.progressive_start, self.progressive_every, self.pool) < 0 or self.r1_every < 1:
-            raise UserError('train.encoder: starts, steps and pool must not be negative; r1_every at least 1')
-        if min(self.delta, self.discriminator, self.r1) < 0:
-            raise UserError('train.encoder: no weight may be negative')
+        check = Check(self, 'train.encoder')
+        check.at_least(0, 'progressive_start', 'progressive_every', 'pool', 'delta', 'discriminator', 'r1')
+        check.at_least(1, 'r1_every')
 
 
 @dataclass(frozen=True)
@@ -229,13 +221,14 @@ class TrainConfig:
     align_teacher: bool = True
 
     def __post_init__(self):
-        _choice('train.teacher', self.teacher, *TEACHERS)
-        if not 0 <= self.same_frame <= 1 or self.generator_lr < 0:
-            raise UserError('train: same_frame within 0..1, generator_lr at least 0')
+        check = Check(self, 'train')
+        check.one_of('teacher', *TEACHERS)
+        check.within(0, 1, 'same_frame')
+        check.at_least(0, 'generator_lr')
 
     def stage(self, name: str) -> StageConfig:
         """One of ``STAGES``."""
-        _choice('stage', name, *STAGES)
+        Check.values(stage=name).one_of('stage', *STAGES)
         return getattr(self, name)
 
 
@@ -265,9 +258,13 @@ class NOFAConfig:
     tuning: TuningConfig = field(default_factory=_one_shot)
 
     def __post_init__(self):
-        _choice('pivot', self.pivot, *PIVOTS)
-        if self.tuning.tune == 'compensation' and not self.compensation.use:
-            raise UserError("tuning.tune: 'compensation', but compensation.use is off; tune the generator, or none")
+        check = Check(self)
+        check.one_of('pivot', *PIVOTS)
+        check.need(
+            self.tuning.tune != 'compensation' or self.compensation.use,
+            'tuning.tune',
+            'compensation.use is off; tune the generator, or none',
+        )
 
     def replace(self, **overrides: Any) -> NOFAConfig:
         """A copy with some options changed; ``loss__mu=0.2`` sets ``loss.mu``. Raises ``UserError``."""
@@ -297,20 +294,16 @@ class ModelConfig:
     label_mode: str = 'raw'
 
     def __post_init__(self):
-        e, g = self.method.encoder, self.generator
-        if (e.num_ws, e.w_dim) != (g.num_ws, g.w_dim):
-            raise UserError(
-                f'method.encoder: makes {e.num_ws} style rows of {e.w_dim}, the generator takes {g.num_ws} of '
-                f'{g.w_dim}; set num_ws and w_dim alike'
+        e, g, check = self.method.encoder, self.generator, Check(self)
+        for name in ('num_ws', 'w_dim'):
+            wanted = getattr(g, name)
+            check.need(
+                getattr(e, name) == wanted, f'method.encoder.{name}', f'the generator takes {wanted}; set both alike'
             )
-        if not e.shared:
-            raise UserError("method.encoder.shared: NOFA's encoder is e4e, whose rows are shared; set it to true")
-        if e.image_size > g.img_resolution:
-            raise UserError(
-                f'method.encoder.image_size: {e.image_size} is more than the pictures have ({g.img_resolution})'
-            )
-        if g.plane_resolution < 16:
-            raise UserError(f'generator.plane_resolution: {g.plane_resolution}; compensation needs 16 at least')
+        check.need(e.shared, 'method.encoder.shared', "NOFA's encoder is e4e, whose rows are shared; set it to true")
+        side = g.img_resolution
+        check.need(e.image_size <= side, 'method.encoder.image_size', f'is more than the pictures have ({side})')
+        check.need(g.plane_resolution >= 16, 'generator.plane_resolution', 'compensation needs at least 16')
 
     @property
     def img_resolution(self) -> int:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.losses import codes
 from avatar_jax.losses.perception import PerceptionBank
@@ -97,18 +98,17 @@ class RunConfig:
     )
 
     def __post_init__(self):
-        if self.method != METHOD:
-            raise UserError(f'method: {self.method!r}; this configuration is of {METHOD!r}')
-        if self.stage not in STAGES:
-            raise UserError(f'stage: {self.stage!r}; use one of {", ".join(STAGES)}')
-        if self.stage != 'general' and not self.init:
-            raise UserError(
-                f"stage: '{self.stage}' goes on from trained weights; give init, the file of the stage before"
-            )
-        if self.init and (self.generator or self.backbone):
-            raise UserError('generator, backbone: init already holds both; give one or the other')
-        if self.storage not in ('float32', 'float16'):
-            raise UserError(f"storage: {self.storage!r}; use 'float32' or 'float16'")
+        check = Check(self)
+        check.one_of('method', METHOD)
+        check.one_of('stage', *STAGES)
+        check.need(
+            self.stage == 'general' or bool(self.init),
+            'init',
+            f"stage '{self.stage}' goes on from trained weights; give the file of the stage before",
+        )
+        for name in ('generator', 'backbone'):
+            check.need(not (self.init and getattr(self, name)), name, 'init already holds it; give one or the other')
+        check.one_of('storage', 'float32', 'float16')
         check_stage(self.model, self.stage)
 
     def loop(self) -> LoopConfig:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, Source
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     """The model's configuration with the inversion that the options ask for."""
-    if options.pti < 0 or (options.steps is not None and options.steps < 1):
-        raise UserError('--steps: must be at least 1, and --pti not negative')
+    check = Check(options, OPTION)
+    check.at_least(0, 'pti')
+    check.at_least(1, 'steps')
     if options.space not in ('w', 'w+'):
         raise UserError(f"--space {options.space}: use 'w' or 'w+'")
     found = config.method.inversion

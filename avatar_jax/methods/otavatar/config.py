@@ -14,17 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from avatar_jax.checks import Check
+from avatar_jax.configure import differences
 from avatar_jax.errors import UserError
 from avatar_jax.inversion.decoupling import DecouplingConfig
 from avatar_jax.inversion.invert import StageConfig
 from avatar_jax.methods.otavatar.controller import ControllerConfig
 from avatar_jax.methods.otavatar.losses import LossConfig
 from avatar_jax.train.optimizers import OptimizerConfig
-
-
-def _choice(where: str, value: str, *allowed: str) -> None:
-    if value not in allowed:
-        raise UserError(f'{where}: {value!r}; use one of {", ".join(allowed)}')
 
 
 @dataclass(frozen=True)
@@ -59,12 +56,11 @@ class TrainConfig:
     generator_subset: str = 'all'
 
     def __post_init__(self):
-        _choice('train.frame_sampling', self.frame_sampling, 'uniform', 'expression')
-        _choice('train.generator_subset', self.generator_subset, 'all', 'superresolution')
-        if self.batch_size < 1 or self.frames_per_clip < 1 or self.iterations < 0:
-            raise UserError(
-                'train.batch_size and train.frames_per_clip must be at least 1, train.iterations at least 0'
-            )
+        check = Check(self, 'train')
+        check.one_of('frame_sampling', 'uniform', 'expression')
+        check.one_of('generator_subset', 'all', 'superresolution')
+        check.at_least(1, 'batch_size', 'frames_per_clip')
+        check.at_least(0, 'iterations')
 
 
 @dataclass(frozen=True)
@@ -92,11 +88,10 @@ class InversionConfig:
     patience: int = 20
 
     def __post_init__(self):
-        if self.w_steps < 0 or self.wplus_steps < 0 or self.w_steps + self.wplus_steps < 1:
-            raise UserError('inversion.w_steps, inversion.wplus_steps: must not be negative, and not both 0')
-        if self.sr_steps is not None and self.sr_steps < 0:
-            raise UserError(f'inversion.sr_steps: {self.sr_steps}; give a number of steps or None for every step')
-        self.stages()  # the stages check the rest
+        check = Check(self, 'inversion')
+        check.at_least(0, 'w_steps', 'wplus_steps', 'sr_steps')
+        check.need(self.w_steps + self.wplus_steps > 0, 'w_steps', 'wplus_steps is 0, too; give steps to one of them')
+        self.stages()
 
     def stages(self) -> tuple[StageConfig, ...]:
         """The stages as `inversion.invert` takes them."""
@@ -140,7 +135,7 @@ class OTAvatarConfig:
     """All options of the method.
 
     Attributes:
-      preset: where this configuration started ('paper' or 'release'); informative.
+      preset: 'paper' or 'release': what reports compare this configuration with (`changes`); it sets nothing itself.
       controller: shape of the motion controller.
       loss: terms and weights.
       decoupling: one training iteration (paper section 3.2, Algorithm 1): steps, order, clipping, averages.
@@ -148,7 +143,7 @@ class OTAvatarConfig:
       train: batches, length and what the fine-tuning may change.
       inversion: one-shot inversion.
       sigma_w: scale of the motion offset and of the clamp: 'ones' (which the released weights need) or 'std', the
-        standard deviations of w that are stored with the weights.
+        standard deviations of the codes that the generator's mapping network makes (``model.code_std``).
       clamp_radius: during optimisation the code is kept within this distance (times sigma_w) of the average code;
         None does not limit it. Animation never clamps.
     """
@@ -164,10 +159,15 @@ class OTAvatarConfig:
     clamp_radius: float | None = None
 
     def __post_init__(self):
-        _choice('sigma_w', self.sigma_w, 'ones', 'std')
-        _choice('preset', self.preset, 'paper', 'release')
-        if self.clamp_radius is not None and self.clamp_radius <= 0:
-            raise UserError(f'clamp_radius: {self.clamp_radius}; give a positive number or None')
+        check = Check(self)
+        check.one_of('sigma_w', 'ones', 'std')
+        check.one_of('preset', 'paper', 'release')
+        check.above(0, 'clamp_radius')
+        check.need(
+            not self.loss.alpha_mutual or self.train.frames_per_clip > 1,
+            'loss.alpha_mutual',
+            'compares two frames of a clip; set it to 0 or train.frames_per_clip to 2',
+        )
 
     @classmethod
     def paper(cls, **overrides: Any) -> OTAvatarConfig:
@@ -193,8 +193,13 @@ class OTAvatarConfig:
         """
         flat = _flatten(values)
         preset = flat.pop('preset', 'paper')
-        _choice('preset', preset, 'paper', 'release')
+        Check.values(preset=preset).one_of('preset', 'paper', 'release')
         return _with(cls.paper() if preset == 'paper' else cls.release(), flat)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Options that are not as in the preset that this configuration names: dotted name -> value."""
+        return differences(self, type(self).paper() if self.preset == 'paper' else type(self).release())
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries; `from_dict` reads them back."""

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from avatar_jax.checks import Check
 from avatar_jax.configure import from_plain
 from avatar_jax.convert.layout import from_torch, to_torch
 from avatar_jax.errors import UserError
@@ -47,7 +48,8 @@ class ControllerConfig:
       short_cut: add the temporal feature to the MLP's output before the last layer.
       use_pose: read head angle and translation too (70 channels); False reads the 64 expression numbers alone.
       use_crop: read three crop parameters as well (73 channels, the size that the paper gives). Frames that were
-        cropped by one fixed rule have constant crop parameters, therefore no preset uses them.
+        cropped by one fixed rule have constant crop parameters, and motions have none here: a controller by itself (an
+        imported one) may read them, a whole model refuses to.
       motion_space: 'w+' gives each latent row its own magnitudes; 'w' one set for all rows (ablation of the paper).
       basis: 'orthogonal' is the QR code book, 'linear' ordinary weights (ablation "w/o code book").
       scaling: also predict a factor for the identity code.
@@ -73,23 +75,19 @@ class ControllerConfig:
     init_gain: float = 0.02
 
     def __post_init__(self):
-        for name, allowed in (
-            ('temporal', ('residual', 'plain')),
-            ('motion_space', ('w+', 'w')),
-            ('basis', ('orthogonal', 'linear')),
-        ):
-            if getattr(self, name) not in allowed:
-                raise UserError(f'controller.{name}: {getattr(self, name)!r}; use one of {", ".join(allowed)}')
-        for name in ('num_ws', 'w_dim', 'directions', 'channels', 'temporal_layers', 'mlp_layers'):
-            if getattr(self, name) < 1:
-                raise UserError(f'controller.{name}: {getattr(self, name)}; must be at least 1')
-        if self.basis == 'orthogonal' and self.directions > self.w_dim:
-            raise UserError(
-                f'controller.directions: {self.directions} orthogonal directions do not fit into {self.w_dim} '
-                "dimensions; use fewer or basis='linear'"
-            )
-        if self.use_crop and not self.use_pose:
-            raise UserError('controller.use_crop: needs use_pose, the crop channels follow the pose channels')
+        check = Check(self, 'controller')
+        check.one_of('temporal', 'residual', 'plain')
+        check.one_of('motion_space', 'w+', 'w')
+        check.one_of('basis', 'orthogonal', 'linear')
+        check.at_least(1, 'num_ws', 'w_dim', 'directions', 'channels', 'temporal_layers', 'mlp_layers')
+        check.need(
+            self.basis == 'linear' or self.directions <= self.w_dim,
+            'directions',
+            f"so many orthogonal directions do not fit into {self.w_dim} dimensions; use fewer or basis='linear'",
+        )
+        check.need(
+            self.use_pose or not self.use_crop, 'use_crop', 'needs use_pose, the crop channels follow the pose channels'
+        )
 
     @property
     def motion_channels(self) -> int:

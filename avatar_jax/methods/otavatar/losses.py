@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.losses import density as regularisers
 from avatar_jax.losses.identity import FACE_NETWORKS, IdentityTarget, identity_loss, identity_target
@@ -100,18 +101,12 @@ class LossConfig:
     tv_scale: float = 0.25
 
     def __post_init__(self):
-        for name in _WEIGHTS:
-            if not getattr(self, name) >= 0:
-                raise UserError(f'loss.{name}: {getattr(self, name)}; a weight is 0 or more')
-        for name, allowed in (
-            ('perceptual_network', PERCEPTUAL_CHOICES),
-            ('identity_network', IDENTITY_CHOICES),
-            ('perceptual_reduction', ('mean', 'sum')),
-        ):
-            if getattr(self, name) not in allowed:
-                raise UserError(f'loss.{name}: {getattr(self, name)!r}; use one of {", ".join(allowed)}')
-        if min(self.perceptual_scales_raw, self.perceptual_scales_sr, self.density_points) < 1 or self.style_scales < 0:
-            raise UserError('loss: perceptual_scales_raw, perceptual_scales_sr and density_points must be at least 1')
+        check = Check(self, 'loss')
+        check.at_least(0, *_WEIGHTS, 'style_scales')
+        check.one_of('perceptual_network', *PERCEPTUAL_CHOICES)
+        check.one_of('identity_network', *IDENTITY_CHOICES)
+        check.one_of('perceptual_reduction', 'mean', 'sum')
+        check.at_least(1, 'perceptual_scales_raw', 'perceptual_scales_sr', 'density_points')
 
     def scales(self, level: str) -> int:
         """Scales of the perceptual term at a level."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -25,19 +26,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.configure import from_plain, to_plain
-from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.methods.otavatar.config import OTAvatarConfig
 from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig, MotionCode, clamp_codes, combine_codes
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
 from avatar_jax.ops.windows import RADIUS
+from avatar_jax.render.cameras import frontal_label
 from avatar_jax.render.sampling import RenderDraws
 from avatar_jax.types import Frames
 
 METHOD = 'otavatar'
 NETWORKS = ('generator', 'controller')
+STD_SAMPLES = 4096  # latents
 PyTree = Any
 
 
@@ -69,12 +72,19 @@ class ModelConfig:
         return Conventions(self.basis, self.label_mode, 'white', 'clip' if self.label_mode == 'otavatar' else 'eg3d')
 
     def __post_init__(self):
-        c, g = self.method.controller, self.generator
-        if (c.num_ws, c.w_dim) != (g.num_ws, g.w_dim):
-            raise UserError(
-                f'method.controller: makes codes of {c.num_ws} rows of {c.w_dim}, the generator reads '
-                f'{g.num_ws} of {g.w_dim}; set num_ws and w_dim alike'
+        check = Check(self)
+        for name in ('num_ws', 'w_dim'):
+            wanted = getattr(self.generator, name)
+            check.need(
+                getattr(self.method.controller, name) == wanted,
+                f'method.controller.{name}',
+                f'the generator reads {wanted}; set both alike',
             )
+        check.need(
+            not self.method.controller.use_crop,
+            'method.controller.use_crop',
+            'motions have 70 numbers a frame and none about the crop; set it to False',
+        )
 
     @classmethod
     def of(cls, generator: GeneratorConfig, method: OTAvatarConfig | None = None, **other: Any) -> ModelConfig:
@@ -133,12 +143,25 @@ def network(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
-    """Fresh variables. With ``sigma_w = 'std'``, ones stand for the standard deviations until measured ones are set."""
+    """Fresh variables."""
     k_generator, k_controller = jax.random.split(key)
-    window = jnp.zeros((1, 2 * RADIUS + 1, max(70, config.method.controller.motion_channels)))
-    controller = jax.jit(Controller(config.method.controller).init)(k_controller, window)
-    w_std = jnp.ones(config.generator.w_dim) if config.method.sigma_w == 'std' else None
-    return join(init_generator(config.generator, k_generator), controller, w_std)
+    window = jnp.zeros((1, 2 * RADIUS + 1, 70))
+    controller = jax.jit(partial(Controller(config.method.controller).init, method='codes'))(k_controller, window)
+    generator = init_generator(config.generator, k_generator)
+    w_std = code_std(generator, config.generator) if config.method.sigma_w == 'std' else None
+    return join(generator, controller, w_std)
+
+
+@partial(jax.jit, static_argnames='config')
+def code_std(generator: Mapping[str, Any], config: GeneratorConfig) -> jax.Array:
+    """[D] standard deviation of each number of the codes that the mapping network makes of normal latents.
+
+    Always of the same latents, seen from the front, so that it is a property of the weights.
+    """
+    render = config.rendering
+    z = jax.random.normal(jax.random.key(0), (STD_SAMPLES, config.z_dim))
+    labels = jnp.repeat(frontal_label(render.avg_camera_radius, render.avg_camera_pivot), STD_SAMPLES, 0)
+    return jnp.std(TriPlaneGenerator(config).apply(generator, z, labels, method='mapping')[:, 0], 0)
 
 
 def abstract(config: ModelConfig) -> dict[str, Any]:

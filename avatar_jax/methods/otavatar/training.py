@@ -24,7 +24,17 @@ from avatar_jax.methods.eg3d.files import load_generator, meaning
 from avatar_jax.methods.otavatar import losses
 from avatar_jax.methods.otavatar import train as training
 from avatar_jax.methods.otavatar.controller import CONTROLLER_METHOD, ControllerConfig, abstract_params
-from avatar_jax.methods.otavatar.model import METHOD, NETWORKS, ModelConfig, abstract, init, join, network, save_model
+from avatar_jax.methods.otavatar.model import (
+    METHOD,
+    NETWORKS,
+    ModelConfig,
+    abstract,
+    code_std,
+    init,
+    join,
+    network,
+    save_model,
+)
 from avatar_jax.methods.otavatar.train import BATCH_KEYS, RunConfig
 from avatar_jax.parallel import device_order
 from avatar_jax.render.cameras import orbit_labels
@@ -48,7 +58,8 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     source = streams.clips(config.data, model.img_resolution, model.conventions, notes)
 
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
-        stream = streams.pairs(source, config.data, share, config.seed, method.train.frame_sampling, first)
+        sampling, count = method.train.frame_sampling, method.train.frames_per_clip
+        stream = streams.pairs(source, config.data, share, config.seed, sampling, first, count)
         for batch in stream:
             yield {k: batch[k] for k in BATCH_KEYS}
 
@@ -57,7 +68,7 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     refuse_unused(config.perception, losses.looks_through(bank, method.loss), 'the training', '--config.perception')
     missing = losses.left_out(bank, method.loss, 'landmarks' in fixed)
     begun = starting_point(config.init, model)
-    variables, digest = with_parts(init(model, jax.random.key(config.seed)), begun), begun.digest
+    variables, digest = with_parts(init(model, jax.random.key(config.seed)), begun, model), begun.digest
 
     def sample(state: TrainState, done: int) -> Any:
         del done
@@ -82,6 +93,7 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
             'left_out': missing,
             'init': digest,
             'parts': begun.report,
+            'preset': {'name': method.preset, 'changes': method.changes},
         },
         notes=(*notes, *begun.notes)
         + tuple(f'the {name} term is left out of the loss: {why}' for name, why in missing.items()),
@@ -108,10 +120,6 @@ def devices_and_batch(config: RunConfig) -> tuple[list, int]:
     program does): only that one's share of the batch is computed.
     """
     method = config.model.method
-    if method.train.frames_per_clip != 2:
-        raise UserError(
-            f'model.method.train.frames_per_clip: {method.train.frames_per_clip}; the data gives pairs, use 2'
-        )
     size = method.train.batch_size
     devices = devices_for(config.parallel, size, 'model.method.train.batch_size')
     if not method.train.average_gradients and len(devices) > 1:
@@ -165,10 +173,10 @@ def same_conventions(path: str, model: ModelConfig) -> None:
             raise UserError(f'{path}: {"; ".join(wrong)} (here model.basis, model.label_mode); set them alike')
 
 
-def with_parts(variables: Mapping[str, Any], begun: Starting) -> dict[str, Any]:
+def with_parts(variables: Mapping[str, Any], begun: Starting, model: ModelConfig) -> dict[str, Any]:
     """Fresh variables with the networks that were read in their places."""
     parts = {name: begun.parts.get(name, network(variables, name)) for name in NETWORKS}
-    w_std = variables.get('constants', {}).get('w_std')
+    w_std = code_std(parts['generator'], model.generator) if model.method.sigma_w == 'std' else None
     return jax.tree.map(jnp.asarray, join(parts['generator'], parts['controller'], w_std))
 
 

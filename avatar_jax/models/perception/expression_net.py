@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from avatar_jax.checks import Check
+
 EXPRESSION_NET_METHOD = 'expression_net'
 RATE = 25.0  # frames per second that it reads
 MARGIN = 6  # frames to either side that an answer depends on
@@ -29,10 +31,9 @@ class ExpressionNetConfig:
     kernel: int = 5
 
     def __post_init__(self):
-        if self.hidden < 1 or self.kernel != 5:
-            raise ValueError(
-                f'expression network: hidden {self.hidden} must be positive, kernel {self.kernel} must be 5'
-            )
+        check = Check(self)
+        check.at_least(1, 'hidden')
+        check.one_of('kernel', 5)
 
 
 class ExpressionNet(nn.Module):

@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from avatar_jax.checks import Check
 from avatar_jax.models.perception.layers import BatchNorm, Conv, Linear
 
 FACE_NET_METHOD = 'face_net'
@@ -45,12 +46,11 @@ class FaceNetConfig:
     hidden: int = 192
 
     def __post_init__(self):
+        check = Check(self)
         for name, length in (('widths', 4), ('blocks', 4), ('neck', 2)):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-            if len(getattr(self, name)) != length:
-                raise ValueError(f'face network: {name} needs {length} numbers')
-        if self.side % 32 or self.side < 32:
-            raise ValueError(f'face network: side {self.side} is not a multiple of 32')
+            check.length(length, name)
+        check.need(self.side >= 32 and self.side % 32 == 0, 'side', 'must be a multiple of 32')
 
 
 @struct.dataclass

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from avatar_jax.checks import Check
 from avatar_jax.models.perception.layers import BatchNorm, Conv, Linear
 from avatar_jax.ops.resize import resize
 
@@ -42,14 +43,11 @@ class HeadNetsConfig:
     hidden: int = 256
 
     def __post_init__(self):
-        for size, widths in (
-            (self.identity_size, self.identity_widths),
-            (self.coefficient_size, self.coefficient_widths),
-        ):
-            if size % 2 ** len(widths) or size < 2 ** len(widths):
-                raise ValueError(f'head networks: size {size} cannot be halved {len(widths)} times')
-        object.__setattr__(self, 'identity_widths', tuple(self.identity_widths))
-        object.__setattr__(self, 'coefficient_widths', tuple(self.coefficient_widths))
+        check = Check(self)
+        for size, widths in (('identity_size', 'identity_widths'), ('coefficient_size', 'coefficient_widths')):
+            object.__setattr__(self, widths, tuple(getattr(self, widths)))
+            value, halvings = getattr(self, size), len(getattr(self, widths))
+            check.need(value >= 2**halvings and value % 2**halvings == 0, size, f'cannot be halved {halvings} times')
 
 
 @struct.dataclass

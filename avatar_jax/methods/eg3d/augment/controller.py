@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from avatar_jax.errors import UserError
+from avatar_jax.checks import Check
 from avatar_jax.methods.eg3d.augment.pipe import AugmentConfig
 
 MODES = ('noaug', 'fixed', 'ada')
@@ -35,12 +35,12 @@ class AdaConfig:
     transforms: AugmentConfig = field(default_factory=lambda: AugmentConfig.preset('bgc'))
 
     def __post_init__(self):
-        if self.mode not in MODES:
-            raise UserError(f'augment.mode: {self.mode!r}; use one of {", ".join(MODES)}')
-        if self.interval < 1 or not self.kimg > 0 or self.p < 0:
-            raise UserError('augment: interval must be at least 1, kimg positive and p not negative')
-        if self.mode == 'fixed' and not self.p > 0:
-            raise UserError("augment.p: mode 'fixed' needs a probability above 0 (the original's is 0.2)")
+        check = Check(self, 'augment')
+        check.one_of('mode', *MODES)
+        check.at_least(1, 'interval')
+        check.above(0, 'kimg')
+        check.at_least(0, 'p')
+        check.need(self.mode != 'fixed' or self.p > 0, 'p', "mode 'fixed' needs more than 0 (the original's is 0.2)")
 
     @property
     def active(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.methods.eg3d.augment.color import color_matrix, recolor
 from avatar_jax.methods.eg3d.augment.corrupt import NUM_BANDS, add_noise, band_gains, cut_out, filter_bands
@@ -60,12 +61,9 @@ class AugmentConfig:
 
     def __post_init__(self):
         object.__setattr__(self, 'imgfilter_bands', tuple(float(x) for x in self.imgfilter_bands))
-        if len(self.imgfilter_bands) != NUM_BANDS:
-            raise UserError(f'augment.imgfilter_bands: needs {NUM_BANDS} numbers, one per frequency band')
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and value < 0:
-                raise UserError(f'augment.{field.name}: {value}; must not be negative')
+        check = Check(self, 'augment')
+        check.need(len(self.imgfilter_bands) == NUM_BANDS, 'imgfilter_bands', f'give {NUM_BANDS}, one for each band')
+        check.at_least(0, *(f.name for f in dataclasses.fields(self) if f.name != 'imgfilter_bands'))
 
     @classmethod
     def preset(cls, name: str) -> AugmentConfig:
