@@ -409,7 +409,7 @@ class ModelConfig:
             self.basis,
             self.label_mode,
             'white' if self.method.background > 0.5 else 'black',
-            'gpavatar' if full else 'eg3d',
+            'frame' if full else 'five_points',
             (FLAME_SHAPE if full else ProceduralHead.num_id) if self.shape == 'own' else 0,
         )
 
