@@ -115,7 +115,7 @@ def test_track_folder_drives_and_is_inverted(known):
 
 @pytest.mark.slow
 def test_tracked_folders_are_a_source_for_training(known):
-    folder = known[0]
+    folder = next(p for p in known[0].iterdir() if is_track(p))
     source, arrays = open_source(folder, 'train'), read_track(folder)
     assert len(source) == int(arrays['valid'].sum()) and source.has_masks
     assert source.conventions == Conventions(str(arrays['basis']), 'raw', 'keep', shape=80)
