@@ -27,7 +27,7 @@ def portrait_scores(
     Args:
         model: of procedural heads; its method joins portraits.
         sets: number of a person -> ``images`` [1 + most, H, W, 3], ``windows``, ``labels``: one driver frame, and
-            portraits of the same clip.
+            portraits of the same person in poses and expressions of their own.
     """
     estimate = from_bank(default_bank(NETWORK_SIDE)).coefficients
     found: dict[str, dict[str, list[float]]] = {str(n): {'psnr': [], 'aed': []} for n in range(1, most + 1)}

@@ -83,8 +83,8 @@ class TrainConfig:
             pictures cost a lot. importance: of the places. whole_every: of these steps every so-maniest is still
             one of whole pictures; 0: none. whole_trains: what learns from whole pictures: 'all' or only 'sr', for which
             no gradient has to go through the rendering.
-        first: values of fresh networks: 'pytorch' (release) or 'he' (``keep_variance`` of ``styleunet`` and ``head``;
-            smaller point features and query, which learn faster).
+        first: values of fresh networks: 'pytorch' (release) or 'he' (``keep_variance`` of ``styleunet``, ``head``
+            and ``fusion``; smaller point features and query, which learn faster).
         optimizer: of all parameters. slow: factor of the learning rate of the style mappings (``style_mlp``,
             ``final_linear``).
         milestones, gamma: after each of these steps the learning rate is multiplied by gamma.
@@ -134,7 +134,7 @@ class GPAvatarConfig:
         preset: where this configuration started ('paper' or 'release'); informative.
         field: the point-based expression field. head: the NeRF head.
         fusion: of several portraits: 'attention' (release), 'linear' (paper: products of linear layers, divided by
-            their sum) or 'mean' (ablation).
+            their sum; made positive, see ``fusion``) or 'mean' (ablation).
         density: samples have densities, whose opacity depends on their distance (paper), instead of opacities
         (release). samples, fine_samples: per ray in the two passes.
         background: what all channels have behind the head, and what fills the canonical picture; 0 is black.
