@@ -122,7 +122,7 @@ def items_of(
     return clip_items(source, count, config), about
 
 
-def test_sets(people: int, most: int, resolution: int, seed: int = 0) -> Callable[[int], Mapping[str, np.ndarray]]:
+def portrait_sets(people: int, most: int, resolution: int, seed: int = 0) -> Callable[[int], Mapping[str, np.ndarray]]:
     """Number of a person of the test split -> one driver frame and ``most`` portraits with independent poses (yaw up to
     45 degrees to either side, pitch up to 20), expressions and blinks.
     """

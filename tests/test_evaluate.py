@@ -192,7 +192,7 @@ def test_portraits_of_the_ablation_are_independent():
     from avatar_jax.faces.camera_labels import pose_from_label
     from avatar_jax.faces.pose import rotation_matrix
 
-    sets, turns, moved = people.test_sets(6, 2, 16), [], []
+    sets, turns, moved = people.portrait_sets(6, 2, 16), [], []
     for k in range(6):
         item = sets(k)
         assert item['images'].shape == (3, 16, 16, 3) and item['windows'].shape == (3, 27, 70)
@@ -203,7 +203,7 @@ def test_portraits_of_the_ablation_are_independent():
             turns.append(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
             moved.append(np.abs(item['windows'][a, 13, :64] - item['windows'][b, 13, :64]).max())
     assert np.median(turns) > 20 and np.min(moved) > 0.05
-    np.testing.assert_array_equal(sets(1)['images'], people.test_sets(6, 2, 16)(1)['images'])
-    assert np.abs(sets(0)['images'] - people.test_sets(1, 2, 16, seed=1)(0)['images']).max() > 0.1
+    np.testing.assert_array_equal(sets(1)['images'], people.portrait_sets(6, 2, 16)(1)['images'])
+    assert np.abs(sets(0)['images'] - people.portrait_sets(1, 2, 16, seed=1)(0)['images']).max() > 0.1
     with pytest.raises(IndexError):
         sets(6)
