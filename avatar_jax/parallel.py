@@ -45,8 +45,8 @@ class ScaleConfig:
     """How a step is made to fit; results do not depend on it (beyond the order of sums).
 
     Attributes:
-        accumulate: gradients are computed on so many equal parts of each device's share, one after the other, and
-            averaged: memory of a part, time of the whole.
+        accumulate: number of equal parts of each device's share on which gradients are computed, one after the other,
+            and averaged: memory of a part, time of the whole.
         model_shards: size of the second mesh axis with ``parallel='sharded'``; 0: all devices.
     """
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from avatar_jax.faces.windows import window_indices
+from avatar_jax.ops.windows import window_indices
 
 Array = jax.Array | np.ndarray
 

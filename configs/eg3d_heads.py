@@ -4,13 +4,13 @@
     avatar-jax train --config configs/eg3d_heads.py --out runs/heads --config.data.source=fast_heads \
         --config.data.folder=heads
 
-Without ``data`` options the heads are drawn while training (slower). The generator has the shape of the shipped
-``heads128`` and starts from it (``init``: '' for fresh networks, or another weight file or run). The made heads' poses
-say nothing about who they are, so the mapping does not see the camera. Learning rates are a quarter of FFHQ's, as the
-generator is already good and the discriminator is new.
+Without ``data`` options the heads are drawn during the training (slower). The generator has the architecture of the
+shipped ``heads128`` and starts from it (``init``: '' for fresh networks, or another weight file or run). The pose of a
+procedural head does not depend on the person, so the mapping network does not see the camera. Learning rates are a
+quarter of FFHQ's, as the generator is already good and the discriminator is new.
 
 Variants: ``scratch`` (fresh networks, FFHQ's learning rates and blur), ``ada`` (adaptive augmentation), ``bf16``,
-``tiny`` (a few thousand parameters, seconds per iteration: for trying the commands). Join with commas.
+``tiny`` (a few thousand parameters, seconds per iteration, to try the commands). Join with commas.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@
     avatar-jax train --config configs/gpavatar_heads.py:eyes --out runs/eyes \
         --config.init=runs/gpavatar/weights.safetensors
 
-The second command goes on with the first one's networks, looks at eyes most, and lets the field read the coefficients.
+The second command continues from the networks of the first, draws most rays at the eyes, and gives the coefficients to
+the expression field.
 
-Variants (``gpavatar_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), ``small`` (32
-pixels, for comparing variants), ``eyes`` (above), ``full`` (the published sizes at 512 pixels), ``paper`` (the paper's
+Variants (``gpavatar_heads.py:NAME``): ``tiny`` (a few thousand parameters, to try the commands), ``small`` (32
+pixels, to compare variants), ``eyes`` (above), ``full`` (the published sizes at 512 pixels), ``paper`` (the paper's
 settings instead of the release's), and the rows of the paper's Table 3: no_field, local, few_points, four_neighbours,
 mean. Join with commas: ``tiny,mean``.
 """

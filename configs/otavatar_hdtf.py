@@ -7,8 +7,8 @@ The paper trains for less than two days on four A100 GPUs, six people each (sect
 the memory. ``data.folder`` is a data set built from talking-head clips (docs/data.md); ``init`` the converted FFHQ
 generator, which gets a fresh controller (algorithm 1, line 1), or a converted OTAvatar with both.
 
-Variants: ``paper`` (default), ``release`` (what the released weights were trained with), ``tiny`` (few thousand
-parameters, made-up clips), and the ablations of the paper by name, as in otavatar_heads.py. Join with commas.
+Variants: ``paper`` (default), ``release`` (what the released weights were trained with), ``tiny`` (a few thousand
+parameters, procedural clips), and the ablations of the paper by name, as in otavatar_heads.py. Join with commas.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""OTAvatar on procedural heads: 128 pixels, from the shipped prior, on clips that are drawn when needed.
+"""OTAvatar on procedural heads: 128 pixels, from the shipped prior, on clips that are drawn during the training.
 
     avatar-jax train --config configs/otavatar_heads.py --out runs/heads
 
-Variants (``otavatar_heads.py:NAME``): ``tiny`` (fresh networks of a few thousand parameters, seconds per iteration;
-for trying the commands), ``release`` (the released program's settings instead of the paper's), and the paper's
+Variants (``otavatar_heads.py:NAME``): ``tiny`` (fresh networks of a few thousand parameters, seconds per iteration,
+to try the commands), ``release`` (the released program's settings instead of the paper's), and the paper's
 ablations by name: n_mo_1, n_mo_5, n_mo_20, joint, no_local, no_identity, no_finetune, motion_in_w, linear_basis,
 identity_in_w. Join with commas: ``release,joint``. ``motion_in_w`` and ``linear_basis`` have controllers of another
 form than the shipped one: they begin with fresh ones on the shipped generator.

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.coefficients import Coefficients, pack
-from avatar_jax.faces.windows import windows
+from avatar_jax.ops.coefficients import Coefficients, pack
+from avatar_jax.ops.windows import windows
 from avatar_jax.procedural import motion
 from avatar_jax.procedural.streams import Stream
 from data_pipelines.cameras import pose_labels, rig_yaws, seen_from
@@ -116,7 +116,7 @@ class Clip:
         )
 
     def coefficients(self, camera: int = 0) -> np.ndarray:
-        """Coefficients [T,257] float32 in the layout of ``avatar_jax.faces.coefficients``."""
+        """Coefficients [T,257] float32 in the layout of ``avatar_jax.ops.coefficients``."""
         angle, translation = self.pose(camera)
 
         def every(x):

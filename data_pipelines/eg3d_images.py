@@ -86,7 +86,7 @@ class Eg3dImages:
       path: folder, or zip file.
       mirror: 'off'; 'images+labels' doubles the set with mirrored pictures and mirrored cameras; 'images' mirrors the
         pictures only, as EG3D's own loader does (wrong for camera labels, kept for comparison).
-      max_size: keep so many pictures, chosen by ``seed``.
+      max_size: largest number of pictures to keep, chosen by ``seed``.
       seed: see ``max_size``.
       use_labels: False gives zeros [25] and needs no ``dataset.json``.
       radius: plausible distances of the cameras from the origin.

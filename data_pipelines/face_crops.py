@@ -24,7 +24,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.pose import CAMERA_DISTANCE
-from avatar_jax.faces.windows import RADIUS
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.procedural.streams import Stream
 from data_pipelines.cameras import pose_labels
 from data_pipelines.fast_heads import SPLITS, FastHeadsConfig, sample_parameters

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.windows import RADIUS, WINDOW
+from avatar_jax.ops.windows import RADIUS, WINDOW
 from avatar_jax.procedural import motion, random_expressions
 from avatar_jax.procedural.streams import Stream
 from data_pipelines.cameras import pose_labels

@@ -19,9 +19,9 @@ import numpy as np
 from avatar_jax.driving.bases import BFM
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import labels_from_conditions
-from avatar_jax.faces.coefficients import NUM_ID, NUM_RECORD, SLICES
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.io.text import read_text
+from avatar_jax.ops.coefficients import NUM_ID, NUM_RECORD, SLICES
 from avatar_jax.types import Motion
 from data_pipelines.lmdb_files import LmdbFile
 from data_pipelines.tables import ClipTable

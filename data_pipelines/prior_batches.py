@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from avatar_jax.faces.importance import importance, part_boxes
-from avatar_jax.faces.windows import RADIUS
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.procedural.style import CUTS, decode_style
 from data_pipelines.fast_heads import load_shards
 from data_pipelines.lights import random_gamma

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.coefficients import NUM_ID
 from avatar_jax.faces.conventions import Conventions
-from avatar_jax.faces.windows import RADIUS
+from avatar_jax.ops.coefficients import NUM_ID
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.progress import Console
 from data_pipelines.clips import Clip, ClipOptions, make_clip
 from data_pipelines.tables import WindowTable, load_table, table_of_clips

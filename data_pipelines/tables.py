@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.windows import MIN_FRAME_WEIGHT, window_indices
+from avatar_jax.ops.windows import MIN_FRAME_WEIGHT, window_indices
 from avatar_jax.types import Motion
 
 TABLE_NAME = 'clips-{split}.npz'

@@ -118,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.driving.plan import Plan
     from avatar_jax.driving.request import Request
     from avatar_jax.driving.signals import make_drive
+    from avatar_jax.io.atomic import output_file, output_place
     from avatar_jax.methods.model import check_weights, choose_model, load_avatar
     from avatar_jax.progress import Progress
     from data_pipelines.tables import clip_motion
@@ -126,6 +127,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('--frames, --per-call and --side-by-side must be at least 1')
     if Path(args.out).suffix.lower() not in ('.mp4', '.m4v'):
         raise UserError(f'--out {args.out}: videos are written as MP4; choose a name that ends in .mp4')
+    output_file(args.out)  # before minutes of rendering
+    if args.png:
+        output_place(args.png)
     avatar = load_avatar(args.avatar)
     model = choose_model(args.method or avatar.method or None, args.weights)
     check_weights(avatar, model)

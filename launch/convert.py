@@ -1,7 +1,7 @@
 """Brings weights that were published elsewhere into this project, or takes them back.
 
   avatar-jax convert FILE --to DIR            imports a file; what it is, is found out from its content
-  avatar-jax convert --verify GOLDEN.npz DIR  compares what was imported into DIR with recorded outputs
+  avatar-jax convert --verify RECORD.npz DIR  compares what was imported into DIR with recorded outputs
   avatar-jax convert --export safetensors FILE --to DIR
                                               writes an imported file under the original names and layouts
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help='ignore unexpected entries whose names match this shell pattern; may be repeated',
     )
-    parser.add_argument('--verify', metavar='GOLDEN.npz', help='compare with recorded outputs of the original program')
+    parser.add_argument('--verify', metavar='RECORD.npz', help='compare with recorded outputs of the original program')
     parser.add_argument('--export', metavar='FORMAT', help="'safetensors': original names and layouts")
     parser.add_argument('--all', action='store_true', help='list all entries of the file, not only the first ones')
 

@@ -97,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     share_of(1, args.share)
     out = output_folder(args.out)
     model = choose_model(args.method, args.weights)
+    if args.share is not None and model.method.joins_portraits:
+        raise UserError(f'--share {args.share}: {model.method.title} makes one avatar of all pictures; leave it out')
     options = given_options(args, model.method)
     model.steps(**options)  # their checks, before anything is read
     bank = bank_of(args.perception, model.config.img_resolution)
@@ -108,8 +110,6 @@ def run(args: argparse.Namespace) -> int:
     mine = share_of(len(args.image), args.share)
     batch.run(mine, lambda i: pictures.read(i, model.config), name=lambda i: args.image[i])
     read = [(mine[k], *found) for k, found in batch.numbered]
-    if args.share is not None and model.method.joins_portraits:
-        raise UserError(f'--share {args.share}: {model.method.title} makes one avatar of all pictures; leave it out')
     if model.method.joins_portraits and read:
         people = [Person(Source([p for _, _, p in read], name=pictures.names[0]), [m for _, m, _ in read])]
     else:

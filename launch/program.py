@@ -28,3 +28,10 @@ def main(
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+
+
+def at_least(args: argparse.Namespace, **least: int) -> None:
+    """Raises ``UserError`` for the first option that is below its least value."""
+    for name, value in least.items():
+        if getattr(args, name) < value:
+            raise UserError(f'--{name.replace("_", "-")} {getattr(args, name)}: must be at least {value}')

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
-
-from avatar_jax.errors import UserError
+from launch.program import at_least, main
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,64 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--resume', action='store_true', help='continue the run in --out')
 
 
-def train(config, data: dict, held_out: dict, out: Path, *, resume: bool = False, quiet: bool = False) -> dict:
-    """Trains, tests, writes ``face_net.safetensors`` and ``report.json`` into ``out``; returns the report."""
-    import jax
-
-    from avatar_jax.bundled import face_net
-    from avatar_jax.io.atomic import write_json
-    from avatar_jax.io.weights import save_weights
-    from avatar_jax.models.perception.face_net import FACE_NET_METHOD
-    from avatar_jax.train.loop import LoopConfig, fit
-
-    began = time.monotonic()
-    state = fit(
-        face_net.init_state(config, data),
-        face_net.make_step(config),
-        lambda start: face_net.batches(config, data, start),
-        folder=out,
-        loop=LoopConfig(config.steps, log_every=20, sample_every=0, checkpoint_every=max(1, min(200, config.steps))),
-        config=config,
-        resume=resume,
-        may_differ=('steps', 'batch'),
-        label='landmark network',
-        images_per_step=config.batch,
-        quiet=quiet,
-    )
-    variables = jax.tree.map(np.asarray, face_net.variables_of(state))
-    variables = face_net.solve_expression(variables, config.net, data)
-    figures, calibration = face_net.evaluate(variables, config.net, held_out)
-    report = {
-        'held_out': figures,
-        'trained_on': {
-            'heads': len(data['rgb']),
-            'resolution': int(data['rgb'].shape[1]),
-            'source': 'procedural heads, face_crops, augmented',
-        },
-        'steps': config.steps,
-        'batch': config.batch,
-        'seed': config.seed,
-        'seconds_of_this_run': round(time.monotonic() - began, 1),
-    }
-    report['sha256'] = save_weights(
-        out / 'face_net.safetensors',
-        {**variables, 'calibration': calibration},
-        method=FACE_NET_METHOD,
-        config=config.net,
-        provenance={'command': 'launch.train_face_net', **report},
-        storage='float16',
-    )
-    write_json(out / 'report.json', report)
-    return report
-
-
 def run(args: argparse.Namespace) -> int:
     """Command: returns the exit status."""
-    from avatar_jax.bundled.face_net import FaceTrainConfig
+    from avatar_jax.bundled.face_net import FaceTrainConfig, train
     from data_pipelines.face_crops import FaceCropsConfig, generate, load_shards
 
-    if args.count < 2 or args.held_out < 4:
-        raise UserError('--count must be at least 2, --held-out at least 4')
+    at_least(args, count=2, held_out=4)
     config = FaceTrainConfig(steps=args.steps, batch=args.batch, seed=args.seed)
     folder = args.data or args.out / 'data'
     arrays = []
@@ -102,16 +47,5 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m launch.train_face_net``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(__doc__, add_arguments, run))

@@ -15,17 +15,36 @@ from pathlib import Path
 
 from launch.program import main
 
+TEXTS = {  # of the options, by field of the configuration
+    'seed': 'random seed',
+    'steps': 'training steps of all three kinds: points, then rays, then frames',
+    'ray_steps': 'how many of them are rays',
+    'frame_steps': 'how many of them are frames',
+    'batch': 'heads per step of points',
+    'ray_batch': 'heads per step of rays',
+    'frame_batch': 'heads per step of frames',
+    'points': 'rays of each head in a step of points, with two points each',
+    'rays': 'rays of each head in a step of rays',
+    'lr': 'peak learning rate of the generator',
+    'codes_lr': 'peak learning rate of the matrix from traits to codes',
+    'controller_lr': 'peak learning rate of the controller',
+    'noise_lr': 'peak learning rate of the noise maps',
+    'frame_lr': 'peak learning rate in the steps of frames',
+    'ema': 'decay of the moving average of the parameters',
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     from avatar_jax.bundled.prior_training import SCHEDULE
 
-    for name in ('data', 'val', 'out'):
-        parser.add_argument(f'--{name}', type=Path, required=True)
+    for name, text in (('data', 'heads to train on'), ('val', 'heads to validate on'), ('out', 'folder of the run')):
+        parser.add_argument(f'--{name}', type=Path, required=True, metavar='DIR', help=text)
     defaults = prior_config()
     for name in ('seed', *SCHEDULE):
-        value = getattr(defaults, name)
-        parser.add_argument('--' + name.replace('_', '-'), type=type(value), default=value)
+        value, flag = getattr(defaults, name), '--' + name.replace('_', '-')
+        text = f'{TEXTS[name]} (default: {value})'
+        parser.add_argument(flag, type=type(value), default=value, metavar=name.split('_')[-1].upper(), help=text)
 
 
 def prior_config(**options):

@@ -268,3 +268,24 @@ def test_every_name_drives_and_is_written(animate, place, capsys):
     bare = NASTY['colons']
     save_motion(place / f'{bare}.npz', speech)
     assert animate('--motion', f'{bare}.npz', out=f'{bare}.mp4') == 0 and (place / f'{bare}.mp4').is_file()
+
+
+def test_places_that_cannot_be_written_are_said_before_anything_is_rendered(animate, place, monkeypatch, capsys):
+    import launch.animate
+
+    monkeypatch.setattr(launch.animate, 'driving_motion', lambda *a: pytest.fail('too late'))
+    (place / 'file').write_text('x')
+    (place / 'folder.mp4').mkdir(exist_ok=True)
+    (place / 'kept.mp4').write_text('old')
+    for out, said in [
+        ('folder.mp4', 'a folder of that name is in the way'),
+        ('file/v.mp4', 'a file of that name is in the way'),
+        ('n' * 300 + '.mp4', 'too long'),
+        ('/proc/v.mp4', 'could not be written'),
+    ]:
+        assert animate('--motion', 'speech:1', out=out) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count('\n') == 1, error
+    assert animate('--motion', 'speech:1', '--png', 'file', out='kept.mp4') == 2
+    assert 'file: could not be written' in capsys.readouterr().err
+    assert (place / 'kept.mp4').read_text() == 'old' and not [p for p in place.iterdir() if p.name.endswith('.part')]

@@ -149,9 +149,9 @@ def test_what_is_checked_before_anything_is_compiled():
 
 
 def test_training_benchmark_measures_and_counts(tmp_path):
+    from avatar_jax.bench import scaling
     from avatar_jax.bench.training import run_train_benchmark
     from avatar_jax.train.program import Program
-    from launch import scaling
 
     def batch(rows):
         return {k: np.stack([scale_worker.load(i)[k] for i in range(rows)]) for k in ('x', 'y')}

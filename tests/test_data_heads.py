@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.coefficients import unpack
 from avatar_jax.faces.pose import rotation_matrix, to_camera, transform
-from avatar_jax.faces.windows import motion_windows
+from avatar_jax.ops.coefficients import unpack
+from avatar_jax.ops.windows import motion_windows
 from avatar_jax.procedural import to_world
 from data_pipelines.cameras import orbit_poses, pose_labels, rig_yaws, seen_from
 from data_pipelines.clips import ClipOptions, evaluation_clips, make_clip

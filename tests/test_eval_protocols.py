@@ -9,8 +9,8 @@ import pytest
 from avatar_jax.errors import UserError
 from avatar_jax.eval import cases, estimators, protocols, tables
 from avatar_jax.eval.statistics import Summary
-from avatar_jax.faces.coefficients import SLICES
-from avatar_jax.faces.windows import RADIUS
+from avatar_jax.ops.coefficients import SLICES
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.procedural import ProceduralHead
 from avatar_jax.types import Frames, Motion
 from data_pipelines.clips import evaluation_clips

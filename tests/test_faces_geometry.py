@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces import base, camera_labels, coefficients, lighting, pose, windows
+from avatar_jax.faces import base, camera_labels, lighting, pose
 from avatar_jax.faces.bfm import BFM
 from avatar_jax.faces.bfm_transfer import parse_expression_pca, transfer_files
 from avatar_jax.faces.ict import HEAD_OFFSET, HEAD_SCALE, ICT
 from avatar_jax.faces.recon import ReconNet
+from avatar_jax.ops import coefficients, windows
 
 rng = np.random.default_rng
 

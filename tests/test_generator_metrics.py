@@ -90,7 +90,7 @@ def test_pose_and_depth_scores():
 
 
 def test_the_truth_of_a_latent_has_depth_and_mask():
-    from launch.generator_metrics import true_heads
+    from avatar_jax.eval.generator_scores import true_heads
 
     depth, mask = true_heads(np.zeros((1, 200), np.float32), labels_of(1), 16)
     assert depth.shape == mask.shape == (1, 16, 16) and mask.max() > 0.5

@@ -13,7 +13,6 @@ from avatar_jax.errors import UserError
 from avatar_jax.eval import estimators
 from avatar_jax.eval.cases import Views
 from avatar_jax.eval.protocols import CaseResult, _through_networks
-from avatar_jax.faces.coefficients import SLICES
 from avatar_jax.faces.recon import METHOD as RECON
 from avatar_jax.faces.recon import ReconConfig, ReconNet
 from avatar_jax.io.weights import save_weights
@@ -27,6 +26,7 @@ from avatar_jax.methods.otavatar import build, invert
 from avatar_jax.methods.otavatar.losses import LossConfig, image_terms, left_out, looks_through, prepare_targets
 from avatar_jax.methods.otavatar.model import ModelConfig
 from avatar_jax.models.perception.arcface import to_gray
+from avatar_jax.ops.coefficients import SLICES
 from tests.tiny_model import portrait
 
 

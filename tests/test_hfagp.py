@@ -286,7 +286,7 @@ def test_animation_by_every_driver(tiny):
     frames = run(variables, config, avatar, sound, labels, chunk=5)
     assert frames.rgb.shape == (5, 32, 32, 3) and frames.raw.shape == (5, 16, 16, 3)
     assert np.isfinite(frames.rgb).all() and np.abs(frames.rgb).max() <= 1
-    vectors = jax.jit(model.per_video, static_argnums=1)(variables, config)
+    vectors = jax.jit(model.prepare, static_argnums=1)(variables, config, avatar.identity)
     again = run(variables, config, avatar, sound, labels, chunk=2, vectors=vectors)
     np.testing.assert_allclose(again.rgb, frames.rgb, atol=1e-3)  # chunks and the kept factorisation change nothing
     np.testing.assert_allclose(again.depth, frames.depth, atol=1e-2)

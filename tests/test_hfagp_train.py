@@ -84,6 +84,7 @@ def test_generator_is_frozen_and_then_tuned():
     assert (int(state.groups['generator'].opt_state.count), int(state.groups['personal'].opt_state.count)) == (2, 4)
 
 
+@pytest.mark.slow
 def test_training_learns_and_is_deterministic():
     config, start = toy(tune_iter=0)
     step, batch = step_of(config), batch_of(config)
@@ -143,6 +144,7 @@ def test_every_epoch_sees_every_frame_once():
         train.frame_numbers(config, 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_state_holds_all_variables():
     config = ModelConfig.tiny('paper', *DRIVERS)
     rng = np.random.default_rng(1)

@@ -110,3 +110,30 @@ def test_a_failed_video_closes_the_sound(tmp_path):
     with pytest.raises(RuntimeError):
         write_video(tmp_path / 'out.mp4', broken(), 10, sound=track)
     assert not (tmp_path / 'out.mp4').exists()
+
+
+@pytest.mark.parametrize('default', [0, 1, None])
+def test_of_several_sound_tracks_the_default_one_is_taken(tmp_path, default):
+    path, tones = tmp_path / 'a.mkv', (440, 1760)
+    with av.open(str(path), 'w') as file:
+        tracks = [file.add_stream('aac', rate=RATE, layout='mono') for _ in tones]
+        for k, track in enumerate(tracks):
+            track.disposition = av.stream.Disposition.default if k == default else av.stream.Disposition(0)
+        for track, tone in zip(tracks, tones, strict=True):
+            wave = (0.5 * np.sin(2 * np.pi * tone * np.arange(2 * RATE) / RATE)).astype(np.float32)
+            for start in range(0, len(wave), 1024):
+                piece = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format='fltp', layout='mono')
+                piece.sample_rate, piece.pts, piece.time_base = RATE, start, Fraction(1, RATE)
+                file.mux(track.encode(piece))
+            file.mux(track.encode())
+    with av.open(str(path)) as file:
+        marked = [bool(s.disposition & av.stream.Disposition.default) for s in file.streams.audio]
+    assert marked == [default == 0, default == 1]
+    track = SoundTrack(path)
+    write_video(tmp_path / 'out.mp4', frames(10), 10, sound=track)
+    with av.open(str(tmp_path / 'out.mp4')) as file:
+        wave = np.concatenate([f.to_ndarray()[0] for f in file.decode(audio=0)])
+    spectrum = np.abs(np.fft.rfft(wave[RATE // 4 : RATE // 2]))
+    heard_tone = spectrum.argmax() * RATE / (RATE // 2 - RATE // 4)
+    assert heard_tone == pytest.approx(tones[default or 0], rel=0.02)
+    assert f'sound track {(default or 0) + 1} of 2' in track.notes[0]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from avatar_jax.errors import UserError
-from launch.cluster import local, slurm, tpu
+from launch.cluster import local, slurm, supervise, tpu
 from launch.cluster.command import main
 
 TRAIN = ['--', 'train', '--config', 'configs/otavatar_heads.py', '--out', '/shared/run 1']
@@ -102,10 +102,10 @@ def test_programs_of_a_cluster_that_are_not_here_are_named(monkeypatch, capsys):
 
 
 def test_one_lost_process_ends_the_others(monkeypatch):
-    monkeypatch.setattr(local, 'GRACE', 0.3)
+    monkeypatch.setattr(supervise, 'GRACE', 0.3)
     code = 'import os, sys, time; os.kill(os.getpid(), 9) if sys.argv[1] == "1" else time.sleep(60)'
     begin = time.monotonic()
-    assert local.supervise([({}, [sys.executable, '-c', code, str(i)]) for i in range(2)]) == -9
+    assert supervise.supervise([({}, [sys.executable, '-c', code, str(i)]) for i in range(2)]) == -9
     assert time.monotonic() - begin < 30
     stop = [({}, [sys.executable, '-c', f'import sys; sys.exit({status})']) for status in (75, 75)]
-    assert local.supervise(stop) == 75
+    assert supervise.supervise(stop) == 75

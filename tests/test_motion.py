@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from avatar_jax.faces.windows import RADIUS
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.procedural import EXPRESSION_NAMES, motion
 from avatar_jax.procedural.random_expressions import random_expressions, random_poses, windows_around
 from avatar_jax.procedural.streams import Stream

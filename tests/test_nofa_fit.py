@@ -37,7 +37,11 @@ def pair():
     people = [portrait(0), portrait(1)]
     calls = []
     found = fit.fit_people(
-        VARIABLES, settings('compensation'), people, weights='abc', on_step=lambda *a: calls.append(a)
+        VARIABLES,
+        settings('compensation'),
+        people,
+        weights='abc',
+        on_step=lambda done, loss: calls.append((done, loss)),
     )
     return people, found, calls
 

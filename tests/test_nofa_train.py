@@ -11,7 +11,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.methods.nofa import train as training
 from avatar_jax.methods.nofa.config import STAGES, ModelConfig
 from avatar_jax.methods.nofa.teacher import Teacher
-from tests.comparison import close
+from tests.comparison import close, close_l2
 from tests.nofa_tiny import awake, batch, variables_of
 
 CONFIG = ModelConfig.tiny()
@@ -83,12 +83,16 @@ def test_devices_share_a_batch(stage):
     (one, metrics), (two, metrics_two) = results[1], results[2]
     for name in metrics:
         close(metrics_two[name][0], metrics[name][0], rtol=2e-3, atol=1e-5, what=name)
-    # Adam divides by the gradient's own size, so tiny gradients are compared before it: the first moments.
+    # Adam divides by the gradient's own size, which can be nothing but rounding (a bias before batch norm): the first
+    # moments of a network are compared as one vector.
     for name, group in one.groups.items():
-        moments = zip(jax.tree.leaves(group.opt_state.mu), jax.tree.leaves(two.groups[name].opt_state.mu), strict=True)
-        for a, b in moments:
-            close(b[0], a[0], rtol=1e-3, scale=1e-3, atol=1e-7, what=f'{name} gradient')
-            np.testing.assert_array_equal(b[0], b[1], err_msg=f'{name}: devices differ')
+        a, b = (
+            np.concatenate([np.ravel(x[0]) for x in jax.tree.leaves(g.opt_state.mu)]) for g in (group, two.groups[name])
+        )
+        close_l2(b, a, 1e-4, f'{name} gradient')
+        jax.tree.map(
+            lambda x: np.testing.assert_array_equal(x[0], x[1], err_msg='devices differ'), two.groups[name].params
+        )
     jax.tree.map(
         lambda a, b: close(b[0], a[0], rtol=1e-3, scale=1e-4, atol=1e-6, what='untrained'), one.extra, two.extra
     )

@@ -215,6 +215,7 @@ def talking(tmp_path_factory):
     return write_talking_video(tmp_path_factory.mktemp('talk') / 'person_00', 3, 0, options), options
 
 
+@pytest.mark.slow
 def test_talking_video(talking):
     folder, options = talking
     video, truth = read_talking(folder), read_truth(folder)

@@ -17,7 +17,6 @@ from avatar_jax.methods.otavatar.losses import LossConfig, image_terms, prepare_
 from avatar_jax.models.perception.head_nets import HeadNetsConfig
 from avatar_jax.models.perception.layers import avg_pool_3x3, max_pool
 from avatar_jax.models.perception.lpips import CHECKSUM_LIN0, TAP_CHANNELS
-from launch import train_head_nets
 
 NETS = HeadNetsConfig(32, (4, 8), 16, 32, (4, 8), 16)
 
@@ -151,7 +150,7 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp('nets')
     config = HeadTrainConfig(nets=NETS, steps=100, batch=32, warmup=5)
     data, held_out = toy_heads(30, 4, 0), toy_heads(12, 4, 1)
-    report = train_head_nets.train(config, data, held_out, out, quiet=True)
+    report = head_nets.train(config, data, held_out, out, quiet=True)
     return out, config, data, held_out, report
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from avatar_jax import progress
 from avatar_jax.progress import Progress, activity
-from avatar_jax.train.logging import Progress as RunProgress
+from avatar_jax.train.logging import RunProgress
 
 
 class Terminal(io.StringIO):

@@ -49,17 +49,26 @@ def test_random_codes_make_different_heads_on_white(shipped_model):
     assert np.abs(image[0] - image[1]).mean() > 0.02
 
 
+def sitter_of(number):
+    """A person of the split 'test', in pictures of 128 pixels."""
+    from avatar_jax.eval.portrait_pictures import Sitter
+    from data_pipelines.clips import evaluation_clips
+
+    clip = evaluation_clips(number + 1, 5, num_frames=2)[number]
+    return Sitter(clip.identity, clip.gamma, 128)
+
+
 @pytest.mark.slow
 def test_gpavatar_opens_eyes_that_one_of_two_portraits_shows():
     """A portrait with shut eyes alone does not say what is behind the lids; one more, with open eyes, does."""
+    from avatar_jax.eval.portrait_pictures import rendered
     from avatar_jax.methods.model import choose_model
     from avatar_jax.ops.image_metrics import psnr, to_unit
-    from launch.portrait_pictures import Sitter, rendered
 
     chosen = choose_model('gpavatar', None)
     scores = []
     for k in range(4):
-        sitter = Sitter(k, 5, 128)
+        sitter = sitter_of(k)
         shut, open_ = sitter.portrait(-12, blink=1.0), sitter.portrait(10)
         truth, label, code = sitter.picture(20)
         pictures = [rendered(chosen, use, label, code) for use in ([shut], [shut, open_])]
@@ -76,12 +85,12 @@ def test_gpavatar_moves_lids():
     """
     from scipy.ndimage import gaussian_filter
 
+    from avatar_jax.eval.portrait_pictures import rendered
     from avatar_jax.methods.model import choose_model
-    from launch.portrait_pictures import Sitter, rendered
 
     chosen, shares = choose_model('gpavatar', None), []
     for k in range(4):
-        sitter = Sitter(k, 5, 128)
+        sitter = sitter_of(k)
         (open_, label, code), (shut, _, blink) = sitter.picture(8), sitter.picture(8, blink=1.0)
         avatar = [rendered(chosen, [sitter.portrait(-12, smile=0.3)], label, c) for c in (code, blink)]
         ours, true = (gaussian_filter(b - a, (2.5, 2.5, 0)) for a, b in (avatar, (open_, shut)))
@@ -92,15 +101,15 @@ def test_gpavatar_moves_lids():
 @pytest.mark.slow
 def test_gpavatar_shows_unseen_people_and_more_portraits_help():
     """Four people of the test split: whose they are, what their faces do, and that each further portrait adds to it."""
+    from avatar_jax.eval.portrait_pictures import rendered
     from avatar_jax.methods.model import choose_model
     from avatar_jax.ops.image_metrics import psnr, to_unit
-    from launch.portrait_pictures import Sitter, rendered
 
     chosen = choose_model('gpavatar', None)
     assert chosen.provenance['command'] == 'train' and chosen.config.method.preset == 'release'
     scores = []
     for k in range(4):
-        sitter = Sitter(k, 5, 128)
+        sitter = sitter_of(k)
         portraits = [sitter.portrait(yaw) for yaw in (-20, 15, 0, 30)]
         truth, label, code = sitter.picture(25, jaw_open=0.5)
         pictures = [rendered(chosen, portraits[:n], label, code) for n in (1, 4)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from avatar_jax.bundled import expression_net
+from avatar_jax.bundled.face_net_figures import expression_figures
 from avatar_jax.models.perception.expression_net import MARGIN, RATE
 from avatar_jax.procedural import ProceduralHead, motion, sample_identity
 from avatar_jax.track.basis import landmark_basis
@@ -13,8 +14,7 @@ from avatar_jax.track.camera import from_translation
 from avatar_jax.track.clip import TrackConfig, project_clip, track_clip
 from avatar_jax.track.numbers import SIGMA, expected_numbers, read_numbers
 from avatar_jax.track.observe import FileLandmarks
-from launch.evaluate_face_net import expression_figures
-from launch.train_expression_net import motions, simulated, train
+from data_pipelines.fitted_clips import motions, simulated
 
 SIDE = 512
 
@@ -113,7 +113,7 @@ def test_training_writes_weights_that_can_be_used(basis, tmp_path):
     assert clip.kind == 'exact smooth' and clip.fitted.shape == clip.truth.shape
     clips = [clip] * 5
     config = expression_net.ExpressionTrainConfig(steps=3, batch=4, real=2)
-    report = train(config, motions(3), clips, tmp_path, quiet=True)
+    report = expression_net.train(config, motions(3), clips, tmp_path, quiet=True)
     assert report['held_out'] and report['trained_on']['motions'] == 4
     true = motion.speech_arrays(1, 20)
     path = str(tmp_path / 'expression_net.safetensors')

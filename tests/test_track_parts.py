@@ -12,8 +12,8 @@ from PIL import Image
 from avatar_jax.errors import UserError
 from avatar_jax.faces import translation
 from avatar_jax.faces.camera_labels import canonical_label, split_label
-from avatar_jax.faces.landmark_layouts import FROM_98, FROM_478, five_as_68, to_68
 from avatar_jax.io.landmarks import find_landmarks, read_landmark_frames, read_landmarks
+from avatar_jax.ops.landmark_layouts import FROM_98, FROM_478, five_as_68, to_68
 from avatar_jax.track import smooth
 from avatar_jax.track.mediapipe import MediaPipeReader, file_error
 from avatar_jax.track.observe import FileLandmarks, increasing
@@ -213,7 +213,9 @@ def few_heads(tmp_path_factory):
 
 def test_examples_keep_their_landmarks(few_heads):
     """The crop, the mask and the landmarks of an example belong together: landmarks lie on the head."""
-    from avatar_jax.bundled.face_augment import MIRROR, example, example_or_empty, mirror_expression
+    from avatar_jax.bundled.face_augment import example, example_or_empty
+    from avatar_jax.ops.landmark_layouts import MIRROR
+    from avatar_jax.procedural.expressions import mirror_expression
 
     assert few_heads['rgb'].shape == (6, 96, 96, 3)
     inside = []
@@ -234,10 +236,9 @@ def test_examples_keep_their_landmarks(few_heads):
 
 @pytest.mark.slow
 def test_training_learns_and_is_repeatable(few_heads, tmp_path):
-    from avatar_jax.bundled.face_net import FaceTrainConfig, batches
+    from avatar_jax.bundled.face_net import FaceTrainConfig, batches, train
     from avatar_jax.io.weights import load_weights
     from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNetConfig
-    from launch.train_face_net import train
 
     net = FaceNetConfig(side=64, widths=(8, 8, 8, 8), blocks=(0, 1, 0, 0), neck=(8, 8), hidden=16)
     config = FaceTrainConfig(net=net, steps=3, batch=4, warmup=1)

@@ -191,22 +191,27 @@ def test_portraits_of_different_people_are_told():
 def test_pictures_of_portraits_are_compared_with_the_truth(trained, tmp_path, monkeypatch, capsys):
     from PIL import Image
 
-    from launch import portrait_pictures as pictures
+    from avatar_jax.eval import portrait_pictures as pictures
+    from data_pipelines.clips import evaluation_clips
+    from launch import portrait_pictures as command
+    from launch.program import main
 
     grey = {1: -0.4, 2: 0.1, 4: 0.5}
     monkeypatch.setattr(
         pictures, 'rendered', lambda model, portraits, label, code: np.full((16, 16, 3), grey[len(portraits)])
     )
     weights = ['--weights', str(trained[0] / 'weights.safetensors'), '--out', str(tmp_path)]
-    assert pictures.main([*weights, '--people', '2', '--seed', '3']) == 0
+    program = command.__doc__, command.add_arguments, command.run
+    assert main(*program, [*weights, '--people', '2', '--seed', '3']) == 0
     shown = capsys.readouterr().out
     for name, yaw, columns, width in (('eyes', 20, (1, 1, 2), 6), ('portraits', 32, (1, 2, 4), 8)):
-        truth = [pictures.Sitter(k, 3, 16).picture(yaw, jaw_open=pictures.LOOK)[0] for k in (0, 1)]
+        sitters = [pictures.Sitter(c.identity, c.gamma, 16) for c in evaluation_clips(2, 3, num_frames=2)]
+        truth = [sitter.picture(yaw, jaw_open=pictures.LOOK)[0] for sitter in sitters]
         psnr = [np.mean([-10 * np.log10(np.mean((grey[n] - t) ** 2) / 4) for t in truth]) for n in columns]
         line = next(x for x in shown.splitlines() if f'{name}.jpg' in x)
         assert [float(x.split()[1]) for x in line.split(' ', 1)[1].split(', ')] == pytest.approx(psnr, abs=0.06)
         assert Image.open(tmp_path / f'{name}.jpg').size == (width * 20 - 4, 2 * 20 - 4)
-    assert pictures.main([*weights, '--people', '0']) == 2 and '--people 0' in capsys.readouterr().err
+    assert main(*program, [*weights, '--people', '0']) == 2 and '--people 0' in capsys.readouterr().err
 
 
 def test_table_of_ablations_says_what_agrees_with_the_paper():

@@ -9,13 +9,13 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.importance import Importance, importance, part_boxes
-from avatar_jax.faces.windows import RADIUS
 from avatar_jax.methods.gpavatar import cameras, head
 from avatar_jax.methods.gpavatar import train as training
 from avatar_jax.methods.gpavatar.config import ModelConfig, TrainConfig
 from avatar_jax.methods.gpavatar.model import encode, init, render_rays, render_views, superresolve
 from avatar_jax.models import styleunet
 from avatar_jax.ops.resize import resize
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.train.logging import read_jsonl
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from data_pipelines.sets import SetConfig, Sets

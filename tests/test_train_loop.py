@@ -15,7 +15,15 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.train.checkpoints import Checkpoints, config_difference
-from avatar_jax.train.logging import JsonlLog, NonFiniteError, Progress, duration, nonfinite_terms, read_jsonl, scalars
+from avatar_jax.train.logging import (
+    JsonlLog,
+    NonFiniteError,
+    RunProgress,
+    duration,
+    nonfinite_terms,
+    read_jsonl,
+    scalars,
+)
 from avatar_jax.train.loop import PREEMPTED_STATUS, LoopConfig, Preempted, fit, skip_nonfinite
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
@@ -254,7 +262,7 @@ def test_terms_are_reported_in_the_order_of_failure():
 
 
 def test_progress_line(capsys):
-    progress = Progress(100, every_seconds=0.0, stream=sys.stdout)
+    progress = RunProgress(100, every_seconds=0.0, stream=sys.stdout)
     progress.update(0)
     for step in (1, 2, 3):
         time.sleep(0.01)

@@ -148,3 +148,21 @@ def test_mapping_network_learns_the_codes_without_pictures():
         steps=300,
     )
     assert missed < 0.3
+
+
+@pytest.mark.slow
+def test_the_weight_file_is_a_model(monkeypatch, tmp_path):
+    from avatar_jax.methods.model import load_model
+    from avatar_jax.methods.otavatar.config import OTAvatarConfig
+
+    monkeypatch.setattr(prior, 'fit_mapping', lambda config, mapping, draw, weight: (mapping, 0.25))
+    config = tiny()
+    state, constants = prior.init_state(config)
+    method = OTAvatarConfig.paper().replace(controller=config.controller)
+    path = prior_training.export(config, method, state, constants, None, tmp_path / 'a.safetensors', {'seed': 3})
+    model = load_model(path)
+    assert model.config.generator == config.generator and model.config.method == method
+    assert (
+        model.provenance['seed'] == 3 and model.provenance['mapping'] == 'explains 75.0 % of the variance of the codes'
+    )
+    assert not np.asarray(model.variables['ema_stats']['generator']['backbone']['mapping']['w_avg']).any()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from avatar_jax.convert.base import ForeignFile, Plan, has, match, places
+from avatar_jax.convert.base import ForeignFile, NewWeights, has, match, places
 from tests.toy_method import ModelConfig
 
 TEMPLATE = {'params': {'gain': np.zeros(3, np.float32)}}
@@ -14,7 +14,7 @@ def find(tensors):
 
 def plan(source, report):
     flat = match(source.flat(), TEMPLATE, report, source.places[''], 'toy')
-    return [Plan('toy.safetensors', 'toy', ModelConfig().to_dict(), flat)]
+    return [NewWeights('toy.safetensors', 'toy', ModelConfig().to_dict(), flat)]
 
 
 FOREIGN = (ForeignFile('toy', 'a gain', 'toy', find, plan),)

@@ -98,7 +98,7 @@ def summary(name: str, m: dict[str, Any]) -> str:
 
 
 def _devices(wanted: int) -> list:
-    """Devices; on a CPU so many forced ones, if nothing has used it yet."""
+    """Devices; on a CPU the wanted number of forced ones, if JAX has not used it yet."""
     import jax
 
     if not jax.distributed.is_initialized():

@@ -8,21 +8,26 @@ amount of motion is turned into what a fit would make of it. The true fits are p
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.bundled.report import write_network
 from avatar_jax.eval.statistics import pearson
-from avatar_jax.models.perception.expression_net import ExpressionNet, ExpressionNetConfig
+from avatar_jax.models.perception.expression_net import EXPRESSION_NET_METHOD, ExpressionNet, ExpressionNetConfig
+from avatar_jax.train.loop import LoopConfig, fit
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState
 
 LENGTH = 160  # frames of a motion; of shorter clips the last frame is repeated
 _WINDOW, _REACH, _RIDGE = 64, 2, 0.3
+HELD_OUT = (3, 4, 6)  # these of every ten clips are for testing
 _STILLS = 12  # every twelfth example of a batch is one frame, repeated: a photograph
 
 
@@ -210,3 +215,49 @@ def evaluate(variables: Mapping[str, Any], config: ExpressionTrainConfig, clips:
         k: dict(zip(('clips', 'numbers_fit', 'numbers'), (len(v), *np.mean(v, 0).tolist()))) for k, v in figures.items()
     }
     return means, covariance.astype(np.float32)
+
+
+def train(
+    config: ExpressionTrainConfig,
+    motions: Mapping[str, Sequence[Any]],
+    clips: Sequence[FittedClip],
+    out: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Trains, tests on three tenths of the clips, and writes ``expression_net.safetensors`` and ``report.json``.
+
+    Args:
+      motions: as of ``batches``. clips: in one order, as their places say which are held out.
+      out: folder. resume: continue the run in it.
+
+    Returns:
+      the report.
+    """
+    began = time.monotonic()
+    held_out = [c for i, c in enumerate(clips) if i % 10 in HELD_OUT]
+    used = [c for i, c in enumerate(clips) if i % 10 not in HELD_OUT]
+    state = fit(
+        init_state(config, used),
+        make_step(config),
+        lambda start: batches(config, motions, used, start),
+        folder=out,
+        loop=LoopConfig(config.steps, log_every=50, sample_every=0, checkpoint_every=max(1, min(500, config.steps))),
+        config=config,
+        resume=resume,
+        label='expression network',
+        quiet=quiet,
+    )
+    variables = jax.tree.map(np.asarray, {'params': state.groups['net'].params, 'constants': state.extra})
+    figures, covariance = evaluate(variables, config, held_out)
+    return write_network(
+        out / 'expression_net.safetensors',
+        {**variables, 'calibration': {'covariance': covariance}},
+        method=EXPRESSION_NET_METHOD,
+        net=config.net,
+        config=config,
+        held_out=figures,
+        trained_on={'fitted clips': len(used), 'motions': sum(map(len, motions.values()))},
+        began=began,
+    )

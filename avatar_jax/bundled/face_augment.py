@@ -11,77 +11,8 @@ import numpy as np
 
 from avatar_jax.faces.base import EYE_IMAGE_LEFT, EYE_IMAGE_RIGHT
 from avatar_jax.models.perception.face_net import CROP_SIDE, crop_matrix
-from avatar_jax.procedural.expressions import EXPRESSION_NAMES
-
-# Landmark i of a mirrored picture is landmark MIRROR[i] of the original.
-MIRROR = np.array(
-    [
-        *range(16, -1, -1),
-        *range(26, 16, -1),
-        27,
-        28,
-        29,
-        30,
-        35,
-        34,
-        33,
-        32,
-        31,
-        45,
-        44,
-        43,
-        42,
-        47,
-        46,
-        39,
-        38,
-        37,
-        36,
-        41,
-        40,
-        54,
-        53,
-        52,
-        51,
-        50,
-        49,
-        48,
-        59,
-        58,
-        57,
-        56,
-        55,
-        64,
-        63,
-        62,
-        61,
-        60,
-        67,
-        66,
-        65,
-    ]
-)
-
-
-def _mirrored_name(name: str) -> str:
-    if name.startswith('viseme'):  # the sounds l and r are no sides
-        return name
-    for one, other in (('_l', '_r'), ('_left', '_right')):
-        for a, b in ((one, other), (other, one)):
-            if name.endswith(a) and name[: -len(a)] + b in EXPRESSION_NAMES:
-                return name[: -len(a)] + b
-    return name
-
-
-_MIRROR_EXPRESSION = np.array([EXPRESSION_NAMES.index(_mirrored_name(n)) for n in EXPRESSION_NAMES])
-_GAZE_X = EXPRESSION_NAMES.index('gaze_x')
-
-
-def mirror_expression(expression: np.ndarray) -> np.ndarray:
-    """Procedural expression [..., 64] of the mirrored picture."""
-    out = expression[..., _MIRROR_EXPRESSION].copy()
-    out[..., _GAZE_X] *= -1
-    return out
+from avatar_jax.ops.landmark_layouts import MIRROR
+from avatar_jax.procedural.expressions import EXPRESSION_NAMES, mirror_expression
 
 
 def example_or_empty(

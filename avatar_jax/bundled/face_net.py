@@ -6,8 +6,10 @@ place of a batch is a function of (seed, step, place) alone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.bundled.face_augment import example, example_or_empty
+from avatar_jax.bundled.report import write_network
 from avatar_jax.errors import UserError
 from avatar_jax.eval.faces import eye_openness, mouth_opening
 from avatar_jax.eval.statistics import pearson
-from avatar_jax.models.perception.face_net import FaceNet, FaceNetConfig, FaceNetOutput
+from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNet, FaceNetConfig, FaceNetOutput
+from avatar_jax.train.loop import LoopConfig, fit
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState
 
@@ -274,3 +278,43 @@ def errors(found: FaceNetOutput, truth: Data) -> dict[str, float]:
         'uncertainty_correlation': pearson(np.log(distance.ravel() + 1e-4), np.log(sigma.ravel())),
         'mask_iou': float((share & guess).sum() / max((share | guess).sum(), 1)),
     }
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def train(
+    config: FaceTrainConfig, data: Data, held_out: Data, out: Path, *, resume: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Trains, tests, writes ``face_net.safetensors`` and ``report.json`` into ``out``; returns the report."""
+    began = time.monotonic()
+    state = fit(
+        init_state(config, data),
+        make_step(config),
+        lambda start: batches(config, data, start),
+        folder=out,
+        loop=LoopConfig(config.steps, log_every=20, sample_every=0, checkpoint_every=max(1, min(200, config.steps))),
+        config=config,
+        resume=resume,
+        may_differ=('steps', 'batch'),
+        label='landmark network',
+        images_per_step=config.batch,
+        quiet=quiet,
+    )
+    variables = jax.tree.map(np.asarray, variables_of(state))
+    variables = solve_expression(variables, config.net, data)
+    figures, calibration = evaluate(variables, config.net, held_out)
+    return write_network(
+        out / 'face_net.safetensors',
+        {**variables, 'calibration': calibration},
+        method=FACE_NET_METHOD,
+        net=config.net,
+        config=config,
+        held_out=figures,
+        trained_on={
+            'heads': len(data['rgb']),
+            'resolution': int(data['rgb'].shape[1]),
+            'source': 'procedural heads, face_crops, augmented',
+        },
+        began=began,
+    )

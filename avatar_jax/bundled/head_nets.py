@@ -10,17 +10,21 @@ translation [N,3] (decimetres), landmarks [N,68,2] pixels.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.bundled.report import write_network
 from avatar_jax.errors import UserError
 from avatar_jax.eval.faces import eye_openness, mouth_opening
 from avatar_jax.eval.statistics import pearson
+from avatar_jax.losses.perception import HEAD_NETS_METHOD
 from avatar_jax.models.perception.head_nets import (
     NUM_EXPRESSION,
     HeadCoefficients,
@@ -30,6 +34,7 @@ from avatar_jax.models.perception.head_nets import (
     pack,
 )
 from avatar_jax.ops.resize import resize
+from avatar_jax.train.loop import LoopConfig, fit
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
 
@@ -288,3 +293,41 @@ def evaluate(variables: Mapping[str, Any], nets: HeadNetsConfig, data: Data) -> 
     """Held-out figures of both networks."""
     embedding, packed = predict(variables, nets, data['rgb'])
     return {'identity': verification(embedding, data['person']), 'coefficients': coefficient_errors(packed, data)}
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def train(
+    config: HeadTrainConfig, data: Data, held_out: Data, out: Path, *, resume: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Trains, tests, writes ``head_nets.safetensors`` and ``report.json`` into ``out``; returns the report."""
+    began = time.monotonic()
+    state = fit(
+        init_state(config, data),
+        make_step(config),
+        lambda start: batches(config, data, start),
+        folder=out,
+        loop=LoopConfig(config.steps, log_every=20, sample_every=0, checkpoint_every=max(1, min(200, config.steps))),
+        config=config,
+        resume=resume,
+        label='head networks',
+        images_per_step=config.batch,
+        quiet=quiet,
+    )
+    variables = jax.tree.map(np.asarray, variables_of(state))
+    return write_network(
+        out / 'head_nets.safetensors',
+        variables,
+        method=HEAD_NETS_METHOD,
+        net=config.nets,
+        config=config,
+        held_out=evaluate(variables, config.nets, held_out),
+        trained_on={
+            'pictures': len(data['rgb']),
+            'people': int(data['person'].max()) + 1,
+            'resolution': int(data['rgb'].shape[1]),
+            'source': 'procedural heads, fast_heads',
+        },
+        began=began,
+    )

@@ -15,7 +15,7 @@ from avatar_jax.bundled import prior
 from avatar_jax.methods.otavatar import model
 from avatar_jax.methods.otavatar.config import OTAvatarConfig
 from avatar_jax.train.checkpoints import Checkpoints
-from avatar_jax.train.logging import JsonlLog, Progress, check_finite, nonfinite_terms, to_host
+from avatar_jax.train.logging import JsonlLog, RunProgress, check_finite, metrics_to_host, nonfinite_terms
 
 Batch = dict[str, np.ndarray]
 
@@ -70,7 +70,7 @@ def train(
         state = jax.tree.map(jnp.asarray, state)
     log = JsonlLog(out / 'metrics.jsonl', resume_step=start or None)
     total = config.steps
-    progress = Progress(total, start=start, label='prior')
+    progress = RunProgress(total, start=start, label='prior')
     bad = 0
     began = time.monotonic()
     for step in range(start, total):
@@ -84,7 +84,7 @@ def train(
             batch = data.frames(data.order(config.seed + 2, step, config.frame_batch))
         state, metrics = prior.train_step(config, kind, state, constants, batch, jnp.int32(step))
         if (step + 1) % log_every == 0 or step + 1 == total:
-            metrics = to_host(metrics)
+            metrics = metrics_to_host(metrics)
             bad = bad + 1 if nonfinite_terms(metrics) else 0
             if bad > 2:  # single bad steps are harmless: their gradients were cleaned
                 check_finite(metrics, step + 1)

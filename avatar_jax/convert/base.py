@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from avatar_jax.convert.comparison import Run
+from avatar_jax.convert.comparison import Verification
 from avatar_jax.convert.layout import COLLECTIONS, from_torch, to_torch, torch_shapes
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
@@ -26,7 +26,7 @@ _NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float
 
 
 @dataclass
-class Source:
+class ForeignNetwork:
     """A file, and the places in it that belong to what is converted.
 
     Attributes:
@@ -47,7 +47,7 @@ class Source:
 
 
 @dataclass
-class Plan:
+class NewWeights:
     """One weight file to be written.
 
     Attributes:
@@ -140,9 +140,9 @@ class ForeignFile:
     title: str
     method: str
     find: Callable[[Mapping[str, np.ndarray]], list[str]]
-    plan: Callable[[Source, Report], list[Plan]]
+    plan: Callable[[ForeignNetwork, Report], list[NewWeights]]
     export: Callable[[Weights], dict[str, np.ndarray]] | None = _state_dict
-    verify: Mapping[str, Callable[[Run], None]] = field(default_factory=dict)
+    verify: Mapping[str, Callable[[Verification], None]] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
     checkpoint: Checkpoint | None = None
     containers: tuple[str, ...] = ()

@@ -119,7 +119,7 @@ def read_recorded(path: str | os.PathLike) -> Recorded:
     return Recorded(path, config, sections['param'], sections['in'], sections['out'], len(sections['grad']))
 
 
-class Run:
+class Verification:
     """One verification: the record, the imported files, and what has been compared."""
 
     def __init__(self, golden: Recorded, folder: Path, kind: str):
@@ -230,7 +230,7 @@ def thinned(value: np.ndarray, expected: np.ndarray, offsets: tuple[int, ...] | 
     return value[tuple(index)]
 
 
-def described(run: Run, name: str, value: np.ndarray) -> np.ndarray:
+def described(run: Verification, name: str, value: np.ndarray) -> np.ndarray:
     """The part of an output that the record's description says: ``name = something[:,::2,5::32]``."""
     found = re.search(rf'{re.escape(name)} ?= ?\w+(\[[\d:,]+\])', str(run.golden.config.get('what', '')))
     if not found:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import avatar_jax
-from avatar_jax.convert.base import ForeignFile, Source
+from avatar_jax.convert.base import ForeignFile, ForeignNetwork
 from avatar_jax.convert.recognise import kind_named, recognise
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
@@ -137,7 +137,7 @@ def convert(
     return Imported(what.name, files, report, report_path)
 
 
-def _rest(source: Source, report: Report, left_out: Mapping[str, str]) -> None:
+def _rest(source: ForeignNetwork, report: Report, left_out: Mapping[str, str]) -> None:
     """Records every entry of the file that is at none of the places of the kind."""
     known = report.mapped.keys() | report.unused.keys() | report.unexpected.keys()
     for name in source.raw.tensors:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from avatar_jax.convert.base import Checkpoint, ForeignFile, Source
+from avatar_jax.convert.base import Checkpoint, ForeignFile, ForeignNetwork
 from avatar_jax.convert.report import some
 from avatar_jax.errors import UserError
 from avatar_jax.io.foreign import RawFile
@@ -42,7 +42,7 @@ def kind_named(name: str, kinds: Sequence[ForeignFile]) -> tuple[ForeignFile, st
 
 def recognise(
     raw: RawFile, kinds: Sequence[ForeignFile], name: str | None = None, prefix: str | None = None
-) -> tuple[ForeignFile, Source]:
+) -> tuple[ForeignFile, ForeignNetwork]:
     """What a file holds.
 
     Args:
@@ -73,7 +73,7 @@ def recognise(
         listed = some(sorted(raw.tensors)) or 'no tensors at all'
         raise UserError(f'{raw.path}: {what}{where}; it has {listed}')
     kind, places = _decide(raw, {k.name: k for k in kinds}, found, asked)
-    return kind, Source(raw, places, variant, config)
+    return kind, ForeignNetwork(raw, places, variant, config)
 
 
 def export_hint(raw: RawFile) -> dict[str, Any]:

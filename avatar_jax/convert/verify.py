@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from avatar_jax.convert.base import ForeignFile
-from avatar_jax.convert.comparison import Comparison, Recorded, Run, read_recorded
+from avatar_jax.convert.comparison import Comparison, Recorded, Verification, read_recorded
 from avatar_jax.errors import UserError
 
 
@@ -35,7 +35,7 @@ def verify(golden_path: str | os.PathLike, folder: str | os.PathLike, kinds: Seq
         UserError: the record is damaged or of no known kind, or the folder has nothing that it is about.
     """
     golden = read_recorded(golden_path)
-    run = Run(golden, Path(folder), kind_of(golden, kinds))
+    run = Verification(golden, Path(folder), kind_of(golden, kinds))
     able = [kind for kind in kinds if run.kind in kind.verify]
     chosen = next((kind for kind in able if kind.method in run.files), able[0])
     try:

@@ -18,9 +18,9 @@ import numpy as np
 
 from avatar_jax.driving.bases import BFM
 from avatar_jax.errors import UserError
-from avatar_jax.faces.coefficients import SLICES
 from avatar_jax.io.inputs import file_sha256
 from avatar_jax.io.motion import WIDTHS, check_motion, load_motion, split
+from avatar_jax.ops.coefficients import SLICES
 from avatar_jax.types import Motion
 
 ENDINGS = ('.mat', '.npz', '.npy')

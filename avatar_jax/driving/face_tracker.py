@@ -11,7 +11,7 @@ import numpy as np
 from avatar_jax.driving.bases import PROCEDURAL
 from avatar_jax.driving.measure import Measured, OnPicture
 from avatar_jax.errors import UserError
-from avatar_jax.faces.coefficients import NUM_COEFFICIENTS
+from avatar_jax.ops.coefficients import NUM_COEFFICIENTS
 
 _MASK_BATCH = 16  # crops that the network parts from their background together
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.coefficients import SLICES
 from avatar_jax.io.video import VideoFrame
+from avatar_jax.ops.coefficients import SLICES
 from avatar_jax.types import Motion
 
 _UNEVEN = 0.5  # of the time between frames: more is resampled
@@ -30,7 +30,7 @@ class Measured:
     """What a tracker found in N frames.
 
     Attributes:
-        coefficients: [N, 257] in the layout of ``faces.coefficients``, numbers of ``basis``; zeros where not measured.
+        coefficients: [N, 257] in the layout of ``ops.coefficients``, numbers of ``basis``; zeros where not measured.
         labels: [N, 25] camera labels of the crops, raw (the head's pose, see ``faces.camera_labels``).
         landmarks: [N, 68, 2] pixels of the crop, y downwards.
         found: [N] bool, a face was found; other frames are interpolated or held.

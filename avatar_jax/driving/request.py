@@ -29,7 +29,7 @@ class Request:
         motion: a file, ``speech:SEED[:FRAMES]``, ``FOLDER:SPLIT:CLIP`` of a data set; None: the sliders alone.
         sliders: ``NAME=VALUE`` texts. plan: what is taken from the driver, and how.
         face: which face of a driving video or picture. fps: of coefficient files that do not say it.
-        frames: only so many first ones; of numbers or a picture, how many.
+        frames: length: the first frames of a driver; for sliders alone or a picture, how long it is held.
         sound: file of the sound track, 'none', or None for that of a driving video.
     """
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.windows import RADIUS
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.types import Drive, Motion
 
 # What a driver may have -> the drivers that have it.

@@ -13,7 +13,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval import faces
-from avatar_jax.faces.windows import RADIUS, WINDOW
+from avatar_jax.ops.windows import RADIUS, WINDOW
 from avatar_jax.types import Camera, Motion, Portrait
 
 

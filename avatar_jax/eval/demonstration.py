@@ -10,12 +10,12 @@ import numpy as np
 
 from avatar_jax.driving.signals import still_rows
 from avatar_jax.eval import faces
-from avatar_jax.faces.windows import WINDOW
 from avatar_jax.io import atomic
 from avatar_jax.io.provenance import Provenance
 from avatar_jax.losses.networks import default_bank
 from avatar_jax.methods.model import Model
 from avatar_jax.ops.image_metrics import psnr, to_unit
+from avatar_jax.ops.windows import WINDOW
 from avatar_jax.progress import Progress, activity
 
 PANEL = 256  # pixels of one panel in the video

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.faces.alignment import align
-from avatar_jax.faces.coefficients import NUM_COEFFICIENTS, SLICES
 from avatar_jax.faces.recon import METHOD as RECON
 from avatar_jax.io.images import to_uint8
 from avatar_jax.losses.identity import FACE_NETWORKS, face_matrix
 from avatar_jax.losses.perception import LPIPS_TRUNK, PerceptionBank
 from avatar_jax.models.perception.lpips import NETS
+from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, SLICES
 from avatar_jax.procedural import EXPRESSION_NAMES, ProceduralHead
 
 PRESENT = 0.25  # expression coefficient from which a movement counts as there

@@ -10,8 +10,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from avatar_jax.faces.base import EYE_IMAGE_LEFT, EYE_IMAGE_RIGHT
-from avatar_jax.faces.coefficients import SLICES
-from avatar_jax.faces.pose import Array, namespace
+from avatar_jax.ops.arrays import Array, namespace
+from avatar_jax.ops.coefficients import SLICES
 
 REDUCTIONS = ('mean', 'sum', 'l2')
 POSE_PARTS = {'angle': ('angle',), 'angle+trans': ('angle', 'trans')}

@@ -17,7 +17,7 @@ from avatar_jax.eval.distributions import frechet_distance, kernel_distance, pre
 from avatar_jax.eval.feature_sets import bytes_of, spread
 from avatar_jax.eval.statistics import pearson
 from avatar_jax.faces.camera_labels import pose_from_label, yaw_label
-from avatar_jax.methods.eg3d import losses as L
+from avatar_jax.models.fresh_noise import noise_size, planes_of
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator
 from avatar_jax.render.sampling import RenderDraws
 
@@ -51,9 +51,9 @@ def generate(
     if numbers is None:
         return model.apply(variables, ws, c, method='synthesis')
     keys = jax.vmap(jax.random.key)(numbers)
-    maps = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (L.noise_size(variables['noise']),)))(keys)
+    maps = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (noise_size(variables['noise']),)))(keys)
     draws = jax.vmap(lambda k: RenderDraws.from_key(jax.random.fold_in(k, 1), config.rendering, 1, size**2))(keys)
-    planes = L.planes_of(model, variables, ws, maps)
+    planes = planes_of(model, variables, ws, maps)
     draws = jax.tree.map(lambda x: x[:, 0], draws)
     return model.apply(variables, ws, c, draws=draws, planes=planes, method='synthesis')
 

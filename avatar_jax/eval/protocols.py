@@ -33,9 +33,9 @@ from avatar_jax.eval.cases import Case, Views, keep_expression
 from avatar_jax.eval.estimators import Estimators
 from avatar_jax.eval.shape import neutral_vertices
 from avatar_jax.eval.statistics import pearson
-from avatar_jax.faces.coefficients import SLICES
-from avatar_jax.faces.windows import RADIUS
 from avatar_jax.ops import image_metrics as image
+from avatar_jax.ops.coefficients import SLICES
+from avatar_jax.ops.windows import RADIUS
 
 ANIMATE_BATCH = 8
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from avatar_jax.faces.pose import Array, namespace
+from avatar_jax.ops.arrays import Array, namespace
 
 MAX_SHIFT = 10  # video frames (0.4 s at 25 frames per second)
 PAIR_EPS = 1e-6  # added to every difference

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.pose import Array, namespace
+from avatar_jax.ops.arrays import Array, namespace
 
 # iBUG order of the 68 landmarks, image left to right.
 JAW, BROWS, NOSE, EYES, MOUTH = slice(0, 17), slice(17, 27), slice(27, 36), slice(36, 48), slice(48, 68)

@@ -17,8 +17,8 @@ from flax import struct
 from avatar_jax.errors import UserError
 from avatar_jax.faces import pose
 from avatar_jax.faces.base import ring_normals
-from avatar_jax.faces.coefficients import NUM_EXP, NUM_ID, NUM_TEX, Coefficients, unpack
 from avatar_jax.faces.lighting import INITIAL_LIGHT, shade
+from avatar_jax.ops.coefficients import NUM_EXP, NUM_ID, NUM_TEX, Coefficients, unpack
 
 METHOD = 'bfm2009_front'
 KEYS = (

@@ -11,7 +11,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.bfm import read_arrays
-from avatar_jax.faces.coefficients import NUM_EXP, NUM_ID, NUM_TEX
+from avatar_jax.ops.coefficients import NUM_EXP, NUM_ID, NUM_TEX
 
 MICROMETRES_PER_DECIMETRE = 1e5
 

@@ -13,16 +13,8 @@ import math
 
 import numpy as np
 
-from avatar_jax.faces.pose import (
-    CAMERA_DISTANCE,
-    EG3D_OFFSET,
-    EG3D_SCALE,
-    Array,
-    euler_angles,
-    namespace,
-    rotation_matrix,
-    world_to_head,
-)
+from avatar_jax.faces.pose import CAMERA_DISTANCE, EG3D_OFFSET, EG3D_SCALE, euler_angles, rotation_matrix, world_to_head
+from avatar_jax.ops.arrays import Array, namespace
 
 LABEL_SIZE = 25
 FOCAL_1024 = 2985.29  # pixels in the 1024 frame, about 1015 * 1024/224 * 300/466.285

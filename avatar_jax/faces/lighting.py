@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from avatar_jax.faces.pose import Array, namespace
+from avatar_jax.ops.arrays import Array, namespace
 
 SH_A = (math.pi, 2 * math.pi / math.sqrt(3.0), 2 * math.pi / math.sqrt(8.0))
 SH_C = (

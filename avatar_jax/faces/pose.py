@@ -9,13 +9,9 @@ differentiable.
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-Array = Any  # numpy or JAX
+from avatar_jax.ops.arrays import Array, namespace
 
 CAMERA_DISTANCE = 10.0  # decimetres between the camera and the head origin
 FOCAL_224 = 1015.0  # pixels at 224 x 224
@@ -24,11 +20,6 @@ IMAGE_SIZE_224 = 224
 # The head frame inside the EG3D volume: world = 0.27 * decimetres + offset.
 EG3D_SCALE = 0.27
 EG3D_OFFSET = (0.0, 0.006, 0.161)
-
-
-def namespace(*arrays: Array):
-    """``jax.numpy`` when any argument is a JAX array (or tracer), else ``numpy``."""
-    return jnp if any(isinstance(a, jax.Array) for a in arrays) else np
 
 
 def _matrix(xp, rows) -> Array:

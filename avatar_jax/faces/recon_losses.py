@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.faces.coefficients import Coefficients, unpack
+from avatar_jax.ops.coefficients import Coefficients, unpack
 
 PHOTO_EPS = 1e-6
 HEAVY_LANDMARKS = (28, 29, 30, *range(60, 68))  # nose ridge and inner lips

@@ -10,7 +10,7 @@ translations.
 from __future__ import annotations
 
 from avatar_jax.faces.camera_labels import FOCAL, PIVOT, make_label, pose_matrix, split_label
-from avatar_jax.faces.pose import Array, namespace
+from avatar_jax.ops.arrays import Array, namespace
 
 
 def pixel_offset(driving: Array, source: Array, side: Array | float) -> Array:

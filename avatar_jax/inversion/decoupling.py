@@ -60,7 +60,7 @@ class DecouplingConfig:
 
     Attributes:
         identity_steps, controller_steps: N_id and N_mo.
-        sr_steps: the last so many of the N_id + N_mo inner steps see the super-resolved images (all, if it is more).
+        sr_steps: number of inner steps, the last of N_id + N_mo, with the super-resolved images in the loss.
         mode: 'successively' (all identity steps, then all controller steps), 'alternatively' (every
             ``alternate_every``-th step is a controller step, the others are identity steps) or 'joint' (every step
             moves codes, corrections and controller together; codes are not clipped then).
@@ -75,8 +75,8 @@ class DecouplingConfig:
         refine: 'per_frame' (one update per frame), 'together' (one update on the sum over frames) or 'off'.
         refine_controller: refinement also updates the controller.
         ema_decay: decay of the averages, once per iteration. ema_generator: whether the generator has one.
-        lr_decay_every, lr_decay: every so many iterations the generator's rate is multiplied by ``lr_decay`` (0:
-            never).
+        lr_decay_every, lr_decay: iterations after which the generator's learning rate is multiplied by ``lr_decay``,
+            again and again (0: never).
     """
 
     identity_steps: int = 90
@@ -249,7 +249,7 @@ def decoupling_iteration(
         num_frames: F.
         axis_name: the device axis, if any.
         record: ``(codes, controller_params) -> pytree`` kept after every step, for tests and plots.
-        accumulate: every gradient is computed on so many equal parts of the samples, one after the other.
+        accumulate: number of equal parts of the samples on which gradients are computed, one after the other.
 
     Returns:
         the state (``step`` + 1), metrics (curves over the steps that measured them: ``inner/loss``,

@@ -199,3 +199,35 @@ def output_folder(path: str | os.PathLike) -> Path:
         finally:
             probe.unlink(missing_ok=True)
     return path
+
+
+def output_file(path: str | os.PathLike) -> Path:
+    """Checks that the file ``path`` could be written, before any expensive work: its folder is made, nothing else.
+
+    Raises:
+        UserError: a folder of that name is in the way, the name is too long, its folder cannot be made or written to.
+    """
+    path = Path(path)
+    output_folder(path.parent)
+    with _explained(path):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, 'is a folder', str(path))
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # a name that is too long
+    return path
+
+
+def output_place(path: str | os.PathLike) -> Path:
+    """As ``output_file``, of a folder that will be made or replaced (``atomic_folder``).
+
+    Raises:
+        UserError: it is a file, the name is too long, or the place cannot be written to.
+    """
+    path = Path(path)
+    output_folder(path.parent)
+    with _explained(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise NotADirectoryError(errno.ENOTDIR, 'is a file', str(path))
+    return path

@@ -92,7 +92,7 @@ def read_landmarks(path: str | os.PathLike) -> np.ndarray:
     Raises:
         UserError: missing or damaged file, another number of points, several frames, NaN.
     """
-    from avatar_jax.faces.landmark_layouts import to_68
+    from avatar_jax.ops.landmark_layouts import to_68
 
     frames = read_landmark_frames(path)
     if len(frames) != 1:

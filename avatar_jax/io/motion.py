@@ -10,11 +10,11 @@ import zlib
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.coefficients import NUM_COEFFICIENTS, NUM_RECORD, SLICES
 from avatar_jax.io import atomic
 from avatar_jax.io.inputs import input_file
 from avatar_jax.io.provenance import Provenance
 from avatar_jax.io.video import frame_rate
+from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, NUM_RECORD, SLICES
 from avatar_jax.types import Motion
 
 FORMAT = 'avatar_jax motion 1'

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.convert.base import ForeignFile, Plan, Source, has, match, places
-from avatar_jax.convert.comparison import NET, VALUE, Run, nchw, nhwc, picture, thinned
+from avatar_jax.convert.base import ForeignFile, ForeignNetwork, NewWeights, has, match, places
+from avatar_jax.convert.comparison import NET, VALUE, Verification, nchw, nhwc, picture, thinned
 from avatar_jax.convert.layout import to_torch
 from avatar_jax.convert.report import Report
 from avatar_jax.losses.perception import NETWORKS, abstract_variables
@@ -81,14 +81,14 @@ def _network(name: str) -> ForeignFile:
     if name == 'inception':
         unused['AuxLogits.'] = 'the auxiliary classifier is not used'
 
-    def plan(source: Source, report: Report) -> list[Plan]:
+    def plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
         file, place = f'{name}.safetensors', source.places['']
         template, flat = abstract_variables(name), source.flat()
         if name in ('ir50', 'irse50'):
             flat = _plain_output_norm(flat, report, place)
         dropped = {k: w for k, w in unused.items() if not any(p.startswith(k) for p in _first_names(template))}
         taken = match(flat, template, report, place, file, unused=dropped)
-        return [Plan(file, f'perception/{name}', {}, taken)]
+        return [NewWeights(file, f'perception/{name}', {}, taken)]
 
     return ForeignFile(
         name,
@@ -125,7 +125,7 @@ def _lin(net: str) -> ForeignFile:
         layers = {k for k in flat if re.fullmatch(r'lin\d+\.model\.1\.weight', k)}
         return layers == set(keys) and all(flat[k].shape == s for k, s in keys.items())
 
-    def plan(source: Source, report: Report) -> list[Plan]:
+    def plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
         name, place, flat = f'lpips_{net}', source.places[''], source.flat()
         for key in flat:
             full = place + key
@@ -140,7 +140,7 @@ def _lin(net: str) -> ForeignFile:
                 'forgot the scaling of the input and is not supported)'
             )
         taken = {k: flat[k] for k in keys}
-        return [Plan(f'{name}.safetensors', f'perception/{name}', {}, taken)]
+        return [NewWeights(f'{name}.safetensors', f'perception/{name}', {}, taken)]
 
     return ForeignFile(
         f'lpips_{net}',
@@ -157,7 +157,7 @@ def _lin(net: str) -> ForeignFile:
 _FACE_NETS = {'arc18': 'arcface18', 'arc18_se': 'arcface18_se'}
 
 
-def _variables(run: Run, name: str):
+def _variables(run: Verification, name: str):
     weights = run.find(f'perception/{name}')
     if name in NETWORKS and run.golden.param:
         flat = to_torch(weights.variables)
@@ -169,7 +169,7 @@ def _apply(name: str):
     return jax.jit(NETWORKS[name].build().apply)
 
 
-def _compare_arcface(run: Run) -> None:
+def _compare_arcface(run: Verification) -> None:
     golden, variables = run.golden, _variables(run, 'arcface18')
     module = NETWORKS['arcface18'].build()
     embedding, stages = jax.jit(lambda v, x: module.apply(v, x, stages=True))(variables, nhwc(golden.inp['gray']))
@@ -182,7 +182,7 @@ def _compare_arcface(run: Run) -> None:
         run.compare('scalar', jnp.mean(embedding * jnp.asarray(golden.inp['target'])), 1e-2)
 
 
-def _compare_face_nets(run: Run) -> None:
+def _compare_face_nets(run: Verification) -> None:
     """Compares the embeddings of those networks that were imported."""
     golden, kept = run.golden, {}
 
@@ -210,7 +210,7 @@ def _compare_face_nets(run: Run) -> None:
         run.compare(key, l2_normalize(y) if variant == 'norm' else y, NET)
 
 
-def _compare_vgg(run: Run) -> None:
+def _compare_vgg(run: Verification) -> None:
     golden, variables = run.golden, _variables(run, 'vgg19')
     a, b = picture(golden.inp['a_u8']), picture(golden.inp['b_u8'])
     layers, weight = golden.config['layers'], golden.config['style_weight']
@@ -224,7 +224,7 @@ def _compare_vgg(run: Run) -> None:
         run.compare(f'total_{count}', content[:count].sum() + weight * style[0].sum(), NET)
 
 
-def _compare_perceptual(run: Run) -> None:
+def _compare_perceptual(run: Verification) -> None:
     golden, variables = run.golden, _variables(run, 'vgg19')
     scales, weight = golden.config['num_scales'], golden.config['style_to_perceptual']
     pred, target = nhwc(golden.inp['pred']), nhwc(golden.inp['target'])
@@ -240,7 +240,7 @@ def _compare_perceptual(run: Run) -> None:
     run.compare('gram_l1', style[0], NET)
 
 
-def _compare_lpips(run: Run) -> None:
+def _compare_lpips(run: Verification) -> None:
     """Compares those variants whose trunk was imported; recorded channel weights are used where there are any."""
     golden = run.golden
     a, b = picture(golden.inp['a_u8']), picture(golden.inp['b_u8'])
@@ -265,7 +265,7 @@ def _compare_lpips(run: Run) -> None:
             run.result.notes.append(f'{net}: channel weights of the record, not imported ones')
 
 
-def _compare_inception(run: Run) -> None:
+def _compare_inception(run: Verification) -> None:
     golden, variables = run.golden, _variables(run, 'inception')
     x = nhwc(np.asarray(golden.inp['x_u8'], np.float32) / 255)
     features, blocks = jax.jit(fid_features, static_argnums=2)(variables, x, True)
@@ -277,7 +277,7 @@ def _compare_inception(run: Run) -> None:
 
 _FACE_RECORDS = {'arcface_nets': _compare_face_nets}
 _LPIPS = {'lpips_nets': _compare_lpips}
-_RECORDS: dict[str, dict[str, Callable[[Run], None]]] = {
+_RECORDS: dict[str, dict[str, Callable[[Verification], None]]] = {
     'vgg19': {'vgg19_perceptual': _compare_vgg, 'perceptual': _compare_perceptual},
     **dict.fromkeys(('vgg16', 'alexnet', 'squeezenet'), _LPIPS),
     'inception': {'inception_fid': _compare_inception},

@@ -5,12 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from avatar_jax.ops.resize import halve, resize
-
-
-def match_size(target: jax.Array, size: int) -> jax.Array:
-    """The target [B,H,W,C] averaged over areas to ``size`` x ``size`` (512 to 64: means of 8x8 pixels)."""
-    return resize(target, size, 'area')
+from avatar_jax.ops.resize import halve
 
 
 def smooth_l1(prediction: jax.Array, target: jax.Array, beta: float = 1.0) -> jax.Array:

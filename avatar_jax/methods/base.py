@@ -2,7 +2,7 @@
 
 A method is one folder in ``avatar_jax/methods`` with a module ``method.py`` that has a ``METHOD``, or an object that a
 package of yours names in the entry-point group ``avatar_jax.methods``. Commands, notebooks, evaluation and benchmark
-know ``Method`` and no name. docs/architecture.md walks through the writing of one.
+use what a ``Method`` declares and know no method by name. docs/architecture.md tells how to add one.
 
 This module and every ``method.py`` are imported for ``--help``: they need no jax. What computes is named by ``later``.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from avatar_jax.types import Avatar, Portrait
 
 GROUP = 'avatar_jax.methods'
-DEFAULT = 'otavatar'  # of the commands, where neither weights nor an avatar say another
+DEFAULT = 'otavatar'  # of the commands, if neither --method nor weights nor an avatar name one
 KINDS = ('portrait', 'portraits', 'video')
 
 
@@ -64,8 +64,8 @@ class Source:
     Attributes:
         portraits: one portrait, several of the same person, or all frames of a video in order. Those of a video are
             a sequence that reads frames when they are asked for, so that minutes need no more memory than seconds.
-        kind: 'portrait', 'portraits' or 'video'; '' tells by the number of portraits.
-        name: what the avatar's folder is called.
+        kind: 'portrait', 'portraits' or 'video'; '': 'portrait' or 'portraits', by their number.
+        name: of the avatar's folder.
         fps: frames per second of a video.
         sound: file with the sound of a video, whose first frame is at ``start`` seconds; '' if there is none.
     """
@@ -91,11 +91,11 @@ class Built:
     """An avatar and how it came about.
 
     Attributes:
-        avatar: to be driven.
+        avatar: the avatar.
         scores: name -> number, of the finished avatar, e.g. ``psnr`` (dB) to the first portrait.
         curves: name -> values, one for each step of an optimisation.
-        report: plain values that the avatar's ``report.json`` gets besides: what was computed, not what was wished.
-        notes: sentences for the person who asked, e.g. that portraits seem to show different people.
+        report: further plain values for the avatar's ``report.json``: what was done, not what was asked for.
+        notes: sentences for the user, e.g. that the portraits seem to show different people.
     """
 
     avatar: Avatar
@@ -107,16 +107,16 @@ class Built:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Of a method whose ``build`` has nothing to choose."""
+    """The options of a ``build`` that has none."""
 
 
 def option(default: Any, text: str, **more: Any) -> Any:
     """A field of ``Method.build_options``: a keyword of ``Model.build`` and a flag of ``avatar-jax invert``.
 
     Args:
-        default: what holds where nothing is given.
-        text: help, in plain English.
-        more: ``choices``; ``metavar``.
+        default: the value if none is given.
+        text: the flag's help, in plain English.
+        more: ``choices`` and ``metavar`` of the flag.
     """
     return field(default=default, metadata={'text': text, **more})
 
@@ -129,11 +129,11 @@ class Training:
     """One way to train a method's networks: ``avatar-jax train``, ``bench --train``, ``ablate``.
 
     Attributes:
-        config: values -> the run's configuration, a frozen dataclass (``train.runner.train`` tells what it needs).
+        config: plain values -> the run's configuration, a frozen dataclass (fields: see ``train.runner.train``).
         start: (configuration, streams, quiet) -> ``train.runner.Run``: state, step, data, export. ``streams`` is the
             module ``data_pipelines.streams``, by which batches are read.
-        program: configuration -> ``train.program.Program``: the step with made-up data, for measuring and counting.
-        example: the config file that shows it, for messages.
+        program: configuration -> ``train.program.Program``: the step with random data, for measuring and counting.
+        example: a config file of this training, for messages.
     """
 
     config: Callable
@@ -149,9 +149,9 @@ class Bench:
     Attributes:
         presets: names of sizes; the first is the default.
         stages: names, in the order in which they are measured.
-        config: (preset, dtype or None, rays at once or None) -> the model's configuration; raises ``UserError``.
-        build: (configuration, batch) -> an object whose ``stage(name)`` gives a function, its arguments, and the places
-            of those that may be overwritten.
+        config: (preset, dtype or None, rays at a time or None) -> the model's configuration; raises ``UserError``.
+        build: (configuration, batch size) -> an object whose ``stage(name)`` returns a function, its arguments, and the
+            numbers of the arguments that may be donated (overwritten).
         note: one line for comparison, e.g. what the paper reports.
     """
 
@@ -164,7 +164,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: which variant is trained, what of its result is looked at, and what the paper reports."""
+    """A row of a table.
+
+    Attributes:
+        variant: name of the variant that is trained.
+        key: which of its results the row shows, see ``Table.protocol``.
+        paper: score -> the paper's figure.
+    """
 
     variant: str
     key: str = ''
@@ -176,16 +182,16 @@ class Table:
     """A table of the method's paper, for ``avatar-jax ablate``: variants are trained and compared.
 
     Attributes:
-        title: of the report.
+        title: of the report, e.g. 'GPAvatar, Table 3'.
         rows: name -> row.
-        claims: (better, worse) rows, as the paper concludes.
-        scores: name -> whether more is better.
+        claims: (better, worse) pairs of rows, as the paper concludes.
+        scores: name of a score -> whether higher is better.
         run: (variant, size, seed, steps or None, folder for shared pictures) -> ``FILE:VARIANT`` of the config to
             train, and its overrides.
         protocol: how a trained model is scored: 'portraits' (``eval.portraits``), or (model, people) -> {key: {score:
             number}}.
-        sizes: first the default.
-        note: about what the scores mean here.
+        sizes: of networks and data; the first is the default.
+        note: what to know about the scores.
     """
 
     title: str
@@ -205,11 +211,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Method:
-    """What a method is. Only ``name``, ``title`` and ``trainings`` are needed by one that has no avatars.
+    """What a method is. One without avatars needs only ``name``, ``title`` and ``trainings``.
 
     Attributes:
-        name: in files, options and folders. title: as in the paper.
-        weights: name of a weight file inside the package that is taken where none is given; '' for none.
+        name: for files, options and folders. title: the paper's spelling.
+        weights: name of the weight file in the package that is used if none is given; '': there is none.
         config: plain values -> the model's configuration, a frozen dataclass with ``img_resolution``, ``basis``,
             ``label_mode`` and ``to_dict()``.
         load: path -> (variables, configuration, SHA-256, provenance).
@@ -223,9 +229,9 @@ class Method:
             the other.
         build_options: dataclass of ``option`` fields.
         steps: (model, options) -> number of steps of a ``build``; None: one.
-        signals: names of what drives a frame (``driving.signals``), e.g. 'expression', 'windows'.
+        signals: names of the signals that drive a frame (``driving.signals``), e.g. 'expression', 'windows'.
         own_signals: name -> ``driving.signals.Signal``, of signals that only this method has.
-        prepare: (variables, configuration, identity) -> what is computed once for an avatar or video; None: nothing.
+        prepare: (variables, configuration, identity) -> what is computed once for all frames; None: nothing.
         frame: (variables, configuration, identity, prepared, signals, labels, keys, sr) -> ``Frames``: N frames side by
             side, from signals [N, ...], camera labels [N,25], keys [N] or None; ``sr`` False leaves super-resolution
             out. A pure function.
@@ -236,7 +242,9 @@ class Method:
             given and is not among them is refused. None: of a method with ``networks`` nothing is checked; of others
             every network is refused.
         trainings: name -> ``Training``; the first is the default.
-        bench: its stages.
+        generator: path -> (variables, ``models.triplane.GeneratorConfig``, digest) of a weight file or run that holds a
+            generator: what ``avatar-jax metrics`` scores.
+        bench: its stages, for ``avatar-jax bench``.
         foreign: () -> tuple of ``convert.base.ForeignFile``, one for each kind of file that other programs wrote.
         assets: optional files (``io.assets.Asset``). tables: name -> ``Table``.
     """
@@ -262,6 +270,7 @@ class Method:
     networks: Callable | None = None
     looks_through: Callable | None = None
     trainings: Mapping[str, Training] = field(default_factory=dict)
+    generator: Callable | None = None
     bench: Bench | None = None
     foreign: Callable[[], tuple] | None = None
     assets: tuple = ()

@@ -41,7 +41,7 @@ def animate(
         owner: the method. variables, config: its model (``config`` static under ``jit``).
         avatar: of one person; for many, ``vmap``. drive: T frames. labels: [T,25] cameras.
         prepared: of ``owner.prepare``; None computes it here.
-        chunk: so many frames are computed side by side; memory grows with it, not with T.
+        chunk: frames that are computed as one batch; memory grows with it, not with T.
         key: draws what is random in a frame; None is deterministic, without flicker.
         sr: False leaves super-resolution out; ``rgb`` is then the raw rendering.
     """
@@ -115,7 +115,7 @@ def stream(
     Args:
         labels: [T,25].
         per_call: frames handed to the devices at once; rounded up to a multiple of ``chunk`` on all devices.
-        chunk: of these, so many computed side by side on each device.
+        chunk: frames of a call that each device computes as one batch.
         sr, key: as in ``animate``.
         devices: over which the frames of a call are spread; None: all of this process.
         towards: another avatar, and how much of it is in each frame [T], 0 to 1 (needs ``chunk=1``).

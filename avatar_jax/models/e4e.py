@@ -17,12 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from avatar_jax.errors import UserError
-from avatar_jax.losses.pixel import match_size
 from avatar_jax.models import host_draws
 from avatar_jax.models.layers import FullyConnected
 from avatar_jax.models.perception.arcface import IRBody, IRStem
 from avatar_jax.models.perception.layers import Conv, Linear
-from avatar_jax.ops.resize import resize
+from avatar_jax.ops.resize import match_size, resize
 
 SLOPE = 0.01  # of the heads' leaky ReLU
 

@@ -188,3 +188,8 @@ def halve(image: jax.Array) -> jax.Array:
     height, width = image.shape[1] // 2 * 2, image.shape[2] // 2 * 2
     rows = image[:, 0:height:2, :width] + image[:, 1:height:2, :width]
     return (rows[:, :, 0::2] + rows[:, :, 1::2]) * 0.25
+
+
+def match_size(target: jax.Array, size: int) -> jax.Array:
+    """The target [B,H,W,C] averaged over areas to ``size`` x ``size`` (512 to 64: means of 8x8 pixels)."""
+    return resize(target, size, 'area')

@@ -257,3 +257,24 @@ def expression_basis() -> np.ndarray:
     for name, mix in VISEMES.items():
         c[name] = sum(weight * c[part] for part, weight in mix.items())
     return np.stack([c[name] for name in EXPRESSION_NAMES]).astype(np.float32)
+
+
+def _mirrored_name(name: str) -> str:
+    if name.startswith('viseme'):  # the sounds l and r are no sides
+        return name
+    for one, other in (('_l', '_r'), ('_left', '_right')):
+        for a, b in ((one, other), (other, one)):
+            if name.endswith(a) and name[: -len(a)] + b in EXPRESSION_NAMES:
+                return name[: -len(a)] + b
+    return name
+
+
+_MIRROR_EXPRESSION = np.array([EXPRESSION_NAMES.index(_mirrored_name(n)) for n in EXPRESSION_NAMES])
+_GAZE_X = EXPRESSION_NAMES.index('gaze_x')
+
+
+def mirror_expression(expression: np.ndarray) -> np.ndarray:
+    """Procedural expression [..., 64] of the mirrored picture."""
+    out = expression[..., _MIRROR_EXPRESSION].copy()
+    out[..., _GAZE_X] *= -1
+    return out

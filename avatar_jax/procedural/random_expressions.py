@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from avatar_jax.faces.windows import RADIUS
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.procedural.expressions import EXPRESSION_NAMES
 from avatar_jax.procedural.motion import (
     BLINK,

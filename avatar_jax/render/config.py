@@ -28,7 +28,7 @@ class RenderConfig:
       density_noise: standard deviation of the noise on densities, for training; applied when draws or a key are given.
       plane_axes: 'legacy' (XY, XZ, ZX: EG3D's released weights), 'orthogonal' (XY, XZ, ZY) or
         'ordered' (XY, XZ, YZ).
-      ray_chunk: at most so many rays (images x pixels) in memory at once; None takes all together.
+      ray_chunk: largest number of rays (images x pixels) that are rendered at a time; None: all.
       c_gen_conditioning_zero, c_scale: whether, and how strongly, the mapping network sees the camera label.
       superresolution_noise_mode: 'none', 'const' or 'random' noise inside the super-resolution module.
       sr_antialias: widen the resize kernel when the super-resolution input has to be made smaller.

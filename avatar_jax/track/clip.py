@@ -12,9 +12,9 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.faces.alignment import EG3D_CROP, EG3D_RESCALE, EG3D_SIZE, five_points, solve_pose
 from avatar_jax.faces.camera_labels import CROP, FOCAL_1024, label_from_pose
-from avatar_jax.faces.coefficients import NUM_ID, SLICES
 from avatar_jax.faces.pose import rotation_matrix
 from avatar_jax.faces.translation import head_sizes, pixel_offset, translate_label
+from avatar_jax.ops.coefficients import NUM_ID, SLICES
 from avatar_jax.track import fit
 from avatar_jax.track.basis import MOTION_WIDTH, LandmarkBasis
 from avatar_jax.track.camera import POSE, from_translation, to_translation

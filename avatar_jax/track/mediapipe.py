@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.landmark_layouts import FILE_SIGMA, OUTLINE_SIGMA, to_68
+from avatar_jax.ops.landmark_layouts import FILE_SIGMA, OUTLINE_SIGMA, to_68
 from avatar_jax.photo.detect import Face
 from avatar_jax.track.network import QUICK, FaceReader, Reading
 

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.bundled.face_augment import MIRROR, mirror_expression
 from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNet, FaceNetConfig, crop_matrix
+from avatar_jax.ops.landmark_layouts import MIRROR
 from avatar_jax.photo.detect import Face, apply, inverse, rotation
+from avatar_jax.procedural.expressions import mirror_expression
 
 WEIGHTS = 'face_net'
 # Where the crop lies in a cascade's box: its side in box sides, and its centre below the box's centre.

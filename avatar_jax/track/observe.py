@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.landmark_layouts import FILE_SIGMA, OUTLINE_SIGMA, five_as_68, to_68
+from avatar_jax.ops.landmark_layouts import FILE_SIGMA, OUTLINE_SIGMA, five_as_68, to_68
 from avatar_jax.photo.detect import detect_faces
 from avatar_jax.track.choose import Chooser, embedding
 from avatar_jax.track.network import QUICK, VARIATIONS, FaceReader, Reading

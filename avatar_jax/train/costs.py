@@ -246,7 +246,7 @@ def compute_time(costs: Costs, device: Device, bf16: bool = False) -> tuple[floa
 
 
 def collective_time(costs: Costs, device: Device, devices: int) -> float:
-    """Seconds of the collectives of a step on so many devices, none of it hidden behind arithmetic.
+    """Seconds of the collectives of a step on a number of devices, none of it hidden behind arithmetic.
 
     A ring all-reduce of C bytes on N devices passes ``2 (N - 1) / N * C`` bytes through each link; every call costs
     ``latency + hop * log2(N)`` besides.

@@ -30,7 +30,7 @@ class NonFiniteError(Exception):
         super().__init__(f'step {step}: not finite: {shown}{detail}')
 
 
-def to_host(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def metrics_to_host(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Metrics as numpy arrays (waits for the device)."""
     return {name: np.asarray(value) for name, value in metrics.items()}
 
@@ -149,7 +149,7 @@ class MetricWriter:
             self._board.close()
 
 
-class Progress:
+class RunProgress:
     """One line that says how far a run is: ``train 120/2000  3.1 steps/s  left 10:06  loss 0.412``.
 
     On a terminal the line is rewritten in place at most five times a second; elsewhere (a log file, CI) a new line is

@@ -35,8 +35,14 @@ from avatar_jax.io.lock import FolderLock
 from avatar_jax.parallel import to_host
 from avatar_jax.processes import agree, is_first, several, told_by_first
 from avatar_jax.train.checkpoints import Checkpoints, config_dict
-from avatar_jax.train.logging import MetricWriter, NonFiniteError, Progress, nonfinite_terms, scalars
-from avatar_jax.train.logging import to_host as metrics_to_host
+from avatar_jax.train.logging import (
+    MetricWriter,
+    NonFiniteError,
+    RunProgress,
+    metrics_to_host,
+    nonfinite_terms,
+    scalars,
+)
 from avatar_jax.train.state import TrainState
 
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL: the same command continues the run
@@ -62,7 +68,7 @@ class LoopConfig:
         log_every, sample_every, checkpoint_every: intervals; 0 switches samples or checkpoints (but the last) off.
         keep, keep_every: the ``keep`` latest checkpoints stay, and those of every ``keep_every``-th step (0: none).
         nonfinite: 'stop' or 'skip' (needs a step made with ``skip_nonfinite``).
-        max_skipped: with 'skip', so many skipped steps in a row stop the run all the same.
+        max_skipped: number of skipped steps in a row that stop the run even with 'skip'.
         tensorboard: write event files when ``tensorboardX`` is installed.
     """
 
@@ -249,7 +255,7 @@ def fit(
                 folder, resume_step=start if latest is not None else None, tensorboard=loop.tensorboard
             )
         stack.callback(writer.close)
-        progress = Progress(
+        progress = RunProgress(
             loop.total_steps, start=start, label=label, stream=None if first and not quiet else _Silent()
         )
         stack.callback(progress.close)

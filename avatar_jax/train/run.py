@@ -1,4 +1,4 @@
-"""Parts of a run's configuration that the methods have in common: where clips come from, and what a run writes."""
+"""Parts of a run's configuration that the methods have in common: where data come from, and what a run writes."""
 
 from __future__ import annotations
 
@@ -42,6 +42,42 @@ class ClipsConfig:
             raise UserError("data.folder: give the folder of the built data set, or use data.source='rendered'")
         if self.source == 'heads' and (not self.folder or self.clips_per_person != 1):
             raise UserError("data: source='heads' needs a folder for its pictures, and clips_per_person=1")
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    """Where single pictures and their cameras come from.
+
+    Attributes:
+        source: 'eg3d' (folder or zip with dataset.json), 'built' (TFDS, ``data_pipelines.eg3d_tfds``), 'fast_heads'
+            (folder of shards) or 'rendered' (procedural heads, drawn when asked for).
+        folder: of the first three. split: of 'built' and the procedural heads.
+        mirror: 'off', 'images+labels' (twice the set, cameras mirrored too) or 'images' (as the original's flag).
+        max_size: largest number of pictures to use, chosen by ``seed``; 0: all.
+        count, seed: number of heads of 'rendered', and the seed that chooses them.
+        in_memory: decode or draw everything once and keep it.
+        num_workers, num_threads, prefetch: how batches are read; they do not change them.
+    """
+
+    source: str = 'rendered'
+    folder: str = ''
+    split: str = 'train'
+    mirror: str = 'off'
+    max_size: int = 0
+    count: int = 2000
+    seed: int = 0
+    in_memory: bool = False
+    num_workers: int = 0
+    num_threads: int = 2
+    prefetch: int = 64
+
+    def __post_init__(self):
+        if self.source not in ('eg3d', 'built', 'fast_heads', 'rendered'):
+            raise UserError(f"data.source: {self.source!r}; use 'eg3d', 'built', 'fast_heads' or 'rendered'")
+        if self.source != 'rendered' and not self.folder:
+            raise UserError(f'data.folder: give the folder or file of the data set (data.source={self.source!r})')
+        if self.source == 'rendered' and self.count < 1:
+            raise UserError('data.count: must be at least 1')
 
 
 @dataclass(frozen=True)

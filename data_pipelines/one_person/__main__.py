@@ -32,15 +32,33 @@ def make(out: Path, people: int, seed: int, workers: int, options: TalkOptions, 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     default = TalkOptions()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, required=True, help='folder; one inside for each person')
-    parser.add_argument('--people', type=int, default=1, help='how many people')
-    parser.add_argument('--seed', type=int, default=0, help='other seeds have other people')
-    parser.add_argument('--frames', type=int, default=default.frames, help='frames per video')
-    parser.add_argument('--fps', type=float, default=default.fps, help='frames per second')
-    parser.add_argument('--size', type=int, default=default.size, help='side of the pictures in pixels')
-    parser.add_argument('--mood', type=float, default=default.mood, help='strength of moods, which are not heard')
-    parser.add_argument('--workers', type=int, default=1, help='rendering processes')
+    parser = argparse.ArgumentParser(prog='python -m data_pipelines.one_person', description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder, which gets one folder for each person'
+    )
+    parser.add_argument('--people', type=int, default=1, metavar='N', help='number of people (default: 1)')
+    parser.add_argument('--seed', type=int, default=0, metavar='N', help='chooses the people (default: 0)')
+    parser.add_argument(
+        '--frames', type=int, default=default.frames, metavar='N', help='frames per video (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--fps', type=float, default=default.fps, metavar='F', help='frames per second (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=default.size,
+        metavar='N',
+        help='side of the pictures in pixels (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--mood',
+        type=float,
+        default=default.mood,
+        metavar='F',
+        help='strength of the moods, which are not audible (default: %(default)s)',
+    )
+    parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes that draw (default: 1)')
     args = parser.parse_args(argv)
     try:
         options = TalkOptions(args.frames, args.fps, args.size, args.mood)

@@ -22,9 +22,9 @@ import numpy as np
 from avatar_jax.driving.measure import Measured, PictureFrames, Selected
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import pose_from_label
-from avatar_jax.faces.coefficients import SLICES
 from avatar_jax.io import atomic
 from avatar_jax.io.animation import open_video
+from avatar_jax.ops.coefficients import SLICES
 from data_pipelines.tracked.layouts import ClipSpec, choose_frames
 
 VERSION = 1

@@ -22,8 +22,8 @@ import tensorflow_datasets as tfds
 
 from avatar_jax.driving.measure import default_tracker
 from avatar_jax.errors import UserError
-from avatar_jax.faces.coefficients import SLICES
 from avatar_jax.io.atomic import write_json
+from avatar_jax.ops.coefficients import SLICES
 from avatar_jax.progress import Progress
 from data_pipelines.tables import TABLE_NAME
 from data_pipelines.tracked.archive import Options, TrackedClip, archive_path, load_clip, track_clip

@@ -1,8 +1,8 @@
 """Several processes of one command on this machine, one for each GPU (or some CPU devices).
 
     python -m launch.cluster.local --processes 8 -- train --config configs/otavatar_hdtf.py --out runs/a
-    python -m launch.cluster.local --processes 2 --cpu-devices 2 -- train --config configs/otavatar_heads.py:tiny --out
-    /tmp/a
+    python -m launch.cluster.local --processes 2 --cpu-devices 2 \\
+        -- train --config configs/otavatar_heads.py:tiny --out /tmp/a
 
 One process that sees all GPUs needs no wrapper: ``avatar-jax train`` uses them all. One process for each GPU reads and
 decodes data in as many processes, which pays when reading is the bottleneck.
@@ -15,17 +15,13 @@ up to N times, from the last complete checkpoint.
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 from avatar_jax.errors import UserError
-from launch.cluster.command import PREEMPTED_STATUS, at_least_one, main, parser_of, resuming, shell, split_command
-
-GRACE = 30.0  # seconds between asking the remaining processes to end and ending them
+from launch.cluster.command import at_least_one, main, parser_of, resuming, shell, split_command
+from launch.cluster.supervise import supervise
 
 
 def plan(
@@ -97,41 +93,6 @@ def run(argv: Sequence[str]) -> int:
 def _died(status: int) -> bool:
     """Whether a process was killed or aborted, by a signal or by the engine; starting again may then help."""
     return status < 0 or status in (134, 137, 139)
-
-
-def supervise(started: Sequence[tuple[dict[str, str], list[str]]]) -> int:
-    """Runs the processes; returns 0, 75, or the status of the first that failed (negative: its signal)."""
-    processes = [subprocess.Popen(words, env={**os.environ, **environment}) for environment, words in started]
-
-    def pass_on(number, frame):
-        # One is enough and more would be too much: the engine tells the others.
-        alive = [p for p in processes if p.poll() is None]
-        if alive:
-            alive[0].send_signal(signal.SIGTERM)
-
-    old = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        failed, deadline = None, None
-        while sum(p.poll() is None for p in processes):  # every one is asked, which `any` would not do
-            bad = [p.returncode for p in processes if p.returncode not in (None, 0, PREEMPTED_STATUS)]
-            if bad and failed is None:
-                failed, deadline = bad[0], time.monotonic() + GRACE
-            if deadline is not None and time.monotonic() > deadline:
-                for p in processes:
-                    if p.poll() is None:
-                        p.kill()
-            time.sleep(0.1)
-        codes = [p.returncode for p in processes]
-        signalled = [c for c in codes if c < 0]
-        if signalled:  # the first cause: what the others said afterwards follows from it
-            return signalled[0]
-        return failed if failed is not None else max(codes)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-        for p in processes:
-            if p.poll() is None:
-                p.kill()
 
 
 def free_port() -> int:

@@ -1,9 +1,10 @@
 """Runs a command on a TPU pod slice: a queued resource with its machines, or a job on GKE.
 
-    python -m launch.cluster.tpu --name run1 --accelerator v5p-64 --zone us-east5-a --dry-run -- train --config ...
-    --out ... python -m launch.cluster.tpu --gke --name run1 --accelerator tpu-v5p-slice --topology 4x4x4 --hosts 16 \\
-        --chips-per-host 4 --image REGION-docker.pkg.dev/P/R/avatar:1 --dry-run -- train --config ... --out
-        gs-mount/run1
+    python -m launch.cluster.tpu --name run1 --accelerator v5p-64 --zone us-east5-a --dry-run \\
+        -- train --config ... --out ...
+    python -m launch.cluster.tpu --gke --name run1 --accelerator tpu-v5p-slice --topology 4x4x4 --hosts 16 \\
+        --chips-per-host 4 --image REGION-docker.pkg.dev/P/R/avatar:1 --dry-run \\
+        -- train --config ... --out gs-mount/run1
 
 Every machine of the slice runs the same command; the processes find each other by what the platform says about the
 slice (``--coordinator auto``). ``--out`` must be storage that all machines see (a mounted bucket or Filestore).
@@ -16,129 +17,13 @@ themselves.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
 from avatar_jax.errors import UserError
-from launch.cluster.command import (
-    PREEMPTED_STATUS,
-    at_least_one,
-    call,
-    main,
-    parser_of,
-    resuming,
-    shell,
-    split_command,
-)
-
-RUNTIMES = {
-    'v4': 'tpu-ubuntu2204-base',
-    'v5litepod': 'v2-alpha-tpuv5-lite',
-    'v5p': 'v2-alpha-tpuv5',
-    'v6e': 'v2-alpha-tpuv6e',
-}
-
-
-def queued_resources(
-    command: Sequence[str],
-    *,
-    name: str,
-    accelerator: str,
-    zone: str,
-    runtime: str = '',
-    spot: bool = False,
-    project: str = '',
-    setup: str = '',
-) -> list[list[str]]:
-    """The ``gcloud`` calls, in order."""
-    family = accelerator.rsplit('-', 1)[0]
-    runtime = runtime or RUNTIMES.get(family, '')
-    if not runtime:
-        raise UserError(f'--accelerator {accelerator}: unknown family; give --runtime, or one of {", ".join(RUNTIMES)}')
-    place = [f'--zone={zone}', *([f'--project={project}'] if project else [])]
-    create = [
-        'gcloud',
-        'compute',
-        'tpus',
-        'queued-resources',
-        'create',
-        name,
-        f'--node-id={name}',
-        f'--accelerator-type={accelerator}',
-        f'--runtime-version={runtime}',
-        *place,
-        *(['--spot'] if spot else []),
-    ]
-    # Waits in the queue until the slice is there.
-    wait = [
-        'bash',
-        '-c',
-        'until [ "$('
-        + shell(
-            ['gcloud', 'compute', 'tpus', 'queued-resources', 'describe', name, *place, '--format=value(state.state)']
-        )
-        + ')" = ACTIVE ]; do sleep 30; done',
-    ]
-    on_all = ['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', name, *place, '--worker=all']
-    calls = [create, wait]
-    if setup:
-        calls.append([*on_all, f'--command={setup}'])
-    calls.append([*on_all, f'--command={shell(["avatar-jax", *resuming(command), "--coordinator", "auto"])}'])
-    return calls
-
-
-def jobset(
-    command: Sequence[str],
-    *,
-    name: str,
-    accelerator: str,
-    topology: str,
-    hosts: int,
-    chips_per_host: int,
-    image: str,
-    restarts: int,
-) -> str:
-    """The manifest for GKE, as JSON (which ``kubectl`` takes like YAML)."""
-    container = {
-        'name': 'train',
-        'image': image,
-        'command': ['avatar-jax', *resuming(command), '--coordinator', 'auto'],
-        'ports': [{'containerPort': 8471}, {'containerPort': 8080}],  # between the machines of a slice
-        'resources': {'limits': {'google.com/tpu': chips_per_host}},
-    }
-    pod = {
-        'nodeSelector': {
-            'cloud.google.com/gke-tpu-accelerator': accelerator,
-            'cloud.google.com/gke-tpu-topology': topology,
-        },
-        'restartPolicy': 'Never',
-        'terminationGracePeriodSeconds': 120,  # for the step that runs, and its checkpoint
-        'containers': [container],
-    }
-    job = {
-        'parallelism': hosts,
-        'completions': hosts,
-        'backoffLimit': 0,
-        # A preempted pod fails the job at once, and the JobSet starts all pods again.
-        'podFailurePolicy': {
-            'rules': [{'action': 'FailJob', 'onExitCodes': {'operator': 'In', 'values': [PREEMPTED_STATUS]}}]
-        },
-        'template': {'spec': pod},
-    }
-    manifest = {
-        'apiVersion': 'jobset.x-k8s.io/v1alpha2',
-        'kind': 'JobSet',
-        'metadata': {
-            'name': name,
-            'annotations': {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'},
-        },
-        'spec': {
-            'failurePolicy': {'maxRestarts': restarts},
-            'replicatedJobs': [{'name': 'slice', 'replicas': 1, 'template': {'spec': job}}],
-        },
-    }
-    return json.dumps(manifest, indent=2) + '\n'
+from launch.cluster.command import at_least_one, call, main, parser_of, shell, split_command
+from launch.cluster.gke import jobset
+from launch.cluster.queued_resources import queued_resources
 
 
 def run(argv: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from avatar_jax.convert.base import Checkpoint, Folder, ForeignFile, Plan, has, match, places
+from avatar_jax.convert.base import Checkpoint, Folder, ForeignFile, NewWeights, has, match, places
 from avatar_jax.convert.convert import convert
 from avatar_jax.convert.export import export
 from avatar_jax.convert.layout import to_torch
@@ -25,7 +25,9 @@ def find(tensors):
 
 def plan(source, report):
     return [
-        Plan(f'toy{role}.safetensors', 'toy', {'size': 3}, match(source.flat(role), TEMPLATE, report, place, 'toy'))
+        NewWeights(
+            f'toy{role}.safetensors', 'toy', {'size': 3}, match(source.flat(role), TEMPLATE, report, place, 'toy')
+        )
         for role, place in source.places.items()
     ]
 

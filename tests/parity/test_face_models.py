@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.faces import alignment, camera_labels, coefficients, lighting, pose, windows
+from avatar_jax.faces import alignment, camera_labels, lighting, pose
 from avatar_jax.faces.bfm import BFM, FaceCamera
 from avatar_jax.faces.bfm_transfer import parse_expression_pca, transfer
 from avatar_jax.faces.ict import ICT
+from avatar_jax.ops import coefficients, windows
 from tests.comparison import close
 from tests.parity import golden as g
 from tests.parity.golden import handles

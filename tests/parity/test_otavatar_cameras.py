@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.faces import camera_labels, windows
+from avatar_jax.faces import camera_labels
+from avatar_jax.ops import windows
 from tests.comparison import close
 from tests.parity.golden import handles
 

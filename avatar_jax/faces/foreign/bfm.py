@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.convert.base import ForeignFile, Plan, Source
-from avatar_jax.convert.comparison import GEOMETRY, Run
+from avatar_jax.convert.base import ForeignFile, ForeignNetwork, NewWeights
+from avatar_jax.convert.comparison import GEOMETRY, Verification
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.faces.bfm import BFM, KEYS, METHOD, FaceCamera
@@ -21,16 +21,16 @@ _TOPOLOGY = ('tri', 'point_buf', 'tri_mask2', 'frontmask2_idx', 'skinmask', 'key
 _RAW_FILES = ('Exp_Pca.bin', 'std_exp.txt', 'BFM_front_idx.mat', 'BFM_exp_idx.mat', 'facemodel_info.mat')
 
 
-def _plan(source: Source, report: Report) -> list[Plan]:
+def _plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
     arrays = source.flat()
     record(report, source.places[''], arrays, KEYS, FILE, {'frontmask2': 'the same region as frontmask2_idx'})
     kept = {k: stored(arrays[k]) for k in KEYS if k in arrays}
     if not report.missing:
         BFM.from_arrays(kept, source=str(source.raw.path))  # raises if shapes do not fit
-    return [Plan(FILE, METHOD, {}, kept, arrays_tree)]
+    return [NewWeights(FILE, METHOD, {}, kept, arrays_tree)]
 
 
-def _plan_raw(source: Source, report: Report) -> list[Plan]:
+def _plan_raw(source: ForeignNetwork, report: Report) -> list[NewWeights]:
     folder = source.raw.path.parent
     lacking = [name for name in _RAW_FILES if not (folder / name).is_file()]
     if lacking:
@@ -62,10 +62,10 @@ def _plan_raw(source: Source, report: Report) -> list[Plan]:
     info = read_beside['facemodel_info.mat']
     arrays |= {k: stored(entry(info, k)) for k in _TOPOLOGY}
     BFM.from_arrays(arrays, source=str(source.raw.path))
-    return [Plan(FILE, METHOD, {}, arrays, arrays_tree)]
+    return [NewWeights(FILE, METHOD, {}, arrays, arrays_tree)]
 
 
-def _compare(run: Run) -> None:
+def _compare(run: Verification) -> None:
     golden, cfg = run.golden, run.golden.config
     weights = run.find(METHOD)
     run.weights(original_arrays(weights))

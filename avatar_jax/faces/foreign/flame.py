@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.convert.base import ForeignFile, Plan, Source, under
-from avatar_jax.convert.comparison import GEOMETRY, Run
+from avatar_jax.convert.base import ForeignFile, ForeignNetwork, NewWeights, under
+from avatar_jax.convert.comparison import GEOMETRY, Verification
 from avatar_jax.convert.report import Report
 from avatar_jax.faces.flame import FLAME, METHOD, MODEL_KEYS, rodrigues
 from avatar_jax.faces.foreign.arrays import Arrays, arrays_tree, beside, containing, original_arrays, record, stored
@@ -32,7 +32,7 @@ def _find(tensors: Mapping[str, np.ndarray]) -> list[str]:
     return [p for p in prefixes if tensors[p + 'weights'].ndim == 2 and tensors[p + 'weights'].shape[1] == 5]
 
 
-def _plan(source: Source, report: Report) -> list[Plan]:
+def _plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
     file, place = 'flame.safetensors', source.places['']
     arrays = source.flat()
     inside = [key for keys in _EMBEDDINGS.values() for key in keys]
@@ -44,10 +44,10 @@ def _plan(source: Source, report: Report) -> list[Plan]:
     kept = {k: stored(v) for k, v in kept.items()}
     if not report.missing:
         FLAME.from_arrays(kept, str(source.raw.path))  # raises if shapes do not fit
-    return [Plan(file, METHOD, {}, kept, arrays_tree)]
+    return [NewWeights(file, METHOD, {}, kept, arrays_tree)]
 
 
-def _embedding(source: Source, report: Report, name: str, keys: tuple[str, ...], file: str) -> Arrays:
+def _embedding(source: ForeignNetwork, report: Report, name: str, keys: tuple[str, ...], file: str) -> Arrays:
     """A landmark embedding: in the file itself, or in one beside it."""
     tensors, label = source.raw.tensors, ''
     places = ['', source.places[''], 'lmk_embeddings/' if name[0] == 'l' else 'lmk_embeddings_mediapipe/']
@@ -67,7 +67,7 @@ def _embedding(source: Source, report: Report, name: str, keys: tuple[str, ...],
     return {k: np.asarray(found[k]) for k in keys if k in found}
 
 
-def _compare(run: Run) -> None:
+def _compare(run: Verification) -> None:
     golden, weights = run.golden, run.find(METHOD)
     arrays, recorded = weights.variables['arrays'], {k.rpartition('.')[2]: v for k, v in run.golden.param.items()}
     run.weights(arrays, {k: v for k, v in recorded.items() if k in arrays})

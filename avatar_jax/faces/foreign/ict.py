@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from avatar_jax.convert.base import Folder, ForeignFile, Plan, Source
+from avatar_jax.convert.base import Folder, ForeignFile, ForeignNetwork, NewWeights
 from avatar_jax.convert.report import Report
 from avatar_jax.faces.foreign import ict_folder
 from avatar_jax.faces.foreign.arrays import arrays_tree, containing, original_arrays, stored
 from avatar_jax.faces.ict import METHOD
 
 
-def _plan(source: Source, report: Report) -> list[Plan]:
+def _plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
     file = f'{METHOD}.safetensors'
     arrays, names = source.flat(), dict(source.hint.get('names', {}))
     for key in [k for k, v in arrays.items() if v.dtype.kind == 'U']:
@@ -20,7 +20,7 @@ def _plan(source: Source, report: Report) -> list[Plan]:
     for key in arrays:
         report.mapped[source.places[''] + key] = f'{file}: arrays.{key}'
     report.missing += lacking
-    return [Plan(file, METHOD, {'names': names}, {k: stored(v) for k, v in arrays.items()}, arrays_tree)]
+    return [NewWeights(file, METHOD, {'names': names}, {k: stored(v) for k, v in arrays.items()}, arrays_tree)]
 
 
 FOREIGN = (

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from avatar_jax.configure import to_plain
-from avatar_jax.convert.base import ForeignFile, Plan, Source, has, match, places
-from avatar_jax.convert.comparison import VALUE, Run, nchw, nhwc
+from avatar_jax.convert.base import ForeignFile, ForeignNetwork, NewWeights, has, match, places
+from avatar_jax.convert.comparison import VALUE, Verification, nchw, nhwc
 from avatar_jax.convert.layout import to_torch
 from avatar_jax.convert.report import Report
 from avatar_jax.faces.recon import METHOD, PREFIX, ReconConfig, ReconNet, abstract_recon, load_recon
@@ -32,11 +32,11 @@ def recon_config(flat: Flat) -> ReconConfig:
     return ReconConfig(int(flat['backbone.conv1.weight'].shape[0]), tuple(planes), tuple(blocks), sizes)
 
 
-def _plan(source: Source, report: Report) -> list[Plan]:
+def _plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
     flat, file = source.flat(), f'{METHOD}.safetensors'
     config = recon_config(flat)
     taken = match(flat, abstract_recon(config), report, source.places[''], file)
-    return [Plan(file, METHOD, to_plain(config), taken)]
+    return [NewWeights(file, METHOD, to_plain(config), taken)]
 
 
 def _fits(flat: Flat) -> bool:
@@ -47,7 +47,7 @@ def _export(weights: Weights) -> dict[str, np.ndarray]:
     return {PREFIX + key: value for key, value in to_torch(weights.variables).items()}
 
 
-def _compare(run: Run) -> None:
+def _compare(run: Verification) -> None:
     golden = run.golden
     variables, config = load_recon(run.path(METHOD))
     run.weights({PREFIX + k: v for k, v in to_torch(variables).items()})

@@ -32,7 +32,7 @@ class DiscriminatorConfig:
         mbstd_group_size: samples per group of the minibatch standard deviation; None: a micro-batch. Groups are
             consecutive samples of the global batch ('contiguous'), so they do not depend on the number of devices;
             'strided' are the original's (sample n mod number of groups, within one device's share).
-        freeze_layers: the first so many convolutions are not trained (Freeze-D).
+        freeze_layers: number of convolutions, from the image on, that are not trained (Freeze-D).
         dtype: 'float32' or 'bfloat16', type of the activations of the ``num_half_res`` highest resolutions.
     """
 
@@ -82,15 +82,16 @@ class LossConfig:
 
     Attributes:
         r1_gamma: weight of the gradient penalty on real images; 0: none.
-        style_mixing_prob: how often the upper style rows come from another code.
-        blur_init_sigma, blur_fade_kimg: blur of what the discriminator sees, fading out.
-        gpc_reg_fade_kimg: over which the swapping of conditioning poses falls from always to ``gpc_reg_prob``.
+        style_mixing_prob: probability that the upper style rows come from another code.
+        blur_init_sigma, blur_fade_kimg: initial blur of the discriminator's images, and the kimg in which it fades.
+        gpc_reg_fade_kimg: kimg in which the probability of swapping conditioning poses falls from 1 to
+            ``gpc_reg_prob``.
         resolution_final, resolution_fade_kimg: side of the raw image after the fade (None: it stays that of the
-            generator), and its length. resolution_multiple: in steps of so many pixels; 1 as in the original, which
-            in a compiled program means another program for every pixel of growth.
+            generator), and the kimg of the fade. resolution_multiple: the side grows in steps of this many pixels; 1
+            is the original's, and compiles another program for every pixel.
         filter_mode: how real images are reduced to the raw size: 'antialiased', 'none', 'classic' or a number between.
         path_length_weight: weight of StyleGAN2's path-length regularisation (not part of EG3D); 0: none.
-        path_length_decay: of the running mean length. path_length_shrink: one in so many samples is used.
+        path_length_decay: of the running mean length. path_length_shrink: it is computed on 1/N of the batch.
     """
 
     r1_gamma: float = 1.0
@@ -126,7 +127,7 @@ class TrainConfig:
 
     Attributes:
         kimg: length of the run in thousands of real images. batch: images per iteration, over all devices.
-        accumulate: each device splits its share into so many micro-batches (their gradients are averaged).
+        accumulate: number of micro-batches that each device splits its share into (gradients are averaged).
         remat: recompute activations of generator and discriminator in the backward pass, to save memory.
         g_lr, d_lr, beta1, beta2, eps: of Adam, before the correction for lazy regularisation.
         g_reg_interval, d_reg_interval: iterations between two regularisation steps; 0: one step for loss and
@@ -164,45 +165,12 @@ class TrainConfig:
         return max(-(-int(self.kimg * 1000) // self.batch), 1)
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    """Where real images and cameras come from.
-
-    Attributes:
-        source: 'eg3d' (folder or zip with dataset.json), 'built' (TFDS, ``data_pipelines.eg3d_tfds``), 'fast_heads'
-            (folder of shards) or 'rendered' (procedural heads, drawn when asked for).
-        folder: of the first three. split: of 'built' and the procedural heads.
-        mirror: 'off', 'images+labels' (twice the set, cameras mirrored too) or 'images' (as the original's flag).
-        max_size: use so many pictures, chosen by ``seed``; 0: all.
-        count, seed: of 'rendered': how many heads, and which.
-        in_memory: decode or draw everything once.
-        num_workers, num_threads, prefetch: how batches are read; they do not change them.
-    """
-
-    source: str = 'rendered'
-    folder: str = ''
-    split: str = 'train'
-    mirror: str = 'off'
-    max_size: int = 0
-    count: int = 2000
-    seed: int = 0
-    in_memory: bool = False
-    num_workers: int = 0
-    num_threads: int = 2
-    prefetch: int = 64
-
-    def __post_init__(self):
-        if self.source not in ('eg3d', 'built', 'fast_heads', 'rendered'):
-            raise UserError(f"data.source: {self.source!r}; use 'eg3d', 'built', 'fast_heads' or 'rendered'")
-        if self.source != 'rendered' and not self.folder:
-            raise UserError(f'data.folder: give the folder or file of the data set (data.source={self.source!r})')
-        if self.source == 'rendered' and self.count < 1:
-            raise UserError('data.count: must be at least 1')
+DataConfig = run.PicturesConfig
 
 
 @dataclass(frozen=True)
 class OutputConfig(run.OutputConfig):
-    """``train.run.OutputConfig``, and how many pictures a sample sheet has."""
+    """``train.run.OutputConfig``, and the numbers of columns and rows of a sample sheet."""
 
     sample_every: int = 500
     checkpoint_every: int = 500

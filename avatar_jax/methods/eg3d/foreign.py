@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.configure import from_plain, to_plain
-from avatar_jax.convert.base import Checkpoint, ForeignFile, Plan, Source, match, places
-from avatar_jax.convert.comparison import IMAGE, VALUE, Run, described, nchw, nhwc, thinned
+from avatar_jax.convert.base import Checkpoint, ForeignFile, ForeignNetwork, NewWeights, match, places
+from avatar_jax.convert.comparison import IMAGE, VALUE, Verification, described, nchw, nhwc, thinned
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.methods.eg3d.files import (
@@ -52,7 +52,7 @@ GENERATOR_RECORDS = ('triplane_e2e', 'triplane_full')
 # -------------------------------------------------------------------------------------------------- network pickles
 
 
-def from_module(source: Source, role: str, flat: Flat, report: Report) -> GeneratorConfig:
+def from_module(source: ForeignNetwork, role: str, flat: Flat, report: Report) -> GeneratorConfig:
     """Configuration that a network pickle holds: constructor options, and what was changed in the object since.
 
     Raises:
@@ -109,7 +109,7 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- import
 
 
-def plan_discriminator(source: Source, role: str, report: Report) -> Plan:
+def plan_discriminator(source: ForeignNetwork, role: str, report: Report) -> NewWeights:
     """The weight file of a discriminator."""
     flat = source.flat(role)
     module = source.raw.modules.get(source.places[role].rstrip('/'), {})
@@ -123,7 +123,7 @@ def plan_discriminator(source: Source, role: str, report: Report) -> Plan:
         ) from error
     if not kwargs and not source.hint:
         report.notes.append('the options of the discriminator are not in the file: those of the release are taken')
-    return Plan(
+    return NewWeights(
         DISCRIMINATOR_FILE,
         DISCRIMINATOR_METHOD,
         dict(config),
@@ -131,7 +131,7 @@ def plan_discriminator(source: Source, role: str, report: Report) -> Plan:
     )
 
 
-def generator_config(source: Source, role: str, report: Report) -> GeneratorConfig:
+def generator_config(source: ForeignNetwork, role: str, report: Report) -> GeneratorConfig:
     """The configuration of the generator at a place, from wherever the file has it."""
     flat = source.flat(role)
     if source.hint:
@@ -141,7 +141,7 @@ def generator_config(source: Source, role: str, report: Report) -> GeneratorConf
     return from_shapes(flat, source.variant, str(source.raw.path))
 
 
-def _plan(source: Source, report: Report) -> list[Plan]:
+def _plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
     plans = []
     for role in source.places:
         if role == 'D':
@@ -157,11 +157,11 @@ def _plan(source: Source, report: Report) -> list[Plan]:
             file,
             optional=('dataset_label_std',),
         )
-        plans.append(Plan(file, METHOD, to_plain(config), taken))
+        plans.append(NewWeights(file, METHOD, to_plain(config), taken))
     return plans
 
 
-def _plan_d(source: Source, report: Report) -> list[Plan]:
+def _plan_d(source: ForeignNetwork, report: Report) -> list[NewWeights]:
     return [plan_discriminator(source, '', report)]
 
 
@@ -187,7 +187,7 @@ def _weighted_loss(out) -> jax.Array:
     return (image**2 * (1 + ramp(image))).mean() + (raw**2 * ramp(raw)).mean() + 0.5 * out['image_depth'].mean()
 
 
-def compare_generator(method: str, run: Run) -> None:
+def compare_generator(method: str, run: Verification) -> None:
     """Renders a record of a generator again, with the generator in the weight file of ``method``."""
     golden, cfg = run.golden, run.golden.config
     variables, config, _ = load_generator(run.path(method))
@@ -257,7 +257,7 @@ def compare_generator(method: str, run: Run) -> None:
         run.compare('points_sigma', sampled[1], VALUE)
 
 
-def _compare_discriminator(run: Run) -> None:
+def _compare_discriminator(run: Verification) -> None:
     golden, cfg = run.golden, run.golden.config
     variables, net = load_discriminator(run.path(DISCRIMINATOR_METHOD))
     if golden.param:

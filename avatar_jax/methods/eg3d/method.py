@@ -26,6 +26,7 @@ METHOD = Method(
             example='configs/eg3d_heads.py',
         )
     },
+    generator=later('avatar_jax.methods.eg3d.files:load_generator'),
     bench=GENERATOR_BENCH,
     foreign=later_value('avatar_jax.methods.eg3d.foreign:FOREIGN'),
     assets=(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.faces.camera_labels import make_label, pose_matrix, split_label
-from avatar_jax.faces.pose import Array, namespace
+from avatar_jax.ops.arrays import Array, namespace
 from avatar_jax.procedural.model import WORLD_OFFSET, WORLD_SCALE
 
 # OpenCV camera axes (x right, y down) to these (x left, y up), applied to matrix columns.

@@ -49,10 +49,10 @@ class LossConfig:
         box_size: side to which face boxes are resized.
         norm: weight of the L2 norm of all opacities of the first pass together.
         opacity: weight of the squared difference of the rendered opacity to the head's mask (training data has it).
-        depth: weight, in steps of rays, of the distance of what is seen from the true surface (``data.source='heads'``
-            knows it); some samples are then taken around that surface.
-        network: what the perceptual distance looks through: 'alexnet', 'pyramid' (no network), 'none', or 'auto':
-            AlexNet where its weights are here, else pyramid.
+        depth: weight, in steps of rays, of the distance between the rendered surface and the true one, which is known
+            with ``data.source='heads'``; some samples are then taken around the true surface.
+        network: of the perceptual distance: 'alexnet', 'pyramid' (an image pyramid, no network), 'none', or 'auto':
+            AlexNet if its weights are given, else pyramid.
     """
 
     pixel: float = 1.0
@@ -76,20 +76,20 @@ class TrainConfig:
 
     Attributes:
         iterations, batch_size: length of the run; people per step over all devices.
-        sources: portraits of each person in a step. drop_sources: how often only the first of them is kept.
+        sources: portraits of each person in a step. drop_sources: probability of keeping only the first of them.
         drivers: frames that are rendered from the same portraits in a step.
-        rays, ray_iterations: the first ``ray_iterations`` steps render, in place of every whole picture, ``rays`` rays
-            through random places of it, without super-resolution. It is the fast way to the tri-planes where whole
-            pictures cost a lot. importance: of the places. whole_every: of these steps every so-maniest is still
-            one of whole pictures; 0: none. whole_trains: what learns from whole pictures: 'all' or only 'sr', for which
-            no gradient has to go through the rendering.
-        first: values of fresh networks: 'pytorch' (release) or 'he' (``keep_variance`` of ``styleunet``, ``head``
-            and ``fusion``; smaller point features and query, which learn faster).
-        optimizer: of all parameters. slow: factor of the learning rate of the style mappings (``style_mlp``,
+        rays, ray_iterations: in the first ``ray_iterations`` steps, ``rays`` rays through random pixels are rendered
+            instead of whole pictures, without super-resolution: faster where whole pictures are expensive.
+            importance: how likely a pixel is drawn. whole_every: every N-th of these steps renders whole pictures all
+            the same; 0: none. whole_trains: which parameters learn from whole pictures: 'all' or only 'sr' (those of
+            super-resolution, for which no gradient has to go through the rendering).
+        first: initialisation of the networks: 'pytorch' (release) or 'he' (``keep_variance`` of ``styleunet``,
+            ``head`` and ``fusion``; smaller point features and query, which learn faster).
+        optimizer: of all parameters. slow: factor on the learning rate of the style mappings (``style_mlp``,
             ``final_linear``).
         milestones, gamma: after each of these steps the learning rate is multiplied by gamma.
         divisor: training pictures are divided by 255, or by 256 as released.
-        ema: decay of the average of the parameters; 0 keeps none (release).
+        ema: decay of the moving average of the parameters; 0: no average (release).
     """
 
     iterations: int = 200_000
@@ -366,8 +366,8 @@ class ModelConfig:
         plane_skip: the encoder adds to a front plane that already has the canonical picture in its first three channels
             (and in the fourth, with ``warp_surface='head'``, how well each place is seen), and starts by adding
             nothing, instead of making all of the planes (release).
-        basis: of the coefficients that drive it, which also names the head model: 'procedural' or 'flame-2020'.
-        shape: whose head the points have: the person's 'own' fitted shape (release), or the 'mean' one for everybody,
+        basis: of the coefficients that drive an avatar; it also names the head model: 'procedural' or 'flame-2020'.
+        shape: head shape of the points: 'own', that fitted to the person (release), or 'mean', the same for everybody,
             so that a portrait needs no fit.
         label_mode: how camera labels of photographs are normalised (``faces.camera_labels.MODES``).
         world: where the head stands in the cube.

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from avatar_jax.convert.base import ForeignFile, Plan, Source, has, places
+from avatar_jax.convert.base import ForeignFile, ForeignNetwork, NewWeights, has, places
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
 from avatar_jax.methods.gpavatar.config import METHOD, GPAvatarConfig, ModelConfig
 from avatar_jax.methods.gpavatar.model import abstract
-from avatar_jax.methods.gpavatar.release import QUERY, collection_of, state_dict, variables_of
+from avatar_jax.methods.gpavatar.release import collection_of, state_dict, variables_of
+from avatar_jax.models.styleunet_files import QUERY
 
 FILE = 'gpavatar.safetensors'
 RELEASED_SAMPLES = 128 * 128 * 32  # places of one pass that the weights of the field were normalised over
@@ -73,7 +74,7 @@ def wanted_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {k: v.shape for k, v in state_dict(blank).items()}
 
 
-def _plan(source: Source, report: Report) -> list[Plan]:
+def _plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
     flat, place = source.flat(), source.places['']
     try:
         config = ModelConfig.from_dict(source.hint) if source.hint else config_of(flat)
@@ -95,7 +96,7 @@ def _plan(source: Source, report: Report) -> list[Plan]:
     report.missing += [place + key for key in wanted if key not in flat]
     if not any(collection_of(k) == 'perception' for k in taken):
         report.notes.append('the file has no AlexNet (percep_loss.*); it is only needed for training')
-    return [Plan(FILE, METHOD, config.to_dict(), taken, variables_of)]
+    return [NewWeights(FILE, METHOD, config.to_dict(), taken, variables_of)]
 
 
 FOREIGN = (

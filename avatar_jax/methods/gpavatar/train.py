@@ -19,7 +19,6 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.importance import importance, part_boxes
-from avatar_jax.faces.windows import RADIUS
 from avatar_jax.methods.gpavatar import cameras, head, render
 from avatar_jax.methods.gpavatar.cameras import cube_hits
 from avatar_jax.methods.gpavatar.config import METHOD, NEAR, ModelConfig
@@ -36,6 +35,7 @@ from avatar_jax.methods.gpavatar.model import (
     views_of,
 )
 from avatar_jax.ops.resize import resize
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.parallel import mean_over_devices, sample_keys
 from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
@@ -60,8 +60,8 @@ class RunConfig:
         init: weight file to start from; '' starts from fresh networks.
         perception: 'alexnet=FILE' for the perceptual loss.
         parallel: 'pmap', 'shard_map' or 'single'.
-        storage: of the numbers in the final weight file: 'float32' or 'float16'.
-        method: says to ``avatar-jax train`` whose configuration this is.
+        storage: number type of the final weight file: 'float32' or 'float16'.
+        method: name of the method, by which ``avatar-jax train`` chooses the training.
     """
 
     method: str = METHOD

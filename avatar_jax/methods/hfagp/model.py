@@ -12,6 +12,7 @@ generator. All functions are pure and take a static configuration, so they pass 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -142,6 +143,11 @@ def init_personal(config: ModelConfig, key: jax.Array, average: jax.Array) -> di
 
 def abstract(config: ModelConfig) -> dict[str, Any]:
     """Names and shapes of the variables, without computing anything."""
+    return jax.tree.map(lambda x: x, _abstract(config))  # a tree of its own for every caller
+
+
+@functools.lru_cache(maxsize=8)  # tracing the networks takes a second
+def _abstract(config: ModelConfig) -> dict[str, Any]:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
@@ -275,9 +281,48 @@ def identity_of(variables: Mapping[str, Any], tuned: bool = True) -> dict[str, A
     return identity | ({'generator': params['generator']} if tuned else {})
 
 
-def with_identity(variables: Mapping[str, Any], avatar: Avatar) -> dict[str, Any]:
+def with_identity(variables: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
     """The model's variables with an avatar's own parts in the place of theirs."""
-    return {**variables, 'params': {**variables['params'], **avatar.identity}}
+    return {**variables, 'params': {**variables['params'], **identity}}
+
+
+def prepare(variables: Mapping[str, Any], config: ModelConfig, identity: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """What is computed once for an avatar: the directions of its bases (``per_video``)."""
+    return per_video(with_identity(variables, identity), config)
+
+
+def frame(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    identity: Mapping[str, Any],
+    prepared: Mapping[str, jax.Array],
+    signals: Mapping[str, jax.Array],
+    labels: jax.Array,
+    keys: jax.Array | None = None,
+    sr: bool = True,
+) -> Frames:
+    """N frames of an avatar side by side; each depends on its own signal, camera and key alone.
+
+    Args:
+        identity: of ``identity_of``; the model's generator is used where it has no tuned one.
+        prepared: of ``prepare``.
+        signals: of one driver: ``picture`` [N,S,S,3], ``coefficients`` [N,P], ``sound`` [N,16,C], or ``sound``
+            [N,8,16,C] with each frame's neighbours (``encoders.sound_neighbours``), which is then smoothed in time.
+        labels: [N,25] cameras. keys: [N] jitter the samples along the rays; None renders deterministically.
+        sr: False leaves super-resolution out; ``rgb`` is then the raw rendering.
+
+    Returns:
+        ``Frames`` with rgb and raw limited to [-1, 1].
+    """
+    if len(signals) != 1:
+        raise ValueError(f'frame: takes the signals of one driver, got {sorted(signals)}')
+    ((driver, signal),) = signals.items()
+    own = with_identity(variables, identity)
+    smooth = driver == 'sound' and signal.ndim == 4
+    weights = weights_of(own['params'], config, driver, signal, smooth)
+    codes = codes_of(own['params'], config, driver, weights, prepared[basis_name(config, driver)])
+    out = render(generator_of(own), config, codes, labels, keys, sr)
+    return out.replace(rgb=jnp.clip(out.rgb, -1, 1), raw=jnp.clip(out.raw, -1, 1))
 
 
 def animate(
@@ -301,7 +346,7 @@ def animate(
         signals: one of ``picture`` [T,S,S,3], ``coefficients`` [T,P], ``sound`` [T,16,C]. Others may not be there, so
             that what drives is never a matter of order.
         labels: [T,25] cameras.
-        vectors: ``per_video`` of the avatar, to save its computation.
+        vectors: of ``prepare``, to save its computation.
         smooth: average sound codes in time by attention, as weights need that were trained beyond ``smooth_from``.
         chunk: so many frames are rendered side by side; memory grows with it, not with T.
         key: jitters the samples along the rays; None is deterministic, without flicker.
@@ -319,16 +364,12 @@ def animate(
     total = signal.shape[0]
     if labels.shape != (total, 25):
         raise ValueError(f'animate: {total} frames of {driver} need labels [{total}, 25], got {labels.shape}')
-    own = with_identity(variables, avatar)
-    generator = generator_of(own)
-    found = (per_video(own, config) if vectors is None else vectors)[basis_name(config, driver)]
+    prepared = prepare(variables, config, avatar.identity) if vectors is None else vectors
     sequence = jnp.asarray(signal)
 
     def frames(numbers, labels, keys):
         part = sound_neighbours(sequence, numbers) if smooth else sequence[numbers]
-        weights = weights_of(own['params'], config, driver, part, smooth)
-        out = render(generator, config, codes_of(own['params'], config, driver, weights, found), labels, keys, sr)
-        return out.replace(rgb=jnp.clip(out.rgb, -1, 1), raw=jnp.clip(out.raw, -1, 1))
+        return frame(variables, config, avatar.identity, prepared, {driver: part}, labels, keys, sr)
 
     keys = None if key is None else jax.random.split(key, total)
     inputs = (jnp.arange(total), jnp.asarray(labels), keys)

@@ -430,7 +430,7 @@ _HEADS: dict[str, Any] = {
 }
 
 _TINY: dict[str, Any] = {
-    'image_size': 32,
+    'image_size': 16,
     'raw_size': 8,
     'appearance__widths': (8, 8, 8, 8),
     'appearance__channels': 4,
@@ -440,9 +440,9 @@ _TINY: dict[str, Any] = {
     'volume__samples': 4,
     'volume__octaves': 2,
     'volume__hidden': 8,
-    'refine__identity': (4, 8, 8, 8, 8),
+    'refine__identity': (4, 8, 8, 8),
     'refine__encoder': (8, 8, 8),
-    'refine__decoder': (8, 8, 8, 8, 4),
+    'refine__decoder': (8, 8, 8, 4),
     'refine__hidden': 4,
     'secc__size': 32,
     'train__batch_size': 2,

@@ -20,7 +20,7 @@ from avatar_jax.methods.hidenerf import cameras, field, secc
 from avatar_jax.methods.hidenerf.appearance import Appearance, Planes
 from avatar_jax.methods.hidenerf.config import METHOD, ModelConfig
 from avatar_jax.methods.hidenerf.deformation import Deformation
-from avatar_jax.methods.hidenerf.refine import IdentityEncoder, Maps, Refine
+from avatar_jax.methods.hidenerf.refine import IdentityEncoder, Maps, Modulations, Refine
 from avatar_jax.methods.hidenerf.secc import HeadMesh
 from avatar_jax.models.decoder import OSGDecoder
 from avatar_jax.parallel import sample_keys
@@ -111,9 +111,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
                 next(keys)
             )['params']
         },
-        'refine': Refine(config.refine, size).lazy_init(
-            next(keys), shape(1, raw, raw, config.volume.channels), identity
-        ),
+        'refine': refiner(config).lazy_init(next(keys), shape(1, raw, raw, config.volume.channels), identity),
     }
     return {'params': {name: part['params'] for name, part in params.items()}}
 
@@ -258,6 +256,11 @@ def displacements(
     return found * (c.scale * config.volume.box_warp)
 
 
+def refiner(config: ModelConfig) -> Refine:
+    """The refine network of a configuration."""
+    return Refine(config.refine, config.image_size, config.raw_size, config.volume.channels)
+
+
 def render(
     params: PyTree,
     config: ModelConfig,
@@ -266,12 +269,14 @@ def render(
     labels: jax.Array,
     draws: Draws | None = None,
     refine: bool = True,
+    modulations: tuple[Modulations, ...] | None = None,
 ) -> Views:
     """Frames of N sources with driving codes [N,S,S,3] from cameras [N,25].
 
     Args:
         draws: random places of the samples and perturbation, for training; None: neither.
-        refine: also run the refine network (static).
+        refine: also run the refine network (static). modulations: what it is told of the sources, if that was
+            computed before (``prepare``).
     """
     draws = Draws() if draws is None else draws
     size = config.raw_size
@@ -284,7 +289,10 @@ def render(
     )
     image = None
     if refine:
-        image = Refine(config.refine, config.image_size).apply({'params': params['refine']}, features, source.identity)
+        net, own = refiner(config), {'params': params['refine']}
+        if modulations is None:
+            modulations = net.apply(own, source.identity, method='modulations')
+        image = net.apply(own, features, modulations, method='refined')
     return Views(features[..., :3], image, depth, opacity, shift)
 
 
@@ -301,11 +309,20 @@ def driving_codes(
     return secc.codes(mesh, shape, expression, config.secc, mirrored=mirrored, labels=pose)
 
 
+def prepare(variables: Mapping[str, Any], config: ModelConfig, identity: Mapping[str, Any]) -> tuple[Modulations, ...]:
+    """What the refine network is told of an avatar's source, once for all of its frames.
+
+    More than half of the network's arithmetic; kept in memory (at the paper's size about 150 MB) and in no file.
+    """
+    maps = tuple(x[None] for x in source_of(identity).identity)
+    return refiner(config).apply({'params': variables['params']['refine']}, maps, method='modulations')
+
+
 def frame(
     variables: Mapping[str, Any],
     config: ModelConfig,
     identity: Mapping[str, Any],
-    prepared: None,
+    prepared: tuple[Modulations, ...] | None,
     signals: Mapping[str, jax.Array],
     labels: jax.Array,
     keys: jax.Array | None = None,
@@ -316,18 +333,19 @@ def frame(
     A pure function (``config`` and ``sr`` static under ``jit``).
 
     Args:
-        variables: with ``mesh``. identity: of ``identity_of``. prepared, keys: not needed; nothing is drawn at random.
+        variables: with ``mesh``. identity: of ``identity_of``. prepared: of ``prepare``; None works it out again.
+        keys: not needed, nothing is drawn at random.
         signals: ``expression`` [N,64] of the driver. labels: [N,25] cameras.
         sr: False leaves the refine network out; ``rgb`` is then the raw rendering.
 
     Returns:
         ``Frames`` with rgb and raw limited to [-1,1].
     """
-    del prepared, keys
+    del keys
     count = labels.shape[0]
     source = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), source_of(identity))
     driving = driving_codes(config, variables['mesh'], source.shape, signals['expression'], labels)
-    found = render(variables['params'], config, source, driving, labels, refine=sr)
+    found = render(variables['params'], config, source, driving, labels, refine=sr, modulations=prepared)
     raw = jnp.clip(found.raw, -1, 1)
     rgb = raw if found.image is None else jnp.clip(found.image, -1, 1)
     return Frames(rgb, raw, found.depth, found.opacity)

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from avatar_jax.methods.hidenerf.config import RefineConfig
-from avatar_jax.models.spade import SpadeResBlock, instance_norm
+from avatar_jax.models.spade import Conv as SpadeConv
+from avatar_jax.models.spade import Spade, instance_norm
 from avatar_jax.models.styleunet import lrelu
 from avatar_jax.models.unet_blocks import Conv, ConvNorm, Down, ResBlock, nearest_double
 from avatar_jax.ops.resize import resize
 
 Maps = tuple[jax.Array, ...]
+Modulations = dict[str, tuple[jax.Array, jax.Array]]  # norm -> scale beyond 1, shift
 
 
 class IdentityEncoder(nn.Module):
@@ -41,58 +43,113 @@ class IdentityEncoder(nn.Module):
         return tuple(maps)
 
 
-class _PlainBlock(nn.Module):
-    """The residual block of the levels without identity features: instance norm with a learnt scale and shift."""
+class _Block(nn.Module):
+    """``models.spade.SpadeResBlock`` in two halves: what its conditioning map says, and what happens to the features.
+
+    The first half depends on the source alone, so an avatar needs it once.
+
+    Attributes:
+        inputs, features: channels before and after. condition: of the map; 0 makes a block without one, whose instance
+            norms have a learnt scale and shift.
+        hidden: of the SPADE layers.
+    """
 
     inputs: int
     features: int
+    condition: int
+    hidden: int
+
+    def setup(self):
+        middle = min(self.inputs, self.features)
+        widths = {'norm_0': self.inputs, 'norm_1': middle}
+        if self.inputs != self.features:
+            widths['norm_s'] = self.inputs
+            self.conv_s = SpadeConv(self.inputs, self.features, 1, use_bias=False)
+        for name, width in widths.items():
+            if self.condition:
+                setattr(self, name, Spade(width, self.condition, self.hidden, 'instance', 'nearest'))
+            else:
+                setattr(self, name, _Learnt(width))
+        self.conv_0, self.conv_1 = SpadeConv(self.inputs, middle), SpadeConv(middle, self.features)
+        self.names = tuple(widths)
+
+    def modulations(self, condition: jax.Array | None, size: int) -> Modulations:
+        """Scale and shift of each norm, [N,size,size,C] or [1,1,1,C], of a map [N,h,w,condition]."""
+        if self.condition:
+            condition = jnp.broadcast_to(condition, (condition.shape[0], size, size, self.condition))
+            return {name: getattr(self, name).modulation(condition, (size, size)) for name in self.names}
+        return {name: getattr(self, name)() for name in self.names}
+
+    def __call__(self, x: jax.Array, modulations: Modulations) -> jax.Array:
+        """Features [N,H,W,inputs] -> [N,H,W,features]."""
+
+        def normed(x, name):
+            scale, shift = modulations[name]
+            return instance_norm(x) * (1 + scale) + shift
+
+        shortcut = self.conv_s(normed(x, 'norm_s')) if self.inputs != self.features else x
+        y = self.conv_0(lrelu(normed(x, 'norm_0')))
+        return shortcut + self.conv_1(lrelu(normed(y, 'norm_1')))
+
+
+class _Learnt(nn.Module):
+    """Scale (beyond 1) and shift that no map decides."""
+
+    features: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        def normed(x, name):
-            width = (x.shape[-1],)
-            scale = self.param(f'{name}_weight', nn.initializers.ones, width)
-            return instance_norm(x) * scale + self.param(f'{name}_bias', nn.initializers.zeros, width)
-
-        middle, shortcut = min(self.inputs, self.features), x
-        if self.inputs != self.features:
-            shortcut = Conv(self.inputs, self.features, 1, name='conv_s')(normed(x, 'norm_s'))
-        y = Conv(self.inputs, middle, name='conv_0')(lrelu(normed(x, 'norm_0')))
-        return shortcut + Conv(middle, self.features, name='conv_1')(lrelu(normed(y, 'norm_1')))
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        scale, shift = (self.param(n, nn.initializers.zeros, (self.features,)) for n in ('scale', 'shift'))
+        return scale[None, None, None], shift[None, None, None]
 
 
 class Refine(nn.Module):
-    """Encoder-decoder from rendered features to the final picture."""
+    """Encoder-decoder from rendered features to the final picture.
+
+    Attributes:
+        size: R, side of the final picture. raw: r, side of the rendered one. channels: rendered per pixel.
+    """
 
     config: RefineConfig
     size: int
+    raw: int
+    channels: int = 3
 
-    @nn.compact
-    def __call__(self, raw: jax.Array, identity: Maps) -> jax.Array:
-        """Pictures [N,R,R,3]; not limited to [-1, 1].
-
-        Args:
-            raw: [N,r,r,C] rendered, the first three channels the raw picture. identity: of ``IdentityEncoder``.
-        """
+    def setup(self):
         c = self.config
-        a = ConvNorm(raw.shape[-1], c.encoder[0], name='first')(raw)
-        b = Down(c.encoder[0], c.encoder[1], name='down0')(a)
-        x = Down(c.encoder[1], c.encoder[2], name='down1')(b)
+        self.first = ConvNorm(self.channels, c.encoder[0])
+        self.down0, self.down1 = Down(c.encoder[0], c.encoder[1]), Down(c.encoder[1], c.encoder[2])
         for k in range(c.residual):
-            x = ResBlock(c.encoder[2], name=f'residual{k}')(x)
-        skips = {1: b, 2: a}
+            setattr(self, f'residual{k}', ResBlock(c.encoder[2]))
+        inputs = c.encoder[2]
         for k, features in enumerate(c.decoder):
-            x = nearest_double(x) if k else x
-            if c.inject == 'to_raw' and x.shape[1] > raw.shape[1]:
-                x = _PlainBlock(x.shape[-1], features, name=f'spade{k}')(x)
-            else:
-                condition = identity[-1 - k]
-                if condition.shape[1] == 1:
-                    condition = jnp.broadcast_to(condition, (*x.shape[:3], condition.shape[-1]))
-                block = SpadeResBlock(
-                    x.shape[-1], features, condition.shape[-1], c.hidden, 'instance', 'nearest', name=f'spade{k}'
-                )
-                x = block(x, condition)
+            told = c.inject != 'to_raw' or self._side(k) <= self.raw
+            width = c.identity[-1 - k] if told else 0
+            setattr(self, f'spade{k}', _Block(inputs, features, width, c.hidden))
+            inputs = features
+        self.last = Conv(inputs, 3, zero=True)
+
+    def _side(self, level: int) -> int:
+        return self.raw // 4 * 2**level
+
+    def modulations(self, identity: Maps) -> tuple[Modulations, ...]:
+        """All that identity features [N,...] of ``IdentityEncoder`` say, from the smallest level up; once a source."""
+        levels = range(len(self.config.decoder))
+        return tuple(getattr(self, f'spade{k}').modulations(identity[-1 - k], self._side(k)) for k in levels)
+
+    def refined(self, raw: jax.Array, modulations: tuple[Modulations, ...]) -> jax.Array:
+        """Pictures [N,R,R,3], not limited to [-1, 1], of rendered features [N,r,r,C], the raw picture first."""
+        a = self.first(raw)
+        b = self.down0(a)
+        x = self.down1(b)
+        for k in range(self.config.residual):
+            x = getattr(self, f'residual{k}')(x)
+        skips = {1: b, 2: a}
+        for k, told in enumerate(modulations):
+            x = getattr(self, f'spade{k}')(nearest_double(x) if k else x, told)
             x = x + skips[k] if k in skips else x
-        added = Conv(x.shape[-1], 3, zero=True, name='last')(lrelu(x))
-        return resize(raw[..., :3], self.size) + added
+        return resize(raw[..., :3], self.size) + self.last(lrelu(x))
+
+    def __call__(self, raw: jax.Array, identity: Maps) -> jax.Array:
+        """``refined`` of rendered features and identity features."""
+        return self.refined(raw, self.modulations(identity))

@@ -20,13 +20,13 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.importance import importance, part_boxes
-from avatar_jax.faces.windows import RADIUS
 from avatar_jax.methods.eg3d.augment import AdaState
 from avatar_jax.methods.hidenerf import adversary, cameras, model, secc
 from avatar_jax.methods.hidenerf.config import METHOD, ModelConfig
 from avatar_jax.methods.hidenerf.losses import distance_of, reconstruction
 from avatar_jax.methods.hidenerf.secc import HeadMesh
 from avatar_jax.ops.resize import resize
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.parallel import mean_over_devices, num_shards, sample_keys
 from avatar_jax.train.accumulate import split_batch
 from avatar_jax.train.loop import LoopConfig

@@ -251,7 +251,8 @@ class NOFAConfig:
         encoder: e4e; its rows and their length must be the generator's.
         compensation, deformation, loss, train: the parts.
         pivot: the code of a picture: that of the 'encoder', or of a 'search' in W (PTI). search: of the latter.
-        tuning: the fit to one picture; the paper's is 400 steps on the compensation network.
+        tuning: the fit to one picture; the paper's is a fit of the compensation network, here of 400 steps. Its
+            ``stop_term`` may be any weighted term, 'perceptual' (distance of the whole picture) or 'negative_psnr'.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -329,13 +330,17 @@ class ModelConfig:
 
     @classmethod
     def paper(cls, **overrides: Any) -> ModelConfig:
-        """EG3D's FFHQ generator at 512 pixels, BFM coefficients, sizes of the reference."""
-        return cls(GeneratorConfig.ffhq512(), NOFAConfig().replace(**overrides), 'bfm', 'orig')
+        """EG3D's FFHQ generator at 512 pixels, BFM coefficients, sizes of the reference.
+
+        2048 rays are evaluated at once: in training, the deformation field keeps 0.8 GB for so many.
+        """
+        generator = GeneratorConfig.ffhq512().replace(rendering={'ray_chunk': 2048})
+        return cls(generator, NOFAConfig().replace(**overrides), 'bfm', 'orig')
 
     @classmethod
     def heads(cls, **overrides: Any) -> ModelConfig:
         """For procedural heads at 128 pixels, with the small generator; 10 MB in half precision all together."""
-        generator = GeneratorConfig.heads128()
+        generator = GeneratorConfig.heads128().replace(rendering={'ray_chunk': 4096})
         encoder = EncoderConfig(
             64,
             generator.num_ws,
@@ -349,17 +354,17 @@ class ModelConfig:
         method = NOFAConfig(
             encoder,
             CompensationConfig(widths=(64, 48, 48, 32, 32), hidden=24, gain='rms'),
-            DeformationConfig(octaves=5),
+            DeformationConfig(width=48, depth=4, skip=2, octaves=5, w_width=32, w_depth=2),
             LossConfig(raw=1.0, mouth_size=32),
             TrainConfig(
-                general=StageConfig(6_000, 8, OptimizerConfig('adam', 5e-4)),
-                teeth=StageConfig(600, 8, OptimizerConfig('adam', 1e-4)),
-                compensation=StageConfig(3_000, 8, OptimizerConfig('adam', 5e-4)),
+                general=StageConfig(4_000, 4, OptimizerConfig('adam', 5e-4)),
+                teeth=StageConfig(400, 4, OptimizerConfig('adam', 1e-4)),
+                compensation=StageConfig(2_000, 4, OptimizerConfig('adam', 5e-4)),
                 generator_lr=0.2,
                 encoder=EncoderTerms(progressive_start=500, progressive_every=100),
             ),
             search=PivotConfig(steps=150),
-            tuning=TuningConfig('compensation', 150, OptimizerConfig('adam', 2e-3)),
+            tuning=TuningConfig('compensation', 100, OptimizerConfig('adam', 2e-3)),
         )
         return cls(generator, method.replace(**overrides))
 

@@ -22,7 +22,6 @@ from avatar_jax.inversion import tuning
 from avatar_jax.inversion.tuning import Pivot, Tuned, TuningConfig
 from avatar_jax.losses.distance import distance_of
 from avatar_jax.losses.perception import PerceptionBank
-from avatar_jax.losses.pixel import match_size
 from avatar_jax.methods.nofa import losses
 from avatar_jax.methods.nofa.config import PIVOTS, ModelConfig, Weights
 from avatar_jax.methods.nofa.model import (
@@ -42,6 +41,7 @@ from avatar_jax.methods.nofa.model import (
 from avatar_jax.methods.nofa.train import assembled, join_generator, split_generator
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
+from avatar_jax.ops.resize import match_size
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.types import Avatar, Portrait
 
@@ -287,7 +287,7 @@ def fit_people(
     key: jax.Array | None = None,
     *,
     weights: str = '',
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: Callable[..., None] | None = None,
 ) -> list[Fitted]:
     """Avatars of portraits, all computed side by side: memory grows with their number.
 
@@ -296,7 +296,7 @@ def fit_people(
         key: jitters the samples along the rays while tuning, and draws the noise of the search; None makes the former
             deterministic.
         weights: SHA-256 of the weights, stored in the avatars.
-        on_step: called with (steps done, mean loss) after every few steps of the tuning.
+        on_step: called as ``on_step(done, loss=mean)`` after every few steps of the tuning.
 
     Returns:
         one ``Fitted`` for each portrait; each equals what the portrait alone gives with the key
@@ -336,7 +336,7 @@ def fit_people(
             done = min(done + size, settings.steps)
             if on_step is not None:
                 made = outs[-1][0]
-                on_step(done, float(np.nanmean(made)) if np.isfinite(made).any() else float('nan'))
+                on_step(done, loss=float(np.nanmean(made)) if np.isfinite(made).any() else float('nan'))
         tuned = jax.vmap(tuning.finish)(states, [jax.tree.map(jnp.asarray, o) for o in outs])
     found = []
     for i, portrait in enumerate(portraits):

@@ -20,9 +20,9 @@ from avatar_jax.losses.codes import code_norm
 from avatar_jax.losses.distance import Distance, describe, distance_kind, distance_of
 from avatar_jax.losses.identity import cosine_distance, face_matrix
 from avatar_jax.losses.perception import PerceptionBank
-from avatar_jax.losses.pixel import match_size
 from avatar_jax.methods.nofa.config import LossConfig, Weights
 from avatar_jax.methods.nofa.model import Views, Volume
+from avatar_jax.ops.resize import match_size
 from avatar_jax.ops.roi_align import apply_roi, roi_matrices
 from avatar_jax.ops.warp import warp_affine
 
@@ -203,7 +203,8 @@ def objective_terms(
         views: with pictures [B,S,S,3]. targets: of ``prepare_targets`` with the same weights.
         offsets: of the encoder [B,L,D], where ``weights.latent`` is set.
         volume: where ``weights.depth`` is set and there is compensation.
-        restored: the teacher's picture of ``views.image``, where ``weights.teeth`` is set.
+        restored: the teacher's picture of ``views.image``, where ``weights.teeth`` is set; None: a teacher that changes
+            nothing, whose term and gradient are zero.
     """
     distance = distance_of(bank, perceptual_kind(config, bank), config.pyramid_scales)
     image, terms = views.image, {}
@@ -216,9 +217,10 @@ def objective_terms(
         crops = apply_roi(image, targets.rows, targets.columns)
         terms['mouth'] = weights.mouth * compared(config, distance, crops, targets.crops)
     if weights.teeth:
-        if restored is None:
-            raise ValueError('teeth: the objective needs the restored picture')
-        terms['teeth'] = weights.teeth * teeth_term(config, distance, image, restored, targets)
+        # Equal pictures have no error, but absolute differences have a slope of one at zero.
+        nothing = restored is None
+        value = jnp.zeros(()) if nothing else teeth_term(config, distance, image, restored, targets)
+        terms['teeth'] = weights.teeth * value
     if targets.identity is not None:
         got = embedding(identity_kind(config, bank), bank, image, targets.matrix)
         terms['identity'] = weights.identity * cosine_distance(got, targets.identity)

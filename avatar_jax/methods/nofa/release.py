@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.methods.gpavatar.release import to_flat, to_tree
 from avatar_jax.models.gfpgan import GFPGANConfig, abstract_gfpgan
+from avatar_jax.models.styleunet_files import to_flat, to_tree
 
 CONTAINERS = ('params_ema', 'params')
 

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.windows import RADIUS
 from avatar_jax.losses import codes
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.nofa import losses
@@ -40,6 +39,7 @@ from avatar_jax.methods.nofa.model import (
 from avatar_jax.methods.nofa.teacher import Teacher
 from avatar_jax.models.e4e import LatentDiscriminator, progressive_stage
 from avatar_jax.models.triplane import TriPlaneGenerator
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.parallel import mean_over_devices, sample_keys
 from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
@@ -261,7 +261,7 @@ def train_step(
         deform = deformation_of(variables, config, source['shapes'], target['expressions'])
         views = render(variables, config, volume.planes, ws, target['labels'], deform, draws)
         restored = None
-        if weights.teeth:
+        if weights.teeth and frozen.teacher.kind != 'none':
             restored = frozen.teacher(views.image, target['images'], target.get('landmarks'), method.loss)
         terms = losses.objective_terms(
             frozen.bank, method.loss, weights, views, prepared, offsets=offsets, volume=volume, restored=restored

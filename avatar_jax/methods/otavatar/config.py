@@ -74,7 +74,7 @@ class InversionConfig:
     Attributes:
       w_steps: steps in W, one code row for the whole generator, from the average code; 0 leaves the stage out.
       wplus_steps: steps in W+, all rows free; 0 stays in W (an ablation).
-      sr_steps: the super-resolved image enters the loss in the last so many steps of each stage; None: in every step.
+      sr_steps: number of steps, at the end of each stage, with the super-resolved image in the loss; None: all.
       keep_last_w_update: False returns the code before the last update of the W stage, as the released program does
         (99 of 100 updates count; the intrinsics keep all 100).
       optimise_intrinsics: fit a correction of the camera intrinsics, with a fresh optimizer in each stage.

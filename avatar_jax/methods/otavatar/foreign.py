@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.configure import from_plain, to_plain
-from avatar_jax.convert.base import Checkpoint, ForeignFile, Plan, Source, has, match, places
-from avatar_jax.convert.comparison import NET, VALUE, Run, thinned
+from avatar_jax.convert.base import Checkpoint, ForeignFile, ForeignNetwork, NewWeights, has, match, places
+from avatar_jax.convert.comparison import NET, VALUE, Verification, thinned
 from avatar_jax.convert.layout import from_torch
 from avatar_jax.convert.report import Report
 from avatar_jax.errors import UserError
@@ -107,7 +107,7 @@ def match_controller(
     return match(flat, {'params': abstract_params(config)}, report, place, file, unused=unused, tree_prefix=tree)
 
 
-def _plan(source: Source, report: Report) -> list[Plan]:
+def _plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
     plans = []
     for ending, file in FILES.items():
         roles = [f'net_G{ending}', f'net_Warp{ending}']
@@ -138,7 +138,7 @@ def _plan(source: Source, report: Report) -> list[Plan]:
                 controller, config.method.controller, report, source.places[roles[1]], file, 'controller.'
             ).items()
         }
-        plans.append(Plan(file, METHOD, config.to_dict(), taken, _build))
+        plans.append(NewWeights(file, METHOD, config.to_dict(), taken, _build))
     if not plans:
         raise UserError(
             f'{source.raw.path}: has no generator with its controller; --as {CONTROLLER_METHOD} or --as eg3d '
@@ -147,13 +147,13 @@ def _plan(source: Source, report: Report) -> list[Plan]:
     return plans
 
 
-def _leave_out(source: Source, role: str, report: Report) -> None:
+def _leave_out(source: ForeignNetwork, role: str, report: Report) -> None:
     if role in source.places:
         for key in source.flat(role):
             report.unused[source.places[role] + key] = 'its counterpart is not in the file'
 
 
-def _model_config(source: Source, generator: Flat, controller: Flat) -> ModelConfig:
+def _model_config(source: ForeignNetwork, generator: Flat, controller: Flat) -> ModelConfig:
     if source.hint:
         return ModelConfig.from_dict(source.hint)
     variant = source.variant or 'eg3d-ffhq512-64'  # the generator that OTAvatar starts from
@@ -168,11 +168,13 @@ def _build(flat: dict[str, np.ndarray]) -> dict[str, Any]:
     return join(*(from_torch(part) for part in parts))
 
 
-def _plan_controller(source: Source, report: Report) -> list[Plan]:
+def _plan_controller(source: ForeignNetwork, report: Report) -> list[NewWeights]:
     flat, file = source.flat(), 'otavatar_controller.safetensors'
     config = from_plain(ControllerConfig, source.hint) if source.hint else _config_of(flat, None, source.raw.path)
     return [
-        Plan(file, CONTROLLER_METHOD, to_plain(config), match_controller(flat, config, report, source.places[''], file))
+        NewWeights(
+            file, CONTROLLER_METHOD, to_plain(config), match_controller(flat, config, report, source.places[''], file)
+        )
     ]
 
 
@@ -204,7 +206,7 @@ def _export_controller(weights: Weights) -> dict[str, np.ndarray]:
     return to_release_keys(weights.variables['params'], from_plain(ControllerConfig, weights.config))
 
 
-def _compare_controller(run: Run) -> None:
+def _compare_controller(run: Verification) -> None:
     golden = run.golden
     weights = run.find(CONTROLLER_METHOD, METHOD)
     if weights.method == CONTROLLER_METHOD:

@@ -23,7 +23,6 @@ from avatar_jax.inversion.invert import StageResult, Transforms, interpolate
 from avatar_jax.inversion.tuning import LocalityConfig, TuningConfig
 from avatar_jax.losses.distance import distance_kind, distance_of
 from avatar_jax.losses.perception import PerceptionBank
-from avatar_jax.losses.pixel import match_size
 from avatar_jax.methods.otavatar import losses
 from avatar_jax.methods.otavatar.controller import MotionCode
 from avatar_jax.methods.otavatar.model import (
@@ -41,6 +40,7 @@ from avatar_jax.methods.otavatar.model import (
 from avatar_jax.methods.otavatar.objective import portrait_loss, prepare_targets, view_terms
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
+from avatar_jax.ops.resize import match_size
 from avatar_jax.parallel import on_all, over_devices
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.types import Avatar, Portrait

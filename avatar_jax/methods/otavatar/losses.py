@@ -28,7 +28,8 @@ from avatar_jax.losses.perception import (
     PerceptionBank,
 )
 from avatar_jax.losses.perceptual import PerceptualTarget, perceptual_loss, perceptual_target
-from avatar_jax.losses.pixel import match_size, pyramid_loss, smooth_l1
+from avatar_jax.losses.pixel import pyramid_loss, smooth_l1
+from avatar_jax.ops.resize import match_size
 
 LEVELS = ('raw', 'sr')
 _WEIGHTS = (
@@ -69,7 +70,7 @@ class LossConfig:
         'auto': the first of these that is given.
       perceptual_scales_raw, perceptual_scales_sr: scales of the perceptual (or pyramid) term at each level; each halves
         the image, and VGG-19 needs 16 pixels at the smallest.
-      style_scales: so many of them, from full size on, have a style term.
+      style_scales: number of these scales, from full size on, that have a style term.
       perceptual_reduction: 'mean' over the entries of a feature map, or 'sum', the L1 norm of the paper's formula.
       density_points: points per sample of the regularisers.
       tv_distance: step of the total variation, in world units. tv_scale: factor on its mean.

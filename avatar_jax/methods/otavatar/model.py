@@ -29,10 +29,10 @@ from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.faces.conventions import Conventions
-from avatar_jax.faces.windows import RADIUS
 from avatar_jax.methods.otavatar.config import OTAvatarConfig
 from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig, MotionCode, clamp_codes, combine_codes
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.render.sampling import RenderDraws
 from avatar_jax.types import Frames
 

@@ -213,9 +213,8 @@ def sample_sheet(
     Returns:
         the sheet, uint8 [H, W, 3], and scores (``sample/psnr_source``, ``sample/psnr_driven``; averaged networks).
     """
-    from avatar_jax.losses.pixel import match_size
     from avatar_jax.ops.image_metrics import psnr, to_unit
-    from avatar_jax.ops.resize import resize
+    from avatar_jax.ops.resize import match_size, resize
 
     batch = {k: np.asarray(v[:people]) for k, v in batch.items() if k in BATCH_KEYS}
     count, frames = batch['windows'].shape[:2]

@@ -116,6 +116,23 @@ FROM_478 = np.array(
         87,
     ]
 )
+# Landmark i of a mirrored picture is landmark MIRROR[i] of the original.
+MIRROR = np.array(
+    [
+        *range(16, -1, -1),
+        *range(26, 16, -1),
+        *range(27, 31),
+        *range(35, 30, -1),
+        *range(45, 41, -1),
+        *(47, 46),
+        *range(39, 35, -1),
+        *(41, 40),
+        *range(54, 47, -1),
+        *range(59, 54, -1),
+        *range(64, 59, -1),
+        *range(67, 64, -1),
+    ]
+)
 SIZES = (5, 68, 98, 478)
 
 # Outlines of detectors for pictures follow the visible edge of a turned face, not one place of the skin.

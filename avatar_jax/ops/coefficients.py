@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from avatar_jax.faces.pose import Array, namespace
+from avatar_jax.ops.arrays import Array, namespace
 
 NUM_ID, NUM_EXP, NUM_TEX, NUM_GAMMA = 80, 64, 80, 27
 SLICES = {

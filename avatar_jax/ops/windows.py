@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.coefficients import NUM_COEFFICIENTS, NUM_RECORD, SLICES
-from avatar_jax.faces.pose import Array, namespace
+from avatar_jax.ops.arrays import Array, namespace
+from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, NUM_RECORD, SLICES
 
 RADIUS = 13
 WINDOW = 2 * RADIUS + 1
