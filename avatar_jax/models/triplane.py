@@ -45,6 +45,7 @@ class GeneratorConfig:
       conv_clamp: limit of the backbone's activations, None in the release.
       neural_rendering_resolution: side of the volume-rendered image.
       dtype: 'float32' or 'bfloat16', the type of the convolutions' activations in backbone and super-resolution.
+        sr_dtype: the same of super-resolution alone; '' is ``dtype``. The original halves only its precision.
         Parameters, mapping, style affines, skip images, decoder, densities and compositing stay float32.
       remat: compute the activations of backbone and super-resolution blocks again in the backward pass instead of
           keeping
@@ -71,6 +72,7 @@ class GeneratorConfig:
     conv_clamp: float | None = None
     neural_rendering_resolution: int = 64
     dtype: str = 'float32'
+    sr_dtype: str = ''
     remat: bool = False
     release_image_raw: bool = False
     rendering: RenderConfig = field(default_factory=RenderConfig)
@@ -78,6 +80,8 @@ class GeneratorConfig:
     def __post_init__(self):
         if self.dtype not in ('float32', 'bfloat16'):
             raise UserError(f"generator.dtype: {self.dtype!r}; use 'float32' or 'bfloat16'")
+        if self.sr_dtype not in ('', 'float32', 'bfloat16'):
+            raise UserError(f"generator.sr_dtype: {self.sr_dtype!r}; use 'float32', 'bfloat16', or '' for dtype")
         if self.superresolution not in VARIANTS:
             raise UserError(f'generator.superresolution: {self.superresolution!r}; use one of {", ".join(VARIANTS)}')
         if self.c_dim not in (0, 25):
@@ -271,7 +275,7 @@ class TriPlaneGenerator(nn.Module):
             c.sr_channels,
             conv_clamp=c.sr_conv_clamp,
             sr_antialias=c.rendering.sr_antialias,
-            dtype=jnp.dtype(c.dtype),
+            dtype=jnp.dtype(c.sr_dtype or c.dtype),
             remat=c.remat,
         )
         self.decoder = OSGDecoder(c.plane_channels, c.decoder_hidden, c.decoder_out, c.rendering.decoder_lr_mul)
