@@ -7,11 +7,13 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval import evaluation as launcher
-from avatar_jax.eval.cases import ProtocolConfig, clip_case
+from avatar_jax.eval.cases import ProtocolConfig
+from avatar_jax.eval.recorded import own_case
 from avatar_jax.io.provenance import from_metadata
 from avatar_jax.losses.networks import named_files
 from avatar_jax.types import Frames, Motion
 from data_pipelines import test_people as people
+from tests.recordings import recording_of
 
 SIZE = 24
 
@@ -22,7 +24,8 @@ def tiny_case(number: int):
     motion = Motion(r.random((4, 64)), r.random((4, 3)), r.random((4, 3)), basis='procedural')
     images = r.uniform(-1, 1, (4, SIZE, SIZE, 3)).astype(np.float32)
     landmarks = (r.random((4, 68, 2)) * SIZE).astype(np.float32)
-    return clip_case(f'person-{number}', motion, np.zeros((4, 25)), images, np.ones((4, SIZE, SIZE)), landmarks)
+    clip = recording_of(f'person-{number}', motion, np.zeros((4, 25)), images, np.ones((4, SIZE, SIZE)), landmarks)
+    return own_case(clip, None)
 
 
 class Recorder:
