@@ -152,6 +152,7 @@ def portrait_sets(people: int, most: int, resolution: int, seed: int = 0) -> Cal
             'images': np.stack([r['rgb'] for r in rows]).astype(np.float32) / 127.5 - 1.0,
             'windows': np.stack([r['window'] for r in rows]),
             'labels': np.stack([r['label'] for r in rows]),
+            'masks': np.stack([r['mask'] for r in rows]),
         }
 
     return person

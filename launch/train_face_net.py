@@ -25,12 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--steps', type=int, default=4000, help='training steps (default: 4000)')
     parser.add_argument('--batch', type=int, default=32, help='heads per step (default: 32)')
     parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
+    parser.add_argument(
+        '--present',
+        metavar='FILE',
+        help='no training: only solve anew, in these weights, what tells faces from other things',
+    )
     parser.add_argument('--resume', action='store_true', help='continue the run in --out')
 
 
 def run(args: argparse.Namespace) -> int:
     """Command: returns the exit status."""
     from avatar_jax.bundled.face_net import FaceTrainConfig, train
+    from avatar_jax.bundled.presence import solve_again
     from data_pipelines.face_crops import FaceCropsConfig, generate, load_shards
 
     at_least(args, count=2, held_out=4)
@@ -40,7 +46,10 @@ def run(args: argparse.Namespace) -> int:
     for split, count in (('train', args.count), ('val', args.held_out)):
         generate(FaceCropsConfig(seed=args.seed, split=split), folder / split, 0, count, shard=min(250, count))
         arrays.append(load_shards(folder / split, limit=count))
-    report = train(config, *arrays, args.out, resume=args.resume)
+    if args.present:
+        report = solve_again(args.present, *arrays, args.out)
+    else:
+        report = train(config, *arrays, args.out, resume=args.resume)
     for name, value in report['held_out'].items():
         print(f'{name}: {value:.4g}')
     print(args.out / 'face_net.safetensors')

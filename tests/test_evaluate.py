@@ -199,6 +199,7 @@ def test_portraits_of_the_ablation_are_independent():
     for k in range(6):
         item = sets(k)
         assert item['images'].shape == (3, 16, 16, 3) and item['windows'].shape == (3, 27, 70)
+        assert item['masks'].shape == (3, 16, 16) and item['masks'].max() == 255
         angle, _ = pose_from_label(item['labels'].astype(np.float64))
         rotations = np.asarray(rotation_matrix(angle))
         for a, b in ((0, 1), (0, 2), (1, 2)):

@@ -95,6 +95,11 @@ def example(
     }
 
 
+def rephotographed(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+    """A crop [side, side, 3] uint8 in other colours and through another camera, as examples of faces are."""
+    return _camera(rng, _recolour(rng, _recolour(rng, picture.astype(np.float32) / 255), 0.5))
+
+
 def _placement(rng: np.random.Generator, points: np.ndarray, side: int) -> tuple[np.ndarray, float]:
     """Crop matrix [2, 3] with errors as a detector makes them, and the roll in radians that it adds to the head."""
     matrix = crop_matrix(points, side)

@@ -25,16 +25,22 @@ def portrait_scores(
     """PSNR and expression distance with 1..most portraits: {'1': {'psnr': ..., 'aed': ...}, ...}.
 
     Args:
-        model: of procedural heads; its method joins portraits.
-        sets: number of a person -> ``images`` [1 + most, H, W, 3], ``windows``, ``labels``: one driver frame, and
-            portraits of the same person in poses and expressions of their own.
+        model: of procedural heads; of a method that does not join portraits, only the first is used.
+        sets: number of a person -> ``images`` [1 + most, H, W, 3], ``masks`` (uint8), ``windows``, ``labels``: one
+            driver frame, and portraits of the same person in poses and expressions of their own.
     """
+    most = most if model.method.joins_portraits else 1
     estimate = from_bank(default_bank(NETWORK_SIDE)).coefficients
     found: dict[str, dict[str, list[float]]] = {str(n): {'psnr': [], 'aed': []} for n in range(1, most + 1)}
     for k in range(people):
         item = sets(k)
         portraits = [
-            Portrait(image=item['images'][i], camera=Camera.from_label(item['labels'][i]), source=f'frame {i}')
+            Portrait(
+                image=item['images'][i],
+                camera=Camera.from_label(item['labels'][i]),
+                mask=item['masks'][i].astype(np.float32) / 255,
+                source=f'frame {i}',
+            )
             for i in range(1, 1 + most)
         ]
         truth = item['images'][:1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.methods.base import Built
 from avatar_jax.methods.hidenerf import cameras, model, secc
 from avatar_jax.methods.hidenerf.config import METHOD, ModelConfig
 from avatar_jax.ops.resize import resize
@@ -115,3 +117,19 @@ def build(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait,
         weights=weights,
         source=portrait.source,
     )
+
+
+def build_avatar(
+    model_: Any, source: Any, options: Any, *, bank: Any, key: jax.Array | None, on_step: Callable[..., None]
+) -> Built:
+    """``build`` behind the interface of all methods: one portrait, one forward pass."""
+    del options, bank, key
+    began = time.monotonic()
+    avatar = build(model_.variables, model_.config, source.portraits[0], weights=model_.sha256)
+    jax.block_until_ready(avatar.identity)
+    on_step(1)
+    report = {
+        'seconds_with_compilation': time.monotonic() - began,
+        'limit': 'the likeness is bounded by what the weights have seen in training',
+    }
+    return Built(avatar, report=report)

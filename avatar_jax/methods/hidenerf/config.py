@@ -14,6 +14,7 @@ from typing import Any
 from avatar_jax.configure import from_plain, to_plain, updated
 from avatar_jax.driving.bases import BASES, BFM, PROCEDURAL
 from avatar_jax.errors import UserError
+from avatar_jax.faces.conventions import Conventions
 from avatar_jax.methods.eg3d.augment import AdaConfig
 from avatar_jax.methods.eg3d.config import DiscriminatorConfig
 from avatar_jax.methods.hidenerf.cameras import TRANSFORMS
@@ -320,6 +321,12 @@ class ModelConfig:
         return self.image_size
 
     @property
+    def conventions(self) -> Conventions:
+        """What the pictures and cameras that the weights know are like."""
+        shape = 80 if self.shape == 'own' and self.basis in (BFM, PROCEDURAL) else 0
+        return Conventions(self.basis, self.label_mode, self.background, shape=shape)
+
+    @property
     def fill(self) -> float:
         """The background's value in [-1, 1]."""
         return BACKGROUNDS[self.background]
@@ -427,6 +434,32 @@ _HEADS: dict[str, Any] = {
     'train__generator': OptimizerConfig('adam', 1e-3, 0.9, 0.99),
     'train__milestones': (5_000, 6_800, 7_600),
     'train__ema': 0.998,
+}
+
+# Changes to ``ModelConfig.heads`` for comparing variants within minutes: pictures of 32 pixels.
+SMALL: dict[str, Any] = {
+    'image_size': 32,
+    'raw_size': 16,
+    'appearance__widths': (12, 16, 24, 32),
+    'appearance__residual': 0,
+    'deformation__expression': (8, 16, 16),
+    'deformation__position': (24, 16),
+    'deformation__decoder': (24, 32),
+    'deformation__residual': 0,
+    'volume__samples': 16,
+    'volume__octaves': 4,
+    'volume__hidden': 32,
+    'refine__identity': (8, 12, 16, 16),
+    'refine__encoder': (16, 16, 16),
+    'refine__decoder': (16, 16, 16, 12),
+    'refine__residual': 0,
+    'refine__hidden': 8,
+    'secc__size': 64,
+    'train__batch_size': 8,
+    'train__iterations': 1_500,
+    'train__generator': OptimizerConfig('adam', 2e-3, 0.9, 0.99),
+    'train__milestones': (1_000, 1_300),
+    'train__ema': 0.99,
 }
 
 _TINY: dict[str, Any] = {

@@ -1,0 +1,49 @@
+"""HiDe-NeRF through the commands: train, resume, invert, animate, bench --train, on a few thousand parameters."""
+
+import numpy as np
+import pytest
+
+from avatar_jax.cli import main
+from avatar_jax.methods.base import method, training
+from avatar_jax.methods.hidenerf.config import ModelConfig
+from avatar_jax.methods.model import load_model
+from launch.config_args import load_run
+
+
+@pytest.mark.slow
+def test_commands(tmp_path, capsys):
+    from PIL import Image
+
+    spec = ['--config', 'configs/hidenerf_heads.py:tiny', '--config.parallel=single']
+    out = [str(tmp_path / name) for name in ('whole', 'parts')]
+    assert main(['train', *spec, '--out', out[0]]) == 0
+    assert main(['train', *spec, '--out', out[1], '--config.model.train.iterations=2']) == 0
+    assert main(['train', *spec, '--out', out[1], '--resume']) == 0
+    models = [load_model(f'{folder}/weights.safetensors') for folder in out]
+    kernels = [m.variables['params']['points']['params'] for m in models]
+    for a, b in zip(*(sorted(k.items()) for k in kernels), strict=True):
+        for name in a[1]:
+            np.testing.assert_array_equal(a[1][name], b[1][name])
+    pixels = np.full((32, 32, 4), 255, np.uint8)
+    pixels[8:24, 8:24, :3] = np.random.default_rng(0).integers(0, 255, (16, 16, 3))
+    pixels[:8, :, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / 'face.png')
+    weights = ['--weights', f'{out[0]}/weights.safetensors']
+    made = str(tmp_path / 'made')
+    assert main(['invert', '--image', str(tmp_path / 'face.png'), '--aligned', '--out', made, *weights]) == 0
+    film = str(tmp_path / 'v.mp4')
+    assert main(['animate', '--avatar', f'{made}/face', '--motion', 'speech:0:3', '--out', film, *weights]) == 0
+    capsys.readouterr()
+    assert main(['invert', '--method', 'hidenerf', '--image', 'x.png', '--out', made]) == 2
+    assert 'no weights for it are in the package' in capsys.readouterr().err
+
+
+def test_configs():
+    for spec in ('hidenerf_heads', 'hidenerf_heads:tiny', 'hidenerf_heads:small,no_secc', 'hidenerf_voxceleb:tiny'):
+        owner, config = load_run(spec)
+        assert owner is training('hidenerf') and config.method == 'hidenerf'
+    assert load_run('hidenerf_voxceleb')[1].model == ModelConfig.paper()
+    assert load_run('hidenerf_heads:small,no_secc')[1].model.deformation.pose_coupled
+    table = method('hidenerf').tables['hidenerf5']
+    for variant in table.variants:
+        load_run(*table.run(variant, 'tiny', 1, 5, '/tmp'))
