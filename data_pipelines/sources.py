@@ -26,16 +26,35 @@ from data_pipelines.tables import WindowTable, load_table, table_of_clips
 
 
 def open_source(folder: str | Path, split: str) -> Any:
-    """The frames of a built data set, or of clips that were processed for OTAvatar (a folder with its lists).
+    """The frames of a built data set, of clips that were processed for OTAvatar (a folder with its lists) or GPAvatar
+    (``dataset.pkl``), or of a folder of folders that ``avatar-jax track`` wrote.
 
     Raises:
-      UserError: neither, or no such split.
+      UserError: none of them, or no such split.
     """
+    if (Path(folder) / 'dataset.pkl').is_file():
+        from data_pipelines.gpavatar_lmdb import GPAvatarClips
+
+        return GPAvatarClips(folder, split)
+    if track_folders(folder):
+        from data_pipelines.track_folders import TrackFrames
+
+        return TrackFrames(folder, split)
     if (Path(folder) / 'train_list.txt').is_file() or (Path(folder) / 'test_list.txt').is_file():
         from data_pipelines.otavatar_lmdb import OTAvatarFrames
 
         return OTAvatarFrames(folder, split)
     return BuiltFrames(folder, split)
+
+
+def track_folders(folder: str | Path) -> list[Path]:
+    """The folders of ``avatar-jax track`` in a folder: itself, those in it, or those in its folder of a split."""
+    from avatar_jax.track.folder import is_track
+
+    folder = Path(folder)
+    if is_track(folder):
+        return [folder]
+    return sorted(p for p in (*folder.glob('*'), *folder.glob('*/*')) if is_track(p)) if folder.is_dir() else []
 
 
 class BuiltFrames:

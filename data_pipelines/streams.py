@@ -7,7 +7,7 @@ process's rows of the global batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -204,3 +204,28 @@ def _talking(data: Any, label_mode: str) -> Any:
                 'choose another data.folder'
             )
     return read_talking(folder, data.test_share)
+
+
+def frechet(source: Any, inception: str, count: int, seed: int, batch: int = 16) -> Callable[..., float]:
+    """The FID of a generator to all pictures of a source: (variables, configuration, labels [M,25]) -> number.
+
+    Args:
+        inception: file of the Inception network. count: generated pictures; their codes follow from ``seed``.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    from avatar_jax.eval.distributions import frechet_distance
+    from avatar_jax.eval.generators import fake_features, real_features
+    from avatar_jax.losses.perception import PerceptionBank
+    from avatar_jax.models.perception.inception import fid_features
+
+    weights, real = PerceptionBank.load({'inception': inception}).weights['inception'], []
+
+    def distance(variables: Any, config: Any, labels: np.ndarray) -> float:
+        if not real:  # the same for the whole run
+            real.append(real_features(source, weights, fid_features, batch)(0, len(source)))
+        fake = fake_features(variables, config, labels, weights, fid_features, seed, batch)(0, count)
+        return frechet_distance(real[0], fake)
+
+    return distance

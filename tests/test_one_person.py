@@ -82,9 +82,14 @@ def nerface(folder, train=6, test=3, **changes):
         pairs = [[f'f_{i:04d}.png', labels[i].tolist()] for i in range(start, stop)]
         (crops / 'test.json').write_text(json.dumps({'labels': pairs}))
         frames = [
-            {'file_path': f'./{part}/f_{i:04d}', 'transform_matrix': np.eye(4).tolist(), 'bbox': [0, 1, 0, 1],
-             'expression': expressions[i].tolist()} for i in range(start, stop)
-        ]  # fmt: skip
+            {
+                'file_path': f'./{part}/f_{i:04d}',
+                'transform_matrix': np.eye(4).tolist(),
+                'bbox': [0, 1, 0, 1],
+                'expression': expressions[i].tolist(),
+            }
+            for i in range(start, stop)
+        ]
         table = {'camera_angle_x': 0.5, 'intrinsics': [1, 1, 0.5, 0.5], 'frames': frames} | changes
         name = 'train' if part == 'train' else 'test'
         (folder / f'transforms_{name}.json').write_text(json.dumps(table))
@@ -274,9 +279,14 @@ def test_batches_are_a_function_of_seed_and_step(talking):
 
 def test_videos_are_checked():
     good = {
-        'name': 'a', 'pictures': np.zeros((4, 8, 8, 3), np.uint8), 'labels': labels_of(4), 'times': np.arange(4.0),
-        'signals': {'coefficients': np.zeros((4, 3))}, 'train': np.arange(4), 'test': np.arange(0),
-    }  # fmt: skip
+        'name': 'a',
+        'pictures': np.zeros((4, 8, 8, 3), np.uint8),
+        'labels': labels_of(4),
+        'times': np.arange(4.0),
+        'signals': {'coefficients': np.zeros((4, 3))},
+        'train': np.arange(4),
+        'test': np.arange(0),
+    }
     PersonVideo(**good)
     for changes, text in (
         ({'signals': {'coefficients': np.zeros((5, 3))}}, 'has 4 pictures, but 5 coefficients'),

@@ -96,6 +96,8 @@ class Built:
         curves: name -> values, one for each step of an optimisation.
         report: further plain values for the avatar's ``report.json``: what was done, not what was asked for.
         notes: sentences for the user, e.g. that the portraits seem to show different people.
+        views: [3,S,S,3] pictures from ``render.side_labels``, if they were rendered already; for the picture in the
+            avatar's folder.
     """
 
     avatar: Avatar
@@ -103,6 +105,7 @@ class Built:
     curves: dict[str, np.ndarray] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    views: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

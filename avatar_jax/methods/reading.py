@@ -15,6 +15,7 @@ from avatar_jax.driving.retarget import retarget
 from avatar_jax.errors import UserError
 from avatar_jax.faces.conventions import background_of
 from avatar_jax.io import kinds
+from avatar_jax.io.kinds import need_picture
 from avatar_jax.io.sound import has_sound
 from avatar_jax.methods.base import Source
 from avatar_jax.track.measure import Measured, MeasuredClip, is_track, measure, tracked_media

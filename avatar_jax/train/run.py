@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from avatar_jax.checks import Check
+from avatar_jax.errors import UserError
 from avatar_jax.train.loop import LoopConfig
 
 
@@ -131,8 +132,11 @@ class PersonConfig:
             raise UserError('data.folder: give the folder of the video (of talking heads: where it is made)')
         if self.workers < 1 or self.person < 0:
             raise UserError('data.workers: must be at least 1, and data.person not negative')
-        used = {'talking': (), 'tracked': ('sound', 'label_sigma', 'background'),
-                'released': ('label_sigma', 'axes', 'sound_index')}[self.source]  # fmt: skip
+        used = {
+            'talking': (),
+            'tracked': ('sound', 'label_sigma', 'background'),
+            'released': ('label_sigma', 'axes', 'sound_index'),
+        }[self.source]
         for name in ('sound', 'label_sigma', 'background', 'axes', 'sound_index'):
             if name not in used and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise UserError(f'data.{name}: is not read with data.source={self.source!r}; leave it out')
