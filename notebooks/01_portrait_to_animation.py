@@ -20,14 +20,18 @@
 
 # %%
 import os
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
+from avatar_jax.io.images import write_png
 from avatar_jax.io.weights import shipped
 from avatar_jax.methods.otavatar import invert, model
+from avatar_jax.track.measure import measure
 from avatar_jax.types import Camera, Portrait
 from data_pipelines.clips import evaluation_clips
 
@@ -105,6 +109,19 @@ portrait = Portrait(
     basis=motion.basis,
     source=person.name,
 )
+
+# %% [markdown]
+# Of a picture file, `measure` makes the same: it finds the face, aligns it, and measures camera, landmarks, expression,
+# shape and mask. The weights say how the cameras of their data were labelled.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    write_png(Path(folder) / 'head.png', np.float32(2 * person.render(0, resolution=384).rgb - 1))
+    file = measure(Path(folder) / 'head.png', size=config.generator.img_resolution, label_mode=config.label_mode)
+    found_there = file.best()
+measured = found_there.portrait()
+print('measured:', ', '.join(found_there.report()['measured']))
+print('angle off by', np.rad2deg(np.abs(measured.angle - portrait.angle)).round(1), 'degrees')
 
 # %% [markdown]
 # ## Decoupling-by-inverting, one-shot
