@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--landmarks',
         nargs='+',
         metavar='FILE',
-        help="5, 68, 98 or 478 points, one file per image, or 'network' for none (default: a file beside the picture, "
-        'else the landmark network; of --aligned pictures a simple detector)',
+        help="5, 68, 98 or 478 points, one file per image, or 'network' (default: a file beside the picture, else the "
+        'network; of --aligned pictures without a file only the camera is measured, with a simple detector)',
     )
     parser.add_argument(
         '--face',
@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     from launch.batch import Batch
     from launch.portraits import read_portrait
 
+    if args.landmarks == ['network']:
+        args.landmarks *= len(args.image)
     for name in ('landmarks', 'motion'):
         files = getattr(args, name)
         if files and len(files) not in ({len(args.image), 1} if name == 'motion' else {len(args.image)}):

@@ -166,10 +166,11 @@ def track_source(
     from avatar_jax.io.landmarks import find_landmarks
     from avatar_jax.progress import Progress
     from avatar_jax.track import output
+    from avatar_jax.track.measure import measure
 
     frames = source.open()
     began = time.monotonic()
-    clip = tracker(
+    clip = measure(
         frames,
         size=args.size,
         label_mode=args.label_mode,
@@ -177,6 +178,7 @@ def track_source(
         face=choose,
         landmarks=landmarks or (None if args.mediapipe else find_landmarks(source.path)),
         masked=not args.no_masks,
+        tracker=tracker,
     )
     measured = time.monotonic() - began
     crops = args.crops if args.crops != 'auto' else 'jpg' if source.moving else 'png'

@@ -20,6 +20,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import MODES
 from avatar_jax.io.landmarks import find_landmarks
 from avatar_jax.track.aligned import NETWORK, measure_aligned
+from avatar_jax.track.choose import Chooser
 from avatar_jax.track.crops import BACKGROUNDS, check_background
 from avatar_jax.track.folder import is_track, measured_folder, tracked_media
 from avatar_jax.track.measured import Measured, MeasuredClip
@@ -58,8 +59,9 @@ def measure(
     background: str = 'white',
     aligned: bool = False,
     landmarks: str | os.PathLike | None = None,
-    face: str | int | None = None,
+    face: str | int | Chooser | None = None,
     frames: int | None = None,
+    masked: bool = True,
     tracker: Measures | None = None,
 ) -> MeasuredClip:
     """Aligns and measures one person's face in a photograph or in all frames of a clip.
@@ -77,6 +79,7 @@ def measure(
         face: which of several faces: 'size' (the largest), a number (1 is the largest), or a picture of the person;
             None takes the largest of a photograph if it is clearly that, of a video in any case.
         frames: only so many from the first one on.
+        masked: give the mask of the person also where the background is kept; without it the mask covers the picture.
         tracker: networks, head model and options; None takes ``default_tracker()``.
 
     Raises:
@@ -108,7 +111,8 @@ def measure(
         source = Selected(source, np.arange(frames))
     tracker = default_tracker() if tracker is None else tracker
     file = None if landmarks == NETWORK else landmarks
-    return tracker(source, size=size, label_mode=label_mode, background=background, face=face, landmarks=file)
+    options = {'size': size, 'label_mode': label_mode, 'background': background, 'face': face, 'landmarks': file}
+    return tracker(source, **options, masked=masked)
 
 
 def _folder(
