@@ -55,10 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--landmarks',
         nargs='+',
         metavar='FILE',
-        help='files of 5 or 68 facial landmarks, one for each picture (default: a landmark file beside the picture, '
-        'else landmarks are detected)',
+        help="5, 68, 98 or 478 points, one file per image, or 'network' (default: a file beside the picture, else the "
+        'network; of --aligned pictures without a file only the camera is measured, with a simple detector)',
     )
-    add('--face', type=int, metavar='N', help='which face, if a picture has several; 1 is the largest')
+    add(
+        '--face',
+        metavar='size|N|FILE',
+        help='which face to take: the largest, the N-th largest, or the one most like a picture (default: the largest '
+        'if it is clearly so)',
+    )
     add(
         '--background',
         choices=('weights', 'white', 'black', 'keep'),

@@ -22,6 +22,8 @@ class Pictures:
     """
 
     def __init__(self, args: argparse.Namespace):
+        if args.landmarks == ['network']:
+            args.landmarks = args.landmarks * len(args.image)
         for name in ('landmarks', 'motion'):
             files = getattr(args, name)
             allowed = {len(args.image), 1} if name == 'motion' else {len(args.image)}
