@@ -37,7 +37,7 @@ def portraits(count=FRAMES, coefficients=64, **changes):
     found = []
     for _ in range(count):
         expression = rng.uniform(0, 1, coefficients).astype(np.float32)
-        image = np.full((SIZE, SIZE, 3), expression[0] - 0.5, np.float32)
+        image = np.full((SIZE, SIZE, 3), 0.1 * expression[0] + 0.5, np.float32)
         label = label_from_pose(rng.normal(0, 0.05, (1, 3)), np.zeros((1, 3)), 'raw').astype(np.float32)[0]
         found.append(Portrait(image, Camera.from_label(label), expression, basis='procedural'))
     if changes:
@@ -147,14 +147,16 @@ def test_options_of_the_data_that_are_not_read_are_refused():
 
 @pytest.mark.slow
 def test_an_avatar_of_a_video(tmp_path):
-    owner, seen = tiny_model(), []
+    rates = {'optimizer': {'lr': 0.02}, 'generator_optimizer': {'lr': 0.005}}
+    owner, seen = tiny_model(tiny(train=rates)), []
     before = jax.tree.map(np.array, owner.variables)
     options = {'steps': 12, 'frozen_steps': 6, 'basis_size': 4}
     assert owner.steps(**options) == 12
     built = owner.build(video(), on_step=lambda done, **numbers: seen.append(done), **options)
     assert (built.report['steps'], built.report['frozen_steps'], built.report['basis_size']) == (12, 6, 4)
     assert built.report['frames'] == {'train': 22, 'unseen': 5} and seen[-1] == 12
-    assert len(built.curves['loss']) == 12 and built.curves['loss'][-1] < built.curves['loss'][0]
+    losses = built.curves['loss']
+    assert len(losses) == 12 and losses[-3:].mean() < 0.8 * losses[:3].mean()
     assert set(built.scores) >= {'psnr', 'train_psnr_coefficients', 'unseen_psnr_coefficients'}
     jax.tree.map(np.testing.assert_array_equal, owner.variables, before)  # the model stays what it was
     # The same again.

@@ -242,7 +242,6 @@ def optimise(
     """
     seed = int(jax.random.bits(key) >> 1)
     frozen = {'bank': bank if losses.network_of(config.method.loss, bank) == 'lpips' else None}
-    step = jax.jit(partial(_step, config, seed), donate_argnums=0)
     # A copy, because the step overwrites it.
     state = train.init_state(config, jax.tree.map(lambda x: jnp.array(x, copy=True), variables))
     known, done, tuned_from = config.method.train, 0, None
@@ -255,7 +254,7 @@ def optimise(
         batch = training_batch(
             video, frames, config.method.loss.size, config.method.drivers, train.smooths(known, before + done)
         )
-        state, metrics = step(state, train.with_stage(stage, batch, before + done), frozen)
+        state, metrics = _step(config, seed, state, train.with_stage(stage, batch, before + done), frozen)
         done += 1
         curves.append({name: metrics[name] for name in ('loss', 'psnr', 'mse')})
         if done % EVERY == 0:
@@ -275,6 +274,7 @@ def optimise(
     )
 
 
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _step(config: ModelConfig, seed: int, state: TrainState, batch: Any, frozen: Any) -> Any:
     return train.train_step(config, seed, state, batch, frozen)
 
