@@ -117,6 +117,10 @@ def test_a_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     scores = whole.provenance['scores']['coefficients']
     assert np.isfinite([scores['train']['psnr'], scores['unseen']['psnr']]).all()
     assert METHOD.tables['hfagp4'].protocol(whole, 1) == scores
+    # Trained further, here for no step: the person in the weights.
+    kept = whole.build(video(), further=True, steps=0)
+    jax.tree.map(np.testing.assert_array_equal, kept.avatar.identity, dict(whole.variables['params']))
+    assert kept.avatar.config.method.train.iterations == 4
     # The run's folder is an avatar, too.
     avatar, film = load_avatar(tmp_path / 'whole'), tmp_path / 'v.mp4'
     assert avatar.weights == whole.sha256

@@ -32,7 +32,6 @@ from avatar_jax.train.run import PeopleOutput, PersonConfig
 from avatar_jax.train.runner import Run, devices_for
 from avatar_jax.train.starting import Part, Starting, starting
 from avatar_jax.train.state import TrainState
-from avatar_jax.types import Avatar, Camera
 
 _PERSONAL = ('basis', 'encoder')
 
@@ -119,10 +118,8 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         final = training.variables_of(state)
         about = provenance | {'scores': measured(final, model, video)}
         digest = models.save_model(folder / 'weights.safetensors', final, model, about, config.storage)
-        # All of the avatar is in the weights: its file says only which they are.
-        camera = Camera.from_label(np.asarray(video.labels[video.train[0]]))
-        avatar = Avatar({'basis': final['params']['basis']}, camera, METHOD, model, model.basis, digest, video.name)
-        save_avatar(folder, avatar, about)
+        label = video.labels[video.train[0]]
+        save_avatar(folder, models.avatar_of(final, model, digest, video.name, label), about)
 
     return Run(
         state=training.init_state(model, with_parts(model, begun, jax.random.key(config.seed))),
