@@ -76,7 +76,7 @@ def test_configurations_are_stored_and_changed():
 @pytest.mark.parametrize(
     ('make', 'text'),
     [
-        (lambda: HFAGPConfig.paper('voice'), 'drivers: ('voice',); use some of picture, coefficients, sound'),
+        (lambda: HFAGPConfig.paper('voice'), "drivers: ('voice',); use some of picture, coefficients, sound"),
         (lambda: HFAGPConfig(drivers=()), 'drivers: (); use some of'),
         (lambda: BasisConfig(0), 'basis.size: 0'),
         (lambda: BasisConfig(start='zero'), "basis.start: 'zero'"),
