@@ -43,7 +43,6 @@ _EXTRAS = {
     'grain': 'data',
     'array_record': 'data',
     'skimage': 'mesh',
-    'trimesh': 'mesh',
     'tensorboardX': 'log',
     'lmdb': 'lmdb',
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from einops import reduce
 
 _SIDE, _CELLS = 48, 8
 _LARGEST_DIFFERENCE = 1  # grey levels of a cell's mean
@@ -30,8 +31,7 @@ def head_fingerprint() -> tuple[int, ...]:
             resolution=_SIDE,
             supersample=2,
         )
-        step = _SIDE // _CELLS
-        cells.append(head.rgb.reshape(_CELLS, step, _CELLS, step, 3).mean((1, 3)).ravel())
+        cells.append(reduce(head.rgb, '(h a) (w b) c -> (h w c)', 'mean', h=_CELLS, w=_CELLS))
     return tuple(int(x) for x in np.round(np.concatenate(cells) * 255))
 
 

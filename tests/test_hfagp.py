@@ -87,7 +87,7 @@ def test_configurations_are_stored_and_changed():
         (lambda: EncoderConfig(sound_features='fft'), "encoder.sound_features: 'fft'"),
         (lambda: LossConfig(network='vgg'), "loss.network: 'vgg'"),
         (lambda: LossConfig(size=8), 'loss.size: 8'),
-        (lambda: ModelConfig(GeneratorConfig.tiny()), 'method.loss.size: 256; is more than the 32 pixels'),
+        (lambda: ModelConfig(GeneratorConfig.tiny()), 'method.loss.size: 256; pictures have only 32 pixels'),
         (lambda: ModelConfig.tiny('fast'), "preset: 'fast'"),
         (lambda: HFAGPConfig.paper().ablation('k6'), "ablation 'k6'"),
         (lambda: HFAGPConfig.paper().with_options({'basis': {'sise': 5}}), "did you mean 'size'"),

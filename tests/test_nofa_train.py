@@ -160,7 +160,7 @@ def test_runs_that_cannot_be_are_refused():
         training.RunConfig(
             stage='compensation', init='x', model=ModelConfig.tiny(compensation__use=False, tuning__tune='none')
         )
-    with pytest.raises(UserError, match='init already holds both'):
+    with pytest.raises(UserError, match='init already holds it'):
         training.RunConfig(init='x', backbone='y')
 
 

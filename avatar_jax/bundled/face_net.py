@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 
 from avatar_jax.bundled.animals import animal, crop
 from avatar_jax.bundled.face_augment import example, example_or_empty, rephotographed
@@ -126,8 +127,8 @@ def loss(params: Any, stats: Any, config: FaceTrainConfig, batch: Mapping[str, j
     gaps = jnp.abs(_openings(out.landmarks) - _openings(batch['landmarks'])) * 50
     fixed = jax.lax.stop_gradient(jnp.sqrt((error**2).sum(-1) / 2) / 50 + 1e-4)
     uncertainty = fixed / jnp.exp(out.log_sigma) + out.log_sigma
-    n, grid = out.mask.shape[:2]
-    share = batch['mask'].astype(jnp.float32).reshape(n, grid, 4, grid, 4).mean((2, 4)) / 255
+    n = len(out.mask)
+    share = reduce(batch['mask'].astype(jnp.float32), 'n (h a) (w b) -> n h w', 'mean', a=4, b=4) / 255
     mask = jnp.mean(jnp.logaddexp(0, out.mask) - share * out.mask)
     scale = stats['scale']
     present = batch['present']
@@ -319,14 +320,13 @@ def errors(found: FaceNetOutput, truth: Data) -> dict[str, float]:
     eyes = np.linalg.norm(truth['landmarks'][:, 36:42].mean(1) - truth['landmarks'][:, 42:48].mean(1), axis=-1)
     front = np.abs(truth['angle'][:, 1]) < np.deg2rad(30)
     relative = distance.mean(1) / np.maximum(eyes, 0.1)
-    n, grid = found.mask.shape[:2]
-    share = truth['mask'].astype(np.float32).reshape(n, grid, 4, grid, 4).mean((2, 4)) > 127
+    share = reduce(truth['mask'].astype(np.float32), 'n (h a) (w b) -> n h w', 'mean', a=4, b=4) > 127
     guess = found.mask > 0
     spread = np.std(truth['expression'], 0) > 0.03
     correlations = [pearson(found.expression[:, i], truth['expression'][:, i]) for i in np.flatnonzero(spread)]
     sigma = np.exp(found.log_sigma)
     return {
-        'pictures': n,
+        'pictures': len(found.mask),
         'landmarks_of_eye_distance': float(relative.mean()),
         'landmarks_of_eye_distance_median': float(np.median(relative)),
         'landmarks_of_eye_distance_front': float(relative[front].mean()),

@@ -23,6 +23,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from einops import reduce
 
 from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator
@@ -294,8 +295,7 @@ def frames_loss(config: PriorConfig, constants: PyTree, trees, batch: dict, key:
 
 def pooled(x: jax.Array, factor: int) -> jax.Array:
     """[N, H, W, C] -> [N, H / factor, W / factor, C]: means of squares of ``factor`` pixels."""
-    n, h, w, c = x.shape
-    return x.reshape(n, h // factor, factor, w // factor, factor, c).mean((2, 4))
+    return reduce(x, 'n (h a) (w b) c -> n h w c', 'mean', a=factor, b=factor)
 
 
 def _color(config: PriorConfig, error: jax.Array, weight: jax.Array) -> jax.Array:

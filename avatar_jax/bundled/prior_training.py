@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, repeat
 
 from avatar_jax.bundled import prior
 from avatar_jax.methods.otavatar import model
@@ -140,9 +141,10 @@ def preview(config: prior.PriorConfig, state: prior.PriorState, constants: Any, 
         out = _render(config, trees, constants, batch)
         raw = np.asarray(out['image_raw'])
         factor = batch['image'].shape[1] // raw.shape[1]
-        for row, picture in zip(rows, (batch['image'], raw.repeat(factor, 1).repeat(factor, 2), out['image'])):
+        enlarged = repeat(raw, 'n h w c -> n (h a) (w b) c', a=factor, b=factor)
+        for row, picture in zip(rows, (batch['image'], enlarged, out['image'])):
             row += list(np.asarray(picture))
-    sheet = np.concatenate([np.concatenate(row, 1) for row in rows], 0)
+    sheet = rearrange(np.asarray(rows), 'rows n h w c -> (rows h) (n w) c')
     Image.fromarray(np.uint8(np.clip(sheet * 127.5 + 127.5, 0, 255))).save(path)
 
 

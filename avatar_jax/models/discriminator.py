@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from avatar_jax.models.layers import RESAMPLE, Conv2dLayer, FullyConnected
 from avatar_jax.models.mapping import MappingNetwork
@@ -125,7 +126,7 @@ class DiscriminatorEpilogue(nn.Module):
         if self.mbstd_num_channels:
             x = minibatch_std(x, self.mbstd_group_size, self.mbstd_num_channels, self.mbstd_contiguous)
         x = Conv2dLayer(channels, 3, activation='lrelu', conv_clamp=self.conv_clamp, name='conv')(x)
-        x = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)  # flattened channel-first, as the weights expect
+        x = rearrange(x, 'n h w c -> n (c h w)')  # channel-first, as the weights expect
         x = FullyConnected(channels, 'lrelu', name='fc')(x)
         return FullyConnected(self.out_features, name='out')(x)
 

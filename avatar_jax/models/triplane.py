@@ -11,6 +11,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
@@ -307,8 +308,7 @@ class TriPlaneGenerator(nn.Module):
 
     def as_planes(self, image: jax.Array) -> jax.Array:
         """An image [N, H, W, 3 C] as the backbone makes it, plane after plane, as planes [N, 3, H, W, C]."""
-        image = image.reshape(*image.shape[:3], 3, self.config.plane_channels)
-        return jnp.moveaxis(image, 3, 1)
+        return rearrange(image, 'n h w (p c) -> n p h w c', p=3)
 
     def planes_and_features(
         self, ws: jax.Array, resolution: int, noise_mode: str = 'const'

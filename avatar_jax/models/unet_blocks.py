@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import reduce
 from flax import linen as nn
 
 from avatar_jax.models import host_draws
@@ -39,8 +40,7 @@ def group_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, groups: int, ep
 
 def avg_pool(x: jax.Array) -> jax.Array:
     """[N,H,W,C] -> [N,H/2,W/2,C], means of 2x2 pixels; sides are even."""
-    n, h, w, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    return reduce(x, 'n (h a) (w b) c -> n h w c', 'mean', a=2, b=2)
 
 
 def nearest_double(x: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -325,7 +326,7 @@ def _kernel_gradient_by_shifts(x: jax.Array, g: jax.Array, taps: Sequence[int], 
     columns = jnp.stack([g[:, :, kw - 1 - j : kw - 1 - j + width] for j in range(kw)], 3).reshape(n, height * width, -1)
     exact = jnp.promote_types(x.dtype, jnp.float32)
     y = jnp.einsum('npi,npo->nio', rows, columns, preferred_element_type=exact).sum(0).astype(x.dtype)
-    return y.reshape(kh, x.shape[3], kw, g.shape[3]).transpose(0, 2, 1, 3)
+    return rearrange(y, '(kh i) (kw o) -> kh kw i o', kh=kh, kw=kw)
 
 
 def _correlate_by_taps(image, kernel, taps, spread, step, pads) -> jax.Array:

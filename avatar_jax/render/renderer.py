@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from avatar_jax.ops.grid_sample import sample_planes_mean
 from avatar_jax.render import marching
@@ -133,11 +134,10 @@ def in_chunks(function, chunk, *inputs):
     function = jax.checkpoint(function)
 
     def cut(array):
-        parts = array[:, : whole * chunk].reshape(array.shape[0], whole, chunk, *array.shape[2:])
-        return parts.swapaxes(0, 1)
+        return rearrange(array[:, : whole * chunk], 'n (parts rays) ... -> parts n rays ...', rays=chunk)
 
     def join(array):
-        return array.swapaxes(0, 1).reshape(array.shape[1], whole * chunk, *array.shape[3:])
+        return rearrange(array, 'parts n rays ... -> n (parts rays) ...')
 
     outputs = jax.tree.map(join, jax.lax.map(lambda parts: function(*parts), jax.tree.map(cut, inputs)))
     if whole * chunk == total:

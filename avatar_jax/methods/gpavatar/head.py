@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import struct
 
 from avatar_jax.methods.gpavatar.field import (
@@ -173,7 +174,7 @@ def query(
 
     def split(x):  # [B,R,...] -> [n,B,chunk,...]; the last rays are repeated to fill the last chunk
         x = jnp.pad(x, ((0, 0), (0, -rays % chunk), *((0, 0),) * (x.ndim - 2)), mode='edge')
-        return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
+        return rearrange(x, 'n (parts rays) ... -> parts n rays ...', rays=chunk)
 
     found = jax.lax.map(lambda a: jax.checkpoint(part)(*a), (split(places), split(directions), split(index)))
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:])[:, :rays] for x in found)
+    return tuple(rearrange(x, 'parts n rays ... -> n (parts rays) ...')[:, :rays] for x in found)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import struct
 
 from avatar_jax.errors import UserError
@@ -144,8 +145,8 @@ def encode(
     """
     images = images[:, ::-1]
     found = StyleUNet(config.encoder).apply({'params': params['style_tplane']}, images[..., :3], noise)
-    planes, height, width, channels = config.plane_shape
-    found = jnp.moveaxis(found.reshape(-1, height, width, planes, channels), 3, 1)
+    planes, height, width, _ = config.plane_shape
+    found = rearrange(found, 'n h w (p c) -> n p h w c', p=planes)
     if not config.plane_skip:
         return found
     shown = PICTURE_GAIN * (resize(images, (height, width), antialias=True) - 0.5)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
@@ -471,7 +472,7 @@ def sample_sheet(
         rows[1][0],
         resize(rows[1][1], size, 'nearest'),
     ]
-    sheet = np.concatenate([np.concatenate(list(np.asarray(c)), 0) for c in columns], 1)
+    sheet = rearrange(np.stack(columns), 'columns n h w c -> (n h) (columns w) c')
     scores = {}
     for name, (image, _) in zip(('one', 'all'), rows, strict=True):
         error = np.mean((np.clip(np.asarray(image), 0, 1) - np.asarray(target)) ** 2, (1, 2, 3))

@@ -288,7 +288,7 @@ class ModelConfig:
         check, numbers = Check(self), self.generator.num_ws * self.generator.w_dim
         check.need(self.method.basis.size <= numbers, 'method.basis.size', f'a code has only {numbers} numbers')
         side = self.generator.img_resolution
-        check.need(self.method.loss.size <= side, 'method.loss.size', f'is more than the {side} pixels of a picture')
+        check.need(self.method.loss.size <= side, 'method.loss.size', f'pictures have only {side} pixels')
 
     @property
     def img_resolution(self) -> int:

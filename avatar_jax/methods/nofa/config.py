@@ -302,7 +302,7 @@ class ModelConfig:
             )
         check.need(e.shared, 'method.encoder.shared', "NOFA's encoder is e4e, whose rows are shared; set it to true")
         side = g.img_resolution
-        check.need(e.image_size <= side, 'method.encoder.image_size', f'is more than the pictures have ({side})')
+        check.need(e.image_size <= side, 'method.encoder.image_size', f'pictures have only {side} pixels')
         check.need(g.plane_resolution >= 16, 'generator.plane_resolution', 'compensation needs at least 16')
 
     @property

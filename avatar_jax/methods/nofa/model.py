@@ -23,6 +23,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.nofa.compensation import Compensation
@@ -226,8 +227,7 @@ def added(variables: Variables, config: ModelConfig, features: jax.Array, images
     own = network(variables, 'compensation')
     gain = jax.lax.stop_gradient(own['constants']['gain'])
     volume = compensation_module(config).apply({'params': own['params']}, features, images, gain)
-    volume = volume.reshape(*volume.shape[:3], 3, config.generator.plane_channels)
-    return jnp.moveaxis(volume, 3, 1)
+    return rearrange(volume, 'n h w (p c) -> n p h w c', p=3)
 
 
 @flax.struct.dataclass

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from avatar_jax.inversion.decoupling import Optimizers, decoupling_iteration
 from avatar_jax.losses.perception import PerceptionBank
@@ -235,7 +236,7 @@ def sample_sheet(
     if frames > 1:
         metrics['sample/psnr_driven'] = float(scores[:, 1:].mean())
     tiles = [np.asarray(jnp.clip(_tile(row, resize), -1, 1)) for row in rows]
-    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles], axis=0)
+    sheet = rearrange(np.stack(tiles), 'rows n h w c -> (rows h) (n w) c')
     return np.round((sheet + 1) * 127.5).astype(np.uint8), metrics
 
 

@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import linen as nn
 from jax import lax
 
@@ -91,7 +92,7 @@ def avg_pool_3x3(x: jax.Array) -> jax.Array:
 
 def flatten_chw(x: jax.Array) -> jax.Array:
     """[N,H,W,C] -> [N,C*H*W]."""
-    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+    return rearrange(x, 'n h w c -> n (c h w)')
 
 
 # --------------------------------------------------------------------------------------------------- parameter holders
