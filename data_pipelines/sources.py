@@ -23,6 +23,7 @@ from avatar_jax.ops.windows import RADIUS
 from avatar_jax.progress import Console
 from data_pipelines.clips import Clip, ClipOptions, make_clip
 from data_pipelines.tables import WindowTable, load_table, table_of_clips
+from data_pipelines.track_folders import TrackFrames, track_folders
 
 
 def open_source(folder: str | Path, split: str) -> Any:
@@ -37,24 +38,12 @@ def open_source(folder: str | Path, split: str) -> Any:
 
         return GPAvatarClips(folder, split)
     if track_folders(folder):
-        from data_pipelines.track_folders import TrackFrames
-
         return TrackFrames(folder, split)
     if (Path(folder) / 'train_list.txt').is_file() or (Path(folder) / 'test_list.txt').is_file():
         from data_pipelines.otavatar_lmdb import OTAvatarFrames
 
         return OTAvatarFrames(folder, split)
     return BuiltFrames(folder, split)
-
-
-def track_folders(folder: str | Path) -> list[Path]:
-    """The folders of ``avatar-jax track`` in a folder: itself, those in it, or those in its folder of a split."""
-    from avatar_jax.track.folder import is_track
-
-    folder = Path(folder)
-    if is_track(folder):
-        return [folder]
-    return sorted(p for p in (*folder.glob('*'), *folder.glob('*/*')) if is_track(p)) if folder.is_dir() else []
 
 
 class BuiltFrames:

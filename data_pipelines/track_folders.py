@@ -18,13 +18,20 @@ from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.io.images import read_image
 from avatar_jax.ops.coefficients import NUM_ID
-from avatar_jax.track.folder import read_track
+from avatar_jax.track.folder import is_track, read_track
 from avatar_jax.track.output import CROPS, MASKS, REPORT
-from data_pipelines.sources import track_folders
 from data_pipelines.tables import ClipTable
 
 SPLITS = ('train', 'validation', 'test')
 ASIDE = 20
+
+
+def track_folders(folder: str | Path) -> list[Path]:
+    """The folders of ``avatar-jax track`` in a folder: itself, those in it, or those in its folder of a split."""
+    folder = Path(folder)
+    if is_track(folder):
+        return [folder]
+    return sorted(p for p in (*folder.glob('*'), *folder.glob('*/*')) if is_track(p)) if folder.is_dir() else []
 
 
 class TrackFrames:

@@ -204,7 +204,6 @@ def track_source(
         background=args.background,
         face=choose,
         masked=not args.no_masks,
-        tracker=tracker,
     )
     measured = time.monotonic() - began
     for note in (*clip.warnings, *frames.notes):

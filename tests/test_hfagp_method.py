@@ -240,7 +240,7 @@ def nan(shape):
         (lambda: video(portraits(expression=nan(64))), {}, 'the expression of frame 3 has NaN'),
         (lambda: video(portraits(image=nan((SIZE, SIZE, 3)))), {}, 'frame 3: the picture has NaN'),
         (lambda: video(portraits(basis='bfm')), {}, 'coefficients of 2 bases'),
-        (video, {'drivers': ('smell',)}, 'drivers: smell; use some of picture, coefficients, sound'),
+        (video, {'drivers': ('smell',)}, r"drivers: \('smell',\); use some of picture, coefficients, sound"),
         (video, {'steps': 0}, '--steps 0: must be at least 1'),
         (video, {'budget': 'soon'}, '--budget soon: give a time like 90s, 20m or 2h'),
         (video, {'unseen': 1.0}, '--unseen 1.0: must lie between 0 and 0.9'),

@@ -126,12 +126,11 @@ class PersonConfig:
     workers: int = 1
 
     def __post_init__(self):
-        if self.source not in ('talking', 'tracked', 'released'):
-            raise UserError(f"data.source: {self.source!r}; use 'talking', 'tracked' or 'released'")
-        if not self.folder:
-            raise UserError('data.folder: give the folder of the video (of talking heads: where it is made)')
-        if self.workers < 1 or self.person < 0:
-            raise UserError('data.workers: must be at least 1, and data.person not negative')
+        check = Check(self, 'data')
+        check.one_of('source', 'talking', 'tracked', 'released')
+        check.need(bool(self.folder), 'folder', 'give the folder of the video (of talking heads: where it is made)')
+        check.at_least(1, 'workers', 'frames', 'size', 'supersample')
+        check.at_least(0, 'person', 'seed', 'label_sigma')
         used = {
             'talking': (),
             'tracked': ('sound', 'label_sigma', 'background'),
