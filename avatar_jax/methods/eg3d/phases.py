@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from avatar_jax.methods.eg3d import losses as L
 from avatar_jax.methods.eg3d.config import LossConfig
+from avatar_jax.models.fresh_noise import planes_of
 from avatar_jax.models.triplane import TriPlaneGenerator
 
 PyTree = Any
@@ -136,7 +137,7 @@ def generator_reg(
 
         def density_of(pose):
             ws, _ = L.style_rows(model, variables, draws.z, draws.c, probability, pose, draws.mix)
-            planes = L.planes_of(model, variables, ws, draws.noise)
+            planes = planes_of(model, variables, ws, draws.noise)
             return lambda points: model.apply(variables, planes, points, method='sample_density')[1]
 
         first = density_of(draws.pose)

@@ -21,6 +21,7 @@ from avatar_jax.methods.eg3d.augment import AdaState, KeyDraws, augment
 from avatar_jax.methods.eg3d.config import WITHOUT_EFFECT, RunConfig
 from avatar_jax.methods.eg3d.draws import Dice
 from avatar_jax.models.discriminator import freeze_labels
+from avatar_jax.models.fresh_noise import noise_size
 from avatar_jax.models.triplane import TriPlaneGenerator, init_generator
 from avatar_jax.parallel import mean_over_devices, num_shards, sample_keys
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
@@ -233,11 +234,11 @@ def train_step(
     probability = schedules.swap_probability(shown, config.generator.rendering.gpc_reg_prob, loss.gpc_reg_fade_kimg)
     sigma = schedules.blur_sigma(shown, loss.blur_init_sigma, config.blur_fade_kimg) if flags.blur else None
     ada, metrics = state.extra['augment'], {}
-    noise_size = losses.noise_size(state.extra['noise'])
+    numbers = noise_size(state.extra['noise'])
 
     def dice(phase: int) -> Dice:
         return Dice(
-            config, flags.resolution, step_key(config.seed, state.step, phase), labels, count, noise_size, axis_name
+            config, flags.resolution, step_key(config.seed, state.step, phase), labels, count, numbers, axis_name
         )
 
     def augment_keys(stream: int) -> jax.Array:
