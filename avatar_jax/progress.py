@@ -88,6 +88,15 @@ class Progress:
             dynamic_ncols=terminal,
             ascii=not terminal,
         )
+        # A step may take minutes (it compiles first): the clock of the bar goes on meanwhile.
+        self._closed, self._moved = threading.Event(), time.monotonic()
+        self._interval = 1.0 if terminal else LOG_INTERVAL
+        threading.Thread(target=self._tick, daemon=True).start()
+
+    def _tick(self) -> None:
+        while not self._closed.wait(self._interval):
+            if time.monotonic() - self._moved >= self._interval:
+                self._bar.refresh()
 
     def __enter__(self) -> Self:
         return self
@@ -99,6 +108,7 @@ class Progress:
         """Advances by ``steps``; ``numbers`` (losses, scores) are shown behind the bar."""
         if numbers:
             self._bar.set_postfix({k: f'{float(v):.4g}' for k, v in numbers.items()}, refresh=False)
+        self._moved = time.monotonic()
         self._bar.update(steps)
 
     def note(self, text: str) -> None:
@@ -107,6 +117,7 @@ class Progress:
 
     def close(self) -> None:
         """Ends the bar; it stays on the screen."""
+        self._closed.set()
         self._bar.close()
 
 

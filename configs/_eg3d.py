@@ -14,7 +14,7 @@ def ffhq(variant: str, final: int | None = None) -> Any:
     from avatar_jax.methods.eg3d.config import DataConfig, LossConfig, OutputConfig, RunConfig, TrainConfig
     from avatar_jax.models.triplane import GeneratorConfig
 
-    names = _names(variant, ('rebalanced', 'bf16', 'ada', 'tiny'))
+    names = _names(variant, ('rebalanced', 'bf16', 'mixed', 'ada', 'tiny'))
     onwards = final is not None or 'rebalanced' in names  # trains on a finished network
     loss = LossConfig(resolution_final=final, resolution_multiple=8 if final else 1)
     train = TrainConfig(kimg=2000.0 if final else 25000.0)
@@ -44,13 +44,13 @@ def heads(variant: str) -> Any:
         TrainConfig,
     )
 
-    names = _names(variant, ('scratch', 'bf16', 'ada', 'tiny'))
+    names = _names(variant, ('scratch', 'bf16', 'mixed', 'ada', 'tiny'))
     scratch = 'scratch' in names
     generator = heads_generator().replace(rendering={'density_reg': 0.25, 'reg_type': 'l1'})
     config = RunConfig(
         generator=generator,
         discriminator=DiscriminatorConfig(channel_base=4096, channel_max=192, mapping_layers=4),
-        loss=LossConfig(r1_gamma=0.5, blur_init_sigma=4.0 if scratch else 0.0, blur_fade_kimg=20.0),
+        loss=LossConfig(r1_gamma=0.5, blur_init_sigma=4.0 if scratch else 0.0, blur_fade_kimg=40.0),
         train=TrainConfig(
             kimg=200.0, batch=16, g_lr=0.0025 if scratch else 0.0006, d_lr=0.002, ema_rampup=0.05 if scratch else None
         ),
@@ -78,6 +78,12 @@ def _variants(config: Any, names: list[str], onwards: bool) -> Any:
             generator=config.generator.replace(dtype='bfloat16'),
             discriminator=replace(config.discriminator, dtype='bfloat16'),
         )
+    if 'mixed' in names:  # the precision of the original: half in super-resolution and discriminator alone
+        config = replace(
+            config,
+            generator=config.generator.replace(sr_dtype='bfloat16'),
+            discriminator=replace(config.discriminator, dtype='bfloat16'),
+        )
     if 'ada' in names:
         config = replace(config, augment=AdaConfig(mode='ada', kimg=100.0 if onwards else 500.0))
     return tiny(config) if 'tiny' in names else config
@@ -92,6 +98,7 @@ def tiny(config: Any) -> Any:
     small = GeneratorConfig.tiny()
     generator = small.replace(
         dtype=config.generator.dtype,
+        sr_dtype=config.generator.sr_dtype,
         neural_rendering_resolution=8,
         rendering={
             'gpc_reg_prob': old.gpc_reg_prob,
@@ -107,7 +114,7 @@ def tiny(config: Any) -> Any:
         resolution_fade_kimg=0.016,
         resolution_multiple=8 if config.loss.resolution_final else 1,
         blur_init_sigma=min(config.loss.blur_init_sigma, 1.0),
-        blur_fade_kimg=0.016,
+        blur_fade_kimg=0.128,
     )
     train = replace(config.train, kimg=0.032, batch=4)
     return replace(

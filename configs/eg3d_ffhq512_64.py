@@ -7,7 +7,8 @@ GPUs, 25 million images, no adaptive augmentation, no mirroring during training 
 picture's mirror image). ``data.folder`` is EG3D's own zip or folder with ``dataset.json`` (docs/data.md).
 
 Variants: ``rebalanced`` (fine-tuning on the rebalanced set with ``gpc_reg_prob`` 0.8; give ``init`` and
-``init_discriminator``), ``bf16`` (convolutions of super-resolution, backbone and discriminator in bfloat16), ``ada``
+``init_discriminator``), ``bf16`` (convolutions of super-resolution, backbone and discriminator in bfloat16), ``mixed``
+(of super-resolution and discriminator alone, which is what the original halves), ``ada``
 (adaptive augmentation, for small sets), ``tiny`` (a few thousand parameters on procedural heads, to try the commands).
 Join with commas.
 """

@@ -10,7 +10,7 @@ procedural head does not depend on the person, so the mapping network does not s
 quarter of FFHQ's, as the generator is already good and the discriminator is new.
 
 Variants: ``scratch`` (fresh networks, FFHQ's learning rates and blur), ``ada`` (adaptive augmentation), ``bf16``,
-``tiny`` (a few thousand parameters, seconds per iteration, to try the commands). Join with commas.
+``mixed``, ``tiny`` (a few thousand parameters, seconds per iteration, to try the commands). Join with commas.
 """
 
 from __future__ import annotations

@@ -19,14 +19,18 @@ import numpy as np
 
 from avatar_jax.driving.bases import FLAME, FLAME_EXPRESSION, FLAME_JAW, WIDTH
 from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import intrinsics, make_label, pose_matrix
+from avatar_jax.faces.conventions import Conventions
 from avatar_jax.faces.pose import euler_angles
 from avatar_jax.io import atomic
 from avatar_jax.io.inputs import file_sha256, input_file
 from avatar_jax.io.text import decode
 from avatar_jax.types import Motion
 from data_pipelines.lmdb_files import LmdbFile
+from data_pipelines.tables import ClipTable
 
 SPLITS = ('train', 'val', 'test')
+SPLIT_NAMES = {'validation': 'val'}
 FIELDS = {
     'bbox': (4,),
     'kps': (5, 2),
@@ -40,6 +44,8 @@ FPS = 25.0
 _MANY = 200  # times as many values as a file of weights: some thirty for each of a quarter of a million frames
 # PyTorch3D's camera axes (left, up, into the picture) to the viewer's (right, up, towards the viewer).
 _VIEWER = np.diag([-1.0, 1.0, -1.0])
+_CAMERA = np.array([-1.0, -1.0, 1.0])  # to OpenCV's axes, applied to matrix columns
+CUBE = 2.5  # units of the cube, which is five times FLAME, per unit of the labels' world
 
 
 class GPAvatarFrames:
@@ -136,6 +142,59 @@ class GPAvatarFrames:
         expression[:, FLAME_JAW] = a['emoca_pose'][rows, 3:]
         angle = euler_angles(a['transform_matrix'][rows, :, :3].astype(np.float64) @ _VIEWER).astype(np.float32)
         return Motion(expression, angle, np.zeros_like(angle), float(fps), FLAME, f'video {video}')
+
+
+class GPAvatarClips:
+    """The same frames as a source of clips (``data_pipelines.sources``): each video is a person, cameras are labels.
+
+    Records have ``box`` [4], the enlarged face box relative to the picture, and ``shape`` [100], but no landmarks and
+    no mask (``mask`` is full): the pictures lie over black already.
+    """
+
+    has_masks = False
+    conventions = Conventions(FLAME, 'raw', 'black', 'frame', 100)
+
+    def __init__(self, folder: str | Path, split: str = 'train'):
+        self.frames = GPAvatarFrames(folder, SPLIT_NAMES.get(split, split))
+        if any(self.frames.camera['principal_point']):
+            raise UserError(
+                f'{folder}: camera.json has a principal point that is not 0, 0; labels have it in the middle'
+            )
+        names, counts = list(self.frames.videos), np.array([len(v) for v in self.frames.videos.values()])
+        motions = [self.frames.motion(name) for name in names]
+        self.order = np.concatenate([self.frames.videos[name] for name in names])
+        self.table = ClipTable(
+            name=np.array(names),
+            person=np.arange(len(names)),
+            first=np.cumsum(counts) - counts,
+            num_frames=counts,
+            num_cameras=np.ones(len(names), int),
+            motion=np.concatenate([np.concatenate([m.expression, m.angle, m.translation], 1) for m in motions]),
+            fps=FPS,
+            basis=FLAME,
+        )
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, record: int) -> dict[str, np.ndarray]:
+        item = self.frames[int(self.order[record])]
+        return {
+            'image': item['image'],
+            'mask': np.full(item['image'].shape[:2], 255, np.uint8),
+            'label': label_of(item['transform'], self.frames.camera['focal_length']),
+            'box': item['bbox'],
+            'shape': item['shape'],
+        }
+
+
+def label_of(transform: np.ndarray, focal: float) -> np.ndarray:
+    """Camera label [25] of a world-to-camera transform [3,4] (PyTorch3D's axes, row vectors) and a focal length in half
+    pictures, with the head's cube of side 2 scaled to the labels' world.
+    """
+    rotation, shift = np.asarray(transform, np.float64)[:, :3], np.asarray(transform, np.float64)[:, 3]
+    pose = pose_matrix(rotation * _CAMERA, -(rotation @ shift) / CUBE)
+    return make_label(pose, intrinsics(np.float64(focal / 2)))
 
 
 class Records:

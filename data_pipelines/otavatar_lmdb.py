@@ -68,7 +68,7 @@ class OTAvatarFrames:
             basis=BFM,
         )
         self.has_masks = False
-        self.conventions = Conventions(BFM, 'otavatar', 'white', 'clip', NUM_ID)
+        self.conventions = Conventions(BFM, 'hdtf', 'white', 'clip', NUM_ID)
 
     def _numbers(self, clip: str) -> dict[str, np.ndarray]:
         length = _count(self.file, f'{clip}-length')

@@ -76,8 +76,9 @@ class Sets:
                 'labels': np.stack([r['label'] for r in rows]),
                 'windows': np.stack([table.window(clip, c, f) for c, f in zip(cameras, frames, strict=True)]),
                 'masks': np.stack([r['mask'] for r in rows]),
-                'landmarks': np.stack([r['landmarks'] for r in rows]),
-                'identity': rows[0]['identity'],
+                **({'landmarks': np.stack([r['landmarks'] for r in rows])} if 'landmarks' in rows[0] else {}),
+                **({'boxes': np.stack([r['box'] for r in rows])} if 'box' in rows[0] else {}),
+                **({'identity': rows[0]['identity']} if 'identity' in rows[0] else {}),
                 'person': np.int64(table.person[clip]),
             }
         )
@@ -94,7 +95,8 @@ def set_batches(
     Returns:
       Iterator of dicts of numpy arrays, B = batch_size / process_count: ``images`` [B,F,H,W,3] in [-1,1], ``labels``
       [B,F,25], ``windows`` [B,F,27,70], ``masks`` [B,F,H,W] uint8 (255 = head), ``landmarks``
-      [B,F,68,2] pixels, ``identity`` [B,192], ``person`` [B]; from some sources ``depths`` [B,F,H,W] along
+      [B,F,68,2] pixels, ``identity`` [B,192] (both where the source has them), ``person`` [B]; from some sources
+      ``boxes`` [B,F,4] of the faces, relative to the picture, ``depths`` [B,F,H,W] along
       the ray, ``shapes`` [B,F,S] of the heads in the data's basis.
     """
     return Batches(

@@ -23,14 +23,22 @@ from avatar_jax.ops.windows import RADIUS
 from avatar_jax.progress import Console
 from data_pipelines.clips import Clip, ClipOptions, make_clip
 from data_pipelines.tables import WindowTable, load_table, table_of_clips
+from data_pipelines.track_folders import TrackFrames, track_folders
 
 
 def open_source(folder: str | Path, split: str) -> Any:
-    """The frames of a built data set, or of clips that were processed for OTAvatar (a folder with its lists).
+    """The frames of a built data set, of clips that were processed for OTAvatar (a folder with its lists) or GPAvatar
+    (``dataset.pkl``), or of a folder of folders that ``avatar-jax track`` wrote.
 
     Raises:
-      UserError: neither, or no such split.
+      UserError: none of them, or no such split.
     """
+    if (Path(folder) / 'dataset.pkl').is_file():
+        from data_pipelines.gpavatar_lmdb import GPAvatarClips
+
+        return GPAvatarClips(folder, split)
+    if track_folders(folder):
+        return TrackFrames(folder, split)
     if (Path(folder) / 'train_list.txt').is_file() or (Path(folder) / 'test_list.txt').is_file():
         from data_pipelines.otavatar_lmdb import OTAvatarFrames
 

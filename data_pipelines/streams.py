@@ -7,7 +7,7 @@ process's rows of the global batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -140,3 +140,92 @@ def first(stream: Iterator[Any]) -> Any:
     """The first batch of a stream, which is closed then; says early when there is too little data."""
     with closing(stream):
         return next(stream)
+
+
+def person(data: Any, size: int, label_mode: str, notes: list[str] | None = None) -> Any:
+    """The video of one person that a ``train.run.PersonConfig`` names, as a ``one_person.frames.PersonVideo``.
+
+    Talking videos of procedural people are made where they are missing.
+
+    Args:
+        size: side of the pictures in memory. label_mode: of the model, by which tracked poses become cameras.
+        notes: gets what was done, or differs without harm.
+
+    Raises:
+        UserError: no such video, one of another person than the configuration's, or one that is too short.
+    """
+    from data_pipelines.one_person.released import read_released
+    from data_pipelines.one_person.tracked import read_tracked
+
+    if data.source == 'talking':
+        found = _talking(data, label_mode)
+    elif data.source == 'tracked':
+        found = read_tracked(
+            data.folder,
+            sound=data.sound or None,
+            label_mode=label_mode,
+            label_sigma=data.label_sigma,
+            background=data.background,
+            test_share=data.test_share,
+        )
+    else:
+        found = read_released(data.folder, axes=data.axes, label_sigma=data.label_sigma, sound_index=data.sound_index)
+    if notes is not None:
+        notes += [f'data: {note}' for note in found.notes]
+    return found.in_memory(size) if data.in_memory else found
+
+
+def _talking(data: Any, label_mode: str) -> Any:
+    """The video of ``data.source='talking'``; makes it if it is missing."""
+    from contextlib import nullcontext
+
+    from avatar_jax.progress import Progress
+    from data_pipelines.one_person.procedural import TalkOptions, is_talking, read_talking, read_truth
+    from data_pipelines.one_person.procedural import write_talking_video as write
+    from data_pipelines.workers import worker_pool
+
+    if label_mode != 'raw':
+        raise UserError(f"model.label_mode: {label_mode!r}; talking videos have cameras of 'raw'")
+    options = TalkOptions(data.frames, data.fps, data.size, supersample=data.supersample)
+    folder = Path(data.folder)
+    if processes.is_first() and not is_talking(folder):
+        with (
+            worker_pool(data.workers) if data.workers > 1 else nullcontext() as pool,
+            Progress(data.frames, f'drawing {folder.name}', unit='frame') as bar,
+        ):
+            write(folder, data.seed, data.person, options, pool=pool, on_frame=lambda: bar.update(1))
+    processes.agree('the data', {'frames': data.frames})  # also waits until they are there
+    truth = read_truth(folder)
+    there = {'seed': int(truth['seed']), 'person': int(truth['person']), 'frames': len(truth['labels'])}
+    for name, value in there.items():
+        if value != getattr(data, name):
+            raise UserError(
+                f'{folder}: is the video of {name} {value}, but data.{name} is {getattr(data, name)}; set it alike, or '
+                'choose another data.folder'
+            )
+    return read_talking(folder, data.test_share)
+
+
+def frechet(source: Any, inception: str, count: int, seed: int, batch: int = 16) -> Callable[..., float]:
+    """The FID of a generator to all pictures of a source: (variables, configuration, labels [M,25]) -> number.
+
+    Args:
+        inception: file of the Inception network. count: generated pictures; their codes follow from ``seed``.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    from avatar_jax.eval.distributions import frechet_distance
+    from avatar_jax.eval.generators import fake_features, real_features
+    from avatar_jax.losses.perception import PerceptionBank
+    from avatar_jax.models.perception.inception import fid_features
+
+    weights, real = PerceptionBank.load({'inception': inception}).weights['inception'], []
+
+    def distance(variables: Any, config: Any, labels: np.ndarray) -> float:
+        if not real:  # the same for the whole run
+            real.append(real_features(source, weights, fid_features, batch)(0, len(source)))
+        fake = fake_features(variables, config, labels, weights, fid_features, seed, batch)(0, count)
+        return frechet_distance(real[0], fake)
+
+    return distance

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.eval.cases import Case, ProtocolConfig, clip_case, procedural_case
+from avatar_jax.eval.cases import Case, ProtocolConfig, procedural_case
 from avatar_jax.eval.evaluation import TestItem
+from avatar_jax.eval.recorded import Recording, cross_case, own_case, remembering, views_case
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.types import Motion
 
-FIELDS = {
-    'image': (1 / 127.5, -1.0),
-    'mask': (1 / 255, 0.0),
-    'label': (1.0, 0.0),
-    'landmarks': (1.0, 0.0),
-}  # scale, shift
+REENACTMENT = {
+    'own': 'own motion',
+    'cross': "another person's motion",
+    'views': 'own motion, seen by all cameras',
+}
 
 
 def procedural_items(count: int, seed: int, config: ProtocolConfig, split: str = 'test') -> list[TestItem]:
@@ -39,23 +38,29 @@ def procedural_items(count: int, seed: int, config: ProtocolConfig, split: str =
     ]
 
 
-class _Frames:
-    """One field of the frames of a clip, read when they are asked for: pictures in [-1, 1], masks in [0, 1]."""
+def recording(source: Any, clip: int) -> Recording:
+    """A clip of a source of frames."""
+    table = source.table
+    length, start = int(table.num_frames[clip]), table.record(clip, 0, 0)
+    part = table.motion[start : start + length]
+    fps = float(table.fps if table.clip_fps is None else table.clip_fps[clip])
+    motion = Motion(part[:, :64], part[:, 64:67], part[:, 67:70], fps, table.basis)
 
-    def __init__(self, row: Callable[[int], Mapping[str, np.ndarray]], length: int, field: str):
-        self.row, self.length, self.field = row, length, field
+    def row(camera: int, frame: int) -> Mapping[str, np.ndarray]:
+        found = source[table.record(clip, camera, frame)]
+        return found if source.has_masks else {k: v for k, v in found.items() if k != 'mask'}
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: np.ndarray) -> np.ndarray:
-        scale, shift = FIELDS[self.field]
-        rows = np.stack([self.row(int(k))[self.field] for k in np.asarray(index)])
-        return rows.astype(np.float32) * np.float32(scale) + np.float32(shift)
+    return Recording(
+        str(table.name[clip]),
+        motion,
+        remembering(row),
+        lambda camera, frame: table.window(clip, camera, frame),
+        int(table.num_cameras[clip]),
+    )
 
 
 def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem]:
-    """The first clip of up to ``count`` people of a source of frames; each drives itself from the clip's first frame.
+    """The first clip of up to ``count`` people of a source of frames, as ``config.kind`` tests it.
 
     Args:
       source: one of ``data_pipelines.sources``.
@@ -63,7 +68,7 @@ def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem
       config: see ``ProtocolConfig``; its resolution must be that of the pictures.
 
     Raises:
-      UserError: pictures of another size.
+      UserError: pictures of another size; no such driver, or nobody who could be one; one camera for 'views'.
     """
     table = source.table
     size = source[0]['image'].shape[0]
@@ -72,26 +77,30 @@ def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem
             f'the data set has pictures of {size} pixels, the avatars have {config.resolution}; '
             f'give a data set of {config.resolution} pixels'
         )
+    clips = [int(table.clips_of(person)[0]) for person in table.people]
+    names = [str(n) for n in table.name]
+    if config.driver and config.driver not in names:
+        raise UserError(f'--driver {config.driver}: no such clip; there are {", ".join(names[:4])}, ...')
+    if config.kind == 'cross' and not config.driver and len(clips) < 2:
+        raise UserError('--protocol cross: needs two people at least, or --driver')
+    if config.kind == 'views' and int(table.num_cameras.max()) < 2:
+        raise UserError('--protocol views: the clips were seen by one camera each; give multi-view data')
+    items = []
+    for k, clip in enumerate(clips):
+        other = names.index(config.driver) if config.driver else clips[(k + 1) % len(clips)]
+        if config.kind == 'cross' and table.person[other] == table.person[clip]:
+            continue  # nobody is driven by themselves
+        items.append(TestItem(names[clip], lambda a=clip, b=other: _case(source, a, b, config)))
+    return items[:count]
 
-    def make(clip: int) -> Case:
-        length, start = int(table.num_frames[clip]), table.record(clip, 0, 0)
-        part = table.motion[start : start + length]
-        motion = Motion(part[:, :64], part[:, 64:67], part[:, 67:70], float(table.fps), table.basis)
-        row = lru_cache(maxsize=64)(lambda k: source[start + k])  # the four fields share what was read
-        pictures, masks, labels, landmarks = (_Frames(row, length, k) for k in FIELDS)
-        return clip_case(
-            str(table.name[clip]),
-            motion,
-            labels,
-            pictures,
-            masks,
-            landmarks,
-            frames=config.frames,
-            portraits=config.portraits,
-        )
 
-    clips = [int(table.clips_of(person)[0]) for person in table.people[:count]]
-    return [TestItem(str(table.name[clip]), lambda k=clip: make(k)) for clip in clips]
+def _case(source: Any, clip: int, driver: int, config: ProtocolConfig) -> Case:
+    person = recording(source, clip)
+    if config.kind == 'views':
+        return views_case(person, config.frames)
+    if config.kind == 'cross':
+        return cross_case(person, recording(source, driver), config.frames, config.portraits, config.rule)
+    return own_case(person, config.frames, config.portraits, config.rule)
 
 
 def items_of(
@@ -109,6 +118,11 @@ def items_of(
     from data_pipelines.sources import open_source
 
     if dataset is None:
+        if config.kind != 'own' or config.rule != 'spread':
+            raise UserError(
+                '--protocol and --portrait-frames are of recorded clips; give a data set with --dataset (procedural '
+                'people are seen from three sides and driven by others as it is)'
+            )
         if weights.basis != 'procedural':
             raise UserError(
                 f"--weights: these read the basis '{weights.basis}', fresh people are procedural; give a data set "
@@ -117,17 +131,28 @@ def items_of(
         about = {'people': f'procedural, split {split}', 'reenactment': "another person's motion"}
         return procedural_items(count, seed, config, split), about
     source, notes = fitted(open_source(dataset, split), weights, str(dataset))
-    about = {'people': f'{dataset.resolve()}, split {split}', 'reenactment': 'own motion'}
+    about = {'people': f'{dataset.resolve()}, split {split}', 'reenactment': REENACTMENT[config.kind]}
     about |= {'conventions': '; '.join(notes)} if notes else {}
     return clip_items(source, count, config), about
 
 
-def test_sets(people: int, most: int, resolution: int) -> Callable[[int], Mapping[str, np.ndarray]]:
-    """Number of a person of the test split -> one driver frame and ``most`` portraits of one clip."""
-    from data_pipelines.clips import ClipOptions
-    from data_pipelines.sets import SetConfig, Sets
-    from data_pipelines.sources import RenderedFrames
+def portrait_sets(people: int, most: int, resolution: int, seed: int = 0) -> Callable[[int], Mapping[str, np.ndarray]]:
+    """Number of a person of the test split -> one driver frame and ``most`` portraits with independent poses (yaw up to
+    45 degrees to either side, pitch up to 20), expressions and blinks.
+    """
+    from data_pipelines.fast_heads import FastHeadsConfig, sample
 
-    options = ClipOptions(num_frames=4 * (1 + most))
-    source = RenderedFrames.of_people(people, 0, 'test', 1, resolution, options)
-    return Sets(source, SetConfig(1, 1 + most, 0))
+    config = FastHeadsConfig(seed, 'test', resolution, frames_per_identity=1 + most, speech_share=0.0)
+
+    def person(number: int) -> dict[str, np.ndarray]:
+        if not 0 <= number < people:
+            raise IndexError(f'person {number} of {people}')
+        rows = [sample(config, number * (1 + most) + k) for k in range(1 + most)]
+        return {
+            'images': np.stack([r['rgb'] for r in rows]).astype(np.float32) / 127.5 - 1.0,
+            'windows': np.stack([r['window'] for r in rows]),
+            'labels': np.stack([r['label'] for r in rows]),
+            'masks': np.stack([r['mask'] for r in rows]),
+        }
+
+    return person

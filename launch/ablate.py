@@ -92,6 +92,6 @@ def score(protocol: Any, model: Any, people: int) -> dict[str, dict[str, float]]
     if callable(protocol):
         return protocol(model, people)
     from avatar_jax.eval.portraits import MOST, portrait_scores
-    from data_pipelines.test_people import test_sets
+    from data_pipelines.test_people import portrait_sets
 
-    return portrait_scores(model, test_sets(people, MOST, model.config.img_resolution), people)
+    return portrait_scores(model, portrait_sets(people, MOST, model.config.img_resolution), people)

@@ -133,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
     avatar = load_avatar(args.avatar)
     model = choose_model(args.method or avatar.method or None, args.weights)
     check_weights(avatar, model)
+    model = model.of(avatar)
     plan = Plan(args.relative, args.neutral, tuple(args.only), args.amplify, args.amplify_pose)
     request = Request(args.motion, tuple(args.slider), plan, args.face, args.fps, args.frames, args.sound)
     motion, sound, notes = request.read(model.config.basis, avatar, clip_motion)

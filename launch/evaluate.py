@@ -60,6 +60,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'first of arcface18, arcface18_se, iresnet18 ... iresnet100, ir50, irse50 that is)',
     )
     parser.add_argument(
+        '--protocol',
+        choices=('own', 'cross', 'views'),
+        default='own',
+        help="with --dataset: own: a frame of a clip is driven by the rest of it; cross: by another person's clip; "
+        'views: the first frontal frame is driven by what follows and seen by all cameras (default: own)',
+    )
+    parser.add_argument(
+        '--driver',
+        default='',
+        metavar='CLIP',
+        help='with --protocol cross: the clip that drives everybody (default: each person is driven by the next)',
+    )
+    parser.add_argument(
+        '--portrait-frames',
+        choices=('spread', 'paper'),
+        default='spread',
+        help='with --dataset, which frames --portraits takes: spread over the clip, or those of the paper on several '
+        'portraits: first; first and last; first, middle, last; first, at 30 and 60 percent, last (default: spread)',
+    )
+    parser.add_argument(
+        '--save-frames', action='store_true', help='also write the driven and the true frames as pictures, into frames/'
+    )
+    parser.add_argument(
+        '--measured',
+        type=Path,
+        metavar='DIR',
+        help='scores of what other programs measured on those pictures: DIR/NAME.npz for each person (landmarks, '
+        'expression, pose, action units, embeddings, vertices, SyncNet features; docs/evaluation.md)',
+    )
+    parser.add_argument(
         '--share',
         metavar='K/N',
         help='only the K-th of N equal shares of the people, for several machines with one --out; the command without '
@@ -102,6 +132,9 @@ def run(args: argparse.Namespace) -> int:
         frames=args.frames,
         clip_frames=max(120, args.frames),
         portraits=args.portraits,
+        kind=args.protocol,
+        driver=args.driver,
+        rule=args.portrait_frames,
     )
     items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))
     report = evaluate(
@@ -113,6 +146,8 @@ def run(args: argparse.Namespace) -> int:
         settings={**data, 'protocol': asdict(protocol)},
         title=f'{measured.name} on people that it never saw',
         sheets=not args.no_sheets,
+        save_frames=args.save_frames,
+        measured=args.measured,
     )
     print((out / TABLE).read_text())
     print(f'written: {out / TABLE}, {out / REPORT}, {out / "identities"}')

@@ -55,10 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--landmarks',
         nargs='+',
         metavar='FILE',
-        help='files of 5 or 68 facial landmarks, one for each picture (default: a landmark file beside the picture, '
-        'else landmarks are detected)',
+        help="5, 68, 98 or 478 points, one file per image, or 'network' (default: a file beside the picture, else the "
+        'network; of --aligned pictures without a file only the camera is measured, with a simple detector)',
     )
-    add('--face', type=int, metavar='N', help='which face, if a picture has several; 1 is the largest')
+    add(
+        '--face',
+        metavar='size|N|FILE',
+        help='which face to take: the largest, the N-th largest, or the one most like a picture (default: the largest '
+        'if it is clearly so)',
+    )
     add(
         '--background',
         choices=('weights', 'white', 'black', 'keep'),
@@ -88,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.methods.avatars import Person, build_avatars, write_summary
     from avatar_jax.methods.base import Source
     from avatar_jax.methods.model import choose_model
+    from avatar_jax.methods.reading import is_clip
     from launch.batch import Batch, share_of
     from launch.pictures import Pictures
 
@@ -108,8 +114,16 @@ def run(args: argparse.Namespace) -> int:
 
     batch = Batch()
     mine = share_of(len(args.image), args.share)
-    batch.run(mine, lambda i: pictures.read(i, model.config), name=lambda i: args.image[i])
+    takes_clips = 'video' in model.method.sources
+
+    def read_one(i: int) -> tuple[Any, Any]:
+        one = pictures.clip if takes_clips and is_clip(args.image[i]) else pictures.read
+        return one(i, model.config)
+
+    batch.run(mine, read_one, name=lambda i: args.image[i])
     read = [(mine[k], *found) for k, found in batch.numbered]
+    clips = [Person(source, [best]) for _, best, source in read if isinstance(source, Source)]
+    read = [entry for entry in read if not isinstance(entry[2], Source)]
     if model.method.joins_portraits and read:
         portraits, measured = [p for _, _, p in read], [m for _, m, _ in read]
         first = pictures.expressions[read[0][0]]
@@ -119,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
             Person(Source([portrait], name=pictures.names[i]), [measured], pictures.expressions[i])
             for i, measured, portrait in read
         ]
+    people += clips
     key, reports = jax.random.key(args.seed) if args.jitter else None, []
     for report in build_avatars(model, people, out, options, bank=bank, key=key, group=args.group, seed=args.seed):
         reports.append(report)

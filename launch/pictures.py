@@ -22,6 +22,8 @@ class Pictures:
     """
 
     def __init__(self, args: argparse.Namespace):
+        if args.landmarks == ['network']:
+            args.landmarks = args.landmarks * len(args.image)
         for name in ('landmarks', 'motion'):
             files = getattr(args, name)
             allowed = {len(args.image), 1} if name == 'motion' else {len(args.image)}
@@ -45,6 +47,17 @@ class Pictures:
             print(shown(f'avatar-jax: {measured.path}: {warning}'), file=sys.stderr)
         self.expressions[i] = expression_source(measured, portrait, own)
         return measured, portrait
+
+    def clip(self, i: int, config: Any) -> tuple[Any, Any]:
+        """The best frame of video ``i`` as it was measured, and all its frames as a ``Source``."""
+        from dataclasses import replace
+
+        from avatar_jax.methods.reading import read_clip
+
+        landmarks = self.args.landmarks[i] if self.args.landmarks else None
+        options = {'background': self.args.background, 'face': self.args.face, 'landmarks': landmarks}
+        source = read_clip(self.args.image[i], config, **options)
+        return source.portraits.clip.best(), replace(source, name=self.names[i])
 
     def _motion(self, i: int, basis: str) -> Any:
         from avatar_jax.io.motion import load_motion

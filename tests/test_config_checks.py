@@ -11,7 +11,10 @@ from avatar_jax.errors import UserError
 from tests.configs_found import configs
 
 # What else a config needs to be made, where its fields have no defaults.
-NEEDED = {'avatar_jax.train.loop.LoopConfig': {'total_steps': 10}}
+NEEDED = {
+    'avatar_jax.train.loop.LoopConfig': {'total_steps': 10},
+    'avatar_jax.train.run.PersonConfig': {'folder': 'talk'},
+}
 
 
 def made(name):

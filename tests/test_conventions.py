@@ -53,7 +53,7 @@ RAW = Conventions('procedural', 'raw', 'white', shape=80)
 def test_raw_labels_become_those_of_the_weights():
     source = Frames(RAW)
     assert fitted(source, RAW, 'd') == (source, [])
-    for mode in ('orig', 'cor', 'simplify', 'otavatar'):
+    for mode in ('orig', 'cor', 'simplify', 'hdtf'):
         found, notes = fitted(source, dataclasses.replace(RAW, labels=mode, shape=0), 'd')
         assert any("labels: 'raw' in the data" in note for note in notes)
         for k in range(4):
@@ -79,7 +79,7 @@ def test_the_background_is_exchanged_by_the_masks(old, new):
     ('weights', 'data', 'text'),
     [
         ({'labels': 'raw'}, {'labels': 'orig'}, "camera labels are made as 'orig', those of the weights as 'raw'"),
-        ({'labels': 'raw'}, {'labels': 'otavatar'}, "as 'otavatar'"),
+        ({'labels': 'raw'}, {'labels': 'hdtf'}, "as 'hdtf'"),
         ({'labels': 'cor'}, {'labels': 'orig'}, "as 'orig', those of the weights as 'cor'"),
         ({'basis': 'flame-2020'}, {}, "basis 'procedural', the weights read 'flame-2020'"),
         ({'background': 'black'}, {'masks': False}, "background is 'white', that of the weights 'black'"),
@@ -97,11 +97,11 @@ def test_what_cannot_be_brought_together_is_refused(weights, data, text):
 
 def test_released_clips_fit_the_paper_s_configuration():
     """Both keep a distance of about 2.7: a note. The crop differs too."""
-    lmdb = Conventions('bfm2009-deep3d', 'otavatar', 'white', 'clip', 80)
+    lmdb = Conventions('bfm2009-deep3d', 'hdtf', 'white', 'clip', 80)
     config = dataclasses.replace(OTAvatarModel.tiny(), basis='bfm2009-deep3d', label_mode='orig')
     wrong, notes = differences(config.conventions, lmdb)
-    assert wrong == [] and len(notes) == 2 and "as 'otavatar'" in notes[0] and 'one face box' in notes[1]
-    assert differences(dataclasses.replace(config, label_mode='otavatar').conventions, lmdb) == ([], [])
+    assert wrong == [] and len(notes) == 2 and "as 'hdtf'" in notes[0] and 'one face box' in notes[1]
+    assert differences(dataclasses.replace(config, label_mode='hdtf').conventions, lmdb) == ([], [])
     wrong, _ = differences(dataclasses.replace(config, label_mode='raw').conventions, lmdb)
     assert len(wrong) == 1
 
@@ -110,7 +110,7 @@ def test_the_background_is_asked_of_the_weights():
     assert background_of(OTAvatarModel.tiny()) == 'white'
     released = GPAvatarModel.full()
     assert background_of(released) == 'black' and background_of(released, 'keep') == 'keep'
-    assert of_model(released) == Conventions(FLAME_BASIS, 'raw', 'black', 'gpavatar', 100)
+    assert of_model(released) == Conventions(FLAME_BASIS, 'raw', 'black', 'frame', 100)
     assert background_of(GPAvatarModel.tiny()) == 'white'
     with pytest.raises(UserError, match='choose weights, white, black or keep'):
         background_of(released, 'grey')

@@ -1,5 +1,6 @@
 """Data that were processed for OTAvatar and GPAvatar, in their own files, as sources for training and evaluation."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -9,13 +10,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.driving.bases import BFM, FLAME
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import labels_from_conditions
 from avatar_jax.faces.pose import rotation_matrix
-from data_pipelines.gpavatar_lmdb import GPAvatarFrames
+from avatar_jax.methods.gpavatar.cameras import WorldConfig, camera_of_label, label_of_camera
+from avatar_jax.methods.gpavatar.config import ModelConfig
+from avatar_jax.methods.gpavatar.train import RunConfig, with_host_arrays
+from avatar_jax.train.logging import read_jsonl
+from avatar_jax.train.run import ClipsConfig, PeopleOutput
+from data_pipelines.gpavatar_lmdb import GPAvatarClips, GPAvatarFrames
 from data_pipelines.otavatar_lmdb import OTAvatarFrames
 from data_pipelines.pairs import PairConfig, pair_batches
+from data_pipelines.sets import SetConfig, Sets
+from data_pipelines.sources import open_source
+from tests.runs import train
 
 CLIPS = {'RD_Radio1#000': 4, 'RD_Radio1#001': 3, 'WDA_A': 5}
 
@@ -163,6 +173,74 @@ def gpavatar(root, change=None):
         json.dumps({'flame_scale': 5.0, 'focal_length': 12.0, 'principal_point': [0.0, 0.0]})
     )
     return records
+
+
+def test_gpavatar_clips_are_a_source_for_training(tmp_path):
+    (tmp_path / 'img_lmdb').mkdir()
+    records = gpavatar(tmp_path)
+    source = open_source(tmp_path, 'train')
+    assert isinstance(source, GPAvatarClips) and source.table.basis == FLAME and len(source) == 5
+    assert (source.conventions.background, source.conventions.shape, source.has_masks) == ('black', 100, False)
+    item, stored = source[2], records['img_000007_10']
+    np.testing.assert_allclose(
+        item['label'], label_of_camera(stored['transform_matrix'], 12.0, WorldConfig()), atol=1e-6
+    )
+    transform, focal = camera_of_label(item['label'], WorldConfig())
+    np.testing.assert_allclose(transform, stored['transform_matrix'], atol=1e-5)
+    assert focal == pytest.approx(12)
+    np.testing.assert_array_equal(item['shape'], stored['mica_shape'])
+    np.testing.assert_allclose(source.table.motion[2, :50], stored['emoca_expression'], rtol=1e-6)
+    assert source.table.motion[2, 50] == pytest.approx(0.2), 'the jaw'
+
+    # The points are those of the driver's own shape, the boxes the data's.
+    row = Sets(source, SetConfig(1, 3, 0))(0)
+    batch = with_host_arrays(released(), {k: np.asarray(v)[None] for k, v in row.items()})
+    np.testing.assert_array_equal(batch['shapes'][0], row['shapes'][0])
+    np.testing.assert_array_equal(batch['boxes'][0], row['boxes'][:1])
+    with pytest.raises(UserError, match='no landmarks and masks to choose rays by'):
+        with_host_arrays(released(), {k: np.asarray(v)[None] for k, v in row.items()}, rays=True)
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy[2]['image'], item['image'])
+    (tmp_path / 'camera.json').write_text('{"flame_scale": 5, "focal_length": 12, "principal_point": [0.1, 0]}')
+    with pytest.raises(UserError, match='principal point'):
+        open_source(tmp_path, 'train')
+
+
+def released(**changes):
+    """A tiny model of the released kind: FLAME's coefficients, black background; its field needs no FLAME file."""
+    tiny = ModelConfig.tiny(
+        field__kind='expression', background=0.0, train__batch_size=1, train__iterations=2, **changes
+    )
+    return dataclasses.replace(tiny, basis=FLAME, shape='own', img_resolution=16)
+
+
+@pytest.mark.slow
+def test_gpavatar_trains_on_its_clips(tmp_path):
+    (tmp_path / 'vfhq' / 'img_lmdb').mkdir(parents=True)
+    gpavatar(tmp_path / 'vfhq')
+    config = RunConfig(
+        model=released(loss__box=0.5),
+        data=ClipsConfig('built', str(tmp_path / 'vfhq'), num_threads=0),
+        output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=2, tensorboard=False),
+        parallel='single',
+    )
+    train(config, tmp_path / 'run')
+    log = read_jsonl(tmp_path / 'run' / 'metrics.jsonl')
+    assert [r['step'] for r in log] == [1, 2] and all(np.isfinite(r['loss']) and 'box' in ' '.join(r) for r in log)
+    with pytest.raises(UserError, match=r"background is 'black', that of the weights 'white'"):
+        train(dataclasses.replace(config, model=config.model.with_method(background=1.0)), tmp_path / 'other')
+
+
+@pytest.mark.parametrize('variant', ['', 'release', 'tracked', 'mean', 'release,few_points'])
+def test_the_configuration_of_the_paper(variant):
+    from launch.config_args import load_run
+
+    _, config = load_run(f'gpavatar_vfhq:{variant}' if variant else 'gpavatar_vfhq')
+    assert from_plain(RunConfig, to_plain(config)) == config
+    train, paper = config.model.method.train, 'release' not in variant
+    assert (train.iterations, train.batch_size) == ((150_000, 8) if paper else (200_000, 4))
+    assert config.model.conventions.background == 'black' and config.model.img_resolution == 512
+    assert config.model.method.loss.network == 'alexnet' and train.sources == 2 and train.optimizer.lr == 1e-4
 
 
 def test_gpavatar_frames(tmp_path):

@@ -29,7 +29,7 @@ class GreyTracker:
     def __init__(self):
         self.clips = []
 
-    def __call__(self, frames, *, size, label_mode):
+    def __call__(self, frames, *, size, label_mode, **options):
         level = [frame.pixels.mean() / 255 for frame in frames]
         self.clips.append(str(frames.path))
         level = np.array(level)

@@ -12,6 +12,7 @@ from avatar_jax.methods.eg3d.augment.corrupt import BANK, filter_bands
 from avatar_jax.methods.eg3d.augment.geometry import inverse_map
 from avatar_jax.methods.eg3d.config import LossConfig
 from avatar_jax.models.discriminator import minibatch_std
+from avatar_jax.models.fresh_noise import noise_maps, noise_size
 from avatar_jax.ops.resample import filter2d
 from avatar_jax.render.config import RenderConfig
 
@@ -142,8 +143,8 @@ def test_consecutive_groups_are_those_of_the_shares():
 
 def test_noise_maps_are_cut_from_one_block():
     noise = {'a': jnp.zeros((4, 4)), 'b': {'c': jnp.zeros((2, 2))}}
-    assert L.noise_size(noise) == 20
-    maps = L.noise_maps(noise, jnp.arange(40.0).reshape(2, 20))
+    assert noise_size(noise) == 20
+    maps = noise_maps(noise, jnp.arange(40.0).reshape(2, 20))
     assert maps['a'].shape == (2, 4, 4) and maps['b']['c'][1].tolist() == [[36, 37], [38, 39]]
 
 

@@ -7,11 +7,13 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval import evaluation as launcher
-from avatar_jax.eval.cases import ProtocolConfig, clip_case
+from avatar_jax.eval.cases import ProtocolConfig
+from avatar_jax.eval.recorded import own_case
 from avatar_jax.io.provenance import from_metadata
 from avatar_jax.losses.networks import named_files
 from avatar_jax.types import Frames, Motion
 from data_pipelines import test_people as people
+from tests.recordings import recording_of
 
 SIZE = 24
 
@@ -22,7 +24,8 @@ def tiny_case(number: int):
     motion = Motion(r.random((4, 64)), r.random((4, 3)), r.random((4, 3)), basis='procedural')
     images = r.uniform(-1, 1, (4, SIZE, SIZE, 3)).astype(np.float32)
     landmarks = (r.random((4, 68, 2)) * SIZE).astype(np.float32)
-    return clip_case(f'person-{number}', motion, np.zeros((4, 25)), images, np.ones((4, SIZE, SIZE)), landmarks)
+    clip = recording_of(f'person-{number}', motion, np.zeros((4, 25)), images, np.ones((4, SIZE, SIZE)), landmarks)
+    return own_case(clip, None)
 
 
 class Recorder:
@@ -185,3 +188,26 @@ def test_otavatar_from_a_weight_file(tmp_path, capsys):
     for wrong in (['--identities', '0'], ['--steps', '0'], ['--perception', 'vgg19'], ['--split', 'train']):
         with pytest.raises(UserError):
             run(*wrong)
+
+
+def test_portraits_of_the_ablation_are_independent():
+    """Tens of degrees and other expressions lie between them; another seed gives other people."""
+    from avatar_jax.faces.camera_labels import pose_from_label
+    from avatar_jax.faces.pose import rotation_matrix
+
+    sets, turns, moved = people.portrait_sets(6, 2, 16), [], []
+    for k in range(6):
+        item = sets(k)
+        assert item['images'].shape == (3, 16, 16, 3) and item['windows'].shape == (3, 27, 70)
+        assert item['masks'].shape == (3, 16, 16) and item['masks'].max() == 255
+        angle, _ = pose_from_label(item['labels'].astype(np.float64))
+        rotations = np.asarray(rotation_matrix(angle))
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            cosine = (np.trace(rotations[a] @ rotations[b].T) - 1) / 2
+            turns.append(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
+            moved.append(np.abs(item['windows'][a, 13, :64] - item['windows'][b, 13, :64]).max())
+    assert np.median(turns) > 20 and np.min(moved) > 0.05
+    np.testing.assert_array_equal(sets(1)['images'], people.portrait_sets(6, 2, 16)(1)['images'])
+    assert np.abs(sets(0)['images'] - people.portrait_sets(1, 2, 16, seed=1)(0)['images']).max() > 0.1
+    with pytest.raises(IndexError):
+        sets(6)

@@ -245,6 +245,43 @@ def test_fusion_kinds_add_up():
         np.testing.assert_allclose(state.result(kind), together, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize('scale', [0.1, 1.0, 30.0])
+def test_linear_attention_gives_shares(scale):
+    """Whatever the planes are, portraits get shares of one, and gradients are finite."""
+    rng = np.random.default_rng(1)
+    planes = jnp.asarray(scale * rng.normal(size=(1, 4, 3, 8, 8, 16)), jnp.float32)
+    query = jnp.asarray(rng.normal(size=(3, 8, 8, 16)), jnp.float32)
+    params = fusion.init_fusion('linear', 16, jax.random.key(0))
+
+    @jax.jit
+    def run(planes):
+        found, back = jax.vjp(lambda x: fusion.fuse(params, query, x, jnp.ones(1), 'linear'), planes)
+        return fusion.attention_weights(params, query, planes, jnp.ones(1), 'linear'), found, back(jnp.ones_like(found))
+
+    weights, found, gradient = run(planes)
+    assert float(weights.min()) > 0 and float(weights.max()) < 1
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+    assert float(jnp.abs(found).max()) <= float(jnp.abs(planes).max()) and np.isfinite(gradient).all()
+
+
+def test_first_values_let_portraits_differ_in_their_shares():
+    """Logits of fresh networks have about unit spread with 'he', and next to none as PyTorch draws them."""
+    rng = np.random.default_rng(2)
+    planes = jnp.asarray(rng.normal(size=(2, 3, 8, 8, 32)), jnp.float32)
+    query = jnp.asarray(0.2 * rng.normal(size=(3, 8, 8, 32)), jnp.float32)
+    plain = fusion.init_fusion('attention', 32, jax.random.key(3))
+
+    def spread(params):
+        return float(fusion.scores(params, query, planes, jnp.full(1, 32**-0.5), 'attention').std())
+
+    assert spread(plain) < 0.1 and 0.4 < spread(fusion.keep_variance(plain, 'attention')) < 2.5
+    assert fusion.keep_variance({}, 'mean') == {}
+    heads = ModelConfig.tiny(train__first='he')
+    drawn, usual = (model.init(c, jax.random.key(0))['params']['attn_module'] for c in (heads, ModelConfig.tiny()))
+    factor = np.asarray(drawn['to_q__3']['weight'] / usual['to_q__3']['weight'])
+    np.testing.assert_allclose(factor, (3 / fusion.GELU_POWER) ** 0.5, rtol=1e-5)
+
+
 # --------------------------------------------------------------------------------------------------------- head models
 
 

@@ -430,7 +430,12 @@ def test_names_of_the_published_checkpoints():
         'encoder_fc1.2.weight': (64, 64),
     }
     assert [sections['AudAttNet'][f'attentionConvNet.{i}.weight'].shape for i in (0, 2, 4, 6, 8)] == [
-        (16, 32, 3), (8, 16, 3), (4, 8, 3), (2, 4, 3), (1, 2, 3)]  # fmt: skip
+        (16, 32, 3),
+        (8, 16, 3),
+        (4, 8, 3),
+        (2, 4, 3),
+        (1, 2, 3),
+    ]
     assert sections['AudAttNet']['attentionNet.0.weight'].shape == (8, 8)
 
 

@@ -330,8 +330,13 @@ def test_counts_and_costs_of_the_paper_size():
         'refine': gflop(*applied(Refine(r, 256, 64), 'refine'), shape(1, 64, 64, 3), identity),
     }
     expected = {
-        'extractor': 93.0, 'pyramid': 15.5, 'identity': 9.1, 'deformation': 8.8, 'points': 3.4, 'refine': 57.8,
-    }  # fmt: skip
+        'extractor': 93.0,
+        'pyramid': 15.5,
+        'identity': 9.1,
+        'deformation': 8.8,
+        'points': 3.4,
+        'refine': 57.8,
+    }
     for name, value in expected.items():  # a count of multiplications; ours has norms and activations too
         assert 1.0 - 0.01 <= found[name] / value <= 1.045, (name, found[name])
     assert abs(sum(found.values()) - 188) < 2
@@ -356,14 +361,19 @@ def test_a_frame_costs_less_than_half_of_everything():
     encode = functools.partial(model.encode, config=config, mesh=None)
     source = jax.eval_shape(
         lambda p, x, where, s, c: encode(p, images=x, labels=where, shape=s, canonical=c),
-        params, shape(1, 256, 256, 3), shape(1, 25), shape(1, 80), code,
-    )  # fmt: skip
+        params,
+        shape(1, 256, 256, 3),
+        shape(1, 25),
+        shape(1, 80),
+        code,
+    )
     costs = []
     for prepared in (False, True):
         told = jax.eval_shape(
             lambda p, i: model.refiner(config).apply({'params': p}, i, method='modulations'),
-            params['refine'], source.identity,
-        )  # fmt: skip
+            params['refine'],
+            source.identity,
+        )
         run = lambda p, s, c, where, m: model.render(p, config, s, c, where, modulations=m)
         arguments = (params, source, code, shape(1, 25), told if prepared else None)
         costs.append(count(jax.make_jaxpr(run)(*arguments)).flops / 1e9)

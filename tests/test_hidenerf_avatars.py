@@ -118,14 +118,20 @@ def test_a_frame_does_not_touch_the_source_networks(variables):
     """Only deformation, point network and refine network are read."""
     abstract = jax.eval_shape(
         functools.partial(model.encode, config=CONFIG),
-        variables['params'], mesh=MESH, images=jnp.zeros((1, 16, 16, 3)), labels=jnp.zeros((1, 25)),
+        variables['params'],
+        mesh=MESH,
+        images=jnp.zeros((1, 16, 16, 3)),
+        labels=jnp.zeros((1, 25)),
         shape=jnp.zeros((1, 80)),
-    )  # fmt: skip
+    )
     identity = model.identity_of(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), abstract))
     params = {k: variables['params'][k] for k in model.FRAME_PARTS}
     assert set(variables['params']) == {*model.FRAME_PARTS, *model.SOURCE_PARTS}
     found = jax.eval_shape(
         lambda p, i, s, where: model.frame({'params': p, 'mesh': MESH}, CONFIG, i, None, s, where),
-        params, identity, {'expression': jnp.zeros((3, 64))}, jnp.zeros((3, 25)),
-    )  # fmt: skip
+        params,
+        identity,
+        {'expression': jnp.zeros((3, 64))},
+        jnp.zeros((3, 25)),
+    )
     assert found.rgb.shape == (3, 16, 16, 3)

@@ -4,6 +4,7 @@ import io
 import zipfile
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -16,12 +17,19 @@ from avatar_jax.io import colour, kinds
 from avatar_jax.io.animation import AnimationReader, open_video
 from avatar_jax.io.images import decode_image, read_image
 from avatar_jax.io.video import VideoReader, write_video
+from avatar_jax.methods.reading import measured_as
 from avatar_jax.track.measure import PictureFrames, open_frames
 from avatar_jax.track.source import find_sources
 from data_pipelines.cameras import pose_labels
 from data_pipelines.eg3d_images import Eg3dImages, write_eg3d
 from tests.test_io_upright import close, picture
-from tests.test_track_measure import portrait as prepare
+
+WEIGHTS = SimpleNamespace(img_resolution=64, label_mode='raw', basis='procedural')
+
+
+def prepare(path):
+    return measured_as(path, WEIGHTS)
+
 
 CASES = Path(__file__).parents[1] / '../shared/cases'
 STILLS = ('png', 'jpg', 'webp', 'bmp', 'tif', 'gif', 'ppm', 'jp2', 'ico', 'tga')

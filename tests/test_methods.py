@@ -164,9 +164,12 @@ def test_frames_do_not_depend_on_the_devices(toy):
 
 # What makes the weights that ship with a method has to know it.
 MAKES_WEIGHTS = ('avatar_jax/bundled/prior.py', 'avatar_jax/bundled/prior_training.py', 'launch/train_prior.py')
-# Texts that are a method's name and mean something else: a data format.
+# Texts that are a method's name and mean something else: a data format, or how its pictures and cameras are made.
 FORMATS = {
     ('avatar_jax/train/run.py', 'eg3d'),
+    *(('avatar_jax/faces/conventions.py', name) for name in ('eg3d', 'gpavatar', 'otavatar')),  # crops, camera labels
+    ('avatar_jax/faces/camera_labels.py', 'otavatar'),
+    ('data_pipelines/otavatar_lmdb.py', 'otavatar'),
     ('data_pipelines/image_sources.py', 'eg3d'),
     ('data_pipelines/tracked/layouts.py', 'EG3D'),
 }

@@ -101,8 +101,8 @@ def test_the_generator_fits_a_person_around_a_searched_code():
 
 
 @pytest.mark.slow
-def test_the_rule_ends_the_fit():
-    first = fit.fit_people(VARIABLES, settings('none'), [portrait(0)])[0].scores['psnr_forward']
+def test_the_rule_ends_the_fit(pair):
+    first = pair[1][0].scores['psnr_forward']
     config = settings('compensation', 40, stop_term='negative_psnr', stop_below=-(first + 0.02))
     one = fit.fit_people(VARIABLES, config, [portrait(0)])[0]
     assert 1 < int(one.tuned.steps) < 40

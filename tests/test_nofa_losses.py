@@ -10,7 +10,7 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.losses.perception import PerceptionBank
-from avatar_jax.methods.nofa import losses
+from avatar_jax.methods.nofa import losses, release
 from avatar_jax.methods.nofa.config import LossConfig, Weights
 from avatar_jax.methods.nofa.model import Views, Volume
 from avatar_jax.methods.nofa.teacher import Teacher, box_mask
@@ -175,6 +175,19 @@ def test_a_restored_face_is_put_back_in_its_place(monkeypatch):
     smooth = jnp.asarray(np.stack([np.sin(2 * x), np.cos(2 * y), x * y], -1)[None], jnp.float32)
     same = gfpgan.restore(variables, big, smooth, jnp.asarray(points)[None])
     close(same, smooth, atol=0.03, what='there and back')
+
+
+def test_the_averaged_network_of_a_file_is_taken():
+    flat = release.gfpgan_state_dict(small_gfpgan())
+    both = {f'params.{k}': 0 * v for k, v in flat.items()} | {f'params_ema.{k}': v for k, v in flat.items()}
+    variables, config = release.gfpgan_variables(both)
+    assert config == NET
+    np.testing.assert_array_equal(variables['params']['final_linear']['weight'], flat['final_linear.weight'].T)
+    with pytest.raises(UserError, match='GFPGANv1.4.pth'):
+        release.gfpgan_variables({'params.conv.weight': np.zeros(3, np.float32)})
+    broken = {k: v for k, v in flat.items() if k != 'final_conv.bias'}
+    with pytest.raises(UserError, match='1 entries do not fit.*final_conv/bias'):
+        release.gfpgan_variables(broken)
 
 
 def test_teachers_that_cannot_be_are_refused():

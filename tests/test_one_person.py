@@ -12,12 +12,13 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.io.sound import read_sound, write_wav
 from avatar_jax.io.video import VideoReader
+from avatar_jax.methods.hfagp.batches import training_batch, training_batches
 from avatar_jax.methods.hfagp.cameras import flip_axes
 from avatar_jax.methods.hfagp.config import ModelConfig
 from avatar_jax.track.output import FORMAT
 from data_pipelines.heads.__main__ import build
 from data_pipelines.one_person.__main__ import main
-from data_pipelines.one_person.frames import PersonVideo, check_length, last_part, training_batch, training_batches
+from data_pipelines.one_person.frames import PersonVideo, check_length, last_part
 from data_pipelines.one_person.labels import smooth_in_time, smooth_labels
 from data_pipelines.one_person.procedural import TalkOptions, read_talking, read_truth, write_talking_video
 from data_pipelines.one_person.released import number_of, read_released
@@ -81,9 +82,14 @@ def nerface(folder, train=6, test=3, **changes):
         pairs = [[f'f_{i:04d}.png', labels[i].tolist()] for i in range(start, stop)]
         (crops / 'test.json').write_text(json.dumps({'labels': pairs}))
         frames = [
-            {'file_path': f'./{part}/f_{i:04d}', 'transform_matrix': np.eye(4).tolist(), 'bbox': [0, 1, 0, 1],
-             'expression': expressions[i].tolist()} for i in range(start, stop)
-        ]  # fmt: skip
+            {
+                'file_path': f'./{part}/f_{i:04d}',
+                'transform_matrix': np.eye(4).tolist(),
+                'bbox': [0, 1, 0, 1],
+                'expression': expressions[i].tolist(),
+            }
+            for i in range(start, stop)
+        ]
         table = {'camera_angle_x': 0.5, 'intrinsics': [1, 1, 0.5, 0.5], 'frames': frames} | changes
         name = 'train' if part == 'train' else 'test'
         (folder / f'transforms_{name}.json').write_text(json.dumps(table))
@@ -273,9 +279,14 @@ def test_batches_are_a_function_of_seed_and_step(talking):
 
 def test_videos_are_checked():
     good = {
-        'name': 'a', 'pictures': np.zeros((4, 8, 8, 3), np.uint8), 'labels': labels_of(4), 'times': np.arange(4.0),
-        'signals': {'coefficients': np.zeros((4, 3))}, 'train': np.arange(4), 'test': np.arange(0),
-    }  # fmt: skip
+        'name': 'a',
+        'pictures': np.zeros((4, 8, 8, 3), np.uint8),
+        'labels': labels_of(4),
+        'times': np.arange(4.0),
+        'signals': {'coefficients': np.zeros((4, 3))},
+        'train': np.arange(4),
+        'test': np.arange(0),
+    }
     PersonVideo(**good)
     for changes, text in (
         ({'signals': {'coefficients': np.zeros((5, 3))}}, 'has 4 pictures, but 5 coefficients'),

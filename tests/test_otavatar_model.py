@@ -10,9 +10,11 @@ import pytest
 
 from avatar_jax.driving import cameras as animation
 from avatar_jax.errors import UserError
+from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods import base
 from avatar_jax.methods import model as models
 from avatar_jax.methods.otavatar import invert, model
+from avatar_jax.models.triplane import GeneratorConfig
 from avatar_jax.types import Avatar, Camera, Motion
 from tests.tiny_model import portrait, random_variables
 
@@ -263,3 +265,28 @@ def test_commands_from_a_picture_to_a_video(tmp_path, capsys):
         assert main(['animate', '--avatar', str(out / 'face'), '--weights', str(weights), *arguments]) == 2
         message = capsys.readouterr().err
         assert said in message and 'Traceback' not in message
+
+
+def test_large_models_are_inverted_step_by_step_and_in_portions_of_rays():
+    """What is shown after every step, and needs less memory, gives the same numbers."""
+    from avatar_jax.methods.otavatar.build import RAYS, configured
+    from avatar_jax.methods.otavatar.method import BuildOptions
+
+    large = model.ModelConfig.of(GeneratorConfig.ffhq512())
+    assert configured(large, BuildOptions()).generator.rendering.ray_chunk == RAYS
+    assert configured(CONFIG, BuildOptions()).generator.rendering.ray_chunk is None
+    own = dataclasses.replace(large, generator=large.generator.replace(rendering={'ray_chunk': 64}))
+    assert configured(own, BuildOptions()).generator.rendering.ray_chunk == 64
+
+
+@pytest.mark.slow
+def test_steps_that_are_shown_one_by_one_are_the_same(monkeypatch):
+    calls, whole = [], invert.avatars_of(VARIABLES, SHORT, [portrait(0)], PerceptionBank())
+    monkeypatch.setattr(invert, 'LARGE', 16)
+    chunked = dataclasses.replace(SHORT, generator=SHORT.generator.replace(rendering={'ray_chunk': 64}))
+    parts = invert.avatars_of(
+        VARIABLES, chunked, [portrait(0)], PerceptionBank(), on_step=lambda done, loss: calls.append(done)
+    )
+    assert calls == [1, 2, 3]
+    np.testing.assert_allclose(parts[0][0].identity['code'], whole[0][0].identity['code'], atol=2e-5)
+    np.testing.assert_allclose(parts[0][1][0].curve, whole[0][1][0].curve, rtol=1e-4)

@@ -34,6 +34,19 @@ def test_log_files_get_lines_with_rate_and_remaining_time(monkeypatch):
     assert re.search(r'2/4 \[00:0\d<00:0\d, +[\d.]+(step/s|s/step)', text)
 
 
+@pytest.mark.parametrize('terminal', [True, False])
+def test_the_clock_goes_on_within_a_step(monkeypatch, terminal):
+    monkeypatch.setattr(progress, 'LOG_INTERVAL', 0.02)
+    stream = Terminal() if terminal else io.StringIO()
+    bar = Progress(2, 'inversion (compiles first)', stream=stream)
+    time.sleep(2.3)  # the clock shows whole seconds
+    bar.close()
+    text = stream.getvalue()
+    assert '0/2 [00:01<' in text and '0/2 [00:02<' in text
+    time.sleep(0.1)
+    assert stream.getvalue() == text, 'it stops with the bar'
+
+
 def test_terminals_get_one_line_that_is_redrawn():
     stream = Terminal()
     with Progress(3, 'frames', unit='frame', stream=stream) as bar:

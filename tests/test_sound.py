@@ -159,8 +159,9 @@ def test_mfcc_by_its_definition():
     assert rows.shape == (6, 26)
     x = np.round(samples.astype(np.float64) * 32767)
     x[1:] = x[1:] - 0.97 * np.round(samples[:-1].astype(np.float64) * 32767)
-    spectrum = [abs(sum(x[160 + n] * np.exp(-2j * np.pi * n * b / 512) for n in range(400))) ** 2 / 512
-                for b in range(257)]  # fmt: skip
+    spectrum = [
+        abs(sum(x[160 + n] * np.exp(-2j * np.pi * n * b / 512) for n in range(400))) ** 2 / 512 for b in range(257)
+    ]
     np.testing.assert_allclose(rows[1, 0], np.log(np.sum(spectrum)), rtol=1e-9)
     mel = [2595 * np.log10(1 + 8000 / 700) * k / 27 for k in range(28)]
     bins = [int(513 * 700 * (10 ** (m / 2595) - 1) / 16000) for m in mel]

@@ -13,12 +13,15 @@ from PIL import Image
 from avatar_jax import cli
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose
+from avatar_jax.faces.conventions import Conventions
 from avatar_jax.io.motion import load_motion
 from avatar_jax.io.video import VideoReader, write_video
 from avatar_jax.procedural import motion, render_head, sample_identity
 from avatar_jax.track.folder import is_track, read_track
 from avatar_jax.track.measure import measure
 from data_pipelines.cameras import pose_labels
+from data_pipelines.fitted import fitted
+from data_pipelines.sources import open_source
 
 SIZE = 192
 SHOWN = 10  # frames of each piece of the long clip
@@ -140,6 +143,26 @@ def test_folders_of_earlier_versions(known, tmp_path):
     shutil.rmtree(tmp_path / 'old' / 'crops')
     with pytest.raises(UserError, match='has no crop of frame'):
         measure(tmp_path / 'old', size=64, label_mode='raw').best()
+
+
+@pytest.mark.slow
+def test_tracked_folders_are_a_source_for_training(known):
+    folder = next(p for p in known[0].iterdir() if is_track(p))
+    source, arrays = open_source(folder, 'train'), read_track(folder)
+    assert len(source) == int(arrays['valid'].sum()) and source.has_masks
+    assert source.conventions == Conventions(str(arrays['basis']), 'raw', 'keep', shape=80)
+    row, number = source[1], int(np.flatnonzero(arrays['valid'])[1])
+    np.testing.assert_allclose(
+        row['label'], label_from_pose(arrays['angle'][number], arrays['translation'][number], 'raw'), atol=1e-6
+    )
+    np.testing.assert_array_equal(row['landmarks'], arrays['landmarks_crop'][number])
+    np.testing.assert_array_equal(row['shape'], arrays['identity'][0][:80])
+    np.testing.assert_allclose(source.table.motion[1, :64], arrays['expression'][number], rtol=1e-6)
+    black, _ = fitted(source, Conventions(str(arrays['basis']), 'raw', 'black'), 'd')
+    outside = row['mask'] == 0
+    assert outside.any() and not black[1]['image'][outside].any()
+    with pytest.raises(UserError, match='has no tracked folders for test'):
+        open_source(folder, 'test')
 
 
 def test_damaged_track_folders(tmp_path):

@@ -1,6 +1,7 @@
 """EG3D's training at a tiny size: exact resume after a kill, the same update on any number of devices, weight files."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import canonical_label
 from avatar_jax.methods.eg3d import files
 from avatar_jax.methods.eg3d import train as training
 from avatar_jax.methods.eg3d.augment import AdaConfig, AugmentConfig
@@ -26,7 +28,7 @@ from avatar_jax.methods.eg3d.config import (
     RunConfig,
     TrainConfig,
 )
-from avatar_jax.models.triplane import GeneratorConfig
+from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
 from avatar_jax.train.checkpoints import Checkpoints, config_difference
 from avatar_jax.train.logging import read_jsonl
 
@@ -142,6 +144,7 @@ DEVICES = """
 import sys
 sys.path.insert(0, {root!r})
 import dataclasses
+import functools
 import jax, numpy as np
 from functools import partial
 from avatar_jax.methods.eg3d import train as training
@@ -216,6 +219,11 @@ def test_phases_follow_the_iteration_number():
     assert [i for i, f in enumerate(flags) if f.d_reg] == [0, 16, 32]
     assert flags[0].resolution == 8 and flags[32].resolution == 16 and flags[0].blur
     assert not training.flags_at(config, 6200).blur
+    # With a quarter of the batch the blur is seen for a quarter of the images: for as many iterations.
+    small = dataclasses.replace(config, train=TrainConfig(batch=8))
+    assert (config.blur_fade_kimg, small.blur_fade_kimg) == (200.0, 50.0)
+    for i in (0, 1000, 6000, 6200):
+        assert training.flags_at(small, i).blur == training.flags_at(config, i).blur
     plain = dataclasses.replace(config, generator=config.generator.replace(rendering={'density_reg': 0.0}))
     assert plain.g_interval is None and not training.flags_at(plain, 0).g_reg
     nothing = config.generator.replace(rendering={'reg_type': 'total-variation'})
@@ -248,7 +256,7 @@ def test_configs_and_their_variants():
     from launch.config_args import load_config, load_run
 
     for name in ('eg3d_heads', 'eg3d_ffhq512_64', 'eg3d_ffhq512_128'):
-        for variant in ('', ':tiny', ':bf16,ada'):
+        for variant in ('', ':tiny', ':bf16,ada', ':mixed', ':mixed,tiny'):
             found, config = load_run(f'configs/{name}.py{variant}')
             assert isinstance(config, RunConfig) and found is training_of('eg3d')
     _, ffhq = load_run('configs/eg3d_ffhq512_64.py')
@@ -256,6 +264,9 @@ def test_configs_and_their_variants():
     assert ffhq.generator == GeneratorConfig.ffhq512() and ffhq.g_interval == 4 and not ffhq.augment.active
     _, after = load_run('configs/eg3d_ffhq512_128.py')
     assert after.loss.resolution_final == 128 and after.train.kimg == 2000 and after.train.ema_rampup is None
+    _, mixed = load_run('configs/eg3d_ffhq512_64.py:mixed')
+    assert (mixed.generator.dtype, mixed.generator.sr_dtype) == ('float32', 'bfloat16')
+    assert mixed.discriminator.dtype == 'bfloat16' and files.meaning(mixed.generator) == files.meaning(ffhq.generator)
     with pytest.raises(UserError, match="did you mean 'rebalanced'"):
         load_config('configs/eg3d_ffhq512_64.py:rebalance')
     _, heads = load_run('configs/eg3d_heads.py')
@@ -285,3 +296,60 @@ def test_bad_starts_are_one_line(tmp_path):
         checkpoints.save(1, {'a': np.ones(2, np.float32)})
     with pytest.raises(UserError, match='is not a training run of EG3D'):
         files.load_run(tmp_path / 'other')
+
+
+def test_mixed_precision_halves_super_resolution_alone():
+    """Raw pictures are those of float32, up to rounding; the super-resolved ones are nearly."""
+    config = GeneratorConfig.tiny()
+    variables = jax.jit(lambda key: init_generator(config, key))(jax.random.key(0))
+    ws = jax.random.normal(jax.random.key(1), (1, config.num_ws, config.w_dim))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(config, variables, ws):
+        return TriPlaneGenerator(config).apply(variables, ws, jnp.asarray(canonical_label())[None], method='synthesis')
+
+    full, mixed = (run(c, variables, ws) for c in (config, config.replace(sr_dtype='bfloat16')))
+    np.testing.assert_allclose(full['image_raw'], mixed['image_raw'], atol=1e-5)
+    gap = float(jnp.abs(full['image'] - mixed['image']).max() / jnp.abs(full['image']).max())
+    assert 0 < gap < 0.05
+    with pytest.raises(UserError, match=r'generator\.sr_dtype'):
+        config.replace(sr_dtype='float8')
+
+
+def test_the_fid_at_samples_needs_its_network():
+    config = tiny_run()
+    output = dataclasses.replace(config.output, fid_images=8)
+    with pytest.raises(UserError, match='output.fid_images: the FID needs the Inception network'):
+        dataclasses.replace(config, output=output)
+    with pytest.raises(UserError, match='inception: nothing uses it'):
+        dataclasses.replace(config, inception='inception.npz')
+    assert dataclasses.replace(config, output=output, inception='a.npz').output.fid_images == 8
+    with pytest.raises(UserError, match='fid_images: 1'):
+        dataclasses.replace(config.output, fid_images=1)
+
+
+def test_the_fid_compares_generated_with_all_real_pictures(monkeypatch, tmp_path):
+    from avatar_jax.eval import generators
+    from avatar_jax.eval.distributions import frechet_distance
+    from avatar_jax.losses.perception import PerceptionBank
+    from avatar_jax.models.perception import inception
+    from data_pipelines import streams
+
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+    made = rng.uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
+    bank = PerceptionBank(weights={'inception': {'gain': jnp.float32(2.0)}})
+    monkeypatch.setattr(PerceptionBank, 'load', classmethod(lambda cls, files: bank))
+    monkeypatch.setattr(inception, 'fid_features', lambda weights, x: weights['gain'] * x.mean((1, 2)))
+    fakes = {'image': jnp.asarray(np.concatenate([made, made[:3]]))}
+    monkeypatch.setattr(
+        generators, 'generate', lambda variables, config, z, c, numbers: {'image': fakes['image'][numbers]}
+    )
+    config = GeneratorConfig.tiny()
+    source = [{'image': p} for p in pictures]
+    distance = streams.frechet(source, 'inception.npz', 5, 0, batch=4)
+    found = distance({}, config, np.zeros((3, 25), np.float32))
+    seen = np.floor(np.clip(made * 127.5 + 128, 0, 255)) / 255
+    expected = frechet_distance(2 * pictures.mean((1, 2)) / 255, 2 * seen.mean((1, 2)))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert distance({}, config, np.zeros((3, 25), np.float32)) == found

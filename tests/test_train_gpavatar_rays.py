@@ -75,7 +75,7 @@ def test_rays_and_whole_pictures_alternate_and_resume(trained, pictures, tmp_pat
 def test_pictures_are_made_once_and_have_their_own_windows(pictures, trained, capsys):
     from data_pipelines.fast_heads import FastHeadsConfig, sample
     from data_pipelines.sources import HeadShards
-    from launch.train import open_heads
+    from data_pipelines.streams import clips
 
     source = HeadShards(pictures, 3)
     assert len(source) == 12 and list(source.table.people) == [0, 1, 2]
@@ -84,12 +84,13 @@ def test_pictures_are_made_once_and_have_their_own_windows(pictures, trained, ca
     np.testing.assert_array_equal(source.table.window(1, 0, 2), made['window'])
     np.testing.assert_array_equal(source.table.motion[6], made['window'][RADIUS])
     before = [p.stat().st_mtime_ns for p in sorted(pictures.iterdir())]
-    open_heads(run_config(pictures).data, 16)
+    model = run_config(pictures).model
+    clips(run_config(pictures).data, 16, model.conventions)
     assert [p.stat().st_mtime_ns for p in sorted(pictures.iterdir())] == before
     with pytest.raises(UserError, match='has 3 people of 4 frames, 5 are asked for'):
         HeadShards(pictures, 5)
     with pytest.raises(UserError, match='another configuration'):
-        open_heads(dataclasses.replace(run_config(pictures).data, seed=1), 16)
+        clips(dataclasses.replace(run_config(pictures).data, seed=1), 16, model.conventions)
 
 
 @pytest.mark.parametrize('wrong', [{'folder': ''}, {'clips_per_person': 2}])

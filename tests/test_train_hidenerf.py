@@ -94,8 +94,10 @@ def test_flips_carry_everything_along():
     np.testing.assert_array_equal(found['driving'][:2], codes[:2])
     np.testing.assert_array_equal(found['driving'][2:], secc.flipped(codes[2:]))
     assert np.abs(found['driving'][1] - draw(MESH, data['shapes'], data['expression'], ~source)[1]).max() > 0.02
-    drawn_before = {**data, 'codes': training.host_codes(config, MESH, *map(np.asarray, (
-        data['shapes'], data['expression'])))}  # fmt: skip
+    drawn_before = {
+        **data,
+        'codes': training.host_codes(config, MESH, *map(np.asarray, (data['shapes'], data['expression']))),
+    }
     again = jax.jit(functools.partial(training.flip, config))(drawn_before, source, both, MESH)
     for name in ('driving', 'canonical'):
         assert (np.abs(again[name] - found[name]).max(-1) > 1e-2).mean() < 0.005, name
@@ -255,8 +257,9 @@ def test_terms():
     def random(*shape):
         return jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
 
-    views = model.Views(random(2, 8, 8, 3), random(2, 16, 16, 3), random(2, 8, 8, 1), random(2, 8, 8, 1),
-                        random(2, 8, 8, 4, 3))  # fmt: skip
+    views = model.Views(
+        random(2, 8, 8, 3), random(2, 16, 16, 3), random(2, 8, 8, 1), random(2, 8, 8, 1), random(2, 8, 8, 4, 3)
+    )
     target, mask = random(2, 16, 16, 3), jnp.ones((2, 16, 16))
     config = PLAIN.loss
     distance = losses.distance_of(config, None)

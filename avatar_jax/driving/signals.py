@@ -32,7 +32,8 @@ class Signal:
         needs: what it is made of, names of ``GIVEN_BY``.
         make: (parts, model configuration) -> [T, ...]; ``parts`` has what is needed, by name. ``parts['motion']`` is a
             ``Motion`` in the model's basis, ``parts['pictures']`` [T, H, W, 3] in [-1, 1] (any sequence with
-            ``__getitem__`` and ``__len__``), ``parts['sound']`` an ``io.sound.SoundTrack``.
+            ``__getitem__`` and ``__len__``), ``parts['sound']`` an ``io.sound.SoundTrack``, or the samples of an
+            ``io.sound.Sound``. Where there is a motion, it says how many frames there are, even if it is not needed.
     """
 
     needs: tuple[str, ...]
@@ -66,7 +67,8 @@ SIGNALS = {
 
 def known_signals(method: Any) -> dict[str, Signal]:
     """The signals that a method may name: those of all, and its own."""
-    return {**SIGNALS, **method.own_signals}
+    own = method.own_signals() if callable(method.own_signals) else method.own_signals
+    return {**SIGNALS, **own}
 
 
 def make_drive(method: Any, config: Any, parts: Mapping[str, Any], fps: float = 25.0, source: str = '') -> Drive:
@@ -79,8 +81,8 @@ def make_drive(method: Any, config: Any, parts: Mapping[str, Any], fps: float = 
     Raises:
         UserError: the driver has not what a signal needs, or its coefficients are of another basis.
     """
-    known, signals = known_signals(method), {}
-    for name in method.signals:
+    known, names, signals = known_signals(method), method.signals_of(config), {}
+    for name in names:
         signal = known[name]
         if missing := [n for n in signal.needs if parts.get(n) is None]:
             raise UserError(
@@ -89,7 +91,7 @@ def make_drive(method: Any, config: Any, parts: Mapping[str, Any], fps: float = 
             )
         signals[name] = signal.make(parts, config)
     motion = parts.get('motion')
-    if motion is not None and any('motion' in known[n].needs for n in method.signals) and motion.basis != config.basis:
+    if motion is not None and any('motion' in known[n].needs for n in names) and motion.basis != config.basis:
         raise UserError(
             f"motion: its coefficients belong to the basis '{motion.basis}', the avatar is driven by '{config.basis}'; "
             f"give a motion tracked with '{config.basis}'"
@@ -102,16 +104,26 @@ def drive_of(method: Any, config: Any, motion: Motion) -> Drive:
     return make_drive(method, config, {'motion': motion}, motion.fps, motion.source)
 
 
-def drive_of_rows(method: Any, config: Any, rows: Any, fps: float = 25.0) -> Drive:
+def drive_of_rows(
+    method: Any, config: Any, rows: Any, fps: float = 25.0, others: Mapping[str, Any] | None = None
+) -> Drive:
     """The signals of frames that stand alone: rows [T, 70] of expression, angle, translation, or windows [T, 27, 70] of
-    which each is a frame's own.
+    which each is a frame's own. ``others``: what the driver has besides a motion.
     """
     rows = np.asarray(rows, np.float32)
     own = np.repeat(rows[:, None], 2 * RADIUS + 1, 1) if rows.ndim == 2 else rows
     middle = own[:, RADIUS]
     motion = Motion(middle[:, :64], middle[:, 64:67], middle[:, 67:70], fps, config.basis)
-    made = drive_of(method, config, motion)
+    made = make_drive(method, config, {'motion': motion, **(others or {})}, fps)
     return made.replace(signals=made.signals | ({'windows': own} if 'windows' in made.signals else {}))
+
+
+def still_parts(portrait: Any, count: int, fps: float = 25.0) -> dict[str, Any]:
+    """What a portrait can drive with besides its coefficients: its picture, ``count`` times, and silence as long."""
+    from avatar_jax.io.sound import SPEECH_RATE, Sound
+
+    picture, silence = np.asarray(portrait.image), np.zeros(int(np.ceil(count / fps * SPEECH_RATE)), np.float32)
+    return {'pictures': [picture] * count, 'sound': Sound(silence, SPEECH_RATE)}
 
 
 def still_rows(portrait: Any) -> np.ndarray:

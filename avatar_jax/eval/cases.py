@@ -15,7 +15,9 @@ from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.eval import faces
 from avatar_jax.ops.windows import RADIUS, WINDOW
-from avatar_jax.types import Camera, Motion, Portrait
+from avatar_jax.types import Camera, Portrait
+
+KINDS, RULES = ('own', 'cross', 'views'), ('spread', 'paper')
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class ProtocolConfig:
       eye_closed: blink weight from which the driver's eye counts as closed.
       portraits: pictures of the person that the method sees: the source, and others of the same clip, from its cameras
         in turn.
+      kind: of recorded clips: 'own', 'cross' or 'views' (``eval.recorded``). driver: of 'cross': the name of the clip
+        that drives everybody; '': the next person's. rule: which frames are the portraits: 'spread' or 'paper'
+        (``eval.recorded.paper_frames``).
     """
 
     resolution: int = 128
@@ -38,9 +43,18 @@ class ProtocolConfig:
     source_max_yaw: float = 15.0
     eye_closed: float = 0.8
     portraits: int = 1
+    kind: str = 'own'
+    driver: str = ''
+    rule: str = 'spread'
 
     def __post_init__(self):
         check = Check(self, 'evaluation')
+        check.one_of('kind', *KINDS)
+        check.one_of('rule', *RULES)
+        if self.driver and self.kind != 'cross':
+            raise UserError(f'--driver {self.driver}: drives people with --protocol cross only')
+        if self.kind == 'views' and self.portraits > 1:
+            raise UserError(f'--portraits {self.portraits}: --protocol views has one, the first frontal frame')
         check.at_least(16, 'resolution')
         check.at_least(2, 'clip_frames')
         check.within(1, self.clip_frames, 'portraits')
@@ -85,6 +99,9 @@ class Case:
       closed, opened: [T, H, W, 3] the driven views with mouth and eyes closed and wide open, or None.
       mouth, eyes: [T] openings of the driver, from its geometry, or None.
       eyes_shut: [T] where the driver's eyes are closed, or None.
+      cross: the truth of ``driven`` shows the driver, another person.
+      real: [R, H, W, 3] true pictures of the person, which a FID compares with the driven ones; None: those of
+        ``driven``.
     """
 
     name: str
@@ -100,6 +117,8 @@ class Case:
     eyes: np.ndarray | None = None
     eyes_shut: np.ndarray | None = None
     more: tuple[Portrait, ...] = ()
+    cross: bool = False
+    real: np.ndarray | None = None
 
     @property
     def portraits(self) -> Portrait | list[Portrait]:
@@ -150,8 +169,8 @@ def source_frame(yaw: np.ndarray, blink: np.ndarray, config: ProtocolConfig) -> 
     return int(good[0]) if len(good) else int(np.argmin(yaw + 100 * blink))
 
 
-def _portrait(view: Views, motion: Motion, frame: int, source: str) -> Portrait:
-    """The first picture of ``view`` with the numbers of a frame of its motion."""
+def as_portrait(view: Views, row: np.ndarray, basis: str, source: str) -> Portrait:
+    """The first picture of ``view`` with its own numbers [70] in ``basis``."""
 
     def first(x):
         return None if x is None else x[0]
@@ -159,12 +178,12 @@ def _portrait(view: Views, motion: Motion, frame: int, source: str) -> Portrait:
     return Portrait(
         image=view.truth[0],
         camera=Camera.from_label(view.labels[0]),
-        expression=np.asarray(motion.expression)[frame],
-        angle=np.asarray(motion.angle)[frame],
-        translation=np.asarray(motion.translation)[frame],
+        expression=row[:64],
+        angle=row[64:67],
+        translation=row[67:70],
         landmarks=first(view.landmarks),
         mask=first(view.mask),
-        basis=motion.basis,
+        basis=basis,
         source=source,
     )
 
@@ -217,7 +236,8 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
 
     def portrait(view, camera, k):
         source = f'procedural clip {person.name}, camera {camera}, frame {k}'
-        return replace(_portrait(view, person.motion(camera), k, source), shape=person.identity[:80])
+        row, basis = person.motion_rows(camera)[k], person.motion(camera).basis
+        return replace(as_portrait(view, row, basis, source), shape=person.identity[:80])
 
     more = []
     for i, k in enumerate(other_frames(len(person.expression), frame, config.portraits - 1)):
@@ -239,58 +259,3 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
         eyes=faces.eye_openness(geometry).mean(-1),
         eyes_shut=blink[frames] >= config.eye_closed,
     )
-
-
-def clip_case(
-    name: str,
-    motion: Motion,
-    labels: np.ndarray,
-    images: np.ndarray,
-    masks: np.ndarray | None = None,
-    landmarks: np.ndarray | None = None,
-    source: int = 0,
-    frames: int | None = 24,
-    portraits: int = 1,
-) -> Case:
-    """Same-identity reenactment of a recorded clip: one frame is the source, others of the clip are driven.
-
-    Args:
-      name: of the clip.
-      motion: its T frames.
-      labels: [T, 25].
-      images: [T, H, W, 3] in [-1, 1]; like the next two, anything with a length that gives the frames of an index
-          array.
-      masks: [T, H, W] or None.
-      landmarks: [T, 68, 2] pixels (first pixel centre at 0.5), y down, or None.
-      source: which frame is the portrait.
-      frames: driven frames, spread over the clip without the source; None for all.
-      portraits: pictures that the method sees, the source among them; the others are driven as well.
-
-    Raises:
-      UserError: the clip has fewer than two frames, or its parts differ in length.
-    """
-    count = motion.num_frames
-    if count < 2:
-        raise UserError(f'{name}: a clip of one frame has nothing to drive; give at least two frames')
-    lengths = {len(x) for x in (labels, images, masks, landmarks) if x is not None} | {count}
-    if len(lengths) > 1:
-        raise UserError(f'{name}: motion, labels and pictures have different numbers of frames {sorted(lengths)}')
-    others = np.delete(np.arange(count), source)
-    if frames is not None and frames < len(others):
-        others = others[np.linspace(0, len(others) - 1, frames).round().astype(int)]
-    all_windows = np.asarray(motion.windows(), np.float32)
-
-    def views(index):
-        def part(x):
-            return None if x is None else np.asarray(x[index])  # of a long recording only these are read
-
-        return Views(all_windows[index], *(part(x) for x in (labels, images, masks, landmarks)))
-
-    own = replace(views(np.array([source])), windows=still_windows(all_windows[[source], RADIUS]))
-
-    def portrait(k):
-        view = own if k == source else views(np.array([k]))
-        return _portrait(view, motion, k, name if k == source else f'{name}, frame {k}')
-
-    more = tuple(portrait(k) for k in other_frames(count, source, portraits - 1))
-    return Case(name=name, portrait=portrait(source), more=more, source=own, driven=views(others))

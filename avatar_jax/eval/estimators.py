@@ -20,6 +20,7 @@ from avatar_jax.faces.recon import METHOD as RECON
 from avatar_jax.io.images import to_uint8
 from avatar_jax.losses.identity import FACE_NETWORKS, face_matrix
 from avatar_jax.losses.perception import LPIPS_TRUNK, PerceptionBank
+from avatar_jax.models.perception.inception import fid_features
 from avatar_jax.models.perception.lpips import NETS
 from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, SLICES
 from avatar_jax.procedural import EXPRESSION_NAMES, ProceduralHead
@@ -49,6 +50,7 @@ class Estimators:
       units: (images, landmarks) -> [T, U] action units, present above 0.5.
       head: the head model that is fitted to landmarks for the average vertex distance (``eval.shape``).
       missing: reason for each absent one.
+      inception: (images) -> [T, 2048], for the FID.
       more: further distances of pictures: name of the score -> as ``lpips``.
     """
 
@@ -60,6 +62,7 @@ class Estimators:
     head: Any = None
     missing: tuple[tuple[str, str], ...] = ()
     more: tuple[tuple[str, Network], ...] = ()
+    inception: Network | None = None
 
     def reason(self, name: str) -> str:
         """Why an estimator is absent."""
@@ -70,7 +73,8 @@ class Estimators:
         fields = ('coefficients', 'landmarks', 'identity', 'lpips', 'units', 'head')
         networks = {name: getattr(self, name) for name in fields}
         found = {k: n.name if n else f'unavailable: {self.reason(k)}' for k, n in networks.items()}
-        return found | {k: n.name for k, n in self.more}
+        found |= {k: n.name for k, n in self.more}
+        return found | ({'fid': self.inception.name} if self.inception else {})
 
 
 def from_bank(bank: PerceptionBank, csim: str = 'auto') -> Estimators:
@@ -139,6 +143,11 @@ def from_bank(bank: PerceptionBank, csim: str = 'auto') -> Estimators:
             compare = jax.jit(lambda b, x, y, net=net: b.lpips(net, x, y))
             name = f'LPIPS {net} v0.1 ({sources[f"lpips_{net}"]})'
             distances[net] = Network(name, lambda x, y, compare=compare: compare(bank, x, y))
+    inception = None
+    if bank.has('inception'):
+        features = jax.jit(lambda weights, x: fid_features(weights, x.astype(jnp.float32) / 255))
+        name = f'Inception ({sources["inception"]})'
+        inception = Network(name, lambda x: features(bank.weights['inception'], to_uint8(np.asarray(x))))
     if 'alex' not in distances:
         missing['lpips'] = 'needs the weights of LPIPS alex and its trunk; there is no stand-in for it'
     return Estimators(
@@ -150,6 +159,7 @@ def from_bank(bank: PerceptionBank, csim: str = 'auto') -> Estimators:
         head,
         tuple(missing.items()),
         more=tuple((f'lpips_{net}', network) for net, network in distances.items()),
+        inception=inception,
     )
 
 
@@ -157,7 +167,7 @@ def looks_through(bank: PerceptionBank, csim: str = 'auto') -> tuple[str, ...]:
     """The networks of a bank that the scores use, by their names in it."""
     kind = bank.identity_kind(csim, '--csim')
     found = [] if kind == 'none' else [kind]
-    found += [name for name in (RECON, 'head_coefficients') if bank.has(name)]
+    found += [name for name in (RECON, 'head_coefficients', 'inception') if bank.has(name)]
     for net, trunk in LPIPS_TRUNK.items():
         if bank.has(f'lpips_{net}'):
             found += [f'lpips_{net}', trunk]

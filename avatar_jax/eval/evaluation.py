@@ -7,6 +7,7 @@ identity that fails is reported without stopping the others.
 
 from __future__ import annotations
 
+import io
 import json
 import time
 import traceback
@@ -22,7 +23,9 @@ from avatar_jax.configure import to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.eval import tables
 from avatar_jax.eval.cases import Case
+from avatar_jax.eval.distributions import frechet_distance
 from avatar_jax.eval.estimators import Estimators
+from avatar_jax.eval.measured import measured_scores
 from avatar_jax.eval.protocols import ANIMATE_BATCH, CaseResult, run_case
 from avatar_jax.io import atomic
 from avatar_jax.io.images import write_png
@@ -33,7 +36,7 @@ from avatar_jax.methods.model import Model
 from avatar_jax.progress import Progress
 from avatar_jax.types import Avatar, Frames, Portrait
 
-REPORT, TABLE, RUN = 'report.json', 'report.txt', 'run.json'
+REPORT, TABLE, RUN, FRAMES = 'report.json', 'report.txt', 'run.json', 'frames'
 SHEET_COLUMNS = 8
 
 
@@ -114,6 +117,8 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     title: str = 'Evaluation',
     sheets: bool = True,
+    save_frames: bool = False,
+    measured: str | Path | None = None,
     batch: int = ANIMATE_BATCH,
 ) -> dict[str, Any]:
     """Runs all identities that are not done yet and writes the report.
@@ -126,7 +131,8 @@ def evaluate(
       seed: of the data and of the confidence intervals.
       settings: how the items were made, plain values; a folder only continues a run of equal settings.
       title: of the report.
-      sheets: whether to write a contact sheet per identity.
+      sheets: whether to write a contact sheet per identity. save_frames: also write the driven frames and the true
+        ones, for other programs. measured: folder with what those measured (``eval.measured``).
       batch: frames per call of ``method.animate``.
 
     Returns:
@@ -151,18 +157,32 @@ def evaluate(
     provenance = Provenance(synthetic=True, weights=method.weights, seed=seed, command='evaluate')
     paths = {item.name: out / 'identities' / f'{item.name}.json' for item in items}
     records = {name: _stored(path) for name, path in paths.items()}
-    todo = [item for item in items if records[item.name] is None]
+    todo = [
+        item
+        for item in items
+        if records[item.name] is None or (save_frames and not (out / FRAMES / item.name).is_dir())
+    ]
     with Progress(len(todo) * (method.steps + 1), f'evaluation of {len(todo)} people') as bar:
         if len(todo) < len(items):
             bar.note(f'{len(items) - len(todo)} of {len(items)} people are done already')
         for item in todo:
             record, result = _one(item, method, estimators, batch, bar)
+            if result is not None and result.features:
+                write_arrays(paths[item.name].with_suffix('.features.npz'), result.features)
+            if result is not None and save_frames:
+                for name, shown in (('made', 'driven'), ('true', 'driven_truth')):
+                    for k, picture in enumerate(result.pictures[shown]):
+                        write_png(out / FRAMES / item.name / name / f'{k:06d}.png', picture, provenance)
             if result is not None and sheets:
                 write_png(paths[item.name].with_suffix('.png'), contact_sheet(result), provenance)
             atomic.write_json(paths[item.name], record)
             records[item.name] = record
             bar.note(_line(record))
+    if measured is not None:
+        add_measured(records, Path(measured))
     report = make_report(list(records.values()), run, title, provenance)
+    if fid := frechet([paths[n] for n, r in records.items() if r['status'] == 'done']):
+        report['fid'] = fid
     atomic.write_json(out / REPORT, report)
     report = json.loads((out / REPORT).read_text())  # as its readers see it: NaN is null
     atomic.write_text(out / TABLE, tables.render(report))
@@ -200,8 +220,45 @@ def _one(
         'scores': result.scores,
         'unavailable': result.unavailable,
         'frames': result.frames,
+        'driven': len(result.pictures['driven']),
     }
     return record, result
+
+
+def add_measured(records: Mapping[str, dict], folder: Path) -> None:
+    """Adds the scores of what other programs measured: ``folder/NAME.npz`` for each person that has one.
+
+    Raises:
+      UserError: no file of any person, or one that cannot be used.
+    """
+    found = {name: folder / f'{name}.npz' for name, r in records.items() if r['status'] == 'done'}
+    found = {name: path for name, path in found.items() if path.is_file()}
+    if not found:
+        raise UserError(f'{folder}: has no file NAME.npz of any of the people {", ".join(list(records)[:3])}, ...')
+    for name, path in found.items():
+        records[name]['scores'] |= measured_scores(path, records[name]['driven'])
+
+
+def frechet(paths: Sequence[Path]) -> dict[str, Any] | None:
+    """FID of all people's driven frames to their true ones; None where no features were kept."""
+    sets: dict[str, list[np.ndarray]] = {'made': [], 'real': []}
+    for path in paths:
+        file = path.with_suffix('.features.npz')
+        if file.is_file():
+            with np.load(file) as arrays:
+                for name, kept in sets.items():
+                    kept.append(arrays[name])
+    if not sets['made']:
+        return None
+    made, real = (np.concatenate(sets[k]) for k in ('made', 'real'))
+    return {'fid': frechet_distance(real, made, ddof=1), 'made': len(made), 'real': len(real)}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as ``.npz``, completely or not at all."""
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    atomic.write_bytes(path, data.getvalue())
 
 
 def _claim(out: Path, run: Mapping[str, Any]) -> None:
@@ -235,6 +292,8 @@ def _line(record: Mapping[str, Any]) -> str:
     if record['status'] == 'failed':
         return f'{record["name"]}: failed: {record["error"]}'
     names = {'source.psnr_head': 'source', 'views.psnr_head': 'other sides', 'driven.psnr_head': 'driven'}
+    if 'driven.psnr_head' not in record['scores']:  # recorded pictures without masks
+        names = {'source.psnr': 'source', 'driven.psnr': 'driven'}
     scores = [
         f'{text} {record["scores"][k]:.1f} dB' for k, text in names.items() if record['scores'].get(k) is not None
     ]

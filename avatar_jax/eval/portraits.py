@@ -27,7 +27,7 @@ def portrait_scores(
     Args:
         model: of procedural heads; of a method that does not join portraits, only the first is used.
         sets: number of a person -> ``images`` [1 + most, H, W, 3], ``masks`` (uint8), ``windows``, ``labels``: one
-            driver frame, and portraits of the same person.
+            driver frame, and portraits of the same person in poses and expressions of their own.
     """
     most = most if model.method.joins_portraits else 1
     estimate = from_bank(default_bank(NETWORK_SIDE)).coefficients

@@ -16,6 +16,7 @@ Every score has a dotted name, ``<group>.<score>``:
 | ``frozen_truth`` | baseline: perfect pictures with the source expression kept |
 | ``gain`` | ``driven`` minus the baselines |
 | ``control`` | how measured mouth and eye openings follow the driver |
+| ``cross`` | another person drives: identity with the portrait; expression, pose and points with the driver |
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from avatar_jax.ops.coefficients import SLICES
 from avatar_jax.ops.windows import RADIUS
 
 ANIMATE_BATCH = 8
+NEEDS_OWN_TRUTH = ('csim_truth', 'csim_ceiling', 'lpips', 'lpips_vgg', 'lpips_squeeze', 'avd_floor')
 
 
 @dataclass
@@ -49,12 +51,14 @@ class CaseResult:
       unavailable: dotted name -> reason, for scores that need something which is not at hand.
       frames: per-frame measurements, name -> [T].
       pictures: name -> [T, H, W, 3] in [-1, 1], for a contact sheet.
+      features: 'made' and 'real' -> [T, D] of the FID's network, where there is one.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
     frames: dict[str, np.ndarray] = field(default_factory=dict)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    features: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def animate_all(animate: Callable, avatar: Any, windows: np.ndarray, labels: np.ndarray, batch: int) -> np.ndarray:
@@ -117,12 +121,20 @@ def run_case(
             result.scores[f'views.{name}'] = np.mean([result.scores[f'{view}.{name}'] for view in case.novel_names])
     driven, kept = next(pieces), next(pieces)
     result.pictures |= {'driven_truth': case.driven.truth, 'driven': driven, 'frozen': kept}
-    _compare(result, 'driven', driven, case.driven, case, estimators)
-    _compare(result, 'frozen', kept, case.driven, case, estimators)
-    if case.frozen_truth is not None:
-        _compare(result, 'frozen_truth', case.frozen_truth, case.driven, case, estimators)
-    _gains(result.scores)
-    _control(result, case, driven)
+    if case.cross:
+        _through_networks(result, 'cross', driven, case.driven, case, estimators)
+    else:
+        _compare(result, 'driven', driven, case.driven, case, estimators)
+        _compare(result, 'frozen', kept, case.driven, case, estimators)
+        if case.frozen_truth is not None:
+            _compare(result, 'frozen_truth', case.frozen_truth, case.driven, case, estimators)
+        _gains(result.scores)
+        _control(result, case, driven)
+    if estimators.inception is not None:
+        real = case.driven.truth if case.real is None else case.real
+        for name, shown in (('made', driven), ('real', real)):
+            parts = [estimators.inception.call(shown[k : k + batch]) for k in range(0, len(shown), batch)]
+            result.features[name] = np.concatenate([np.asarray(x, np.float32) for x in parts])
     for name, value in list(result.scores.items()):
         result.scores[name] = float(value)
     return result
@@ -213,6 +225,9 @@ def _through_networks(
         gone['lpips'] = estimators.reason('lpips')
     for name, network in estimators.more:
         out[name] = np.asarray(network.call(jnp.asarray(rgb), jnp.asarray(views.truth)))
+    if case.cross and group == 'cross':  # the truth is another person: only these say something
+        out = {k: v for k, v in out.items() if k not in NEEDS_OWN_TRUTH}
+        gone = {k: v for k, v in gone.items() if k not in NEEDS_OWN_TRUTH}
     result.scores |= {f'{group}.{k}': np.mean(v) for k, v in out.items()}
     result.unavailable |= {f'{group}.{k}': v for k, v in gone.items()}
 

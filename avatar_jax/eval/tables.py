@@ -41,6 +41,10 @@ TERMS: dict[str, Term] = {
     'aucon': Term('AUCON (share of equal action units)', 'higher'),
     'avd': Term('AVD to the portrait, dm', 'lower', 4),
     'avd_floor': Term('... of the true picture (noise of the estimator)', '', 4),
+    'csim': Term('CSIM', 'higher'),
+    'lse_d': Term('LSE-D', 'lower'),
+    'lse_c': Term('LSE-C (sync confidence)', 'higher'),
+    'sync_offset': Term('offset of the sound, frames', '', 1),
     'csim_source': Term('identity similarity to the portrait', 'higher'),
     'csim_truth': Term('identity similarity to the true picture', 'higher'),
     'csim_ceiling': Term('... of the true picture to the portrait', ''),
@@ -70,7 +74,18 @@ GROUPS = {
     'frozen_truth': 'Baseline: perfect pictures that keep the source expression',
     'gain': 'What driving gains',
     'control': 'How the face follows the driver',
+    'cross': 'Driven by another person: identity with the portrait, expression and pose with the driver',
+    'measured': 'Measured by other programs (--measured)',
 }
+# Which network a score looks through, where the report says how good that is.
+THROUGH = {
+    **dict.fromkeys(('aed', 'aed_l2', 'apd', 'apd_trans_l2', 'prmse'), 'coefficients'),
+    **dict.fromkeys(('akd', 'akd_l2', 'avd', 'avd_floor'), 'landmarks'),
+    **dict.fromkeys(('csim_source', 'csim_truth', 'csim_ceiling'), 'identity'),
+    'aucon': 'units',
+}
+# Its file says that the stand-in's expressions hardly correlate with the true ones (0.09).
+WEAK = ('aed', 'aed_l2', 'aucon')
 COLUMNS = (  # of the table of identities
     ('source.psnr_head', 'source'),
     ('views.psnr_head', 'views'),
@@ -115,8 +130,10 @@ def render(report: Mapping[str, Any]) -> str:
             t = term(name)
             arrow = {'higher': '+', 'lower': '-', '': ' '}[t.better]
             low, high = f'{value.low:.{t.digits}f}', f'{value.high:.{t.digits}f}'
-            lines.append(f'  {arrow} {t.label:<70} {value.mean:>9.{t.digits}f}   [{low}, {high}]  n={value.count}')
+            label = t.label + _caveat(name, report['networks'])
+            lines.append(f'  {arrow} {label:<70} {value.mean:>9.{t.digits}f}   [{low}, {high}]  n={value.count}')
         lines.append('')
+    lines += _fid(report.get('fid'))
     lines += ['+ higher is better, - lower is better; brackets: 95 % bootstrap interval over identities', '']
     lines += _identities(report)
     title = 'Networks that the scores look through'
@@ -130,6 +147,28 @@ def render(report: Mapping[str, Any]) -> str:
         lines += ['', 'Failed']
         lines += [f'  {item["name"]}: {item["error"]}' for item in report['failed']]
     return '\n'.join(lines) + '\n'
+
+
+def _caveat(name: str, networks: Mapping[str, str]) -> str:
+    """What a reader must know of the network behind a score."""
+    group, _, score = name.partition('.')
+    if group == 'measured' or not networks.get(THROUGH.get(score, ''), '').startswith('stand-in'):
+        return ''
+    return ', by a stand-in too weak to rank by' if score in WEAK else ', by a stand-in'
+
+
+def _fid(found: Mapping[str, Any] | None) -> list[str]:
+    """The FID with what it is worth."""
+    if not found:
+        return []
+    title, count = 'FID of the driven frames to true ones', min(found['made'], found['real'])
+    worth = '' if count >= 2048 else '; fewer than 2048: biased, compare it only with equal numbers of the same people'
+    return [
+        title,
+        '-' * len(title),
+        f'  - {found["fid"]:.1f} ({found["made"]} and {found["real"]} pictures{worth})',
+        '',
+    ]
 
 
 def _identities(report: Mapping[str, Any]) -> list[str]:

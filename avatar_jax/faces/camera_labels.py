@@ -23,7 +23,7 @@ FOCAL = 4.2647  # FOCAL_1024 / CROP, as written into released labels
 RADIUS = 2.7
 COR_CENTER = (0.0, 0.0, 0.175)
 PIVOT = (0.0, 0.0, 0.2)
-MODES = ('raw', 'orig', 'cor', 'simplify', 'otavatar')
+MODES = ('raw', 'orig', 'cor', 'simplify', 'hdtf')
 # OTAvatar's own variant of the label constants.
 OTAVATAR_OFFSET = (0.0, 0.015, 0.161)
 OTAVATAR_POSITION_SCALE = RADIUS / 4
@@ -109,7 +109,7 @@ def normalise_pose(pose: Array, mode: str = 'orig', radius: float = RADIUS, cent
     Args:
       pose: [..., 4, 4] from ``raw_pose``.
       mode: 'orig' distance 2.7 from the origin (released FFHQ models), 'cor' distance 2.7 from (0, 0, 0.175),
-        'simplify' the position of 'cor' looking at that point without roll, 'raw' unchanged (HFA-GP), 'otavatar' as
+        'simplify' the position of 'cor' looking at that point without roll, 'raw' unchanged (HFA-GP), 'hdtf' as
         'orig': the nearest to OTAvatar's own labels, which are made of another tracker's numbers
         (``labels_from_conditions``) and have distances of 2.7 to 2.9.
       radius, center: the distance, and the point that 'cor' and 'simplify' measure it from.
@@ -120,7 +120,7 @@ def normalise_pose(pose: Array, mode: str = 'orig', radius: float = RADIUS, cent
     if mode == 'raw':
         return pose
     position = pose[..., :3, 3]
-    center = xp.zeros(3, pose.dtype) if mode in ('orig', 'otavatar') else xp.asarray(center, dtype=pose.dtype)
+    center = xp.zeros(3, pose.dtype) if mode in ('orig', 'hdtf') else xp.asarray(center, dtype=pose.dtype)
     offset = position - center
     position = center + offset * (radius / xp.sqrt((offset**2).sum(-1, keepdims=True)))
     rotation = _facing(center - position) if mode == 'simplify' else pose[..., :3, :3]
@@ -266,3 +266,13 @@ def yaw_label(label: Array, radians: Array, center: tuple = PIVOT) -> Array:
     rotation = turn @ pose[..., :3, :3]
     position = (turn @ (pose[..., :3, 3] - center)[..., None])[..., 0] + center
     return make_label(pose_matrix(rotation, position), camera)
+
+
+_FLIPPED = [1, 2, 5, 6, 9, 10]  # second and third columns of the rotation, rows 0 to 2
+
+
+def flip_axes(label: np.ndarray) -> np.ndarray:
+    """Labels [..., 25] with OpenCV axes from those with OpenGL axes (x right, y up, z backward), or the other way."""
+    flipped = np.array(label)
+    flipped[..., _FLIPPED] *= -1
+    return flipped

@@ -18,12 +18,12 @@ from avatar_jax.types import Portrait
 
 BACKGROUNDS = {'white': 1.0, 'black': -1.0}  # in pictures of [-1, 1]
 CROPS = {
-    'eg3d': 'the five-point crop of EG3D',
+    'five_points': 'the five-point crop of EG3D',
     'clip': 'one face box for a whole clip (OTAvatar)',
-    'gpavatar': "GPAvatar's 512-pixel frames",
+    'frame': "GPAvatar's 512-pixel frames",
 }
 # Labels of OTAvatar's own rule keep a distance of 2.7 to 2.9 (spec: head at a depth of -4 to -5), near those of 'orig'.
-_NEAR = ({'orig', 'otavatar'},)
+_NEAR = ({'orig', 'hdtf'},)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Conventions:
     basis: str
     labels: str = 'raw'
     background: str = 'white'
-    crop: str = 'eg3d'
+    crop: str = 'five_points'
     shape: int = 0
 
     def __post_init__(self):

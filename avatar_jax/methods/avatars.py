@@ -11,16 +11,15 @@ import jax
 import numpy as np
 
 from avatar_jax.configure import to_plain
-from avatar_jax.faces.camera_labels import yaw_label
 from avatar_jax.io.atomic import atomic_folder, write_json
 from avatar_jax.io.images import grid, write_png
 from avatar_jax.io.provenance import Provenance
 from avatar_jax.methods.base import Built, Source
 from avatar_jax.methods.model import Model, save_avatar
+from avatar_jax.methods.render import side_labels
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.progress import Progress
 
-SIDE_VIEWS = np.deg2rad([-30.0, 30.0])
 SHOWN = 4  # portraits in the picture
 
 
@@ -86,10 +85,11 @@ def write_avatar(model: Model, person: Person, built: Built, folder: Path, seed:
         command='invert',
         sources={p.path.name: p.sha256 for p in person.read},
     )
-    label = np.asarray(first.camera.label, np.float32)
-    labels = np.stack([label, *(np.asarray(yaw_label(label, angle), np.float32) for angle in SIDE_VIEWS)])
-    views = model.frames(built.avatar, model.still(first, len(labels)), labels).rgb
-    shown = np.stack([np.asarray(portraits[i].image) for i in range(min(SHOWN, len(portraits)))])
+    views, labels = built.views, side_labels(first)
+    if views is None:
+        views = model.frames(built.avatar, model.of(built.avatar).still(first, len(labels)), labels).rgb
+    count = 1 if person.source.kind == 'video' else min(SHOWN, len(portraits))
+    shown = np.stack([np.asarray(portraits[i].image) for i in range(count)])
     measured = float(psnr(to_unit(views[:1]), to_unit(shown[:1]))[0])
     report = {
         'name': person.source.name,

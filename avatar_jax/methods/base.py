@@ -96,6 +96,8 @@ class Built:
         curves: name -> values, one for each step of an optimisation.
         report: further plain values for the avatar's ``report.json``: what was done, not what was asked for.
         notes: sentences for the user, e.g. that the portraits seem to show different people.
+        views: [3,S,S,3] pictures from ``render.side_labels``, if they were rendered already; for the picture in the
+            avatar's folder.
     """
 
     avatar: Avatar
@@ -103,6 +105,7 @@ class Built:
     curves: dict[str, np.ndarray] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    views: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -215,10 +218,13 @@ class Method:
 
     Attributes:
         name: for files, options and folders. title: the paper's spelling.
-        weights: name of the weight file in the package that is used if none is given; '': there is none.
+        weights: name of the weight file in the package that is used if none is given; '': there is none. It may belong
+            to another method if ``load_prior`` takes it.
         config: plain values -> the model's configuration, a frozen dataclass with ``img_resolution``, ``basis``,
             ``label_mode`` and ``to_dict()``.
         load: path -> (variables, configuration, SHA-256, provenance).
+        load_prior: the same for weights of another method of which a part is enough to build on, e.g. a generator;
+            None: only the method's own weights can be used.
         save: (path, variables, configuration, provenance, storage) -> SHA-256.
         init: (configuration, key) -> fresh variables. abstract: configuration -> their shapes.
         sources: kinds of ``Source`` that ``build`` takes; with 'portraits', pictures given together are one person.
@@ -229,8 +235,12 @@ class Method:
             the other.
         build_options: dataclass of ``option`` fields.
         steps: (model, options) -> number of steps of a ``build``; None: one.
-        signals: names of the signals that drive a frame (``driving.signals``), e.g. 'expression', 'windows'.
-        own_signals: name -> ``driving.signals.Signal``, of signals that only this method has.
+        signals: names of the signals that drive a frame (``driving.signals``), e.g. 'expression', 'windows'; or, where
+            models of the method are driven differently, configuration -> names (see ``signals_of``).
+        own_signals: name -> ``driving.signals.Signal``, of signals that only this method has; or a function that gives
+            them (``later_value``).
+        own_config: whether an avatar is driven with the configuration that is stored in it, and not the model's: of
+            methods that learn networks for each person (``Model.of``).
         prepare: (variables, configuration, identity) -> what is computed once for all frames; None: nothing.
         frame: (variables, configuration, identity, prepared, signals, labels, keys, sr) -> ``Frames``: N frames side by
             side, from signals [N, ...], camera labels [N,25], keys [N] or None; ``sr`` False leaves super-resolution
@@ -254,6 +264,7 @@ class Method:
     weights: str = ''
     config: Callable | None = None
     load: Callable | None = None
+    load_prior: Callable | None = None
     save: Callable | None = None
     init: Callable | None = None
     abstract: Callable | None = None
@@ -262,8 +273,9 @@ class Method:
     build_many: Callable | None = None
     build_options: type = NoOptions
     steps: Callable | None = None
-    signals: tuple[str, ...] = ()
-    own_signals: Mapping[str, Any] = field(default_factory=dict)
+    signals: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    own_signals: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
+    own_config: bool = False
     prepare: Callable | None = None
     frame: Callable | None = None
     interpolate: Callable | None = None
@@ -285,6 +297,10 @@ class Method:
     def joins_portraits(self) -> bool:
         """Whether pictures that are given together become one avatar."""
         return 'portraits' in self.sources
+
+    def signals_of(self, config: Any) -> tuple[str, ...]:
+        """Names of the signals that drive models of this configuration."""
+        return tuple(self.signals(config)) if callable(self.signals) else self.signals
 
     def used_networks(self, config: Any, bank: Any) -> tuple[str, ...] | None:
         """The bank's networks that ``build`` looks through; None where the method does not tell."""

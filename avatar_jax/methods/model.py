@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.driving.signals import drive_of, drive_of_rows, still_rows
+from avatar_jax.driving.signals import drive_of, drive_of_rows, still_parts, still_rows
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import DEFAULT, KINDS, Built, Method, Source, method, method_with_avatars
 from avatar_jax.methods.render import stream
@@ -116,12 +116,17 @@ class Model:
             return drive_of(self.method, self.config, motion)
         return drive_of_rows(self.method, self.config, motion)
 
+    def of(self, avatar: Avatar) -> Model:
+        """The model as it is used with an avatar: with the avatar's own configuration where the method wants it."""
+        return replace(self, config=avatar.config) if self.method.own_config and avatar.config is not None else self
+
     def stream(
         self, avatar: Avatar, drive: Drive | Motion | np.ndarray, labels: Float[Array, 'frames 25'], **options: Any
     ) -> Iterator[Frames]:
         """Frames of an avatar, some at a time; see ``methods.render.stream`` for the options."""
         check_weights(avatar, self)
-        return stream(self.method, self.variables, self.config, avatar, self.drive(drive), labels, **options)
+        own = self.of(avatar)
+        return stream(self.method, self.variables, own.config, avatar, own.drive(drive), labels, **options)
 
     def frames(
         self, avatar: Avatar, drive: Drive | Motion | np.ndarray, labels: Float[Array, 'frames 25'], **options: Any
@@ -140,8 +145,9 @@ class Model:
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def still(self, portrait: Portrait, count: int = 1) -> Drive:
-        """What keeps an avatar as the portrait is, ``count`` frames long."""
-        return self.drive(np.repeat(still_rows(portrait), count, 0))
+        """What keeps an avatar as the portrait is, ``count`` frames long; one that is driven by sound hears silence."""
+        rows, others = np.repeat(still_rows(portrait), count, 0), still_parts(portrait, count)
+        return drive_of_rows(self.method, self.config, rows, others=others)
 
     def _bank(self, bank: PerceptionBank | None) -> PerceptionBank:
         from avatar_jax.losses.networks import default_bank
@@ -172,8 +178,12 @@ def check_source(owner: Method, source: Source) -> None:
 # -------------------------------------------------------------------------------------------------------------- weights
 
 
-def load_model(name: str | os.PathLike) -> Model:
+def load_model(name: str | os.PathLike, wanted: Method | None = None) -> Model:
     """Reads a weight file: a path, or the name of one inside the package.
+
+    Args:
+        wanted: a method that is to use the weights: also if they are another's, where that is enough for it
+            (``Method.load_prior``). None: the method whose weights they are.
 
     Raises:
         UserError: missing, damaged or foreign file; a method that is not known here.
@@ -181,7 +191,11 @@ def load_model(name: str | os.PathLike) -> Model:
     from avatar_jax.io.weights import load_weights, weight_file
 
     path = weight_file(name)
-    owner = method(load_weights(path).method)
+    found = load_weights(path).method
+    if wanted is not None and wanted.load_prior is not None and found != wanted.name:
+        variables, config, sha256, provenance = wanted.load_prior(path)
+        return Model(wanted, config, variables, sha256, provenance, str(path))
+    owner = method(found)
     if owner.load is None:
         raise UserError(f'{path}: holds weights of {owner.name}, which cannot be used for avatars')
     variables, config, sha256, provenance = owner.load(path)
@@ -204,7 +218,7 @@ def choose_model(method_name: str | None, weights: str | os.PathLike | None) -> 
                 f'{example}) or import published ones (avatar-jax convert), and give --weights FILE'
             )
         weights = wanted.weights
-    model = load_model(weights)
+    model = load_model(weights, wanted)
     if wanted is not None and model.method.name != wanted.name:
         raise UserError(
             f"{weights}: holds weights of '{model.method.name}', but --method is {wanted.name}; give other weights or "

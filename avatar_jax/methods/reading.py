@@ -14,9 +14,11 @@ from avatar_jax.driving.request import Request
 from avatar_jax.driving.retarget import retarget
 from avatar_jax.errors import UserError
 from avatar_jax.faces.conventions import background_of
+from avatar_jax.io import kinds
+from avatar_jax.io.kinds import need_picture
 from avatar_jax.io.sound import has_sound
 from avatar_jax.methods.base import Source
-from avatar_jax.track.measure import Measured, MeasuredClip, measure, tracked_media
+from avatar_jax.track.measure import Measured, MeasuredClip, is_track, measure, tracked_media
 from avatar_jax.types import Avatar, Motion, Portrait
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def measured_as(file: str | os.PathLike, config: Any, *, background: str = 'weig
         config: of a model: its picture size, camera labels, and what is behind heads (``background='weights'``).
         options: of ``track.measure.measure``.
     """
+    if not os.path.isdir(file):
+        need_picture(file)
     behind = background_of(config, background)
     return measure(file, size=config.img_resolution, label_mode=config.label_mode, background=behind, **options).best()
 
@@ -96,6 +100,13 @@ class ClipPortraits:
     def __iter__(self) -> Iterator[Portrait]:
         for measured in self.clip.frames([int(n) for n in self.numbers]):
             yield portrait_of(measured, self.config)[0]
+
+
+def is_clip(file: str | os.PathLike) -> bool:
+    """Whether a file is a video or an animation, or a folder that ``avatar-jax track`` wrote of one."""
+    if os.path.isdir(file):
+        return is_track(file) and tracked_media(file)[0] is not None
+    return os.path.isfile(file) and kinds.kind_of(file) == kinds.VIDEO
 
 
 def read_clip(file: str | os.PathLike, config: Any, *, background: str = 'weights', **options: Any) -> Source:

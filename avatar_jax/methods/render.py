@@ -15,14 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import yaw_label
 from avatar_jax.methods.base import Method, method
 from avatar_jax.parallel import on_all, over_devices
-from avatar_jax.types import Array, Avatar, Drive, Frames
+from avatar_jax.types import Array, Avatar, Drive, Frames, Portrait
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 PyTree = Any
+SIDE_VIEWS = np.deg2rad([-30.0, 30.0])
+
+
+def side_labels(portrait: Portrait) -> np.ndarray:
+    """Cameras [3,25] of a portrait's own view and of those from 30 degrees to either side."""
+    label = np.asarray(portrait.camera.label, np.float32)
+    return np.stack([label, *(np.asarray(yaw_label(label, angle), np.float32) for angle in SIDE_VIEWS)])
 
 
 def animate(

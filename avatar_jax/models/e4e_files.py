@@ -56,7 +56,7 @@ def config_of(flat: Flat, shared: bool = True) -> EncoderConfig:
         units[-1] += 1
     heads = number_of_heads(flat)
     depths = [sum(k.startswith(f'styles.{j}.convs.') and k.endswith('.weight') for k in flat) for j in range(heads)]
-    width_of_rows, inner = flat['styles.0.linear.weight'].shape[:2]
+    width_of_rows, inner = flat[f'styles.{heads - 1}.linear.weight'].shape  # the last head has convolutions
     return EncoderConfig(
         image_size=16 * 2 ** depths[0],
         num_ws=heads,

@@ -47,6 +47,7 @@ class GeneratorConfig:
       conv_clamp: limit of the backbone's activations, None in the release.
       neural_rendering_resolution: side of the volume-rendered image.
       dtype: 'float32' or 'bfloat16', the type of the convolutions' activations in backbone and super-resolution.
+        sr_dtype: the same of super-resolution alone; '' is ``dtype``. The original halves only its precision.
         Parameters, mapping, style affines, skip images, decoder, densities and compositing stay float32.
       remat: compute the activations of backbone and super-resolution blocks again in the backward pass instead of
           keeping
@@ -73,6 +74,7 @@ class GeneratorConfig:
     conv_clamp: float | None = None
     neural_rendering_resolution: int = 64
     dtype: str = 'float32'
+    sr_dtype: str = ''
     remat: bool = False
     release_image_raw: bool = False
     rendering: RenderConfig = field(default_factory=RenderConfig)
@@ -80,6 +82,7 @@ class GeneratorConfig:
     def __post_init__(self):
         check = Check(self, 'generator')
         check.one_of('dtype', 'float32', 'bfloat16')
+        check.one_of('sr_dtype', '', 'float32', 'bfloat16')
         check.one_of('superresolution', *VARIANTS)
         check.need(self.c_dim in (0, 25), 'c_dim', 'a camera label has 25 numbers (0: no conditioning)')
         check.need(self.decoder_out >= 3, 'decoder_out', 'the first three features are the raw image; give at least 3')
@@ -270,7 +273,7 @@ class TriPlaneGenerator(nn.Module):
             c.sr_channels,
             conv_clamp=c.sr_conv_clamp,
             sr_antialias=c.rendering.sr_antialias,
-            dtype=jnp.dtype(c.dtype),
+            dtype=jnp.dtype(c.sr_dtype or c.dtype),
             remat=c.remat,
         )
         self.decoder = OSGDecoder(c.plane_channels, c.decoder_hidden, c.decoder_out, c.rendering.decoder_lr_mul)

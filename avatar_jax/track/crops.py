@@ -172,8 +172,7 @@ def moving_pictures(
                 on_frame(frame)
             if not track.valid[i] or (chosen is not None and i not in chosen):
                 continue
-            crop, shown = (warped_crop(x, track, i) for x in (frame.pixels, np.full_like(frame.pixels, 255)))
-            waiting.append((i, crop, shown[..., :1].astype(np.float32) / 255))
+            waiting.append((i, warped_crop(frame.pixels, track, i), _extent(frame.pixels, track, i)))
             if len(waiting) == _MASK_BATCH:
                 yield from _with_masks(waiting, network, background)
                 waiting.clear()
@@ -196,6 +195,16 @@ def _with_masks(waiting: list, network: FaceReader | None, background: str) -> I
         images = np.rint(colour + masks * (crops.astype(np.float32) - colour)).astype(np.uint8)
     for (number, _, _), image, mask in zip(waiting, images, masks, strict=True):
         yield Shown(number, image, mask[..., 0].astype(np.float32))
+
+
+def _extent(pixels: np.ndarray, track: Track, frame: int) -> np.ndarray:
+    """[S, S, 1] in [0, 1]: where the crop shows the frame, and not what lies beyond its edges."""
+    matrix, side = track.matrices[frame], track.crop_size
+    low = (np.array([-2.0, -2.0]) - matrix[:, 2]) / matrix[[0, 1], [0, 1]]  # crops are not turned
+    high = (side + 2 - matrix[:, 2]) / matrix[[0, 1], [0, 1]]
+    if (low > 0).all() and (high < np.array(pixels.shape[1::-1])).all():
+        return np.ones((side, side, 1), np.float32)
+    return warped_crop(np.full_like(pixels, 255), track, frame)[..., :1].astype(np.float32) / 255
 
 
 def warped_crop(pixels: np.ndarray, track: Track, frame: int) -> np.ndarray:

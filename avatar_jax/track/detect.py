@@ -2,8 +2,8 @@
 
 Viola-Jones cascades are old, small and offline; they find upright, roughly frontal faces. Tilted heads are found by
 turning the picture, those that fill it by a second look with a border around it; faces turned far to the side are not
-found. ``detect_faces`` says what it found and how sure it is,
-and leaves the choice to the caller.
+found. ``detect_faces`` says what it found and how sure it is, and leaves the choice to the caller: ``track.search`` has
+the landmark network judge, and look by itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Five landmarks of a detected face: measured eyes, and mouth and nose where their colours and shadows allow.
 
-No network is involved. The eyes come from the cascades; the mouth is the patch of lip colour below them, the nose is
-placed by the dark nostrils; what cannot be measured is taken from the mean face in the most probable pose. Expect
-errors of several percent of the eye distance; ``FivePoints.sigma`` says how much each point is trusted.
+The cameras of frames that come aligned rest on them (``track.aligned``); photographs are measured by the landmark
+network, which is several times as accurate. Here no network is involved. The eyes come from the cascades; the mouth is
+the patch of lip colour below them, the nose is placed by the dark nostrils; what cannot be measured is taken from the
+mean face in the most probable pose. Expect errors of several percent of the eye distance; ``FivePoints.sigma`` says how
+much each point is trusted.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import MODES
 from avatar_jax.io.landmarks import SideFile, side_file
 from avatar_jax.track.aligned import NETWORK, measure_aligned
+from avatar_jax.track.choose import Chooser
 from avatar_jax.track.crops import BACKGROUNDS, check_background
 from avatar_jax.track.folder import is_track, measured_folder, tracked_media
 from avatar_jax.track.measured import Measured, MeasuredClip
@@ -60,8 +61,9 @@ def measure(
     background: str = 'white',
     aligned: bool = False,
     landmarks: str | os.PathLike | None = None,
-    face: str | int | None = None,
+    face: str | int | Chooser | None = None,
     frames: int | None = None,
+    masked: bool = True,
     tracker: Measures | None = None,
 ) -> MeasuredClip:
     """Aligns and measures one person's face in a photograph or in all frames of a clip.
@@ -79,6 +81,7 @@ def measure(
         face: which of several faces: 'size' (the largest), a number (1 is the largest), or a picture of the person;
             None takes the largest of a photograph if it is clearly that, of a video in any case.
         frames: only so many from the first one on.
+        masked: give the mask of the person also where the background is kept; without it the mask covers the picture.
         tracker: networks, head model and options; None takes ``default_tracker()``.
 
     Raises:
@@ -107,7 +110,13 @@ def measure(
     beside = side_file(path) if landmarks is None and named else SideFile()
     if frames is not None and not is_photograph(source):
         source = Selected(source, np.arange(frames))
-    options = {'size': size, 'label_mode': label_mode, 'background': background, 'face': face}
+    options = {
+        'size': size,
+        'label_mode': label_mode,
+        'background': background,
+        'face': face,
+        'masked': masked,
+    }
     file = None if landmarks == NETWORK else landmarks
     return track_beside(default_tracker() if tracker is None else tracker, source, beside, file, **options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from avatar_jax.checks import Check
+from avatar_jax.errors import UserError
 from avatar_jax.train.loop import LoopConfig
 
 
@@ -85,6 +86,59 @@ class PicturesConfig:
         )
         if self.source == 'rendered':
             check.at_least(1, 'count')
+
+
+@dataclass(frozen=True)
+class PersonConfig:
+    """Where the video of one person comes from.
+
+    Attributes:
+        source: 'talking' (a video of a procedural person with sound, made once into ``folder``), 'tracked' (a folder
+            of ``avatar-jax track``) or 'released' (NerFACE's and AD-NeRF's layout as HFA-GP was released with).
+        folder: of the video.
+        person, seed, frames, fps, size, supersample: of 'talking': which person of which set, length, frames per
+            second, side of the pictures, samples per pixel along each axis.
+        test_share: the last part of the video, which training does not see ('released' has its own).
+        sound: file with the sound of 'tracked'; '' takes that of the video.
+        label_sigma: smoothing of the camera labels in time, in frames ('tracked' and 'released'); 0: none.
+        axes: of the labels of 'released': 'opencv' or 'opengl'. sound_index: see
+            ``data_pipelines.one_person.released.read_released``.
+        background: of 'tracked': 'keep', or 'white' by the masks.
+        in_memory: read every picture once and keep it, at the size at which pictures are compared.
+        workers: processes that draw 'talking'; they do not change it.
+    """
+
+    source: str = 'talking'
+    folder: str = ''
+    person: int = 0
+    seed: int = 0
+    frames: int = 3000
+    fps: float = 25.0
+    size: int = 128
+    supersample: int = 2
+    test_share: float = 0.2
+    sound: str = ''
+    label_sigma: float = 0.0
+    axes: str = 'opencv'
+    sound_index: str = 'frame'
+    background: str = 'keep'
+    in_memory: bool = True
+    workers: int = 1
+
+    def __post_init__(self):
+        check = Check(self, 'data')
+        check.one_of('source', 'talking', 'tracked', 'released')
+        check.need(bool(self.folder), 'folder', 'give the folder of the video (of talking heads: where it is made)')
+        check.at_least(1, 'workers', 'frames', 'size', 'supersample')
+        check.at_least(0, 'person', 'seed', 'label_sigma')
+        used = {
+            'talking': (),
+            'tracked': ('sound', 'label_sigma', 'background'),
+            'released': ('label_sigma', 'axes', 'sound_index'),
+        }[self.source]
+        for name in ('sound', 'label_sigma', 'background', 'axes', 'sound_index'):
+            if name not in used and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UserError(f'data.{name}: is not read with data.source={self.source!r}; leave it out')
 
 
 @dataclass(frozen=True)

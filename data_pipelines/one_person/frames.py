@@ -1,12 +1,11 @@
 """The video of one person as an avatar is trained on it: crops, cameras, what drives them, and which part is new.
 
-Readers of the different layouts give a ``PersonVideo``; ``training_batches`` makes the batches of
-``methods.hfagp.train`` from it, a function of (seed, step) alone.
+Readers of the different layouts give a ``PersonVideo``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,67 +116,3 @@ def check_length(name: str, times: np.ndarray, shortest: float = SHORTEST) -> No
             f'{name}: shows the person for {seconds:.1f} s; a personal avatar needs at least {shortest:.0f} s, better '
             'minutes. Give a longer video, or make an avatar of one picture (--method otavatar)'
         )
-
-
-def training_batch(
-    video: PersonVideo, frames: np.ndarray, size: int, drivers: Sequence[str], neighbours: bool = False
-) -> dict[str, np.ndarray]:
-    """A batch of frames of the training part.
-
-    Args:
-        frames: [B] places in ``video.train``.
-        size: side of the pictures.
-        drivers: whose signals are put in; the picture encoder sees the pictures themselves.
-        neighbours: sound with each frame's neighbours among the training frames [B, 8, 16, C], zeros outside.
-    """
-    numbers = video.train[frames]
-    out = {
-        'pictures': np.stack([video.picture(int(i), size) for i in numbers]),
-        'labels': np.asarray(video.labels[numbers], np.float32),
-    }
-    for driver in drivers:
-        video.need(driver)
-        if driver == 'picture':
-            continue
-        values = np.asarray(video.signals[driver], np.float32)
-        if driver == 'sound' and neighbours:
-            from avatar_jax.methods.hfagp.encoders import sound_neighbours
-
-            out[driver] = np.asarray(sound_neighbours(values[video.train], np.asarray(frames)))
-        else:
-            out[driver] = values[numbers]
-    return out
-
-
-def check_video(config: Any, video: PersonVideo) -> None:
-    """``UserError`` unless a video has every signal that a configuration trains with, of the right kind and length."""
-    from avatar_jax.methods.hfagp.model import check_signal, check_sound_features
-
-    for driver in config.method.drivers:
-        video.need(driver)
-        if driver == 'sound':
-            check_sound_features(config, video.features, video.name)
-        if driver == 'coefficients' and video.basis != config.basis:
-            raise UserError(
-                f"{video.name}: its coefficients are of the basis '{video.basis}', the configuration's of "
-                f"'{config.basis}'; set model.basis alike"
-            )
-        if driver != 'picture':
-            check_signal(config, driver, video.signals[driver], video.name)
-
-
-def training_batches(video: PersonVideo, config: Any, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of the updates from ``start`` on, with their stage (``methods.hfagp.train.with_stage``); endless.
-
-    Args:
-        config: ``methods.hfagp.config.ModelConfig``.
-    """
-    from avatar_jax.methods.hfagp.train import frame_numbers, smooths, with_stage
-
-    check_video(config, video)
-    method, done = config.method, start
-    while True:
-        frames = frame_numbers(method.train, seed, done, len(video.train))
-        batch = training_batch(video, frames, method.loss.size, method.drivers, smooths(method.train, done))
-        yield with_stage(method.train, batch, done)
-        done += 1

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import flip_axes
 from avatar_jax.io.inputs import input_file
-from avatar_jax.methods.hfagp.cameras import flip_axes
 from avatar_jax.sound.windows import LOGITS, WINDOW, WINDOW_RATE
 from data_pipelines.one_person.frames import FilePictures, PersonVideo
 from data_pipelines.one_person.labels import smooth_labels

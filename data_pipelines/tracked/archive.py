@@ -25,7 +25,7 @@ from avatar_jax.io import atomic
 from avatar_jax.io.animation import open_video
 from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, SLICES
 from avatar_jax.progress import Progress
-from avatar_jax.track.measure import MeasuredClip, PictureFrames, Selected
+from avatar_jax.track.measure import MeasuredClip, PictureFrames, Selected, measure
 from data_pipelines.tracked.layouts import ClipSpec, choose_frames
 
 VERSION = 1
@@ -212,7 +212,7 @@ def _measure(
     if clip.label is not None:
         return _aligned_picture(clip, source[0], tracker, options, store)
     frames = _frames(source, clip)
-    measured = tracker(frames, size=options.resolution, label_mode='raw')
+    measured = measure(frames, size=options.resolution, label_mode='raw', tracker=tracker)
     total, seen = len(measured.found), int(measured.found.sum())
     if total < MIN_FRAMES:
         raise UserError(f'{clip.name}: has only {total} frame; a clip needs {MIN_FRAMES}')
@@ -235,7 +235,7 @@ def _aligned_picture(clip: ClipSpec, path: Path, tracker: Any, options: Options,
     if pixels.shape[0] != pixels.shape[1]:
         raise UserError(f'{path}: is {pixels.shape[1]}x{pixels.shape[0]} pixels; aligned pictures are square')
     size = options.resolution
-    measured = tracker(PictureFrames([path]), size=size, label_mode='raw')
+    measured = measure(PictureFrames([path]), size=size, label_mode='raw', face='size', tracker=tracker)
     image = Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS)
     store(0, np.asarray(image), mask_of_picture(measured, pixels.shape[0], size))
     label = np.asarray(clip.label, np.float64)[None]

@@ -129,8 +129,12 @@ def test_camera_labels(golden):
     close(points, out['camera_points'], atol=2e-6)
     close(cameras.facing_origin(points, 'opengl'), out['cam2world_opengl'], atol=2e-6)
     flat = cameras.facing_origin(points).reshape(-1, 16)
-    close(cameras.flip_axes(np.concatenate([flat, flat[:, :9]], -1))[:, :16].reshape(-1, 4, 4),
-          out['cam2world_opengl'], atol=2e-6, what='OpenCV axes')  # fmt: skip
+    close(
+        cameras.flip_axes(np.concatenate([flat, flat[:, :9]], -1))[:, :16].reshape(-1, 4, 4),
+        out['cam2world_opengl'],
+        atol=2e-6,
+        what='OpenCV axes',
+    )
     for xp in (np, jnp):
         labels = label_from_pose(xp.asarray(inp['angle']), xp.asarray(inp['trans']), 'raw')
         close(labels, out['labels_from_pose'], atol=2e-6, what='labels')

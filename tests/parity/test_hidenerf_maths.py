@@ -42,7 +42,8 @@ def test_transform(golden):
         close(places[i], golden.out[f's_{i}'], atol=2e-6, rtol=2e-6, what=f's of camera {i}')
         close(exact[i], golden.out[f'feat_exact_{i}'], atol=3e-5, what=f'exact, camera {i}')
         for h, found in zip(sizes, warped, strict=True):
-            close(jnp.moveaxis(found[i], -1, 1), golden.out[f'warp{h}_{i}'], atol=3e-5, what=f'planes {h}, camera {i}')
+            # Eps of a place of up to 64 pixels, times the steepest cell of the planes.
+            close(jnp.moveaxis(found[i], -1, 1), golden.out[f'warp{h}_{i}'], atol=1e-4, what=f'planes {h}, camera {i}')
         close(literal[i], golden.out[f'feat_warp_{i}'], atol=3e-5, what=f'plane_warp, camera {i}')
     close(mirror_pose(poses), golden.out['c2w_flipped'], atol=0, what='mirrored cameras')
     octaves = golden.out['gamma_L6_of_2p'].shape[1] // 6

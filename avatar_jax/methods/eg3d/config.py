@@ -82,7 +82,8 @@ class LossConfig:
     Attributes:
         r1_gamma: weight of the gradient penalty on real images; 0: none.
         style_mixing_prob: probability that the upper style rows come from another code.
-        blur_init_sigma, blur_fade_kimg: initial blur of the discriminator's images, and the kimg in which it fades.
+        blur_init_sigma, blur_fade_kimg: initial blur of the discriminator's images, and the kimg in which it fades with
+            batches of 32; as in the original it takes batch/32 of that (``RunConfig.blur_fade_kimg``).
         gpc_reg_fade_kimg: kimg in which the probability of swapping conditioning poses falls from 1 to
             ``gpc_reg_prob``.
         resolution_final, resolution_fade_kimg: side of the raw image after the fade (None: it stays that of the
@@ -166,12 +167,22 @@ DataConfig = run.PicturesConfig
 
 @dataclass(frozen=True)
 class OutputConfig(run.OutputConfig):
-    """``train.run.OutputConfig``, and the numbers of columns and rows of a sample sheet."""
+    """``train.run.OutputConfig``, and the numbers of columns and rows of a sample sheet.
+
+    ``fid_images``: so many pictures are generated with every sample sheet and compared with all real ones by the FID
+    (50,000 in papers; below 2,048 the FID is strongly biased, which is why its name has the number); 0: none. It needs
+    ``RunConfig.inception``.
+    """
 
     sample_every: int = 500
     checkpoint_every: int = 500
     sample_columns: int = 8
     sample_rows: int = 2
+    fid_images: int = 0
+
+    def __post_init__(self):
+        if self.fid_images < 0 or self.fid_images == 1:
+            raise UserError(f'output.fid_images: {self.fid_images}; give 0 for none, or at least 2')
 
 
 @dataclass(frozen=True)
@@ -183,6 +194,8 @@ class RunConfig:
         init: what the networks start from: '' (fresh), a weight file of a generator (or of a method that has one: the
             name of a shipped file will do), or the folder of another run, of which the latest checkpoint is taken.
         init_discriminator: weight file of a discriminator; '' takes that of ``init`` if it is a run, else a fresh one.
+        inception: weights of the Inception network that the FID is defined with (``.npz`` of its state dict, or what
+            ``avatar-jax convert`` made of it), for ``output.fid_images``.
         parallel: 'pmap', 'shard_map', 'single' or 'sharded'. model_shards: with the last, over how many devices
             parameters and optimizer states are cut; 0: all (``avatar_jax.parallel``).
     """
@@ -197,12 +210,14 @@ class RunConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
     init: str = ''
     init_discriminator: str = ''
+    inception: str = ''
     parallel: str = 'pmap'
     model_shards: int = 0
 
     # What a resumed run may change.
     MAY_DIFFER = (
         'output.*',
+        'inception',
         'data.num_workers',
         'data.num_threads',
         'data.prefetch',
@@ -220,6 +235,15 @@ class RunConfig:
         check = Check(self)
         check.one_of('generator.rendering.reg_type', *REG_TYPES)
         check.need(self.generator.c_dim == 25, 'generator.c_dim', 'training needs camera labels of 25 numbers')
+        if self.output.fid_images and not self.inception:
+            raise UserError('output.fid_images: the FID needs the Inception network; give its file as inception')
+        if self.inception and not self.output.fid_images:
+            raise UserError('inception: nothing uses it; set output.fid_images, or leave it out')
+
+    @property
+    def blur_fade_kimg(self) -> float:
+        """Thousands of images over which the blur fades: smaller batches see it for fewer images, as originally."""
+        return self.loss.blur_fade_kimg * self.train.batch / 32
 
     @property
     def g_interval(self) -> int | None:

@@ -24,7 +24,7 @@ PyTree = Any
 METHOD, DISCRIMINATOR_METHOD = 'eg3d', 'eg3d_discriminator'
 WEIGHTS, DISCRIMINATOR_WEIGHTS = 'weights.safetensors', 'discriminator.safetensors'
 # Options that a generator may change when it is trained on: they do not decide what its numbers mean.
-_FREE = ('neural_rendering_resolution', 'dtype', 'release_image_raw', 'remat')
+_FREE = ('neural_rendering_resolution', 'dtype', 'sr_dtype', 'release_image_raw', 'remat')
 _FREE_RENDERING = (
     'depth_resolution',
     'depth_resolution_importance',

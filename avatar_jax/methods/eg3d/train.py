@@ -51,7 +51,7 @@ def flags_at(config: RunConfig, step: int) -> Flags:
         loss.resolution_fade_kimg,
         loss.resolution_multiple,
     )
-    sigma = schedules.blur_sigma(shown, loss.blur_init_sigma, loss.blur_fade_kimg)
+    sigma = schedules.blur_sigma(shown, loss.blur_init_sigma, config.blur_fade_kimg)
     g, d = config.g_interval, config.train.d_reg_interval
     rendering = config.generator.rendering
     nothing = config.loss.path_length_weight == 0 and rendering.reg_type in WITHOUT_EFFECT
@@ -231,7 +231,7 @@ def train_step(
     count = batch['image'].shape[0]
     shown = state.step * t.batch
     probability = schedules.swap_probability(shown, config.generator.rendering.gpc_reg_prob, loss.gpc_reg_fade_kimg)
-    sigma = schedules.blur_sigma(shown, loss.blur_init_sigma, loss.blur_fade_kimg) if flags.blur else None
+    sigma = schedules.blur_sigma(shown, loss.blur_init_sigma, config.blur_fade_kimg) if flags.blur else None
     ada, metrics = state.extra['augment'], {}
     noise_size = losses.noise_size(state.extra['noise'])
 

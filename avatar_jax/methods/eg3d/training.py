@@ -50,8 +50,16 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     def resolution_after(done: int) -> int:
         return training.flags_at(config, max(done - 1, 0)).resolution
 
+    count = config.output.fid_images
+    distance = streams.frechet(source, config.inception, count, config.seed) if count else None
+
     def sample(state: TrainState, done: int) -> Any:
-        return sample_sheet(config, training.generator_variables(state), labels, real, resolution_after(done))
+        variables, resolution = training.generator_variables(state), resolution_after(done)
+        sheet = sample_sheet(config, variables, labels, real, resolution)
+        if distance is None:
+            return sheet
+        generator = training.with_resolution(config, resolution).generator
+        return sheet, {f'sample/fid_{count}': distance(variables, generator, labels)}
 
     def export(state: TrainState, folder: Path, provenance: dict[str, Any]) -> None:
         done = int(state.step)
@@ -76,7 +84,7 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         constants=labels,
         bound={'data': fingerprint, 'init': found.digest},
         provenance={'data': to_plain(config.data) | {'fingerprint': fingerprint}, 'init': found.digest},
-        sample=sample if config.output.sample_rows else None,
+        sample=sample if config.output.sample_rows or count else None,
         headline='d_main/loss',
         phases=training.PHASES,
         bf16=config.generator.dtype == 'bfloat16',

@@ -79,8 +79,8 @@ class TrainConfig:
             importance: how likely a pixel is drawn. whole_every: every N-th of these steps renders whole pictures all
             the same; 0: none. whole_trains: which parameters learn from whole pictures: 'all' or only 'sr' (those of
             super-resolution, for which no gradient has to go through the rendering).
-        first: initialisation of the networks: 'pytorch' (release) or 'he' (``keep_variance`` of ``styleunet`` and
-            ``head``; smaller point features and query, which learn faster).
+        first: initialisation of the networks: 'pytorch' (release) or 'he' (``keep_variance`` of ``styleunet``,
+            ``head`` and ``fusion``; smaller point features and query, which learn faster).
         optimizer: of all parameters. slow: factor on the learning rate of the style mappings (``style_mlp``,
             ``final_linear``).
         milestones, gamma: after each of these steps the learning rate is multiplied by gamma.
@@ -127,7 +127,7 @@ class GPAvatarConfig:
             itself.
         field: the point-based expression field. head: the NeRF head.
         fusion: of several portraits: 'attention' (release), 'linear' (paper: products of linear layers, divided by
-            their sum) or 'mean' (ablation).
+            their sum; made positive, see ``fusion``) or 'mean' (ablation).
         density: samples have densities, whose opacity depends on their distance (paper), instead of opacities
         (release). samples, fine_samples: per ray in the two passes.
         background: what all channels have behind the head, and what fills the canonical picture; 0 is black.
@@ -411,7 +411,7 @@ class ModelConfig:
             self.basis,
             self.label_mode,
             'white' if self.method.background > 0.5 else 'black',
-            'gpavatar' if full else 'eg3d',
+            'frame' if full else 'five_points',
             (FLAME_SHAPE if full else ProceduralHead.num_id) if self.shape == 'own' else 0,
         )
 

@@ -3,6 +3,11 @@
 Every pixel of the planes decides for itself how much each portrait counts: a learnt query is compared with keys of the
 portraits' features, and the features themselves are averaged with the resulting weights.
 
+The paper's 'linear' kind takes products of linear layers, divided by their sum over the portraits. With plain layers
+the products have both signs and the sum may vanish: planes of fresh networks grew to 770 where it did. Layers are
+followed here by ``elu + 1``, as in linear attention (Katharopoulos et al. 2020): products are positive, and what
+portraits get are shares of one.
+
 ``fuse`` takes all portraits at once. ``FusionState`` takes them one by one and gives the same result in memory that
 does not grow with their number (the softmax keeps a running maximum).
 """
@@ -20,6 +25,8 @@ from avatar_jax.methods.gpavatar.field import init_linear, linear
 
 KINDS = ('attention', 'linear', 'mean')
 LAYERS = (1, 3, 5)
+LEAST = 1e-3  # of every query and key of 'linear', so that no share is lost to rounding
+GELU_POWER = 0.425  # mean square of the GELU of a normal number
 
 
 def init_fusion(kind: str, dim: int, key: jax.Array) -> dict[str, Any]:
@@ -36,10 +43,32 @@ def init_fusion(kind: str, dim: int, key: jax.Array) -> dict[str, Any]:
     return params
 
 
+def keep_variance(params: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """First values with which portraits differ in their shares, of fresh ``init_fusion``.
+
+    PyTorch's own shrink queries and keys in every layer, so that all portraits get the same share whatever they show
+    (logits had a standard deviation of 0.003, with the sizes for procedural heads). With these, queries and keys have
+    about unit variance, and so have the logits of 'attention'.
+    """
+
+    def scaled(path, value):
+        name, leaf = (k.key for k in path)
+        layer = int(name.rpartition('_')[2])
+        if layer == 0:
+            return value
+        if leaf == 'bias':
+            return jnp.zeros_like(value)
+        return value * (3 / (1.0 if layer == 1 else GELU_POWER)) ** 0.5
+
+    return params if kind == 'mean' else jax.tree_util.tree_map_with_path(scaled, dict(params))
+
+
 def project(params: Mapping[str, Any], name: str, x: jax.Array, kind: str) -> jax.Array:
-    """Queries or keys [..., C]: layer norm and three layers with exact GELU ('attention'), or one layer ('linear')."""
+    """Queries or keys [..., C]: layer norm and three layers with exact GELU ('attention'), or one layer and ``elu + 1``
+    ('linear'), which is positive.
+    """
     if kind == 'linear':
-        return linear(params[f'{name}_1'], x)
+        return jax.nn.elu(linear(params[f'{name}_1'], x)) + 1 + LEAST
     norm = params[f'{name}_0']
     mean = x.mean(-1, keepdims=True)
     variance = jnp.mean((x - mean) ** 2, -1, keepdims=True)
@@ -64,7 +93,7 @@ def attention_weights(
     found = scores(params, query, planes, scale, kind)
     if kind == 'attention':
         return jax.nn.softmax(found, 1)
-    return found / _away_from_zero(found.sum(1, keepdims=True))
+    return found / found.sum(1, keepdims=True)
 
 
 def fuse(
@@ -74,11 +103,6 @@ def fuse(
     if planes.shape[1] == 1:
         return planes[:, 0]
     return jnp.einsum('bvphw,bvphwc->bphwc', attention_weights(params, query, planes, scale, kind), planes)
-
-
-def _away_from_zero(x: jax.Array) -> jax.Array:
-    """The paper divides by a sum that may vanish; its size is kept above 1e-6."""
-    return jnp.where(jnp.abs(x) < 1e-6, jnp.where(x < 0, -1e-6, 1e-6), x)
 
 
 @struct.dataclass
@@ -109,5 +133,5 @@ class FusionState:
 
     def result(self, kind: str = 'attention') -> jax.Array:
         """The fused planes [3,H,W,C] of all portraits so far."""
-        total = _away_from_zero(self.total) if kind == 'linear' else self.total
-        return self.planes / total[..., None]
+        del kind
+        return self.planes / self.total[..., None]

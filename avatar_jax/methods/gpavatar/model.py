@@ -57,6 +57,8 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
         params['nerf_mlp'] = head.keep_variance(params['nerf_mlp'])
     scale = head.FASTER if c.train.first == 'he' else 1.0
     attention = fusion.init_fusion(c.fusion, c.head.plane_channels, next(keys))
+    if c.train.first == 'he':
+        attention = fusion.keep_variance(attention, c.fusion)
     if attention:
         params['attn_module'] = attention
         params['query_style_tplane'] = host_draws.normal(next(keys), config.plane_shape, scale)

@@ -379,16 +379,25 @@ def with_host_arrays(config: ModelConfig, batch: Mapping[str, np.ndarray], rays:
         raise UserError("model.shape: 'own' needs data with shape coefficients; use other data, or model.shape='mean'")
     out['shapes'] = np.zeros((len(batch['images']), size), np.float32)
     if own:
-        found = batch['shapes'][:, drivers:].mean(1)
+        found = batch['shapes'][:, :drivers].mean(1)  # the points are those of the frame that is rendered
         if found.shape[1] != size:
             raise UserError(
                 f'data: have {found.shape[1]} shape coefficients, the {config.basis} head has {size}; use other data, '
                 "or model.shape='mean'"
             )
         out['shapes'] = found.astype(np.float32)
-    landmarks = batch['landmarks'][:, :drivers]
-    out['boxes'] = face_boxes(landmarks, batch['images'].shape[2])
+    landmarks = batch['landmarks'][:, :drivers] if 'landmarks' in batch else None
+    if 'boxes' in batch:
+        out['boxes'] = batch['boxes'][:, :drivers].astype(np.float32)
+    elif landmarks is not None:
+        out['boxes'] = face_boxes(landmarks, batch['images'].shape[2])
+    else:
+        raise UserError('data: have neither landmarks nor boxes of the faces; use other data')
     if rays:
+        if landmarks is None:
+            raise UserError(
+                'model.method.train.ray_iterations: these data have no landmarks and masks to choose rays by; use 0'
+            )
         flat = batch['masks'][:, :drivers].reshape(-1, *batch['masks'].shape[2:])
         found = importance(
             flat, part_boxes(landmarks.reshape(-1, *landmarks.shape[2:])), config.method.train.importance

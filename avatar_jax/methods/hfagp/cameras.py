@@ -12,18 +12,11 @@ import math
 
 import numpy as np
 
-from avatar_jax.faces.camera_labels import make_label, pose_matrix
+from avatar_jax.faces.camera_labels import flip_axes, make_label, pose_matrix
 
 AXES = ('opencv', 'opengl')
 RADIUS = 2.7
-_FLIPPED = [1, 2, 5, 6, 9, 10]  # second and third columns of the rotation, rows 0 to 2
-
-
-def flip_axes(label: np.ndarray) -> np.ndarray:
-    """Labels [..., 25] with OpenCV axes from those with OpenGL axes, or the other way round; a copy."""
-    flipped = np.array(label)
-    flipped[..., _FLIPPED] *= -1
-    return flipped
+__all__ = ['facing_origin', 'flip_axes', 'front_label', 'orbit_labels', 'sphere_position']
 
 
 def sphere_position(theta: np.ndarray, phi: np.ndarray, radius: float = RADIUS) -> np.ndarray:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from avatar_jax.errors import UserError
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.losses.pixel import pyramid_loss
-from avatar_jax.methods.hfagp.config import LossConfig
+from avatar_jax.methods.hfagp.config import LossConfig, ModelConfig
 from avatar_jax.ops.resize import resize
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
@@ -57,6 +57,16 @@ def report(config: LossConfig, bank: PerceptionBank | None) -> str:
         'pyramid': 'no network: multi-scale pixel and edge distance (pyramid), in the place of LPIPS',
         'none': 'off',
     }[name]
+
+
+def networks(config: ModelConfig, bank: PerceptionBank) -> dict[str, str]:
+    """What the loss of a model looks through, in words."""
+    return {'perceptual': report(config.method.loss, bank)}
+
+
+def looks_through(config: ModelConfig, bank: PerceptionBank) -> tuple[str, ...]:
+    """The networks of the bank that the loss uses."""
+    return ('alexnet', 'lpips_alex') if network_of(config.method.loss, bank) == 'lpips' else ()
 
 
 def distance_of(config: LossConfig, bank: PerceptionBank | None) -> tuple[str, Distance | None]:

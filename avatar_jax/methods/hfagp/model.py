@@ -23,6 +23,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.hfagp.basis import checked_directions, combine, directions, init_basis
+from avatar_jax.methods.hfagp.cameras import front_label
 from avatar_jax.methods.hfagp.config import METHOD, ModelConfig
 from avatar_jax.methods.hfagp.encoders import (
     ATTENDED,
@@ -34,7 +35,7 @@ from avatar_jax.methods.hfagp.encoders import (
 )
 from avatar_jax.models.triplane import TriPlaneGenerator, init_generator
 from avatar_jax.render.sampling import RenderDraws
-from avatar_jax.types import Avatar, Frames
+from avatar_jax.types import Avatar, Camera, Frames
 
 SHARED = 'shared'
 PREVIEW_WEIGHT = {'picture': 10.0, 'coefficients': 5.0, 'sound': 5.0}
@@ -279,6 +280,20 @@ def identity_of(variables: Mapping[str, Any], tuned: bool = True) -> dict[str, A
     params = variables['params']
     identity = {'basis': params['basis'], 'encoder': params['encoder']}
     return identity | ({'generator': params['generator']} if tuned else {})
+
+
+def avatar_of(
+    variables: Mapping[str, Any], config: ModelConfig, weights: str, source: str, label: Any = None
+) -> Avatar:
+    """The avatar that weights with a person are themselves (of a training run, or a released checkpoint).
+
+    Args:
+        weights: their SHA-256. source: where the pictures came from. label: [25] the avatar's camera; None: from ahead.
+    """
+    label = front_label() if label is None else label
+    # Everything is in the weights: the avatar's file repeats the basis alone.
+    identity = {'basis': variables['params']['basis']}
+    return Avatar(identity, Camera.from_label(np.asarray(label)), METHOD, config, config.basis, weights, source)
 
 
 def with_identity(variables: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -293,9 +293,14 @@ def train_step(
 
     def shown(params, inputs):
         source = model.encode(
-            params, config, mesh, inputs['source'], inputs['source_label'], inputs['shapes'],
+            params,
+            config,
+            mesh,
+            inputs['source'],
+            inputs['source_label'],
+            inputs['shapes'],
             canonical=inputs['canonical'],
-        )  # fmt: skip
+        )
         return model.render(params, config, source, inputs['driving'], inputs['label'], inputs['draws'])
 
     def generator(params, inputs):
@@ -429,13 +434,17 @@ def with_host_arrays(
 def host_codes(config: ModelConfig, mesh: HeadMesh, shapes: np.ndarray, expression: np.ndarray) -> np.ndarray:
     """[B,2,2,S,S,3] codes drawn on the host: of the shape and of its mirror image; driving and canonical."""
     none = np.zeros_like(expression)
-    return np.stack([
-        np.stack([
-            np.stack([secc.codes_on_host(mesh, s, e, config.secc, mirrored) for e in pair])
-            for mirrored in (False, True)
-        ])
-        for s, pair in zip(shapes, zip(expression, none, strict=True), strict=True)
-    ])  # fmt: skip
+    return np.stack(
+        [
+            np.stack(
+                [
+                    np.stack([secc.codes_on_host(mesh, s, e, config.secc, mirrored) for e in pair])
+                    for mirrored in (False, True)
+                ]
+            )
+            for s, pair in zip(shapes, zip(expression, none, strict=True), strict=True)
+        ]
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- samples

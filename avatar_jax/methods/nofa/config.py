@@ -357,7 +357,7 @@ class ModelConfig:
                 encoder=EncoderTerms(progressive_start=500, progressive_every=100),
             ),
             search=PivotConfig(steps=150),
-            tuning=TuningConfig('compensation', 100, OptimizerConfig('adam', 2e-3)),
+            tuning=TuningConfig('compensation', 80, OptimizerConfig('adam', 2e-3)),
         )
         return cls(generator, method.replace(**overrides))
 

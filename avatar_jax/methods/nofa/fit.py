@@ -279,6 +279,11 @@ def with_settings(
     return replace(config, method=replace(method, **changes))
 
 
+def _plain(config: ModelConfig) -> ModelConfig:
+    """The configuration without what only the tuning reads, so that other settings share the compiled programs."""
+    return with_settings(config, pivot='encoder', settings=TuningConfig('none'))
+
+
 def fit_people(
     variables: Mapping[str, Any],
     config: ModelConfig,
@@ -314,14 +319,15 @@ def fit_people(
             losses.check_mouths(landmarks, config.img_resolution, [portrait.source or 'portrait'])
     count, start_key = len(portraits), jax.random.key(0) if key is None else key
     keys = jax.vmap(lambda i: jax.random.fold_in(start_key, i))(jnp.arange(count))
-    problems = _pose_all(bank, _stacked(portraits), config=config)
+    plain = _plain(config)
+    problems = _pose_all(bank, _stacked(portraits), config=plain)
     pivots = None
     if config.method.pivot == 'search':
         pivots, rows = _search_all(
-            variables, problems, bank, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), config=config
+            variables, problems, bank, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), config=plain
         )
     else:
-        rows = _encode_all(variables, problems.image[:, 0], config=config)
+        rows = _encode_all(variables, problems.image[:, 0], config=plain)
     tuned = None
     if settings.tune != 'none':
         first = _first_params(variables, settings.tune)
@@ -371,9 +377,10 @@ def _stacked(portraits: list[Portrait]) -> Portrait:
 def _finished(variables, config, portrait, bank, weights, problem, ws, tuned, pivot) -> Fitted:
     tune = config.method.tuning.tune
     first = _first_params(variables, tune) if tune != 'none' else None
-    before = _assess(variables, problem, ws, bank, first, config=config, tune=tune)[2]
+    plain = _plain(config)
+    before = _assess(variables, problem, ws, bank, first, config=plain, tune=tune)[2]
     params = first if tuned is None else tuned.params
-    volume, image, scores = _assess(variables, problem, ws, bank, params, config=config, tune=tune)
+    volume, image, scores = _assess(variables, problem, ws, bank, params, config=plain, tune=tune)
     own = _own_variables(variables, config, params, tune)
     renderer = own['params']['generator'] if tune == 'generator' else None
     avatar = make_avatar(config, portrait, volume, weights, renderer)

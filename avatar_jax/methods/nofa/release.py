@@ -19,6 +19,16 @@ from avatar_jax.models.gfpgan import GFPGANConfig, abstract_gfpgan
 from avatar_jax.models.styleunet_files import to_flat, to_tree
 
 CONTAINERS = ('params_ema', 'params')
+"""Parts of the file that hold a network, the preferred one first."""
+
+
+def gfpgan_part(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The network's entries of a file with containers, or all of a plain state dict."""
+    for name in CONTAINERS:
+        inside = {k.removeprefix(f'{name}.'): v for k, v in flat.items() if k.startswith(f'{name}.')}
+        if inside:
+            return inside
+    return dict(flat)
 
 
 def gfpgan_collection(key: str) -> str:
@@ -48,11 +58,12 @@ def gfpgan_config_of(flat: Mapping[str, np.ndarray]) -> GFPGANConfig:
 
 
 def gfpgan_variables(flat: Mapping[str, np.ndarray], source: str = 'restoration file') -> tuple[dict, GFPGANConfig]:
-    """Variables and sizes of a GFPGAN from its state dict.
+    """Variables and sizes of a GFPGAN from its state dict, or from a file that holds one or two (``gfpgan_part``).
 
     Raises:
         UserError: it is another network, or entries are missing or of other shapes.
     """
+    flat = gfpgan_part(flat)
     config = gfpgan_config_of(flat)
     parts: dict[str, dict[str, np.ndarray]] = {}
     for key, value in flat.items():

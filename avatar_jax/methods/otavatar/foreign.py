@@ -160,7 +160,7 @@ def _model_config(source: ForeignNetwork, generator: Flat, controller: Flat) -> 
     shape = from_shapes(generator, variant, str(source.raw.path))
     part = _config_of(controller, shape.num_ws, source.raw.path)
     method = OTAvatarConfig.release().replace(controller=part)
-    return ModelConfig(shape, method, basis=BFM.basis, label_mode='otavatar')
+    return ModelConfig(shape, method, basis=BFM.basis, label_mode='hdtf')
 
 
 def _build(flat: dict[str, np.ndarray]) -> dict[str, Any]:

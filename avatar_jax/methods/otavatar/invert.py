@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.driving.signals import drive_of_rows, still_rows
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.inversion import invert as inversion
 from avatar_jax.inversion import tuning
@@ -23,6 +24,7 @@ from avatar_jax.inversion.invert import StageResult, Transforms, interpolate
 from avatar_jax.inversion.tuning import LocalityConfig, TuningConfig
 from avatar_jax.losses.distance import distance_kind, distance_of
 from avatar_jax.losses.perception import PerceptionBank
+from avatar_jax.methods.base import method
 from avatar_jax.methods.otavatar import losses
 from avatar_jax.methods.otavatar.controller import MotionCode
 from avatar_jax.methods.otavatar.model import (
@@ -37,7 +39,8 @@ from avatar_jax.methods.otavatar.model import (
     split_trained,
     w_avg,
 )
-from avatar_jax.methods.otavatar.objective import portrait_loss, prepare_targets, view_terms
+from avatar_jax.methods.otavatar.objective import image_terms, portrait_loss, prepare_targets, view_terms
+from avatar_jax.methods.render import side_labels, stream
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
@@ -47,6 +50,7 @@ from avatar_jax.types import Avatar, Portrait
 
 PyTree = Any
 STEPS_PER_CALL = 10
+LARGE = 256  # pixels from which a step takes long enough to be shown by itself
 
 
 @flax.struct.dataclass
@@ -60,6 +64,7 @@ class Inversion:
         terms: final value of each loss term, at the reconstruction.
         psnr, psnr_raw: dB between portrait and reconstruction (the portrait averaged to its size).
         psnr_mask: dB inside the portrait's mask; NaN without one.
+        views: [3,S,S,3] from the portrait's side and from both others (``methods.render.side_labels``), if rendered.
     """
 
     avatar: Avatar
@@ -70,6 +75,7 @@ class Inversion:
     psnr: jax.Array
     psnr_raw: jax.Array
     psnr_mask: jax.Array
+    views: np.ndarray | None = None
 
 
 def transforms(config: ModelConfig) -> Transforms:
@@ -123,7 +129,18 @@ def assess(
     generator = network(variables, 'generator') if generator is None else generator
     ws = driven_codes(code[None], motion, config, variables, clamp=False)
     views = render_views(generator, config.generator, ws, correct_intrinsics(label, bias)[None])
-    image, raw = jnp.clip(views.image, -1, 1), jnp.clip(views.raw, -1, 1)
+    return quality_of(config, bank, portrait, targets, jnp.clip(views.image, -1, 1), jnp.clip(views.raw, -1, 1))
+
+
+def quality_of(
+    config: ModelConfig,
+    bank: PerceptionBank,
+    portrait: Portrait,
+    targets: Mapping[str, Any],
+    image: jax.Array,
+    raw: jax.Array,
+) -> dict[str, Any]:
+    """The fields ``image`` ... ``psnr_mask`` of ``Inversion`` from the rendered portrait [1,S,S,3] and [1,R,R,3]."""
     target = jnp.asarray(portrait.image)[None]
     pictures = {size: to_unit(match_size(target, size)) for size in (image.shape[1], raw.shape[1])}
     mask = portrait.mask
@@ -137,7 +154,7 @@ def assess(
     return {
         'image': image[0],
         'raw': raw[0],
-        'terms': view_terms(bank, config, views, targets),
+        'terms': image_terms(bank, config, raw, image, targets),
         **{k: jnp.asarray(v) for k, v in scores.items()},
     }
 
@@ -223,13 +240,31 @@ def _advance(shared, people, first, tied, *, config, stage, count, sr, jitter, d
     return over_devices(all_of, devices)((*shared, first, tied), people)
 
 
-@partial(jax.jit, static_argnames=('config', 'devices'))
-def _assess_all(shared, people, *, config, devices):
-    def all_of(shared, people):
-        variables, bank = shared
-        return jax.vmap(lambda p, c, b: assess(variables, config, p, bank, c, b))(*people)
+@partial(jax.jit, static_argnames='config')
+def _quality(bank, portrait, image, raw, *, config):
+    landmarks = None if portrait.landmarks is None else jnp.asarray(portrait.landmarks)[None]
+    targets = prepare_targets(bank, config, jnp.asarray(portrait.image)[None], landmarks)
+    return quality_of(config, bank, portrait, targets, image[None], raw[None])
 
-    return over_devices(all_of, devices)(shared, people)
+
+def shown(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    portrait: Portrait,
+    bank: PerceptionBank,
+    avatar: Avatar,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, Any]:
+    """What the avatar makes of its portrait, from its own side and from both others: the fields ``image`` ... ``views``
+    of ``Inversion``. All of them, and frames of an animation, are rendered by one program.
+    """
+    owner = method(METHOD)
+    labels = side_labels(portrait)
+    drive = drive_of_rows(owner, config, np.repeat(still_rows(portrait), len(labels), 0))
+    parts = list(stream(owner, variables, config, avatar, drive, labels, devices=devices))
+    views, raw = (np.concatenate([getattr(part, name) for part in parts]) for name in ('rgb', 'raw'))
+    plain = portrait.replace(source='', basis='', shape=None)  # one program for all people
+    return {**_quality(bank, plain, views[0], raw[0], config=config), 'views': views}
 
 
 def invert_people(
@@ -254,6 +289,25 @@ def invert_people(
         ``fold_in(key, index)``: portraits of whom more is known do not lose it in the company of others.
     """
     bank = PerceptionBank() if bank is None else bank
+    made = avatars_of(variables, config, portraits, bank, key, weights=weights, on_step=on_step, devices=devices)
+    return [
+        Inversion(avatar, stages, **shown(variables, config, portrait, bank, avatar, devices))
+        for portrait, (avatar, stages) in zip(portraits, made, strict=True)
+    ]
+
+
+def avatars_of(
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    portraits: Sequence[Portrait],
+    bank: PerceptionBank,
+    key: jax.Array | None = None,
+    *,
+    weights: str = '',
+    on_step: Callable[[int, float], None] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> list[tuple[Avatar, list[StageResult]]]:
+    """``invert_people`` without looking at the result: avatars and the results of their stages."""
     groups, found = alike(portraits), [None] * len(portraits)
     for k, numbers in enumerate(groups):
 
@@ -279,8 +333,8 @@ def _invert_alike(
     weights: str,
     on_step: Callable[[int, float], None] | None,
     devices: Sequence[jax.Device] | None,
-) -> list[Inversion]:
-    """``invert_people`` of portraits of whom the same is known; ``numbers`` are theirs among all."""
+) -> list[tuple[Avatar, list[StageResult]]]:
+    """``avatars_of`` portraits of whom the same is known; ``numbers`` are theirs among all."""
     devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
     count = -(-len(portraits) // len(devices)) * len(devices)  # the last one fills up
     people = stack_portraits([*portraits, *[portraits[-1]] * (count - len(portraits))])
@@ -300,7 +354,8 @@ def _invert_alike(
         outs = []
         for begin, length, sr in inversion.phases(stage):
             states = jax.vmap(inversion.begin_phase)(states)
-            steps = max(n for n in range(1, STEPS_PER_CALL + 1) if length % n == 0)
+            most = 1 if config.img_resolution >= LARGE else STEPS_PER_CALL
+            steps = max(n for n in range(1, most + 1) if length % n == 0)
             for first in range(begin, begin + length, steps):
                 states, out = _advance(
                     shared,
@@ -327,13 +382,10 @@ def _invert_alike(
         result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
         codes, biases = result.code, result.bias
         results.append(result)
-    quality = _assess_all(shared, (people, codes, biases), config=config, devices=devices)
-    found = []
-    for i, portrait in enumerate(portraits):
-        own, stage_results = jax.tree.map(lambda x, i=i: x[i], (quality, results))
-        avatar = make_avatar(config, portrait, codes[i], biases[i], weights)
-        found.append(Inversion(avatar, stage_results, **own))
-    return found
+    return [
+        (make_avatar(config, p, codes[i], biases[i], weights), jax.tree.map(lambda x, i=i: x[i], results))
+        for i, p in enumerate(portraits)
+    ]
 
 
 def num_steps(config: ModelConfig) -> int:

@@ -69,7 +69,7 @@ class ModelConfig:
     @property
     def conventions(self) -> Conventions:
         """Of the pictures that the weights know: heads before white."""
-        return Conventions(self.basis, self.label_mode, 'white', 'clip' if self.label_mode == 'otavatar' else 'eg3d')
+        return Conventions(self.basis, self.label_mode, 'white', 'clip' if self.label_mode == 'hdtf' else 'five_points')
 
     def __post_init__(self):
         check = Check(self)

@@ -50,9 +50,16 @@ def view_terms(
     bank: PerceptionBank, config: ModelConfig, views: Views, targets: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
     """Weighted image terms of N views, averaged over them; those of 'sr' where the views have an image."""
-    terms = losses.image_terms(bank, config.method.loss, views.raw, targets['raw'], 'raw')
-    if views.image is not None:
-        terms |= losses.image_terms(bank, config.method.loss, views.image, targets['sr'], 'sr')
+    return image_terms(bank, config, views.raw, views.image, targets)
+
+
+def image_terms(
+    bank: PerceptionBank, config: ModelConfig, raw: jax.Array, image: jax.Array | None, targets: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """``view_terms`` of pictures: raw [N,R,R,3] and, where there are some, super-resolved [N,S,S,3]."""
+    terms = losses.image_terms(bank, config.method.loss, raw, targets['raw'], 'raw')
+    if image is not None:
+        terms |= losses.image_terms(bank, config.method.loss, image, targets['sr'], 'sr')
     return terms
 
 

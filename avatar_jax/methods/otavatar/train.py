@@ -19,7 +19,7 @@ from einops import rearrange
 from avatar_jax.inversion.decoupling import Optimizers, decoupling_iteration
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.otavatar.controller import MotionCode
-from avatar_jax.methods.otavatar.invert import invert_people
+from avatar_jax.methods.otavatar.invert import avatars_of
 from avatar_jax.methods.otavatar.model import (
     ModelConfig,
     driven_codes,
@@ -221,8 +221,7 @@ def sample_sheet(
     count, frames = batch['windows'].shape[:2]
     averaged, raw = (jax.tree.map(jnp.asarray, variables_of(state, a)) for a in (True, False))
     portraits = [_portrait(batch, i) for i in range(count)]
-    found = invert_people(averaged, config, portraits, bank)
-    identities = [f.avatar.identity for f in found]
+    identities = [avatar.identity for avatar, _ in avatars_of(averaged, config, portraits, bank)]
     codes, biases = (jnp.repeat(jnp.stack([i[k] for i in identities]), frames, 0) for k in ('code', 'bias'))
     windows, labels = (batch[k].reshape(count * frames, *batch[k].shape[2:]) for k in ('windows', 'labels'))
     target = jnp.asarray(batch['images'].reshape(count * frames, *batch['images'].shape[2:]))

@@ -1,0 +1,290 @@
+"""From the video of one person to an avatar: trains the personal basis, then the generator, and measures the result."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avatar_jax.errors import UserError
+from avatar_jax.losses.perception import PerceptionBank
+from avatar_jax.methods.base import Built, Source
+from avatar_jax.methods.hfagp import losses, scores, train
+from avatar_jax.methods.hfagp import model as models
+from avatar_jax.methods.hfagp.batches import PersonFrames, check_video, training_batch
+from avatar_jax.methods.hfagp.config import METHOD, ModelConfig
+from avatar_jax.methods.hfagp.prior import knows_a_person, with_person
+from avatar_jax.methods.hfagp.video import fitted, source_video
+from avatar_jax.train.state import TrainState
+from avatar_jax.types import Avatar, Camera
+
+if TYPE_CHECKING:
+    from avatar_jax.methods.hfagp.method import BuildOptions
+    from avatar_jax.methods.model import Model
+
+EVERY = 10  # steps between two reports
+_UNITS = {'s': 1, 'm': 60, 'h': 3600}
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of '90s', '20m' or '2h'."""
+    found = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([smh])\s*', text)
+    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise UserError(f'--budget {text}: give a time like 90s, 20m or 2h')
+    return seconds
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the generator is tuned, and when training ends.
+
+    Attributes:
+        steps: at most so many. frozen: in so many the generator is frozen; None: for the share ``frozen_share`` of the
+            time. seconds: of all; None: no limit.
+    """
+
+    steps: int | None
+    frozen: int | None
+    frozen_share: float
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, config: ModelConfig, options: BuildOptions) -> Schedule:
+        """What the options ask for.
+
+        Raises:
+            UserError: numbers out of their range.
+        """
+        known = config.method.train
+        if options.steps is not None and options.steps < (0 if options.further else 1):
+            raise UserError(f'--steps {options.steps}: must be at least 1')
+        if options.frozen_steps is not None and options.frozen_steps < 0:
+            raise UserError(f'--frozen-steps {options.frozen_steps}: must not be negative')
+        if not 0 <= options.unseen <= 0.9:
+            raise UserError(f'--unseen {options.unseen}: must lie between 0 and 0.9')
+        share = min(1.0, known.tune_iter / known.iterations) if known.iterations else 1.0
+        if options.budget:
+            return cls(options.steps, options.frozen_steps, share, seconds_of(options.budget))
+        steps = known.iterations if options.steps is None else options.steps
+        frozen = math.ceil(share * steps) if options.frozen_steps is None else options.frozen_steps
+        return cls(steps, frozen, share)
+
+    def ended(self, done: int, elapsed: float) -> bool:
+        """Whether training is over."""
+        return (self.steps is not None and done >= self.steps) or (self.seconds is not None and elapsed >= self.seconds)
+
+    def tunes(self, done: int, elapsed: float) -> bool:
+        """Whether the generator is tuned from now on."""
+        if self.frozen is not None:
+            return done >= self.frozen
+        return elapsed >= self.frozen_share * self.seconds
+
+    @property
+    def length(self) -> int:
+        """For showing progress: the number of steps, or of seconds."""
+        return max(1, math.ceil(self.seconds) if self.seconds is not None else self.steps)
+
+    def progress(self, done: int, elapsed: float) -> int:
+        """How far training is, of ``length``."""
+        return min(self.length, int(elapsed) if self.seconds is not None else done)
+
+
+def num_steps(model: Model, options: BuildOptions) -> int:
+    """Steps of a training; with a budget its seconds."""
+    return Schedule.of(configured(model.config, options), options).length
+
+
+def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
+    """The model's configuration with the drivers and the basis that the options ask for."""
+    method = config.method
+    if options.drivers:
+        method = replace(method, drivers=tuple(options.drivers))
+    if options.basis_size is not None:
+        method = replace(method, basis=replace(method.basis, size=options.basis_size))
+    return replace(config, method=method)
+
+
+def build(
+    model: Model,
+    source: Source,
+    options: BuildOptions,
+    *,
+    bank: PerceptionBank,
+    key: jax.Array | None,
+    on_step: Callable[..., None],
+) -> Built:
+    """Trains an avatar on a video; see the module.
+
+    Args:
+        bank: LPIPS, if it is there, is a term of the loss.
+        key: draws fresh networks, the order of the frames and the samples along rays; None: as ``jax.random.key(0)``.
+        on_step: gets the number of steps (with a budget: of seconds), ``loss`` and ``psnr``.
+
+    Raises:
+        UserError: the video is too short or lacks what a driver needs, options do not fit, the loss became NaN.
+    """
+    began = time.monotonic()
+    key = jax.random.key(0) if key is None else key
+    config = configured(model.config, options)
+    schedule = Schedule.of(config, options)
+    losses.network_of(config.method.loss, bank)
+    method = config.method
+    with source_video(source, method.drivers, method.loss.size, options.unseen) as video:
+        config = fitted(config, video, not options.further)
+        check_video(config, video)
+        variables = with_person(model.variables, config, key, options.further, model.path or 'weights')
+        before = config.method.train.iterations if options.further else 0
+        trained = optimise(config, variables, video, bank, schedule, key, began, on_step, before)
+        variables, config = trained.variables, trained.config
+        kept = measured(variables, config, video)
+        label = video.labels[0]
+        notes = [f'{source.name}: {note}' for note in video.notes]
+    _, differing = models.checked_per_video(variables, config)
+    tuned = trained.frozen < trained.steps or options.further
+    identity = models.identity_of(variables, tuned)
+    camera = Camera.from_label(label)
+    avatar = Avatar(identity, camera, METHOD, config, config.basis, model.sha256, source.name)
+    return Built(
+        avatar,
+        scores=flat_scores(kept),
+        curves=trained.curves,
+        report={
+            'drivers': list(config.method.drivers),
+            'steps': trained.steps,
+            'frozen_steps': trained.frozen,
+            'seconds_with_compilation': time.monotonic() - began,
+            'frames': {'train': len(video.train), 'unseen': len(video.test)},
+            'basis_size': config.method.basis.size,
+            'began_with': 'the person in the weights' if options.further else 'fresh basis and encoder',
+            'perceptual': losses.report(config.method.loss, bank),
+            'scores': kept,
+        },
+        notes=(*notes, *differing, *_warnings(model, options, kept)),
+    )
+
+
+def _warnings(model: Model, options: BuildOptions, kept: dict[str, Any]) -> list[str]:
+    """What the maker of an avatar should know."""
+    found = []
+    if knows_a_person(model.variables) and not options.further:
+        found.append('the weights know a person already: their generator was taken, tuned as it is')
+    for driver, parts in kept.items():
+        if parts.get('unseen') and parts['train']['psnr'] - parts['unseen']['psnr'] > 6:
+            found.append(
+                f'{driver}: frames that were not trained on are shown much worse ({parts["unseen"]["psnr"]:.1f} dB, '
+                f'others {parts["train"]["psnr"]:.1f}); a longer video with more expressions helps'
+            )
+    return found
+
+
+def measured(variables: Any, config: ModelConfig, video: PersonFrames) -> dict[str, dict[str, dict[str, float]]]:
+    """Driver -> 'train' and 'unseen' -> ``scores.measure``."""
+    parts = {'train': video.train, 'unseen': video.test}
+    return {
+        driver: {part: scores.measure(variables, config, video, driver, numbers) for part, numbers in parts.items()}
+        for driver in config.method.drivers
+    }
+
+
+def flat_scores(kept: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Scores by one name each; ``psnr`` is that of the first driver on unseen frames, or else on all."""
+    flat = {
+        f'{part}_{name}_{driver}': value
+        for driver, parts in kept.items()
+        for part, values in parts.items()
+        for name, value in values.items()
+    }
+    first = next(iter(kept.values()))
+    return {'psnr': (first['unseen'] or first['train'])['psnr'], **flat}
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What ``optimise`` gives: variables; the configuration with the steps that were done; ``frozen`` of them without
+    the generator; curves by name.
+    """
+
+    variables: Any
+    config: ModelConfig
+    steps: int
+    frozen: int
+    curves: dict[str, np.ndarray]
+
+
+def optimise(
+    config: ModelConfig,
+    variables: Any,
+    video: PersonFrames,
+    bank: PerceptionBank | None,
+    schedule: Schedule,
+    key: jax.Array,
+    began: float,
+    on_step: Callable[..., None],
+    before: int = 0,
+) -> Trained:
+    """Both stages on one device.
+
+    Args:
+        began: ``time.monotonic()`` from which the schedule's time counts.
+        before: steps that the variables were trained for already: sound is smoothed in time from a certain step on.
+    """
+    seed = int(jax.random.bits(key) >> 1)
+    frozen = {'bank': bank if losses.network_of(config.method.loss, bank) == 'lpips' else None}
+    # A copy, because the step overwrites it.
+    state = train.init_state(config, jax.tree.map(lambda x: jnp.array(x, copy=True), variables))
+    known, done, tuned_from = config.method.train, 0, None
+    curves: list[Any] = []
+    while not schedule.ended(done, time.monotonic() - began):
+        if tuned_from is None and schedule.tunes(done, time.monotonic() - began):
+            tuned_from = done
+        stage = replace(known, tune_iter=before + done + 1 if tuned_from is None else 0)
+        frames = train.frame_numbers(known, seed, done, len(video.train))
+        batch = training_batch(
+            video, frames, config.method.loss.size, config.method.drivers, train.smooths(known, before + done)
+        )
+        state, metrics = _step(config, seed, state, train.with_stage(stage, batch, before + done), frozen)
+        done += 1
+        curves.append({name: metrics[name] for name in ('loss', 'psnr', 'mse')})
+        if done % EVERY == 0:
+            _report(curves, done, schedule, began, on_step)
+    if curves:
+        _report(curves, done, schedule, began, on_step)
+    on_step(schedule.length)
+    frozen_steps = done if tuned_from is None else tuned_from
+    final = replace(known, iterations=before + done, tune_iter=frozen_steps)
+    rows = jax.device_get(curves)
+    return Trained(
+        train.variables_of(state),
+        replace(config, method=replace(config.method, train=final)),
+        done,
+        frozen_steps,
+        {name: np.array([row[name] for row in rows], np.float32) for name in ('loss', 'psnr', 'mse')},
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _step(config: ModelConfig, seed: int, state: TrainState, batch: Any, frozen: Any) -> Any:
+    return train.train_step(config, seed, state, batch, frozen)
+
+
+def _report(curves: list[Any], done: int, schedule: Schedule, began: float, on_step: Callable[..., None]) -> None:
+    """Says how far it is; ends a training whose loss is no number."""
+    curves[-EVERY:] = jax.device_get(curves[-EVERY:])
+    last = curves[-1]
+    if not np.isfinite(last['loss']):
+        raise UserError(
+            f'the loss became {last["loss"]} in step {done}; give the weights or the video again, or --steps'
+        )
+    on_step(schedule.progress(done, time.monotonic() - began), loss=float(last['loss']), psnr=float(last['psnr']))

@@ -1,0 +1,69 @@
+"""From portraits to avatars of NOFA, with a report: ``fit`` behind the interface of all methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from avatar_jax.losses.perception import PerceptionBank
+from avatar_jax.methods.base import Built, Source
+from avatar_jax.methods.nofa import fit, losses
+from avatar_jax.methods.nofa.config import ModelConfig
+
+if TYPE_CHECKING:
+    from avatar_jax.methods.model import Model
+    from avatar_jax.methods.nofa.method import BuildOptions
+
+
+def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
+    """The model's configuration with the fit that the options ask for. Raises ``UserError``."""
+    settings = config.method.tuning
+    if options.tune is not None:
+        settings = dataclasses.replace(settings, tune=options.tune)
+    if options.fit_steps is not None:
+        settings = dataclasses.replace(settings, steps=options.fit_steps)
+    return fit.with_settings(config, pivot=options.pivot, settings=settings)
+
+
+def num_steps(model: Model, options: BuildOptions) -> int:
+    """Steps of the fit; 1 for the forward pass alone."""
+    return max(fit.steps_of(configured(model.config, options)), 1)
+
+
+def networks(config: ModelConfig, bank: PerceptionBank) -> dict[str, str]:
+    """What the losses of the fit look through, in words."""
+    return losses.networks(config.method.loss, bank)
+
+
+def build(model: Model, source: Source, options: BuildOptions, **tools: Any) -> Built:
+    """The avatar of one portrait; see ``build_many``."""
+    return build_many(model, [source], options, **tools)[0]
+
+
+def build_many(
+    model: Model,
+    sources: Sequence[Source],
+    options: BuildOptions,
+    *,
+    bank: PerceptionBank,
+    key: jax.Array | None,
+    on_step: Callable[..., None],
+) -> list[Built]:
+    """Avatars of several portraits side by side (``fit.fit_people``). ``key``: jitters the samples along the rays."""
+    config = configured(model.config, options)
+    portraits = [source.portraits[0] for source in sources]
+    found = fit.fit_people(model.variables, config, portraits, bank, key, weights=model.sha256, on_step=on_step)
+    built = []
+    for portrait, fitted in zip(portraits, found, strict=True):
+        report = {**fitted.report(), 'networks': networks(config, bank), 'fitted': config.method.tuning.tune}
+        curves = {} if fitted.tuned is None else {'loss': np.asarray(fitted.tuned.curve)}
+        missing = [name for name in ('expression', 'shape') if getattr(portrait, name) is None]
+        notes = ()
+        if missing:
+            notes = (f'{portrait.source or "portrait"}: {" and ".join(missing)} were not measured: taken as neutral',)
+        built.append(Built(fitted.avatar, dict(fitted.scores), curves, report, notes))
+    return built

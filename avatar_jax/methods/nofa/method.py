@@ -1,0 +1,54 @@
+"""NOFA: NeRF-based one-shot facial avatar reconstruction (SIGGRAPH 2023).
+
+An encoder finds the picture's code in W+ of a tri-plane generator, a compensation network adds to the planes what the
+code lost, a deformation field moves the points by coefficients; a quick fit of the compensation network to the one
+picture makes it the person.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from avatar_jax.methods.base import Method, Training, later, option
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a portrait becomes an avatar; fields are keywords of ``Model.build`` and flags of ``avatar-jax invert``."""
+
+    tune: str | None = option(
+        None,
+        'what is fitted to the person after the forward pass (default: as the weights say)',
+        choices=('compensation', 'generator', 'none'),
+    )
+    pivot: str | None = option(
+        None, 'the code that this starts from: of the encoder, or of a search in W', choices=('encoder', 'search')
+    )
+    fit_steps: int | None = option(None, 'steps of that fit (default: as the weights say)')
+
+
+METHOD = Method(
+    name='nofa',
+    title='NOFA',
+    config=later('avatar_jax.methods.nofa.config:ModelConfig.from_dict'),
+    load=later('avatar_jax.methods.nofa.model:load_model'),
+    save=later('avatar_jax.methods.nofa.model:save_model'),
+    init=later('avatar_jax.methods.nofa.model:init'),
+    abstract=later('avatar_jax.methods.nofa.model:abstract'),
+    sources=('portrait',),
+    build=later('avatar_jax.methods.nofa.build:build'),
+    build_many=later('avatar_jax.methods.nofa.build:build_many'),
+    build_options=BuildOptions,
+    steps=later('avatar_jax.methods.nofa.build:num_steps'),
+    signals=('expression',),
+    frame=later('avatar_jax.methods.nofa.model:frame'),
+    networks=later('avatar_jax.methods.nofa.build:networks'),
+    trainings={
+        'stages': Training(
+            config=later('avatar_jax.methods.nofa.training:run_config'),
+            start=later('avatar_jax.methods.nofa.training:start'),
+            program=later('avatar_jax.methods.nofa.training:program'),
+            example='configs/nofa_heads.py',
+        )
+    },
+)

@@ -1,0 +1,182 @@
+"""A training run of one of NOFA's stages: networks, data and step, as ``train.runner`` wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avatar_jax.configure import from_plain, to_plain
+from avatar_jax.errors import UserError
+from avatar_jax.io.foreign import read
+from avatar_jax.io.weights import check_config, weight_file
+from avatar_jax.losses.networks import bank_of
+from avatar_jax.methods.eg3d.files import load_generator
+from avatar_jax.methods.nofa import losses, model
+from avatar_jax.methods.nofa import train as training
+from avatar_jax.methods.nofa.config import ModelConfig
+from avatar_jax.methods.nofa.release import gfpgan_variables
+from avatar_jax.methods.nofa.teacher import Teacher
+from avatar_jax.methods.nofa.train import Frozen, RunConfig
+from avatar_jax.models.e4e_files import with_backbone
+from avatar_jax.render.cameras import orbit_labels
+from avatar_jax.train.program import Program
+from avatar_jax.train.runner import Run, devices_for
+from avatar_jax.train.state import TrainState
+
+FRAMES = 2  # of a person: source and target
+
+
+def run_config(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run from plain values."""
+    return from_plain(RunConfig, values)
+
+
+def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
+    """A run that is ready to begin; see ``methods.base.Training``."""
+    settings, stage = config.model, config.model.method.train.stage(config.stage)
+    field = f'model.method.train.{config.stage}.batch_size'
+    devices = devices_for(config.parallel, stage.batch_size, field)
+    variables, digest = first_variables(config)
+    frozen = frozen_of(config)
+    notes: list[str] = []
+    conventions = getattr(settings, 'conventions', None) or conventions_of(settings)
+    source = streams.clips(config.data, settings.img_resolution, conventions, notes)
+    for note in () if quiet else notes:
+        print(note)
+    data = SimpleNamespace(**to_plain(config.data), cameras='any', num_workers=0)
+
+    def arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return training.with_host_arrays(settings, config.stage, batch)
+
+    def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
+        for batch in streams.pairs(source, data, stage.batch_size, config.seed, 'uniform', first):
+            yield arrays(batch)
+
+    shown: list[dict[str, Any]] = []
+
+    def sample(state: TrainState, done: int) -> Any:
+        del done
+        if not shown:
+            shown.append({k: v[: config.output.sample_people] for k, v in streams.first(batches(0)).items()})
+        return training.sample_sheet(settings, state, shown[0])
+
+    def export(state: TrainState, folder: Path, provenance: dict[str, Any]) -> None:
+        path = folder / 'weights.safetensors'
+        model.save_model(path, training.variables_of(state), settings, provenance, config.storage)
+
+    networks = losses.networks(settings.method.loss, frozen.bank)
+    return Run(
+        state=training.init_state(settings, variables, config.stage, config.seed),
+        step=lambda kind: _step(config),
+        batches=batches,
+        export=export,
+        batch_size=stage.batch_size,
+        unit='people',
+        images_per_step=stage.batch_size * FRAMES,
+        constants=frozen,
+        bound={'networks': networks, 'init': digest},
+        provenance={'stage': config.stage, 'data': to_plain(config.data), 'networks': networks, 'init': digest},
+        sample=sample if config.output.sample_people else None,
+        headline='psnr',
+        bf16=settings.generator.dtype == 'bfloat16',
+        devices=devices,
+    )
+
+
+def conventions_of(settings: ModelConfig) -> Any:
+    """What the pictures and cameras of the data have to be like."""
+    from avatar_jax.faces.conventions import of_model
+
+    return of_model(settings)
+
+
+def _step(config: RunConfig):
+    def step(state, batch, frozen, axis_name):
+        return training.train_step(config.model, config.stage, config.seed, state, batch, frozen, axis_name)
+
+    return step
+
+
+def first_variables(config: RunConfig) -> tuple[dict[str, Any], str]:
+    """The variables that a run starts from, and what identifies them.
+
+    Raises:
+        UserError: a file that does not fit the configuration.
+    """
+    settings, key = config.model, jax.random.key(config.seed)
+    if config.init:
+        variables, found, digest, _ = model.load_model(weight_file(config.init))
+        a, b = ({k: v for k, v in to_plain(c).items() if k == 'generator'} for c in (found, settings))
+        check_config(config.init, a, b)
+        return variables, digest
+    generator, digest = None, ''
+    if config.generator:
+        generator, theirs, digest = load_generator(config.generator)
+        model.check_generator(settings.generator, theirs, config.generator)
+    variables = model.init(settings, key, generator)
+    if config.backbone:
+        encoder = with_backbone(model.network(variables, 'encoder'), read(config.backbone).tensors, config.backbone)
+        variables = model.with_network(variables, 'encoder', encoder)
+    return variables, digest
+
+
+def frozen_of(config: RunConfig) -> Frozen:
+    """Networks of the losses, and the teacher.
+
+    Raises:
+        UserError: a teacher without its file, or a file that no teacher reads.
+    """
+    train = config.model.method.train
+    bank = bank_of(config.perception, config.model.img_resolution, config.stand_ins)
+    if config.teacher and train.teacher != 'gfpgan':
+        raise UserError(
+            f"teacher: {config.teacher} is read with model.method.train.teacher='gfpgan' only; leave it out"
+        )
+    if not config.teacher:
+        return Frozen(bank, Teacher.create(train.teacher, train.align_teacher))
+    variables, network = gfpgan_variables(read(config.teacher).tensors, config.teacher)
+    return Frozen(bank, Teacher.create(train.teacher, train.align_teacher, variables, network))
+
+
+def program(config: RunConfig) -> Program:
+    """The step of the stage with made-up data, for measuring and counting."""
+    settings, stage = config.model, config.model.method.train.stage(config.stage)
+    size, rendering = settings.img_resolution, settings.generator.rendering
+
+    def make_batch(rows: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        labels = orbit_labels(rows * FRAMES, rendering.avg_camera_radius, rendering.avg_camera_pivot)
+        marks = rng.uniform(0.3 * size, 0.7 * size, (rows, FRAMES, 68, 2)).astype(np.float32)
+        batch = {
+            'images': rng.uniform(-1, 1, (rows, FRAMES, size, size, 3)).astype(np.float32),
+            'landmarks': marks,
+            'labels': np.asarray(labels, np.float32).reshape(rows, FRAMES, 25),
+            'windows': rng.uniform(0, 0.3, (rows, FRAMES, 27, 70)).astype(np.float32),
+            'identity': rng.normal(size=(rows, 192)).astype(np.float32),
+        }
+        return training.with_host_arrays(settings, config.stage, batch)
+
+    def make_state() -> TrainState:
+        variables = model.init(settings, jax.random.key(config.seed))
+        return training.init_state(settings, variables, config.stage, config.seed)
+
+    constants = partial(frozen_of, config)
+    return Program(
+        name=f'NOFA, {config.stage}',
+        variants=((1.0, 'step', _step(config)),),
+        make_state=make_state,
+        abstract_state=lambda: jax.eval_shape(make_state),
+        make_constants=constants,
+        abstract_constants=lambda: jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), constants()),
+        make_batch=make_batch,
+        images_per_row=FRAMES,
+        batch=stage.batch_size,
+        bf16=settings.generator.dtype == 'bfloat16',
+    )
