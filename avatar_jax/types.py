@@ -7,7 +7,7 @@ Optional arrays are ``None`` when they were not measured.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ import numpy as np
 from flax import struct
 
 from avatar_jax.ops.windows import window_indices
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Array = jax.Array | np.ndarray
 
@@ -28,18 +31,18 @@ class Camera:
         intrinsics: [3, 3], normalised by the image size (focal 4.2647 and principal point 0.5 for EG3D's crop).
     """
 
-    cam2world: Array
-    intrinsics: Array
+    cam2world: Float[Array, '*batch 4 4']
+    intrinsics: Float[Array, '*batch 3 3']
 
     @property
-    def label(self) -> Array:
+    def label(self) -> Float[Array, '*batch 25']:
         """[25] EG3D label: the pose row by row (16), then the intrinsics row by row (9)."""
         xp = np if isinstance(self.cam2world, np.ndarray) and isinstance(self.intrinsics, np.ndarray) else jnp
         lead = self.cam2world.shape[:-2]
         return xp.concatenate([self.cam2world.reshape(*lead, 16), self.intrinsics.reshape(*lead, 9)], axis=-1)
 
     @classmethod
-    def from_label(cls, label: Array) -> Camera:
+    def from_label(cls, label: Float[Array, '*batch 25']) -> Camera:
         """Camera of an EG3D label [..., 25].
 
         Raises:
@@ -68,14 +71,14 @@ class Portrait:
         source: where the picture came from (file name or data set key).
     """
 
-    image: Array
+    image: Float[Array, '*batch height width 3']
     camera: Camera
-    expression: Array | None = None
-    angle: Array | None = None
-    translation: Array | None = None
-    shape: Array | None = None
-    landmarks: Array | None = None
-    mask: Array | None = None
+    expression: Float[Array, '*batch expression'] | None = None
+    angle: Float[Array, '*batch 3'] | None = None
+    translation: Float[Array, '*batch 3'] | None = None
+    shape: Float[Array, '*batch shape'] | None = None
+    landmarks: Float[Array, '*batch 68 2'] | None = None
+    mask: Float[Array, '*batch height width'] | None = None
     basis: str = struct.field(pytree_node=False, default='')
     source: str = struct.field(pytree_node=False, default='')
 
@@ -93,9 +96,9 @@ class Motion:
         source: SHA-256 of what the motion was measured on, or a description of how it was made.
     """
 
-    expression: Array
-    angle: Array
-    translation: Array
+    expression: Float[Array, '*batch frames expression']
+    angle: Float[Array, '*batch frames 3']
+    translation: Float[Array, '*batch frames 3']
     fps: float = struct.field(pytree_node=False, default=25.0)
     basis: str = struct.field(pytree_node=False, default='')
     source: str = struct.field(pytree_node=False, default='')
@@ -106,13 +109,13 @@ class Motion:
         return self.expression.shape[-2]
 
     @property
-    def coefficients(self) -> Array:
+    def coefficients(self) -> Float[Array, '*batch frames coefficients']:
         """[T, 70]: expression, angle, translation side by side."""
         arrays = (self.expression, self.angle, self.translation)
         xp = np if all(isinstance(a, np.ndarray) for a in arrays) else jnp
         return xp.concatenate(arrays, axis=-1)
 
-    def windows(self) -> Array:
+    def windows(self) -> Float[Array, '*batch frames 27 coefficients']:
         """[T, 27, 70]: for each frame the coefficients of its 13 neighbours on both sides (ends are repeated)."""
         index = window_indices(np.arange(self.num_frames), self.num_frames)
         return self.coefficients[..., index, :]
@@ -185,7 +188,7 @@ class Frames:
         opacity: [T, R, R, 1] sum of the ray's weights, in [0, 1].
     """
 
-    rgb: Array
-    raw: Array | None = None
-    depth: Array | None = None
-    opacity: Array | None = None
+    rgb: Float[Array, '*batch height width 3']
+    raw: Float[Array, '*batch raw raw 3'] | None = None
+    depth: Float[Array, '*batch raw raw 1'] | None = None
+    opacity: Float[Array, '*batch raw raw 1'] | None = None

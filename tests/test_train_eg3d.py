@@ -319,9 +319,9 @@ def test_mixed_precision_halves_super_resolution_alone():
 def test_the_fid_at_samples_needs_its_network():
     config = tiny_run()
     output = dataclasses.replace(config.output, fid_images=8)
-    with pytest.raises(UserError, match='output.fid_images: the FID needs the Inception network'):
+    with pytest.raises(UserError, match='inception: .*output.fid_images needs'):
         dataclasses.replace(config, output=output)
-    with pytest.raises(UserError, match='inception: nothing uses it'):
+    with pytest.raises(UserError, match='inception: .*nothing uses it'):
         dataclasses.replace(config, inception='inception.npz')
     assert dataclasses.replace(config, output=output, inception='a.npz').output.fid_images == 8
     with pytest.raises(UserError, match='fid_images: 1'):

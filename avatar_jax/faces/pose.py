@@ -9,9 +9,14 @@ differentiable.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from avatar_jax.ops.arrays import Array, namespace
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 CAMERA_DISTANCE = 10.0  # decimetres between the camera and the head origin
 FOCAL_224 = 1015.0  # pixels at 224 x 224
@@ -26,7 +31,7 @@ def _matrix(xp, rows) -> Array:
     return xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def rotation_matrix(angles: Array) -> Array:
+def rotation_matrix(angles: Float[Array, '*batch 3']) -> Float[Array, '*batch 3 3']:
     """Euler angles to the row-vector rotation ``(Rz Ry Rx)^T``.
 
     Args:
@@ -46,7 +51,7 @@ def rotation_matrix(angles: Array) -> Array:
     return xp.swapaxes(rz @ ry @ rx, -1, -2)
 
 
-def euler_angles(rotation: Array) -> Array:
+def euler_angles(rotation: Float[Array, '*batch 3 3']) -> Float[Array, '*batch 3']:
     """Inverse of ``rotation_matrix`` for |yaw| < 90 degrees: [..., 3, 3] -> [..., 3] radians."""
     xp = namespace(rotation)
     r = xp.swapaxes(xp.asarray(rotation), -1, -2)
@@ -56,18 +61,22 @@ def euler_angles(rotation: Array) -> Array:
     return xp.stack([x, y, z], axis=-1)
 
 
-def transform(points: Array, rotation: Array, translation: Array) -> Array:
+def transform(
+    points: Float[Array, '*batch n 3'], rotation: Float[Array, '*batch 3 3'], translation: Float[Array, '*batch 3']
+) -> Float[Array, '*batch n 3']:
     """``points @ R + t``: [..., N, 3], [..., 3, 3], [..., 3] -> [..., N, 3] (decimetres)."""
     return points @ rotation + translation[..., None, :]
 
 
-def to_camera(points: Array, distance: float = CAMERA_DISTANCE) -> Array:
+def to_camera(points: Float[Array, '*batch 3'], distance: float = CAMERA_DISTANCE) -> Float[Array, '*batch 3']:
     """Viewer coordinates [..., 3] to camera coordinates (x, y, depth = distance - z)."""
     xp = namespace(points)
     return xp.stack([points[..., 0], points[..., 1], distance - points[..., 2]], axis=-1)
 
 
-def project(camera_points: Array, focal: float = FOCAL_224, center: float = CENTER_224) -> Array:
+def project(
+    camera_points: Float[Array, '*batch 3'], focal: float = FOCAL_224, center: float = CENTER_224
+) -> Float[Array, '*batch 2']:
     """Perspective projection to pixels with **v measured upwards**: [..., 3] -> [..., 2]."""
     xp = namespace(camera_points)
     depth = camera_points[..., 2]
@@ -76,19 +85,19 @@ def project(camera_points: Array, focal: float = FOCAL_224, center: float = CENT
     )
 
 
-def to_image_rows(pixels: Array, height: int = IMAGE_SIZE_224) -> Array:
+def to_image_rows(pixels: Float[Array, '*batch 2'], height: int = IMAGE_SIZE_224) -> Float[Array, '*batch 2']:
     """Flips landmark pixels between v-up and row-down: ``row = height - 1 - v`` (its own inverse)."""
     xp = namespace(pixels)
     return xp.stack([pixels[..., 0], height - 1 - pixels[..., 1]], axis=-1)
 
 
-def head_to_world(points: Array) -> Array:
+def head_to_world(points: Float[Array, '*batch 3']) -> Float[Array, '*batch 3']:
     """Head frame (decimetres) to the EG3D volume: ``0.27 p + (0, 0.006, 0.161)``."""
     xp = namespace(points)
     return EG3D_SCALE * points + xp.asarray(EG3D_OFFSET, dtype=points.dtype)
 
 
-def world_to_head(points: Array) -> Array:
+def world_to_head(points: Float[Array, '*batch 3']) -> Float[Array, '*batch 3']:
     """Inverse of ``head_to_world``."""
     xp = namespace(points)
     return (points - xp.asarray(EG3D_OFFSET, dtype=points.dtype)) / EG3D_SCALE

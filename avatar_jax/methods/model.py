@@ -21,9 +21,11 @@ from avatar_jax.driving.signals import drive_of, drive_of_rows, still_parts, sti
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import DEFAULT, KINDS, Built, Method, Source, method, method_with_avatars
 from avatar_jax.methods.render import stream
-from avatar_jax.types import Avatar, Camera, Drive, Frames, Motion, Portrait
+from avatar_jax.types import Array, Avatar, Camera, Drive, Frames, Motion, Portrait
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     from avatar_jax.losses.perception import PerceptionBank
 
 AVATAR_FILE = 'avatar.safetensors'
@@ -119,14 +121,16 @@ class Model:
         return replace(self, config=avatar.config) if self.method.own_config and avatar.config is not None else self
 
     def stream(
-        self, avatar: Avatar, drive: Drive | Motion | np.ndarray, labels: Any, **options: Any
+        self, avatar: Avatar, drive: Drive | Motion | np.ndarray, labels: Float[Array, 'frames 25'], **options: Any
     ) -> Iterator[Frames]:
         """Frames of an avatar, some at a time; see ``methods.render.stream`` for the options."""
         check_weights(avatar, self)
         own = self.of(avatar)
         return stream(self.method, self.variables, own.config, avatar, own.drive(drive), labels, **options)
 
-    def frames(self, avatar: Avatar, drive: Drive | Motion | np.ndarray, labels: Any, **options: Any) -> Frames:
+    def frames(
+        self, avatar: Avatar, drive: Drive | Motion | np.ndarray, labels: Float[Array, 'frames 25'], **options: Any
+    ) -> Frames:
         """All frames of an avatar as numpy arrays: rgb [T,H,W,3] in [-1,1], raw, depth, opacity.
 
         Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,10 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import yaw_label
 from avatar_jax.methods.base import Method, method
 from avatar_jax.parallel import on_all, over_devices
-from avatar_jax.types import Avatar, Drive, Frames, Portrait
+from avatar_jax.types import Array, Avatar, Drive, Frames, Portrait
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 PyTree = Any
 SIDE_VIEWS = np.deg2rad([-30.0, 30.0])
@@ -36,7 +39,7 @@ def animate(
     config: Any,
     avatar: Avatar,
     drive: Drive,
-    labels: jax.Array,
+    labels: Float[jax.Array, 'frames 25'],
     *,
     prepared: PyTree = None,
     chunk: int = 1,
@@ -105,7 +108,7 @@ def stream(
     config: Any,
     avatar: Avatar,
     drive: Drive,
-    labels: Any,
+    labels: Float[Array, 'frames 25'],
     *,
     per_call: int = 8,
     chunk: int = 1,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 SQRT2 = 2.0**0.5
 
@@ -40,13 +43,13 @@ def activation(name: str) -> Activation:
 
 
 def bias_act(
-    x: jax.Array,
-    b: jax.Array | None = None,
+    x: Float[jax.Array, '*batch channels'],
+    b: Float[jax.Array, ' channels'] | None = None,
     act: str = 'linear',
     alpha: float | None = None,
     gain: float | None = None,
     clamp: float | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, '*batch channels']:
     """``clip(act(x + b) * gain, -clamp, clamp)`` over the last (channel) axis.
 
     Args:
@@ -72,6 +75,8 @@ def bias_act(
     return x if clamp is None else jnp.clip(x, -clamp, clamp)
 
 
-def normalize_2nd_moment(x: jax.Array, eps: float = 1e-8) -> jax.Array:
+def normalize_2nd_moment(
+    x: Float[jax.Array, '*batch channels'], eps: float = 1e-8
+) -> Float[jax.Array, '*batch channels']:
     """Scales [..., C] to unit mean square over the last axis: ``x * rsqrt(mean(x^2) + eps)``."""
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = Any  # numpy or JAX
+Array = jax.Array | np.ndarray
 
 
 def namespace(*arrays: Array):

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
@@ -45,13 +48,13 @@ _OUTER = 1024  # pixels per image from which on kernel gradients are matrix prod
 
 
 def conv2d(
-    x: jax.Array,
-    w: jax.Array,
+    x: Float[jax.Array, 'n h w i'],
+    w: Float[jax.Array, 'kh kw i_group o'],
     stride: int | tuple[int, int] = 1,
     padding: Padding = 'SAME',
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
-) -> jax.Array:
+) -> Float[jax.Array, 'n h_out w_out o']:
     """2-D convolution in the deep-learning sense (correlation).
 
     Args:
@@ -77,12 +80,12 @@ def conv2d(
 
 
 def conv2d_transpose(
-    x: jax.Array,
-    w: jax.Array,
+    x: Float[jax.Array, 'n h w i'],
+    w: Float[jax.Array, 'kh kw i_group o'],
     stride: int | tuple[int, int] = 2,
     padding: int | Sequence[int] | Sequence[tuple[int, int]] = 0,
     groups: int = 1,
-) -> jax.Array:
+) -> Float[jax.Array, 'n h_out w_out o']:
     """Transposed convolution in scatter form: full[i*stride + k] += x[i] w[k], then ``padding`` rows are cut off.
 
     Args:
@@ -106,8 +109,12 @@ def conv2d_transpose(
 
 
 def conv1d(
-    x: jax.Array, w: jax.Array, stride: int = 1, padding: str | int | tuple[int, int] = 'SAME', dilation: int = 1
-) -> jax.Array:
+    x: Float[jax.Array, 'n t i'],
+    w: Float[jax.Array, 'k i o'],
+    stride: int = 1,
+    padding: str | int | tuple[int, int] = 'SAME',
+    dilation: int = 1,
+) -> Float[jax.Array, 'n t_out o']:
     """1-D convolution (correlation) of x [N, L, I] with w [k, I, O]; same options as ``conv2d``. Returns [N, L', O]."""
     if x.ndim != 3 or w.ndim != 3:
         raise ValueError(f'conv1d takes x [N, L, I] and w [k, I, O], got {x.shape} and {w.shape}')

@@ -8,10 +8,14 @@ scatter of all rows together (one scatter per corner is what makes plain differe
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 PLANE_AXES = {
     # Which two coordinates (column, row) each of the three planes spans. The EG3D release looks up XZ twice, once
@@ -23,7 +27,9 @@ PLANE_AXES = {
 
 
 @jax.custom_vjp
-def weighted_rows(table: jax.Array, index: jax.Array, weight: jax.Array) -> jax.Array:
+def weighted_rows(
+    table: Float[jax.Array, 'rows channels'], index: Int[jax.Array, 'k m'], weight: Float[jax.Array, 'k m']
+) -> Float[jax.Array, 'm channels']:
     """``sum_k weight[k, m] * table[index[k, m]]``.
 
     Args:
@@ -111,8 +117,12 @@ def _sample(data, coordinates, mode, padding, align_corners):
 
 
 def grid_sample(
-    image: jax.Array, grid: jax.Array, mode: str = 'bilinear', padding: str = 'zeros', align_corners: bool = False
-) -> jax.Array:
+    image: Float[jax.Array, 'n h w c'],
+    grid: Float[jax.Array, 'n *places 2'],
+    mode: str = 'bilinear',
+    padding: str = 'zeros',
+    align_corners: bool = False,
+) -> Float[jax.Array, 'n *places c']:
     """Looks up an image at given places.
 
     Args:
@@ -131,8 +141,12 @@ def grid_sample(
 
 
 def grid_sample_3d(
-    volume: jax.Array, grid: jax.Array, mode: str = 'bilinear', padding: str = 'zeros', align_corners: bool = False
-) -> jax.Array:
+    volume: Float[jax.Array, 'n d h w c'],
+    grid: Float[jax.Array, 'n *places 3'],
+    mode: str = 'bilinear',
+    padding: str = 'zeros',
+    align_corners: bool = False,
+) -> Float[jax.Array, 'n *places c']:
     """Trilinear look-up: ``volume`` [N, D, H, W, C] at ``grid`` [N, ..., 3] with components (x, y, z) for (W, H, D).
 
     Options as in `grid_sample`. Returns [N, ..., C].
@@ -142,7 +156,7 @@ def grid_sample_3d(
     return _sample(volume, (grid[..., 2], grid[..., 1], grid[..., 0]), mode, padding, align_corners)
 
 
-def project_to_planes(points: jax.Array, plane_axes: str = 'legacy') -> jax.Array:
+def project_to_planes(points: Float[jax.Array, 'n m 3'], plane_axes: str = 'legacy') -> Float[jax.Array, 'n 3 m 2']:
     """The (column, row) coordinates of ``points`` [N, M, 3] on the three planes: [N, 3, M, 2]."""
     if plane_axes not in PLANE_AXES:
         raise ValueError(f'plane_axes must be one of {sorted(PLANE_AXES)}, got {plane_axes!r}')
@@ -170,7 +184,12 @@ def _plane_corners(planes, points, box_warp, plane_axes):
     return index + offset, weight
 
 
-def sample_planes(planes: jax.Array, points: jax.Array, box_warp: float = 1.0, plane_axes: str = 'legacy') -> jax.Array:
+def sample_planes(
+    planes: Float[jax.Array, 'n 3 h w c'],
+    points: Float[jax.Array, 'n m 3'],
+    box_warp: float = 1.0,
+    plane_axes: str = 'legacy',
+) -> Float[jax.Array, 'n 3 m c']:
     """Bilinear features of 3-D points on each of three planes (EG3D 3.1 and its release's plane order).
 
     Args:
@@ -187,8 +206,11 @@ def sample_planes(planes: jax.Array, points: jax.Array, box_warp: float = 1.0, p
 
 
 def sample_planes_mean(
-    planes: jax.Array, points: jax.Array, box_warp: float = 1.0, plane_axes: str = 'legacy'
-) -> jax.Array:
+    planes: Float[jax.Array, 'n 3 h w c'],
+    points: Float[jax.Array, 'n m 3'],
+    box_warp: float = 1.0,
+    plane_axes: str = 'legacy',
+) -> Float[jax.Array, 'n m c']:
     """The mean over the three planes of `sample_planes`, [N, M, C], without forming the three parts."""
     index, weight = _plane_corners(planes, points, box_warp, plane_axes)
     batch, _, count = index.shape[1:]

@@ -7,10 +7,14 @@ Images are [B, H, W, C] in [0, 1] (``to_unit`` maps the project's [-1, 1] there)
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 K1, K2 = 0.01, 0.03
 
@@ -21,8 +25,8 @@ def to_unit(images: jax.Array) -> jax.Array:
 
 
 def psnr(
-    prediction: jax.Array,
-    target: jax.Array,
+    prediction: Float[jax.Array, 'b h w c'],
+    target: Float[jax.Array, 'b h w c'],
     *,
     data_range: float | str = 1.0,
     mask: jax.Array | None = None,
@@ -48,7 +52,7 @@ def psnr(
     return 10 * jnp.log10(peak**2 / (total / count))
 
 
-def monitor_psnr(prediction: jax.Array, target: jax.Array) -> jax.Array:
+def monitor_psnr(prediction: Float[jax.Array, 'b h w c'], target: Float[jax.Array, 'b h w c']) -> jax.Array:
     """OTAvatar's training monitor: 20 log10(255 / RMSE) of images in **[-1, 1]**, about 42 dB too high.
 
     Only for comparing training curves with the released program; never report it.
@@ -56,7 +60,9 @@ def monitor_psnr(prediction: jax.Array, target: jax.Array) -> jax.Array:
     return 20 * jnp.log10(255 / jnp.sqrt(jnp.mean((prediction - target) ** 2)))
 
 
-def l1(prediction: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def l1(
+    prediction: Float[jax.Array, 'b h w c'], target: Float[jax.Array, 'b h w c'], mask: jax.Array | None = None
+) -> jax.Array:
     """Mean absolute difference per image [B]; with ``mask`` [B, H, W(, 1)] over its pixels only (NaN if empty)."""
     error = jnp.abs(prediction - target).mean(-1)
     weight = jnp.ones(error.shape) if mask is None else jnp.reshape(mask, error.shape)
@@ -120,8 +126,8 @@ def ssim_map(
 
 
 def ssim(
-    prediction: jax.Array,
-    target: jax.Array,
+    prediction: Float[jax.Array, 'b h w c'],
+    target: Float[jax.Array, 'b h w c'],
     *,
     window: str = 'gaussian',
     covariance: str = 'population',

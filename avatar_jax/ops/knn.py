@@ -11,14 +11,21 @@ Neighbours are found without gradients; ``squared_distances`` of the found pairs
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 METHODS = ('brute', 'tree')
 
 
-def nearest(queries: jax.Array, points: jax.Array, k: int, method: str = 'brute', tile: int = 1024) -> jax.Array:
+def nearest(
+    queries: Float[jax.Array, 'm 3'], points: Float[jax.Array, 'p 3'], k: int, method: str = 'brute', tile: int = 1024
+) -> Int[jax.Array, 'm k']:
     """Indices of the ``k`` nearest points, nearest first; equal distances in the order of the points.
 
     Args:
@@ -68,6 +75,8 @@ def _tree(queries: np.ndarray, points: np.ndarray, k: int) -> np.ndarray:
     return index.astype(np.int32)
 
 
-def squared_distances(queries: jax.Array, points: jax.Array, index: jax.Array) -> jax.Array:
+def squared_distances(
+    queries: Float[jax.Array, 'm 3'], points: Float[jax.Array, 'p 3'], index: Int[jax.Array, 'm k']
+) -> Float[jax.Array, 'm k']:
     """[M, 3], [P, 3], [M, k] -> [M, k]; differentiable in queries and points."""
     return jnp.sum((queries[:, None] - points[index]) ** 2, -1)

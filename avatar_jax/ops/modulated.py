@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,14 @@ from jax import lax
 
 from avatar_jax.ops.resample import Filter, conv2d_resample
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 def modulated_conv2d(
-    x: jax.Array,
-    weight: jax.Array,
-    styles: jax.Array,
+    x: Float[jax.Array, 'n h w i'],
+    weight: Float[jax.Array, 'kh kw i o'],
+    styles: Float[jax.Array, 'n i'],
     noise: jax.Array | None = None,
     up: int = 1,
     down: int = 1,
@@ -22,7 +26,7 @@ def modulated_conv2d(
     resample_filter: Filter = None,
     demodulate: bool = True,
     flip_weight: bool = True,
-) -> jax.Array:
+) -> Float[jax.Array, 'n h_out w_out o']:
     """Convolution whose kernel is ``weight * styles``, per sample, optionally normalised per output channel.
 
     The kernel is never built: modulation scales the input channels and demodulation the output channels, which is the

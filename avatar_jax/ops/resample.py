@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ import numpy as np
 from jax import lax
 
 from avatar_jax.ops.conv import conv2d, conv2d_transpose
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Filter = np.ndarray | jax.Array | None
 
@@ -60,14 +64,14 @@ def setup_filter(
 
 
 def upfirdn2d(
-    x: jax.Array,
+    x: Float[jax.Array, 'n h w c'],
     f: Filter,
     up: int | Sequence[int] = 1,
     down: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1.0,
-) -> jax.Array:
+) -> Float[jax.Array, 'n h_out w_out c']:
     """Up-samples, pads, filters and down-samples each channel.
 
     Args:
@@ -107,8 +111,12 @@ def upfirdn2d(
 
 
 def filter2d(
-    x: jax.Array, f: Filter, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1.0
-) -> jax.Array:
+    x: Float[jax.Array, 'n h w c'],
+    f: Filter,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+) -> Float[jax.Array, 'n h_out w_out c']:
     """Filters [N, H, W, C] keeping its size (zeros outside); ``padding`` is added to that."""
     th, tw = _taps(f)
     left, right, top, bottom = _padding(padding)
@@ -117,13 +125,13 @@ def filter2d(
 
 
 def upsample2d(
-    x: jax.Array,
+    x: Float[jax.Array, 'n h w c'],
     f: Filter,
     up: int | Sequence[int] = 2,
     padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1.0,
-) -> jax.Array:
+) -> Float[jax.Array, 'n h_out w_out c']:
     """Up-samples [N, H, W, C] to [N, H*up_y, W*up_x, C] at constant brightness; ``padding`` is added to that."""
     pads = _resample_padding(f, _padding(padding), up=_xy(up), down=(1, 1))
     up_x, up_y = _xy(up)
@@ -131,13 +139,13 @@ def upsample2d(
 
 
 def downsample2d(
-    x: jax.Array,
+    x: Float[jax.Array, 'n h w c'],
     f: Filter,
     down: int | Sequence[int] = 2,
     padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1.0,
-) -> jax.Array:
+) -> Float[jax.Array, 'n h_out w_out c']:
     """Down-samples [N, H, W, C] to [N, H/down_y, W/down_x, C]; ``padding`` is added to that."""
     pads = _resample_padding(f, _padding(padding), up=(1, 1), down=_xy(down))
     return upfirdn2d(x, f, down=down, padding=pads, flip_filter=flip_filter, gain=gain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,19 @@ from jax import lax
 
 from avatar_jax.ops.resample import Filter, downsample2d, upsample2d
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 METHODS = ('bilinear', 'bicubic', 'nearest', 'area')
 
 
 def resize(
-    x: jax.Array,
+    x: Float[jax.Array, '*batch h w c'],
     size: int | Sequence[int],
     method: str = 'bilinear',
     antialias: bool = False,
     align_corners: bool = False,
-) -> jax.Array:
+) -> Float[jax.Array, '*batch h_out w_out c']:
     """Resizes images.
 
     Args:
@@ -59,7 +63,7 @@ def resize(
 
 
 @jax.custom_vjp
-def double(x: jax.Array) -> jax.Array:
+def double(x: Float[jax.Array, '*batch h w c']) -> Float[jax.Array, '*batch 2*h 2*w c']:
     """``resize`` of [..., H, W, C] to twice its size, bilinear: weighted sums of neighbours instead of matrix
     products.
     """
@@ -136,7 +140,9 @@ def axis_matrix(
 FILTER_MODES = ('antialiased', 'none', 'classic')
 
 
-def filtered_resizing(x: jax.Array, size: int, f: Filter = None, filter_mode: str | float = 'antialiased') -> jax.Array:
+def filtered_resizing(
+    x: Float[jax.Array, 'n h w c'], size: int, f: Filter = None, filter_mode: str | float = 'antialiased'
+) -> Float[jax.Array, 'n size size c']:
     """Resizes the raw image for the discriminator (square output).
 
     Args:
@@ -190,6 +196,6 @@ def halve(image: jax.Array) -> jax.Array:
     return (rows[:, :, 0::2] + rows[:, :, 1::2]) * 0.25
 
 
-def match_size(target: jax.Array, size: int) -> jax.Array:
+def match_size(target: Float[jax.Array, 'n h w c'], size: int) -> Float[jax.Array, 'n h_out w_out c']:
     """The target [B,H,W,C] averaged over areas to ``size`` x ``size`` (512 to 64: means of 8x8 pixels)."""
     return resize(target, size, 'area')

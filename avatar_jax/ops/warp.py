@@ -6,13 +6,20 @@ pixels to output pixels.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
 from avatar_jax.ops.grid_sample import weighted_rows
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def similarity_transform(source: jax.Array, target: jax.Array) -> jax.Array:
+
+def similarity_transform(
+    source: Float[jax.Array, '*batch n 2'], target: Float[jax.Array, '*batch n 2']
+) -> Float[jax.Array, '*batch 2 3']:
     """Least-squares similarity (rotation, uniform scale, translation; no reflection) from source to target points.
 
     Args:
@@ -33,7 +40,7 @@ def similarity_transform(source: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.concatenate([linear, shift[..., None]], -1)
 
 
-def invert_affine(matrix: jax.Array) -> jax.Array:
+def invert_affine(matrix: Float[jax.Array, '*batch 2 3']) -> Float[jax.Array, '*batch 2 3']:
     """Inverse of affine matrices [..., 2, 3]."""
     a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
     det = a * d - b * c
@@ -42,7 +49,9 @@ def invert_affine(matrix: jax.Array) -> jax.Array:
     return jnp.concatenate([linear, shift[..., None]], -1)
 
 
-def bilinear_at(images: jax.Array, points: jax.Array) -> jax.Array:
+def bilinear_at(
+    images: Float[jax.Array, 'b h w c'], points: Float[jax.Array, 'b *places 2']
+) -> Float[jax.Array, 'b *places c']:
     """Bilinear values of images [B,H,W,C] at pixel coordinates points [B,...,2], zeros outside -> [B,...,C]."""
     batch, height, width, channels = images.shape
     lead = points.shape[1:-1]
@@ -63,7 +72,9 @@ def bilinear_at(images: jax.Array, points: jax.Array) -> jax.Array:
     return values.reshape(batch, *lead, channels)
 
 
-def warp_affine(images: jax.Array, matrix: jax.Array, size: int | tuple[int, int]) -> jax.Array:
+def warp_affine(
+    images: Float[jax.Array, 'b h w c'], matrix: Float[jax.Array, 'b 2 3'], size: int | tuple[int, int]
+) -> Float[jax.Array, 'b h_out w_out c']:
     """Output pixel (u, v) reads images at ``matrix^-1 (u, v, 1)``, bilinear, zeros outside.
 
     Args:

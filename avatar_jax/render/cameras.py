@@ -12,10 +12,14 @@ small pitch offset comes out 2/pi as large.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 FFHQ_FOCAL = 2985.29 / 700  # focal length of the FFHQ labels in image sizes
 SAMPLE_FOV = 18.837  # degrees; the field of view of EG3D's sampling script
@@ -26,7 +30,7 @@ def _normalize(vector: jax.Array) -> jax.Array:
     return vector / jnp.linalg.norm(vector, axis=-1, keepdims=True)
 
 
-def create_cam2world(forward: jax.Array, origin: jax.Array) -> jax.Array:
+def create_cam2world(forward: Float[jax.Array, '*batch 3'], origin: jax.Array) -> Float[jax.Array, '*batch 4 4']:
     """Upright cameras [..., 4, 4] at ``origin`` [..., 3] looking along ``forward`` [..., 3] (not straight up or
     down).
     """
@@ -138,7 +142,9 @@ def pack_label(cam2world: jax.Array, intrinsics: jax.Array) -> jax.Array:
     return jnp.concatenate([pose, jnp.broadcast_to(intrinsics, (*lead, 3, 3)).reshape(*lead, 9)], -1)
 
 
-def unpack_label(label: jax.Array) -> tuple[jax.Array, jax.Array]:
+def unpack_label(
+    label: Float[jax.Array, '*batch 25'],
+) -> tuple[Float[jax.Array, '*batch 4 4'], Float[jax.Array, '*batch 3 3']]:
     """Labels [..., 25] -> cam2world [..., 4, 4], intrinsics [..., 3, 3]."""
     if label.shape[-1] != 25:
         raise ValueError(f'a camera label has 25 numbers, got an array of shape {label.shape}')
@@ -146,7 +152,7 @@ def unpack_label(label: jax.Array) -> tuple[jax.Array, jax.Array]:
     return label[..., :16].reshape(*lead, 4, 4), label[..., 16:].reshape(*lead, 3, 3)
 
 
-def mirror_pose(cam2world: jax.Array) -> jax.Array:
+def mirror_pose(cam2world: Float[jax.Array, '*batch 4 4']) -> Float[jax.Array, '*batch 4 4']:
     """The camera [..., 4, 4] that sees the horizontally flipped image: the world mirrored at x = 0."""
     sign = np.ones((4, 4), np.float32)
     for entry in MIRRORED_ENTRIES:
@@ -154,13 +160,13 @@ def mirror_pose(cam2world: jax.Array) -> jax.Array:
     return jnp.asarray(cam2world) * sign
 
 
-def mirror_label(label: jax.Array) -> jax.Array:
+def mirror_label(label: Float[jax.Array, '*batch 25']) -> Float[jax.Array, '*batch 25']:
     """Labels [..., 25] for horizontally flipped images; the principal point must be centred (it is not moved)."""
     cam2world, intrinsics = unpack_label(jnp.asarray(label))
     return pack_label(mirror_pose(cam2world), intrinsics)
 
 
-def frontal_label(radius: float = 2.7, pivot=(0.0, 0.0, 0.2), focal: float = FFHQ_FOCAL) -> jax.Array:
+def frontal_label(radius: float = 2.7, pivot=(0.0, 0.0, 0.2), focal: float = FFHQ_FOCAL) -> Float[jax.Array, '1 25']:
     """The camera straight in front, [1, 25]."""
     return pack_label(look_at_pose(jnp.full((1,), math.pi / 2), math.pi / 2, pivot, radius), focal_to_intrinsics(focal))
 
@@ -184,7 +190,7 @@ def orbit_poses(
     yaw: float = 0.35,
     pitch: float = 0.25,
     pitch_offset: float = -0.05,
-) -> jax.Array:
+) -> Float[jax.Array, 'frames 4 4']:
     """A closed swing around the face, [frames, 4, 4]: an ellipse of ``yaw`` by ``pitch`` radians (EG3D's video path).
 
     Like the release it uses 3.14 for pi.
@@ -195,6 +201,8 @@ def orbit_poses(
     return look_at_pose(h, v, pivot, radius)
 
 
-def orbit_labels(frames: int, radius: float = 2.7, pivot=(0.0, 0.0, 0.2), focal: float = 4.2647, **swing) -> jax.Array:
+def orbit_labels(
+    frames: int, radius: float = 2.7, pivot=(0.0, 0.0, 0.2), focal: float = 4.2647, **swing
+) -> Float[jax.Array, 'frames 25']:
     """Labels [frames, 25] of `orbit_poses`; ``swing``: its yaw, pitch and pitch_offset."""
     return pack_label(orbit_poses(frames, radius, pivot, **swing), focal_to_intrinsics(focal))

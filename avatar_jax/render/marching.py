@@ -6,9 +6,14 @@ softplus(x - 1), and there is no last infinite interval: a ray that leaves the s
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def softplus(x: jax.Array) -> jax.Array:
@@ -16,7 +21,9 @@ def softplus(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-def interval_weights(densities: jax.Array, depths: jax.Array) -> jax.Array:
+def interval_weights(
+    densities: Float[jax.Array, '*rays samples'], depths: Float[jax.Array, '*rays samples']
+) -> Float[jax.Array, '*rays samples-1']:
     """Shares of the light of the S-1 intervals between S samples.
 
     Args:
@@ -36,19 +43,21 @@ def interval_weights(densities: jax.Array, depths: jax.Array) -> jax.Array:
     return alpha * through
 
 
-def sample_weights(weights: jax.Array) -> jax.Array:
+def sample_weights(weights: Float[jax.Array, '*rays intervals']) -> Float[jax.Array, '*rays intervals+1']:
     """Interval weights [..., S-1] -> sample weights [..., S]: an interval shares its weight between its two ends."""
     half = 0.5 * weights
     none = jnp.zeros_like(half[..., :1])
     return jnp.concatenate([half, none], -1) + jnp.concatenate([none, half], -1)
 
 
-def composite(shares: jax.Array, colors: jax.Array) -> jax.Array:
+def composite(shares: Float[jax.Array, 'n m s'], colors: Float[jax.Array, 'n m s c']) -> Float[jax.Array, 'n m c']:
     """``sum_s shares[..., s] * colors[..., s, :]`` in full float32: [N, M, S], [N, M, S, C] -> [N, M, C]."""
     return jnp.einsum('nms,nmsc->nmc', shares, colors, precision=jax.lax.Precision.HIGHEST)
 
 
-def mean_depth(weights: jax.Array, depths: jax.Array) -> jax.Array:
+def mean_depth(
+    weights: Float[jax.Array, '*rays intervals'], depths: Float[jax.Array, '*rays intervals+1']
+) -> Float[jax.Array, '*rays']:
     """Weighted mean [...] of the interval middles; +inf where no weight at all was met (no gradient there)."""
     total = weights.sum(-1)
     empty = total == 0
@@ -74,8 +83,11 @@ def to_image_range(colors: jax.Array, opacity: jax.Array, white_back: bool) -> j
 
 
 def march(
-    colors: jax.Array, densities: jax.Array, depths: jax.Array, white_back: bool = False
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    colors: Float[jax.Array, 'n m s c'],
+    densities: Float[jax.Array, 'n m s 1'],
+    depths: Float[jax.Array, 'n m s 1'],
+    white_back: bool = False,
+) -> tuple[Float[jax.Array, 'n m c'], Float[jax.Array, 'n m 1'], Float[jax.Array, 'n m s-1 1']]:
     """Composites samples that are sorted by depth.
 
     Args:

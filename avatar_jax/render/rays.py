@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def sample_rays(cam2world: jax.Array, intrinsics: jax.Array, resolution: int) -> tuple[jax.Array, jax.Array]:
+
+def sample_rays(
+    cam2world: Float[jax.Array, 'n 4 4'], intrinsics: Float[jax.Array, 'n 3 3'], resolution: int
+) -> tuple[Float[jax.Array, 'n pixels 3'], Float[jax.Array, 'n pixels 3']]:
     """One ray through every pixel centre of a square image.
 
     Args:
@@ -31,7 +38,9 @@ def sample_rays(cam2world: jax.Array, intrinsics: jax.Array, resolution: int) ->
     return origins, directions
 
 
-def box_intersection(origins: jax.Array, directions: jax.Array, side: float) -> tuple[jax.Array, jax.Array]:
+def box_intersection(
+    origins: Float[jax.Array, '*rays 3'], directions: Float[jax.Array, '*rays 3'], side: float
+) -> tuple[Float[jax.Array, '*rays 1'], Float[jax.Array, '*rays 1']]:
     """Distances at which rays enter and leave the axis-aligned cube of this side around the origin.
 
     Args:
@@ -52,7 +61,9 @@ def box_intersection(origins: jax.Array, directions: jax.Array, side: float) -> 
     return jnp.where(hit, near, -1.0), jnp.where(hit, far, -2.0)
 
 
-def ray_limits(origins: jax.Array, directions: jax.Array, side: float) -> tuple[jax.Array, jax.Array]:
+def ray_limits(
+    origins: Float[jax.Array, '*rays 3'], directions: Float[jax.Array, '*rays 3'], side: float
+) -> tuple[Float[jax.Array, '*rays 1'], Float[jax.Array, '*rays 1']]:
     """Near and far distances [N, M, 1] per ray for ``ray_start = ray_end = 'auto'``.
 
     Rays that miss the box borrow the nearest entry for their near and the *farthest entry* (not exit) of the others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import flax.struct
 import jax
@@ -16,6 +17,9 @@ from avatar_jax.render import marching
 from avatar_jax.render.config import RenderConfig
 from avatar_jax.render.rays import ray_limits
 from avatar_jax.render.sampling import RenderDraws, importance_depths, stratified_depths
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 # Features [..., C] (mean over the planes) -> colours [..., K] in [0, 1] and raw densities [..., 1].
 Decode = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -34,14 +38,18 @@ class RayOutput:
       opacity: [N, M, 1], 0 where a ray met nothing, up to 1.
     """
 
-    features: jax.Array
-    depth: jax.Array
-    opacity: jax.Array
+    features: Float[jax.Array, 'n m k']
+    depth: Float[jax.Array, 'n m 1']
+    opacity: Float[jax.Array, 'n m 1']
 
 
 def decode_points(
-    decode: Decode, planes: jax.Array, points: jax.Array, config: RenderConfig, deform: Deform | None = None
-) -> tuple[jax.Array, jax.Array]:
+    decode: Decode,
+    planes: Float[jax.Array, 'n 3 h w c'],
+    points: Float[jax.Array, 'n m 3'],
+    config: RenderConfig,
+    deform: Deform | None = None,
+) -> tuple[Float[jax.Array, 'n m k'], Float[jax.Array, 'n m 1']]:
     """Colours [N, M, K] and raw densities [N, M, 1] at world points [N, M, 3]; ``planes`` [N, 3, H, W, C].
 
     ``deform`` moves the points first; None looks the planes up where the points are.
@@ -69,7 +77,9 @@ def _permute_bwd(residuals, cotangent):
 _permute.defvjp(_permute_fwd, _permute_bwd)
 
 
-def sort_order(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+def sort_order(
+    values: Float[jax.Array, '*rows count'],
+) -> tuple[Int[jax.Array, '*rows count'], Int[jax.Array, '*rows count']]:
     """The stable ascending order of the last axis, and each entry's rank in it (the inverse permutation)."""
     count = values.shape[-1]
     # Compilers work values out again wherever they are used, now and then rounded otherwise. Ranks that come of such
@@ -148,9 +158,9 @@ def in_chunks(function, chunk, *inputs):
 
 def render_rays(
     decode: Decode,
-    planes: jax.Array,
-    origins: jax.Array,
-    directions: jax.Array,
+    planes: Float[jax.Array, 'n 3 h w c'],
+    origins: Float[jax.Array, 'n m 3'],
+    directions: Float[jax.Array, 'n m 3'],
     config: RenderConfig,
     draws: RenderDraws | None = None,
     deform: Deform | None = None,

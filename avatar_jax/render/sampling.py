@@ -6,12 +6,17 @@ exactly, or deterministic (``None``: the middle of every stratum and evenly spac
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.render.config import RenderConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @flax.struct.dataclass
@@ -73,7 +78,7 @@ def stratified_depths(
     return steps + jitter * ((config.ray_end - config.ray_start) / (count - 1))
 
 
-def smooth_weights(weights: jax.Array) -> jax.Array:
+def smooth_weights(weights: Float[jax.Array, '*rays intervals']) -> Float[jax.Array, '*rays intervals']:
     """The first pass's weights [..., S-1], widened (max of neighbours), averaged, and raised by 0.01."""
     outside = jnp.full((*weights.shape[:-1], 1), -jnp.inf, weights.dtype)
     padded = jnp.concatenate([outside, weights, outside], -1)
@@ -109,7 +114,12 @@ def inverse_cdf(bins: jax.Array, density: jax.Array, u: jax.Array) -> jax.Array:
     return bin_low + (u - cdf_low) / jnp.where(width < 1e-5, 1.0, width) * (bin_high - bin_low)
 
 
-def importance_depths(depths: jax.Array, weights: jax.Array, count: int, u: jax.Array | None = None) -> jax.Array:
+def importance_depths(
+    depths: Float[jax.Array, '*rays samples'],
+    weights: Float[jax.Array, '*rays samples-1'],
+    count: int,
+    u: Float[jax.Array, '*rays count'] | None = None,
+) -> Float[jax.Array, '*rays count']:
     """Depths of the second pass, drawn where the first pass put its weight (EG3D's release, to the letter).
 
     Args:

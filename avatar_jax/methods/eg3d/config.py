@@ -181,8 +181,10 @@ class OutputConfig(run.OutputConfig):
     fid_images: int = 0
 
     def __post_init__(self):
-        if self.fid_images < 0 or self.fid_images == 1:
-            raise UserError(f'output.fid_images: {self.fid_images}; give 0 for none, or at least 2')
+        super().__post_init__()
+        check = Check(self, 'output')
+        check.at_least(1, 'sample_columns', 'sample_rows')
+        check.need(self.fid_images == 0 or self.fid_images > 1, 'fid_images', 'give 0 for none, or at least 2')
 
 
 @dataclass(frozen=True)
@@ -235,10 +237,10 @@ class RunConfig:
         check = Check(self)
         check.one_of('generator.rendering.reg_type', *REG_TYPES)
         check.need(self.generator.c_dim == 25, 'generator.c_dim', 'training needs camera labels of 25 numbers')
-        if self.output.fid_images and not self.inception:
-            raise UserError('output.fid_images: the FID needs the Inception network; give its file as inception')
-        if self.inception and not self.output.fid_images:
-            raise UserError('inception: nothing uses it; set output.fid_images, or leave it out')
+        if self.output.fid_images:
+            check.need(bool(self.inception), 'inception', 'output.fid_images needs the file of the Inception network')
+        else:
+            check.need(not self.inception, 'inception', 'nothing uses it; set output.fid_images, or leave it out')
 
     @property
     def blur_fade_kimg(self) -> float:

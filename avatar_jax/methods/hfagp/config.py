@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from avatar_jax.checks import Check
-from avatar_jax.configure import from_plain, to_plain, updated
+from avatar_jax.configure import differences, from_plain, to_plain, updated
 from avatar_jax.errors import UserError
 from avatar_jax.methods.hfagp.encoders import PICTURE_CHANNELS, SOUND_CHANNELS
 from avatar_jax.models.triplane import GeneratorConfig
@@ -173,7 +173,8 @@ class HFAGPConfig:
     """All options of the method.
 
     Attributes:
-        preset: where this configuration started ('paper' or 'release'); informative.
+        preset: 'paper' or 'release': what reports compare this configuration with (``changes``); it sets nothing
+            itself.
         drivers: which signals the avatar can be driven by, of 'picture', 'coefficients', 'sound'.
     """
 
@@ -210,6 +211,11 @@ class HFAGPConfig:
             loss=replace(base.loss, perceptual=1.0),
             train=replace(base.train, iterations=800_000, batch_size=batch, smooth_from=300_000, reshuffle=False),
         )
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Options that are not as in the preset that this configuration names: dotted name -> plain value."""
+        return differences(self, _preset(self.preset, *self.drivers))
 
     def with_options(self, options: Mapping[str, Any]) -> HFAGPConfig:
         """A copy with the (nested) options replaced; unknown ones are a ``UserError``."""

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from avatar_jax.checks import Check
 from avatar_jax.configure import from_plain, to_plain
-from avatar_jax.errors import UserError
 from avatar_jax.io.weights import check_config, check_tree, load_weights, weight_file
 from avatar_jax.losses.networks import bank_of, refuse_unused
 from avatar_jax.losses.perception import PerceptionBank
@@ -73,12 +73,10 @@ class RunConfig:
     )
 
     def __post_init__(self):
-        if self.method != METHOD:
-            raise UserError(f'method: {self.method!r}; this configuration is of {METHOD!r}')
-        if self.storage not in ('float32', 'float16'):
-            raise UserError(f"storage: {self.storage!r}; use 'float32' or 'float16'")
-        if self.parallel == 'sharded':
-            raise UserError("parallel: 'sharded' is not for HFA-GP, whose state fits a device; use 'pmap'")
+        check = Check(self)
+        check.need(self.method == METHOD, 'method', f'this configuration is of {METHOD!r}')
+        check.one_of('storage', 'float32', 'float16')
+        check.need(self.parallel != 'sharded', 'parallel', "the state of HFA-GP fits a device; use 'pmap'")
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
@@ -137,6 +135,7 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
             'networks': {'perceptual': network},
             'init': begun.digest,
             'parts': begun.report,
+            'preset': {'name': model.method.preset, 'changes': model.method.changes},
         },
         sample=sample if config.output.sample_people else None,
         headline='psnr',

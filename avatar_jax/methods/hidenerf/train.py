@@ -80,7 +80,7 @@ class RunConfig:
 
     def __post_init__(self):
         check = Check(self)
-        check.one_of('method', METHOD)
+        check.need(self.method == METHOD, 'method', f'this configuration is of {METHOD!r}')
         check.one_of('storage', 'float32', 'float16')
 
     def loop(self) -> LoopConfig:
