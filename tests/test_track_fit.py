@@ -198,7 +198,7 @@ def test_no_face_at_all(basis):
 
 def test_options_are_checked():
     for options, message in (
-        ({'crop': 'round'}, 'choose one of'),
+        ({'crop': 'round'}, 'use one of'),
         ({'size': 8}, 'at least 16'),
         ({'steady': -1}, 'negative'),
     ):
