@@ -39,6 +39,6 @@ def get_config(variant: str = ''):
         model = ModelConfig.paper(basis='procedural', shape='mean', **changes)
         config = RunConfig(model=model, data=ClipsConfig(people=64))
     else:
-        data = ClipsConfig('heads', 'data/hidenerf_heads', people=4000, frames=4)
+        data = ClipsConfig('heads', 'data/hidenerf_heads', people=1024, frames=4)
         config = RunConfig(model=ModelConfig.heads(**changes), data=data, output=output, storage='float16')
     return run_fields('hidenerf', config)

@@ -100,7 +100,7 @@ def _case(source: Any, clip: int, driver: int, config: ProtocolConfig) -> Case:
         return views_case(person, config.frames)
     if config.kind == 'cross':
         return cross_case(person, recording(source, driver), config.frames, config.portraits, config.rule)
-    return own_case(person, config.frames, config.portraits, config.rule)
+    return own_case(person, config.frames, config.portraits, config.rule, config.steady)
 
 
 def items_of(

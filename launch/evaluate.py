@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--frames', type=int, default=24, metavar='N', help='driven frames per person (default: 24)')
     parser.add_argument(
+        '--steady',
+        type=int,
+        default=0,
+        metavar='N',
+        help="N frames more, one after the other: how much they change, beside the true pictures' changes (default: 0)",
+    )
+    parser.add_argument(
         '--portraits',
         type=int,
         default=1,
@@ -130,11 +137,12 @@ def run(args: argparse.Namespace) -> int:
     protocol = ProtocolConfig(
         resolution=config.img_resolution,
         frames=args.frames,
-        clip_frames=max(120, args.frames),
+        clip_frames=max(120, args.frames, args.steady),
         portraits=args.portraits,
         kind=args.protocol,
         driver=args.driver,
         rule=args.portrait_frames,
+        steady=args.steady,
     )
     items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))
     report = evaluate(

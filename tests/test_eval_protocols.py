@@ -127,6 +127,36 @@ def test_several_portraits(case, clips):
         dataclasses.replace(CONFIG, portraits=0)
 
 
+def test_steadiness():
+    """A picture that brightens evenly changes and does not tremble; one that flickers does; only the head counts."""
+    steps = np.arange(4, dtype=np.float32)[:, None, None, None]
+    even = np.broadcast_to(-0.9 + 0.1 * steps, (4, 8, 8, 3))
+    flicker = even + 0.2 * (steps % 2)
+    mask = np.zeros((4, 8, 8), np.float32)
+    mask[:, 2:5] = 1
+    outside = np.where(mask[..., None] > 0, even, np.random.default_rng(0).normal(size=even.shape))
+    scores = {}
+    views = cases.Views(np.zeros((4, 27, 70)), np.zeros((4, 25)), even, mask)
+    protocols._steadiness(scores, flicker, views)
+    np.testing.assert_allclose(scores['steady.change_truth'], 0.05, rtol=1e-5)
+    np.testing.assert_allclose(scores['steady.trembling_truth'], 0, atol=1e-6)
+    np.testing.assert_allclose(scores['steady.change'], (0.15 + 0.05 + 0.15) / 3, rtol=1e-5)
+    np.testing.assert_allclose(scores['steady.trembling'], 0.2, rtol=1e-5)
+    again = {}
+    protocols._steadiness(again, outside, views)
+    np.testing.assert_allclose(again['steady.change'], 0.05, rtol=1e-5)
+    everywhere = {}
+    protocols._steadiness(everywhere, outside, dataclasses.replace(views, mask=None))
+    assert everywhere['steady.change'] > 0.1
+    np.testing.assert_array_equal(cases.following_frames(10, 4), [3, 4, 5, 6])
+    with pytest.raises(UserError, match='--steady 11: a clip has 10 frames'):
+        cases.following_frames(10, 11)
+    with pytest.raises(UserError, match='steady: 2; needs 3 to 60 frames'):
+        dataclasses.replace(CONFIG, steady=2)
+    with pytest.raises(UserError, match='--steady 5: is of --protocol own'):
+        dataclasses.replace(CONFIG, steady=5, kind='cross')
+
+
 def cases_channel(name):
     from avatar_jax.procedural import EXPRESSION_NAMES
 
@@ -135,8 +165,12 @@ def cases_channel(name):
 
 @pytest.mark.slow
 def test_a_perfect_method(case, renderer):
+    case = dataclasses.replace(case, steady=case.driven)
     result = protocols.run_case(case, *renderer(), oracle(), batch=4)
     s = result.scores
+    for name in ('change', 'trembling'):
+        assert s[f'steady.{name}'] > 0
+        np.testing.assert_allclose(s[f'steady.{name}'], s[f'steady.{name}_truth'], rtol=1e-5)
     for group in ('source', 'views', 'driven'):
         assert s[f'{group}.psnr_head'] > 100 and s[f'{group}.l1'] < 1e-6 and s[f'{group}.ssim'] > 0.9999
     assert s['driven.aed'] < 1e-5 and s['driven.akd'] < 1e-4 and s['driven.csim_truth'] > 0.9999

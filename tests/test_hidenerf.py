@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from avatar_jax.errors import UserError
+from avatar_jax.methods.base import method
 from avatar_jax.methods.hidenerf import config as configuration
 from avatar_jax.methods.hidenerf import field, model, secc
 from avatar_jax.methods.hidenerf.appearance import Appearance, Extractor, Pyramid, look_up
@@ -380,6 +381,43 @@ def test_a_frame_costs_less_than_half_of_everything():
     assert 70 < costs[0] < 80 and costs[1] < 0.45 * costs[0], costs
 
 
+@pytest.mark.slow
+def test_planes_of_a_smaller_picture():
+    """``appearance.size``: the extractor sees the source made smaller, and planes have that size."""
+    config = CONFIG.replace(appearance__size=8)
+    params, given = model.init(config, jax.random.key(0))['params'], inputs(1)
+    fine = given['images'] + 0.1 * (np.indices((16, 16)).sum(0) % 2 - 0.5)[None, :, :, None]  # gone in half the size
+
+    @jax.jit
+    def encode(images):
+        return model.encode(params, config, MESH, images, given['source'], given['shape'])
+
+    source, other = encode(given['images']), encode(fine.astype(np.float32))
+    assert [p.shape[2] for p in source.planes] == [2, 4, 8] and source.identity[0].shape[1] == 16
+    close(other.planes[-1][:, :, 1:-1, 1:-1], source.planes[-1][:, :, 1:-1, 1:-1], atol=0.2, what='planes')
+    assert jax.tree.map(jnp.shape, model.abstract(config)) == jax.tree.map(jnp.shape, model.abstract(CONFIG))
+
+
+@pytest.mark.slow
+def test_stages_of_the_benchmark():
+    """A frame is codes, deformation, rendering and refinement, and nothing of what a source needs once."""
+    bench = method('hidenerf').bench
+    stages = bench.build(bench.config('tiny', None, None), 2)
+    costs = {}
+    for name in bench.stages:
+        function, arguments, donated = stages.stage(name)
+        jaxpr = jax.make_jaxpr(function)(*arguments)
+        costs[name] = count(jaxpr).flops
+        assert costs[name] > 0 and all(x.shape[0] == 2 for x in jaxpr.out_avals if name in ('planes', 'codes'))
+        assert donated == ((0,) if name == 'training' else ())
+    parts = sum(costs[k] for k in ('codes', 'deformation', 'rendering', 'refine'))
+    assert 0.97 < costs['frame'] / parts < 1.03, costs
+    with pytest.raises(UserError, match='--dtype bfloat16: HiDe-NeRF computes in float32'):
+        bench.config('tiny', 'bfloat16', None)
+    assert bench.config('heads', None, 64).volume.ray_chunk == 64
+    assert bench.config('full', None, None).image_size == 256
+
+
 def test_configurations():
     for name in configuration.PRESETS:
         config = configuration.preset(name)
@@ -397,6 +435,7 @@ def test_configurations():
         'discriminator__kind': 'dual',
         'appearance__transform': 'exactly',
         'appearance__widths': (8, 8),
+        'appearance__size': 64,
         'refine__inject': 'some',
         'refine__decoder': (8, 8, 8),
         'refine__identity': (8, 8, 8),

@@ -42,8 +42,8 @@ def run_benchmark(
     Returns:
       {'machine', 'config', 'load_average', 'results': [{'stage', 'batch', 'trace_s', 'compile_s', 'min_s', 'median_s',
       'processor_min_s' (seconds summed over the cores: tells more than the clock on a busy machine), 'times_s',
-      'temp_bytes', 'argument_bytes', 'output_bytes', 'peak_rss_bytes', 'device_peak_bytes'}]}; what the platform does
-      not tell is None.
+      'flops' (counted from shapes; loops of unknown length count once), 'temp_bytes', 'argument_bytes',
+      'output_bytes', 'peak_rss_bytes', 'device_peak_bytes'}]}; what the platform does not tell is None.
     """
     import jax
 
@@ -82,18 +82,22 @@ def summary(measured: dict[str, Any]) -> str:
     return (
         f'{measured["stage"]:16s} batch {measured["batch"]:<3d} min {measured["min_s"]:8.3f} s   median '
         f'{measured["median_s"]:8.3f} s   cores {measured["processor_min_s"]:8.3f} s   compile '
-        f'{measured["compile_s"]:6.1f} s   temporaries {mib:7.0f} MiB'
+        f'{measured["compile_s"]:6.1f} s   {measured["flops"] / 1e9:8.2f} GFLOP   temporaries {mib:7.0f} MiB'
     )
 
 
 def _measure(function: Callable, arguments: tuple, donate: tuple[int, ...], repeats: int) -> dict[str, Any]:
     import jax
 
+    from avatar_jax.train.costs import count
+
     start = time.perf_counter()
-    lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
+    traces = jax.jit(function, donate_argnums=donate).trace(*arguments)
+    lowered = traces.lower()
     traced = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
+    flops = count(traces.jaxpr).flops
     _reset_peak()
     times, processor = [], []
     arguments = list(arguments)
@@ -109,6 +113,7 @@ def _measure(function: Callable, arguments: tuple, donate: tuple[int, ...], repe
     stats = jax.devices()[0].memory_stats() or {}
     return {
         'trace_s': traced - start,
+        'flops': flops,
         'compile_s': done - traced,
         'min_s': min(times),
         'median_s': statistics.median(times),

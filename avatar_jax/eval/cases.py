@@ -35,6 +35,8 @@ class ProtocolConfig:
       kind: of recorded clips: 'own', 'cross' or 'views' (``eval.recorded``). driver: of 'cross': the name of the clip
         that drives everybody; '': the next person's. rule: which frames are the portraits: 'spread' or 'paper'
         (``eval.recorded.paper_frames``).
+      steady: further driven frames, one after the other from the middle of the driver's clip, that tell how steady the
+        avatar is; 0: none.
     """
 
     resolution: int = 128
@@ -46,6 +48,7 @@ class ProtocolConfig:
     kind: str = 'own'
     driver: str = ''
     rule: str = 'spread'
+    steady: int = 0
 
     def __post_init__(self):
         check = Check(self, 'evaluation')
@@ -59,6 +62,13 @@ class ProtocolConfig:
         check.at_least(2, 'clip_frames')
         check.within(1, self.clip_frames, 'portraits')
         check.within(2, self.clip_frames, 'frames')
+        if self.steady and self.kind != 'own':
+            raise UserError(f'--steady {self.steady}: is of --protocol own, where the truth shows the same person')
+        check.need(
+            self.steady == 0 or 3 <= self.steady <= self.clip_frames,
+            'steady',
+            f'needs 3 to {self.clip_frames} frames one after the other, or 0',
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,7 @@ class Case:
       cross: the truth of ``driven`` shows the driver, another person.
       real: [R, H, W, 3] true pictures of the person, which a FID compares with the driven ones; None: those of
         ``driven``.
+      steady: frames of the driver that follow one another, or None.
     """
 
     name: str
@@ -119,6 +130,7 @@ class Case:
     more: tuple[Portrait, ...] = ()
     cross: bool = False
     real: np.ndarray | None = None
+    steady: Views | None = None
 
     @property
     def portraits(self) -> Portrait | list[Portrait]:
@@ -136,6 +148,18 @@ def other_frames(count: int, source: int, wanted: int) -> list[int]:
     if wanted > len(others):
         raise UserError(f'{wanted + 1} portraits wanted of a clip of {count} frames; use fewer')
     return [int(others[(2 * i + 1) * len(others) // (2 * wanted)]) for i in range(wanted)]
+
+
+def following_frames(count: int, wanted: int) -> np.ndarray:
+    """``wanted`` frames one after the other from the middle of a clip of ``count``.
+
+    Raises:
+      UserError: the clip is too short.
+    """
+    if wanted > count:
+        raise UserError(f'--steady {wanted}: a clip has {count} frames; use fewer')
+    first = (count - wanted) // 2
+    return np.arange(first, first + wanted)
 
 
 def keep_expression(windows_: np.ndarray, source: np.ndarray) -> np.ndarray:
@@ -228,6 +252,9 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
         """True pictures of the driven poses with one expression."""
         return views(driven.windows, driven.labels, np.repeat(expression[None], len(frames), 0))[0].truth
 
+    def talking(frames):
+        return views(driver.windows(0)[frames], driver.labels(0)[frames])[0]
+
     shut, wide = np.zeros((2, 64), np.float32)
     shut[blinks] = 1
     wide[channel['jaw_open']] = 0.8
@@ -255,6 +282,7 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
         frozen_truth=held(source.windows[0, RADIUS, :64]),
         closed=held(shut),
         opened=held(wide),
+        steady=None if not config.steady else talking(following_frames(len(blink), config.steady)),
         mouth=faces.mouth_opening(geometry),
         eyes=faces.eye_openness(geometry).mean(-1),
         eyes_shut=blink[frames] >= config.eye_closed,

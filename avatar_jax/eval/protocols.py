@@ -16,6 +16,7 @@ Every score has a dotted name, ``<group>.<score>``:
 | ``frozen_truth`` | baseline: perfect pictures with the source expression kept |
 | ``gain`` | ``driven`` minus the baselines |
 | ``control`` | how measured mouth and eye openings follow the driver |
+| ``steady`` | how much frames that follow one another change, and how much the true pictures do |
 | ``cross`` | another person drives: identity with the portrait; expression, pose and points with the driver |
 """
 
@@ -102,7 +103,9 @@ def run_case(
     avatar = build(case.portraits)
     novel = () if case.novel is None else (case.novel,)
     frozen = keep_expression(case.driven.windows, case.source.windows[0])
-    parts = [(v.windows, v.labels) for v in (case.source, *novel, case.driven)] + [(frozen, case.driven.labels)]
+    steady = () if case.steady is None else (case.steady,)
+    parts = [(v.windows, v.labels) for v in (case.source, *novel, case.driven)]
+    parts += [(frozen, case.driven.labels), *((v.windows, v.labels) for v in steady)]
     rgb = animate_all(animate, avatar, *(np.concatenate(x) for x in zip(*parts, strict=True)), batch)
     if rgb.shape[1:] != case.source.truth.shape[1:]:
         raise ValueError(f'the avatar renders {rgb.shape[1:3]}, the truth has {case.source.truth.shape[1:3]}')
@@ -121,6 +124,8 @@ def run_case(
             result.scores[f'views.{name}'] = np.mean([result.scores[f'{view}.{name}'] for view in case.novel_names])
     driven, kept = next(pieces), next(pieces)
     result.pictures |= {'driven_truth': case.driven.truth, 'driven': driven, 'frozen': kept}
+    if case.steady is not None:
+        _steadiness(result.scores, next(pieces), case.steady)
     if case.cross:
         _through_networks(result, 'cross', driven, case.driven, case, estimators)
     else:
@@ -248,6 +253,21 @@ def _neutral(estimators: Estimators, pictures: np.ndarray, views: Views) -> np.n
     """Neutral meshes [T, V, 3] of pictures of these views."""
     marks = np.asarray(estimators.landmarks.call(jnp.asarray(pictures))) / pictures.shape[2]
     return neutral_vertices(estimators.head, marks, views.labels, views.windows[:, RADIUS, :64])
+
+
+def _steadiness(scores: dict[str, float], rgb: np.ndarray, views: Views) -> None:
+    """Changes from frame to frame, and changes of these changes (trembling), beside those of the true pictures.
+
+    Means of absolute differences of pictures in [0, 1] over the head; the whole picture where there is no mask.
+    """
+    weight = np.ones(rgb.shape[:3]) if views.mask is None else np.asarray(views.mask, np.float64)
+    for suffix, pictures in (('', rgb), ('_truth', views.truth)):
+        moved = np.asarray(pictures, np.float64) / 2
+        for order, name in enumerate(('change', 'trembling'), 1):
+            moved = np.diff(moved, axis=0)
+            # Where the head is in one of the frames at least.
+            seen = np.max([weight[k : len(weight) - order + k] for k in range(order + 1)], axis=0)
+            scores[f'steady.{name}{suffix}'] = float((np.abs(moved).mean(-1) * seen).sum() / max(seen.sum(), 1e-9))
 
 
 def _gains(scores: dict[str, float]) -> None:

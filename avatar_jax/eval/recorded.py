@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.eval.cases import Case, Views, as_portrait, other_frames, still_windows
+from avatar_jax.eval.cases import Case, Views, as_portrait, following_frames, other_frames, still_windows
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.types import Motion, Portrait
 
@@ -105,18 +105,22 @@ def portraits_of(clip: Recording, number: int, rule: str) -> tuple[list[Portrait
     return [first, *(clip.portrait(0, k)[0] for k in frames[1:])], own, frames
 
 
-def own_case(clip: Recording, frames: int | None, portraits: int = 1, rule: str = 'spread') -> Case:
+def own_case(clip: Recording, frames: int | None, portraits: int = 1, rule: str = 'spread', steady: int = 0) -> Case:
     """Same-identity reenactment; see the module text.
 
     Args:
       frames: driven frames, spread over the clip without the source; None: all.
       portraits: pictures that the method sees. rule: which: 'spread' over the clip, or those of the 'paper'
         (``paper_frames``).
+      steady: further frames one after the other, from the middle of the clip.
     """
     (first, *more), own, chosen = portraits_of(clip, portraits, rule)
     targets = _spread(np.delete(np.arange(clip.motion.num_frames), chosen[0]), frames)
     driven = clip.views([(0, int(k)) for k in targets])
-    return Case(clip.name, first, own, driven, more=tuple(more), real=driven.truth)
+    talking = None
+    if steady:
+        talking = clip.views([(0, int(k)) for k in following_frames(clip.motion.num_frames, steady)])
+    return Case(clip.name, first, own, driven, more=tuple(more), real=driven.truth, steady=talking)
 
 
 def cross_case(

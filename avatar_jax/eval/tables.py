@@ -64,6 +64,10 @@ TERMS: dict[str, Term] = {
     'eye_correlation_ceiling': Term('... which the true picture reaches', ''),
     'eye_opening_shut': Term("eye opening where the driver's eyes are shut (0 shut, 1 open)", 'lower'),
     'eye_opening_open': Term("eye opening where the driver's eyes are open", 'higher'),
+    'change': Term('change from frame to frame (L1 in the head)', '', 4),
+    'change_truth': Term('... of the true pictures', '', 4),
+    'trembling': Term('trembling: change of the change', '', 4),
+    'trembling_truth': Term('... of the true pictures', '', 4),
     'eyes_closed_share': Term("share of the driver's closed frames in which the eyes close", 'higher'),
 }
 GROUPS = {
@@ -74,6 +78,7 @@ GROUPS = {
     'frozen_truth': 'Baseline: perfect pictures that keep the source expression',
     'gain': 'What driving gains',
     'control': 'How the face follows the driver',
+    'steady': 'Frames that follow one another (--steady)',
     'cross': 'Driven by another person: identity with the portrait, expression and pose with the driver',
     'measured': 'Measured by other programs (--measured)',
 }

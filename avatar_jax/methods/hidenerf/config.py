@@ -32,8 +32,9 @@ class AppearanceConfig:
     """The tri-planes of a source picture (paper 3.1).
 
     Attributes:
-        widths: channels of the extractor at the picture's size, half, a quarter, ... of it. Planes have a quarter, half
-            and all of the picture's size.
+        widths: channels of the extractor at the size of its picture, half, a quarter, ... of it. Planes have a quarter,
+            half and all of that size.
+        size: side of the picture that the extractor sees, which is made smaller for it; None: ``image_size``.
         residual: blocks at the smallest size.
         channels: of every plane.
         single_scale: only the largest planes, with as many channels as all levels together (ablation).
@@ -43,6 +44,7 @@ class AppearanceConfig:
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    size: int | None = None
     residual: int = 2
     channels: int = 32
     single_scale: bool = False
@@ -282,9 +284,12 @@ class ModelConfig:
             'raw_size',
             f'must be a multiple of 4 from 8 on, and image_size ({size}) 1, 2, 4, ... times it',
         )
-        extractor = len(self.appearance.widths) - 1
+        extractor, seen = len(self.appearance.widths) - 1, self.appearance_size
+        check.need(0 < seen <= size, 'appearance.size', f'must be from 1 to image_size ({size})')
         check.need(
-            size % 2**extractor == 0, 'appearance.widths', f'image_size {size} cannot be halved {extractor} times'
+            seen % 2**extractor == 0,
+            'appearance.widths' if seen == size else 'appearance.size',
+            f'a picture of {seen} cannot be halved {extractor} times',
         )
         levels = (size // smallest).bit_length()
         for name in ('identity', 'decoder'):
@@ -319,6 +324,11 @@ class ModelConfig:
     def fill(self) -> float:
         """The background's value in [-1, 1]."""
         return BACKGROUNDS[self.background]
+
+    @property
+    def appearance_size(self) -> int:
+        """Side of the picture that planes are computed from, and of the finest of them."""
+        return self.image_size if self.appearance.size is None else self.appearance.size
 
     @property
     def features(self) -> int:
@@ -400,19 +410,25 @@ _HEADS: dict[str, Any] = {
     'basis': PROCEDURAL,
     'shape': 'mean',
     'appearance__widths': (16, 24, 48, 64, 96),
+    'appearance__size': 64,  # rays are 32 x 32: finer planes would cost most of a step and show nothing more
     'appearance__residual': 1,
-    'appearance__channels': 16,
+    'appearance__channels': 12,
     'appearance__extent': 0.8,
     'deformation__expression': (16, 32, 32),
-    'deformation__position': (48, 32),
-    'deformation__decoder': (48, 64),
+    'deformation__position': (32, 32),
+    'deformation__decoder': (40, 64),
     'deformation__residual': 1,
-    'volume__samples': 24,
-    'refine__identity': (12, 24, 32, 48, 48),
-    'refine__encoder': (32, 48, 64),
-    'refine__decoder': (64, 48, 32, 24, 16),
+    'volume__samples': 18,
+    'volume__near': 2.4,
+    'volume__far': 3.12,
+    'volume__hidden': 48,
+    'volume__channels': 12,
+    'refine__identity': (8, 16, 24, 32, 32),
+    'refine__encoder': (32, 40, 48),
+    'refine__decoder': (48, 40, 32, 16, 8),
     'refine__residual': 1,
-    'refine__hidden': 16,
+    'refine__hidden': 8,
+    'refine__inject': 'to_raw',
     'secc__size': 128,
     'loss__network': 'pyramid',
     'loss__adversarial': 0.0,
@@ -420,7 +436,7 @@ _HEADS: dict[str, Any] = {
     'loss__focus': 1.0,
     'train__batch_size': 4,
     'train__iterations': 8_000,
-    'train__generator': OptimizerConfig('adam', 1e-3, 0.9, 0.99),
+    'train__generator': OptimizerConfig('adam', 1.5e-3, 0.9, 0.99),
     'train__milestones': (5_000, 6_800, 7_600),
     'train__ema': 0.998,
 }
@@ -430,6 +446,7 @@ SMALL: dict[str, Any] = {
     'image_size': 32,
     'raw_size': 16,
     'appearance__widths': (12, 16, 24, 32),
+    'appearance__size': None,
     'appearance__residual': 0,
     'deformation__expression': (8, 16, 16),
     'deformation__position': (24, 16),
@@ -438,11 +455,13 @@ SMALL: dict[str, Any] = {
     'volume__samples': 16,
     'volume__octaves': 4,
     'volume__hidden': 32,
+    'volume__channels': 3,
     'refine__identity': (8, 12, 16, 16),
     'refine__encoder': (16, 16, 16),
     'refine__decoder': (16, 16, 16, 12),
     'refine__residual': 0,
     'refine__hidden': 8,
+    'refine__inject': 'all',
     'secc__size': 64,
     'train__batch_size': 8,
     'train__iterations': 1_500,
@@ -455,17 +474,22 @@ _TINY: dict[str, Any] = {
     'image_size': 16,
     'raw_size': 8,
     'appearance__widths': (8, 8, 8, 8),
+    'appearance__size': None,
     'appearance__channels': 4,
     'deformation__expression': (4, 8, 8),
     'deformation__position': (8, 8),
     'deformation__decoder': (8, 8),
     'volume__samples': 4,
+    'volume__near': 2.25,
+    'volume__far': 3.3,
     'volume__octaves': 2,
     'volume__hidden': 8,
+    'volume__channels': 3,
     'refine__identity': (4, 8, 8, 8),
     'refine__encoder': (8, 8, 8),
     'refine__decoder': (8, 8, 8, 4),
     'refine__hidden': 4,
+    'refine__inject': 'all',
     'secc__size': 32,
     'train__batch_size': 2,
     'train__iterations': 4,

@@ -23,6 +23,7 @@ from avatar_jax.methods.hidenerf.deformation import Deformation
 from avatar_jax.methods.hidenerf.refine import IdentityEncoder, Maps, Modulations, Refine
 from avatar_jax.methods.hidenerf.secc import HeadMesh
 from avatar_jax.models.decoder import OSGDecoder
+from avatar_jax.ops.resize import resize
 from avatar_jax.parallel import sample_keys
 from avatar_jax.render.cameras import unpack_label
 from avatar_jax.types import Frames
@@ -97,10 +98,11 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
 
     size, raw, samples = config.image_size, config.raw_size, config.volume.samples
     picture, code = shape(1, size, size, 3), shape(1, config.secc.size, config.secc.size, 3)
+    small = shape(1, config.appearance_size, config.appearance_size, 3)
     identity = jax.eval_shape(IdentityEncoder(config.refine).init_with_output, jax.random.key(0), picture)[0]
     params = {
         'appearance': Appearance(config.appearance).lazy_init(
-            next(keys), picture, shape(1, 3, 4), shape(1), config.volume.pivot
+            next(keys), small, shape(1, 3, 4), shape(1), config.volume.pivot
         ),
         'identity': IdentityEncoder(config.refine).lazy_init(next(keys), picture),
         'deformation': Deformation(config.deformation, samples).lazy_init(
@@ -163,6 +165,11 @@ def masked(images: jax.Array, masks: jax.Array, fill: float) -> jax.Array:
     return images * masks[..., None] + fill * (1 - masks[..., None])
 
 
+def seen(config: ModelConfig, images: jax.Array) -> jax.Array:
+    """Source pictures [N,R,R,3] in the size in which planes are computed from them."""
+    return resize(images, config.appearance_size, antialias=True)
+
+
 def encode(
     params: PyTree,
     config: ModelConfig,
@@ -189,7 +196,8 @@ def encode(
         own = cameras.source_map(cam2world, size, pivot)
     else:
         own, size = affine, jnp.ones(len(images))  # not looked at
-    planes = Appearance(config.appearance).apply({'params': params['appearance']}, images, own, size, pivot)
+    appearance = Appearance(config.appearance)
+    planes = appearance.apply({'params': params['appearance']}, seen(config, images), own, size, pivot)
     identity = IdentityEncoder(config.refine).apply({'params': params['identity']}, images)
     if canonical is None:
         canonical = secc.canonical(mesh, shape, config.secc, mirrored)

@@ -203,7 +203,12 @@ def flip(
     else:
         shapes = pair['shapes']
         driving = model.driving_codes(config, mesh, shapes, pair['expression'], pair['labels'][:, DRIVER], source)
-        canonical = secc.canonical(mesh, shapes, config.secc, source)
+        if config.shape == 'mean':
+            # One head for everybody: two codes instead of one for each pair.
+            drawn = secc.canonical(mesh, jnp.zeros((2, mesh.num_shape)), config.secc, jnp.asarray([False, True]))
+            canonical = choose(source, drawn[1:], drawn[:1])
+        else:
+            canonical = secc.canonical(mesh, shapes, config.secc, source)
     out = {
         'source': picture(pair['images'][:, SOURCE], SOURCE),
         'target': picture(pair['images'][:, DRIVER], DRIVER),
