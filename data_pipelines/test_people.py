@@ -130,6 +130,8 @@ def items_of(
             )
         about = {'people': f'procedural, split {split}', 'reenactment': "another person's motion"}
         return procedural_items(count, seed, config, split), about
+    if config.source_yaw:
+        raise UserError('--source-yaw: recorded people are seen as they were; leave out --dataset to turn cameras')
     source, notes = fitted(open_source(dataset, split), weights, str(dataset))
     about = {'people': f'{dataset.resolve()}, split {split}', 'reenactment': REENACTMENT[config.kind]}
     about |= {'conventions': '; '.join(notes)} if notes else {}

@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--frames', type=int, default=24, metavar='N', help='driven frames per person (default: 24)')
     parser.add_argument(
+        '--source-yaw',
+        type=float,
+        default=0.0,
+        metavar='DEGREES',
+        help='turn the camera of the portraits to the side (procedural people; default: 0)',
+    )
+    parser.add_argument(
         '--steady',
         type=int,
         default=0,
@@ -142,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
         kind=args.protocol,
         driver=args.driver,
         rule=args.portrait_frames,
+        source_yaw=args.source_yaw,
         steady=args.steady,
     )
     items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))

@@ -35,6 +35,8 @@ class ProtocolConfig:
       kind: of recorded clips: 'own', 'cross' or 'views' (``eval.recorded``). driver: of 'cross': the name of the clip
         that drives everybody; '': the next person's. rule: which frames are the portraits: 'spread' or 'paper'
         (``eval.recorded.paper_frames``).
+      source_yaw: degrees by which the camera of a procedural person's portrait is turned to the side; the view from the
+        front is then one of the unseen ones.
       steady: further driven frames, one after the other from the middle of the driver's clip, that tell how steady the
         avatar is; 0: none.
     """
@@ -48,6 +50,7 @@ class ProtocolConfig:
     kind: str = 'own'
     driver: str = ''
     rule: str = 'spread'
+    source_yaw: float = 0.0
     steady: int = 0
 
     def __post_init__(self):
@@ -62,6 +65,7 @@ class ProtocolConfig:
         check.at_least(2, 'clip_frames')
         check.within(1, self.clip_frames, 'portraits')
         check.within(2, self.clip_frames, 'frames')
+        check.within(-90, 90, 'source_yaw')
         if self.steady and self.kind != 'own':
             raise UserError(f'--steady {self.steady}: is of --protocol own, where the truth shows the same person')
         check.need(
@@ -236,6 +240,8 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
         return Views(window_batch, labels, (2 * truth - 1).astype(np.float32), mask, marks), heads
 
     frame = source_frame(person.angle[:, 1], person.expression[:, blinks].max(-1), config)
+    if config.source_yaw:
+        person = replace(person, camera_yaws=np.append(np.deg2rad(config.source_yaw), person.camera_yaws))
     cameras = sorted(range(person.num_cameras), key=lambda k: (k != 0, person.camera_yaws[k]))
     seen = still_windows(np.stack([person.motion_rows(k)[frame] for k in cameras]))
     labels = np.stack([person.labels(k)[frame] for k in cameras])
