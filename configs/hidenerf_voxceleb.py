@@ -6,7 +6,7 @@
 ``data.folder`` is a data set that ``python -m data_pipelines.tracked voxceleb`` built, with masks (docs/datasets.md).
 
 Variants: ``tiny`` (a few thousand parameters, procedural clips), and the rows of the paper's Table 5: no_multi_scale,
-no_camera_to_world, no_secc. Join with commas.
+no_camera_to_world, no_secc; plane_warp (equation 1 to the letter). Join with commas.
 """
 
 from __future__ import annotations

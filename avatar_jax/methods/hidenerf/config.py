@@ -395,12 +395,13 @@ def _judge() -> DiscriminatorConfig:
     return DiscriminatorConfig(kind='single', conv_clamp=None)
 
 
-# Rows of the paper's Table 5.
+# Rows of the paper's Table 5, and planes as equation 1 has them to the letter.
 ABLATIONS: dict[str, dict[str, Any]] = {
     'full': {},
     'no_multi_scale': {'appearance__single_scale': True},
     'no_camera_to_world': {'appearance__transform': 'none'},
     'no_secc': {'deformation__pose_coupled': True},
+    'plane_warp': {'appearance__transform': 'plane_warp'},
 }
 
 _HEADS: dict[str, Any] = {
