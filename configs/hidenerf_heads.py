@@ -4,8 +4,8 @@
 
 Variants (``hidenerf_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), ``small`` (32
 pixels, for comparing variants), ``full`` (the published sizes at 256 pixels, for measuring speed and memory), and the
-rows of the paper's Table 5: no_multi_scale, no_camera_to_world, no_secc; plane_warp (equation 1 to the letter). Join with
-commas: ``small,no_secc``.
+rows of the paper's Table 5: no_multi_scale, no_camera_to_world, no_secc; plane_warp (equation 1 to the letter). Join
+with commas: ``small,no_secc``.
 """
 
 from __future__ import annotations
