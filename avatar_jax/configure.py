@@ -59,11 +59,27 @@ def differences(config: Any, base: Any, where: str = '') -> dict[str, Any]:
     return found
 
 
+def current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a ``cls`` under the names that its fields have today, nested configurations too.
+
+    A dataclass says by ``FORMER_NAMES``, former name -> field, how files of before call its fields.
+    """
+    former, hints = getattr(cls, 'FORMER_NAMES', {}), typing.get_type_hints(cls)
+    out = {}
+    for key, value in values.items():
+        name = former.get(key, key)
+        inner = next(
+            (h for h in (hints.get(name), *typing.get_args(hints.get(name))) if dataclasses.is_dataclass(h)), None
+        )
+        out[name] = current_names(inner, value) if inner is not None and isinstance(value, Mapping) else value
+    return out
+
+
 def _build(cls: type, base: Any, values: Mapping[str, Any], where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
     changes = {}
-    for key, value in values.items():
+    for key, value in current_names(cls, values).items():
         if key not in fields:
             raise UserError(f'{where}{key}: {_suggestion(key, fields)}')
         field = fields[key]

@@ -93,9 +93,9 @@ def search_pictures(folder: Path) -> dict[str, dict[str, int]]:
     from avatar_jax.io.images import read_image
     from avatar_jax.track.choose import plausible
     from avatar_jax.track.detect import detect_faces
+    from avatar_jax.track.inputs import frame_files
     from avatar_jax.track.measure import default_tracker
     from avatar_jax.track.search import COARSE, FINE, TURNED, as_face, find_faces, search_faces
-    from avatar_jax.track.source import frame_files
 
     reader, rows = default_tracker().network, {}
 

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.io.atomic import output_folder, write_json
     from avatar_jax.io.video import frame_rate
     from avatar_jax.track.choose import Chooser
-    from avatar_jax.track.source import find_sources
+    from avatar_jax.track.inputs import find_inputs
     from launch.batch import Batch
 
     if args.size < 16 or args.size > 4096:
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     frame_rate(args.fps)
     if args.landmarks and args.mediapipe:
         raise UserError('--landmarks and --mediapipe: give one of them')
-    sources = find_sources(args.input, args.sequence, args.fps)
+    sources = find_inputs(args.input, args.sequence, args.fps)
     if args.landmarks and len(args.landmarks) != len(sources):
         raise UserError(f'--landmarks: {len(args.landmarks)} files for {len(sources)} inputs; give one for each')
     tracker = make_tracker(args)
