@@ -22,7 +22,7 @@ ADAM = OptimizerConfig('adam', 3e-3)
 
 
 def settings(tune, steps=12, **more):
-    return fit.with_tuning(CONFIG, settings=TuningConfig(tune, steps, ADAM, **more))
+    return fit.with_tuning(CONFIG, tuning=TuningConfig(tune, steps, ADAM, **more))
 
 
 def shown(avatar, person):
@@ -119,7 +119,7 @@ def test_portraits_that_cannot_be_fitted_are_named():
         fit.fit_people(VARIABLES, CONFIG, [outside.replace(landmarks=outside.landmarks + 500)])
     with pytest.raises(UserError, match='compensation.use'):
         fit.with_tuning(
-            ModelConfig.tiny(compensation__use=False, tuning__tune='none'), settings=TuningConfig('compensation')
+            ModelConfig.tiny(compensation__use=False, tuning__tune='none'), tuning=TuningConfig('compensation')
         )
     with pytest.raises(UserError, match='pivot'):
         fit.with_tuning(CONFIG, pivot='guess')
