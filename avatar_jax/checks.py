@@ -34,7 +34,7 @@ class FieldError(UserError):
             super().__init__(f'{where}{name}: {value!r}; {allowed}')
 
     def at(self, where: str) -> FieldError:
-        """The same about a configuration that stands in another: ``where`` is 'model.method.train.'."""
+        """The same about a configuration that stands in another: ``where`` is 'model.settings.train.'."""
         return FieldError(where, *self.parts)
 
 

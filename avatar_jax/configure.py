@@ -2,15 +2,20 @@
 
 Keys that a dataclass does not have are refused with the nearest one that it has; values of a wrong type are refused;
 lists become tuples where a tuple is meant and integers floats. The checks in the dataclasses themselves then run.
+
+A config file is Python with ``get_config(variant: str = '')`` that returns a ``ConfigDict``; ``read_config_file`` reads
+it, with what a command line changes of it (``--config.FIELD=VALUE``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from avatar_jax.checks import FieldError
@@ -59,11 +64,27 @@ def differences(config: Any, base: Any, where: str = '') -> dict[str, Any]:
     return found
 
 
+def current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a ``cls`` under the names that its fields have today, nested configurations too.
+
+    A dataclass says by ``FORMER_NAMES``, former name -> field, how files of before call its fields.
+    """
+    former, hints = getattr(cls, 'FORMER_NAMES', {}), typing.get_type_hints(cls)
+    out = {}
+    for key, value in values.items():
+        name = former.get(key, key)
+        inner = next(
+            (h for h in (hints.get(name), *typing.get_args(hints.get(name))) if dataclasses.is_dataclass(h)), None
+        )
+        out[name] = current_names(inner, value) if inner is not None and isinstance(value, Mapping) else value
+    return out
+
+
 def _build(cls: type, base: Any, values: Mapping[str, Any], where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
     changes = {}
-    for key, value in values.items():
+    for key, value in current_names(cls, values).items():
         if key not in fields:
             raise UserError(f'{where}{key}: {_suggestion(key, fields)}')
         field = fields[key]
@@ -191,3 +212,102 @@ def unknown_variant(variant: str, known: typing.Iterable[str]) -> UserError:
     close = difflib.get_close_matches(variant, known, 1)
     hint = f"did you mean '{close[0]}'?" if close else f'there are: {", ".join(known)}'
     return UserError(f"variant '{variant}': not known; {hint}")
+
+
+def config_file(name: str, shipped: Mapping[str, Path]) -> Path:
+    """The file behind a config name: a path, or a name among the ``shipped`` ones.
+
+    Raises:
+        UserError: there is none; suggests the closest shipped one.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.stem in shipped and str(path.parent) in ('.', 'configs'):
+        return shipped[path.stem]
+    close = difflib.get_close_matches(path.stem, shipped, 1)
+    hint = f'did you mean configs/{close[0]}.py?' if close else f'there are: {", ".join(shipped) or "none"}'
+    raise UserError(f'--config {name}: no such file; {hint}')
+
+
+def read_config_file(
+    spec: str, overrides: Sequence[str] = (), shipped: Mapping[str, Path] = types.MappingProxyType({})
+) -> ml_collections.ConfigDict:
+    """Reads ``FILE[:VARIANT]`` and applies ``--config.FIELD=VALUE`` overrides.
+
+    Args:
+        spec: the value of ``--config``.
+        overrides: e.g. ``['--config.train.steps=10', '--config.seed', '3']``.
+        shipped: name -> file of those that need no path.
+
+    Returns:
+        A locked ``ConfigDict``.
+
+    Raises:
+        UserError: no such file, unknown variant, unknown field, value of a wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_dict, config_flags
+
+    name, _, variant = spec.partition('.py:') if '.py:' in spec else spec.partition(':')
+    path = config_file(name + '.py' if '.py:' in spec else name, shipped)
+    module_spec = importlib.util.spec_from_file_location(f'avatar_config_{path.stem}', path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f'--config {spec}: is not a Python file')
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(variant) if variant else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f'--config {spec}: {type(error).__name__}: {_one_line(error)}') from error
+    if not isinstance(config, config_dict.ConfigDict):
+        raise UserError(f'--config {spec}: get_config returned {type(config).__name__}, not a ConfigDict')
+    check_names(config, overrides)
+    values = flags.FlagValues()
+    argv = ['avatar-jax', *overrides]
+    try:
+        config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
+        values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f'{_at_fault(overrides, error)}: {_one_line(error)}') from error
+    return values['config'].value
+
+
+def check_names(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+    """Raises ``UserError`` for an override of a field that there is not; suggests the nearest."""
+    from ml_collections import config_dict
+
+    for option in overrides:
+        if not option.startswith('--config.'):
+            continue  # the value of the option before
+        node, path = config, option.removeprefix('--config.').partition('=')[0].split('.')
+        for depth, part in enumerate(path):
+            where = '.'.join(path[:depth])
+            if not isinstance(node, config_dict.ConfigDict):
+                if isinstance(node, tuple | list):
+                    break  # --config.perception[0]
+                raise UserError(f'{option}: {where} is a single value; set it with --config.{where}=VALUE')
+            name = part.partition('[')[0]
+            if name not in node:
+                close = difflib.get_close_matches(name, list(node), 1)
+                hint = f"did you mean '{close[0]}'?" if close else f'there are: {", ".join(node)}'
+                raise UserError(f"{option}: {f'{where} has ' if where else ''}no option '{name}'; {hint}")
+            node = node[name]
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    text = ' '.join(text.replace('\\n', ' ').replace("\\'", "'").strip('"\'').split())
+    return text.replace("' Did you mean", ': did you mean')[:300] or type(error).__name__
+
+
+def _at_fault(overrides: Sequence[str], error: BaseException) -> str:
+    """The override that an error message is about, if it can be told."""
+    text = str(error)
+    for option in overrides:
+        field = option.removeprefix('--config.').split('=')[0]
+        if option.startswith('--config.') and any(part and part in text for part in (field, field.split('.')[-1])):
+            return option
+    return 'configuration'

@@ -63,5 +63,5 @@ def get_config(variant: str = ''):
         model = model.with_method(**EYES)
     for name in names:
         if name in ABLATIONS:
-            model = dataclasses.replace(model, method=model.method.ablation(name))
+            model = dataclasses.replace(model, settings=model.settings.ablation(name))
     return run_fields('gpavatar', dataclasses.replace(config, model=model))

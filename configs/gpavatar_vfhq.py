@@ -40,7 +40,7 @@ def get_config(variant: str = ''):
         model = model.with_method(field__points=1000)
     for name in names:
         if name in ABLATIONS:
-            model = dataclasses.replace(model, method=model.method.ablation(name))
+            model = dataclasses.replace(model, settings=model.settings.ablation(name))
     config = RunConfig(
         model=model,
         data=ClipsConfig(source='built', folder='datasets/vfhq'),

@@ -41,8 +41,8 @@ def get_config(variant: str = ''):
     source = next((n for n in names if n in SOURCES), 'talking')
     if 'tiny' in names:
         model = ModelConfig.tiny(preset, *drivers)
-        encoder = dataclasses.replace(model.method.encoder, coefficients=64)
-        model = dataclasses.replace(model, method=dataclasses.replace(model.method, encoder=encoder))
+        encoder = dataclasses.replace(model.settings.encoder, coefficients=64)
+        model = dataclasses.replace(model, settings=dataclasses.replace(model.settings, encoder=encoder))
         config = RunConfig(
             model=model,
             data=PersonConfig(source, 'data/hfagp_tiny', frames=30, fps=5.0, size=32, supersample=1),
@@ -62,8 +62,8 @@ def get_config(variant: str = ''):
             output=PeopleOutput(log_every=20, sample_every=500, sample_people=4, checkpoint_every=250),
             init='heads128',
         )
-    method = config.model.method
+    settings = config.model.settings
     for name in names:
         if name in ABLATIONS:
-            method = method.ablation(name)
-    return run_fields('hfagp', dataclasses.replace(config, model=dataclasses.replace(config.model, method=method)))
+            settings = settings.ablation(name)
+    return run_fields('hfagp', dataclasses.replace(config, model=dataclasses.replace(config.model, settings=settings)))

@@ -42,8 +42,8 @@ def get_config(variant: str = ''):
 
         model = ModelConfig.heads(**changes)
         generator = heads_generator().replace(rendering={'ray_chunk': 4096})
-        encoder = replace(model.method.encoder, num_ws=generator.num_ws, w_dim=generator.w_dim)
-        model = ModelConfig(generator, replace(model.method, encoder=encoder))
+        encoder = replace(model.settings.encoder, num_ws=generator.num_ws, w_dim=generator.w_dim)
+        model = ModelConfig(generator, replace(model.settings, encoder=encoder))
         config = RunConfig(
             model=model,
             data=ClipsConfig('heads', 'data/nofa_heads', people=4000, frames=4),

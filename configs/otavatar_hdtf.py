@@ -37,16 +37,18 @@ def get_config(variant: str = ''):
             data=DataConfig(people=3, frames=30, resolution=32, in_memory=True),
             output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
         )
-        method = config.model.method.replace(train__iterations=4)
+        settings = config.model.settings.replace(train__iterations=4)
     else:
-        method = OTAvatarConfig.release() if preset == 'release' else OTAvatarConfig.paper()
+        settings = OTAvatarConfig.release() if preset == 'release' else OTAvatarConfig.paper()
         config = RunConfig(
-            model=ModelConfig(GeneratorConfig.ffhq512(), method, basis='bfm2009-deep3d', label_mode='orig'),
+            model=ModelConfig(GeneratorConfig.ffhq512(), settings, basis='bfm2009-deep3d', label_mode='orig'),
             data=DataConfig(source='built', folder='hdtf'),
             output=PeopleOutput(log_every=10, sample_every=100, checkpoint_every=100, keep_every=500),
         )
-        method = config.model.method
+        settings = config.model.settings
     for name in names:
         if name in ABLATIONS:
-            method = method.ablation(name)
-    return run_fields('otavatar', dataclasses.replace(config, model=dataclasses.replace(config.model, method=method)))
+            settings = settings.ablation(name)
+    return run_fields(
+        'otavatar', dataclasses.replace(config, model=dataclasses.replace(config.model, settings=settings))
+    )

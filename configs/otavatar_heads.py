@@ -36,13 +36,13 @@ def get_config(variant: str = ''):
             data=DataConfig(people=3, frames=30, resolution=32, in_memory=True),
             output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
         )
-        method = config.model.method.replace(train__iterations=4)
+        settings = config.model.settings.replace(train__iterations=4)
     else:
         generator = heads_generator()
         base = OTAvatarConfig.release() if preset == 'release' else OTAvatarConfig.paper()
         # Fewer steps than at 512 pixels: the prior was made for these heads. Its codes have about unit variance and the
         # average code is their origin, so steps are larger. More steps in W+ fit the picture and not the other sides.
-        method = base.replace(
+        settings = base.replace(
             controller=heads_controller(generator),
             train__batch_size=8,
             train__iterations=500,
@@ -54,14 +54,16 @@ def get_config(variant: str = ''):
             inversion__wplus_steps=50,
         )
         config = RunConfig(
-            model=ModelConfig(generator, method),
+            model=ModelConfig(generator, settings),
             data=DataConfig(people=256, in_memory=False),
             output=PeopleOutput(log_every=1, sample_every=50, checkpoint_every=25),
             init='heads128',
         )
     for name in names:
         if name in ABLATIONS:
-            method = method.ablation(name)
-    if config.init and method.controller != config.model.method.controller:
+            settings = settings.ablation(name)
+    if config.init and settings.controller != config.model.settings.controller:
         config = dataclasses.replace(config, init=f'generator={config.init}')  # the shipped controller is another one
-    return run_fields('otavatar', dataclasses.replace(config, model=dataclasses.replace(config.model, method=method)))
+    return run_fields(
+        'otavatar', dataclasses.replace(config, model=dataclasses.replace(config.model, settings=settings))
+    )

@@ -19,11 +19,11 @@ from avatar_jax.procedural import ProceduralHead, motion, sample_identity
 from avatar_jax.procedural.random_expressions import random_expressions
 from avatar_jax.procedural.streams import Stream
 from avatar_jax.progress import Progress
-from avatar_jax.track.basis import LandmarkBasis, landmark_basis
 from avatar_jax.track.camera import from_translation
 from avatar_jax.track.choose import Chooser
 from avatar_jax.track.clip import TrackConfig, project_clip, track_clip
 from avatar_jax.track.fit import FitConfig
+from avatar_jax.track.landmark_model import LandmarkModel, at_landmarks
 from avatar_jax.track.network import FaceReader
 from avatar_jax.track.observe import Observed, observe
 from data_pipelines.speaking_heads import speaking_head
@@ -41,7 +41,7 @@ def independent(seed: int, frames: int, every: float = 8.0) -> np.ndarray:
     return poses[first] * (1 - share) + poses[first + 1] * share
 
 
-def simulated(index: int, basis: LandmarkBasis) -> dict[str, Any]:
+def simulated(index: int, landmark_model: LandmarkModel) -> dict[str, Any]:
     """One clip of simulated landmarks, fitted: arrays of ``FittedClip``."""
     rng = np.random.default_rng([11, index])
     frames, start = int(rng.integers(60, 160)), int(rng.integers(0, 100))
@@ -54,8 +54,8 @@ def simulated(index: int, basis: LandmarkBasis) -> dict[str, Any]:
     quality = index % 4  # exact, noise, and twice landmarks that err like a network's
     network = rng.uniform(0.01, 0.05) if quality > 1 else 0.0
     noise = rng.uniform(0, 0.004) * side if quality == 1 else 0.0
-    points = np.asarray(basis.mean) + np.tensordot(identity, np.asarray(basis.identity), 1)
-    points = points + np.tensordot(truth, np.asarray(basis.expression), 1)
+    points = np.asarray(landmark_model.mean) + np.tensordot(identity, np.asarray(landmark_model.identity), 1)
+    points = points + np.tensordot(truth, np.asarray(landmark_model.expression), 1)
     pose = from_translation(angle, translation)
     pose[:, 5] += np.log(focal / 2.1)  # as large in the picture, whatever the lens
     seen = project_clip(points, pose, focal * side, np.full(2, side / 2))
@@ -82,7 +82,7 @@ def simulated(index: int, basis: LandmarkBasis) -> dict[str, Any]:
         [1.0],
     )
     track = track_clip(
-        observed, basis, TrackConfig(FitConfig(smooth=smooth), smooth, label_mode='raw', read_numbers=False)
+        observed, landmark_model, TrackConfig(FitConfig(smooth=smooth), smooth, label_mode='raw', read_numbers=False)
     )
     kind = f'{"network" if network else "exact"} {"smooth" if smooth else "rough"}'
     return {'fitted': track.expression, 'truth': truth, 'angle': track.angle, 'kind': kind}
@@ -96,14 +96,14 @@ def _slow_noise(rng: np.random.Generator, frames: int) -> np.ndarray:
     return sum(k * noise[i : i + frames] for i, k in enumerate(kernel))
 
 
-def rendered(index: int, basis: LandmarkBasis, frames: int = 60) -> dict[str, Any]:
+def rendered(index: int, landmark_model: LandmarkModel, frames: int = 60) -> dict[str, Any]:
     """One rendered clip, read by the landmark network and fitted."""
     rng, reader = np.random.default_rng([12, index]), FaceReader()
     clip = speaking_head(
         RENDERED + index, 'train', frames, int(rng.integers(190, 330)), start=int(rng.integers(0, 200))
     )
     observed = observe(clip.frames, reader, Chooser())
-    track = track_clip(observed, basis, TrackConfig(label_mode='raw', read_numbers=False), reader.calibration)
+    track = track_clip(observed, landmark_model, TrackConfig(label_mode='raw', read_numbers=False), reader.calibration)
     return {'fitted': track.expression, 'truth': clip.expression, 'angle': track.angle, 'kind': 'rendered'}
 
 
@@ -113,7 +113,7 @@ def fitted_clips(folder: Path, clips: int, rendered_clips: int) -> list[FittedCl
     Args:
       clips: of simulated landmarks. rendered_clips: which are rendered and read by the landmark network.
     """
-    basis, found = landmark_basis(ProceduralHead()), []
+    landmark_model, found = at_landmarks(ProceduralHead()), []
     folder.mkdir(parents=True, exist_ok=True)
     work = [('simulated', simulated, i) for i in range(clips)] + [
         ('rendered', rendered, i) for i in range(rendered_clips)
@@ -123,7 +123,7 @@ def fitted_clips(folder: Path, clips: int, rendered_clips: int) -> list[FittedCl
             path = folder / f'{name}_{index:05d}.npz'
             if not path.exists():
                 with atomic_path(path) as part, open(part, 'wb') as file:
-                    np.savez(file, **make(index, basis))
+                    np.savez(file, **make(index, landmark_model))
             with np.load(path) as file:
                 found.append(FittedClip(*(file[k] for k in ('fitted', 'truth', 'angle')), str(file['kind'])))
             bar.update()

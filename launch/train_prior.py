@@ -81,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
         'validation': prior_training.validate(config, state, constants, val),
         'seconds_of_this_run': round(time.monotonic() - began),
     }
-    method = from_plain(ModelConfig, get_config().model.to_dict()).method
+    settings = from_plain(ModelConfig, get_config().model.to_dict()).method
     path = args.out / 'heads128.safetensors'
-    print(prior_training.export(config, method, state, constants, random_heads(config.seed), path, facts))
+    print(prior_training.export(config, settings, state, constants, random_heads(config.seed), path, facts))
     return 0
 
 

@@ -23,7 +23,7 @@ def variables_of(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
 
     def draw(path, leaf):
         names = [p.key for p in path]
-        last = ['dnet', str(config.method.deformation.depth), 'weight']
+        last = ['dnet', str(config.settings.deformation.depth), 'weight']
         zero = names[-2:] == ['out', 'weight'] or names[-3:] == last
         if names[-1] in ('running_var', 'gain', 'std') or (names[-1] == 'bias' and 'affine' in names):
             return jnp.ones(leaf.shape)
@@ -40,7 +40,7 @@ def variables_of(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
 def awake(variables: dict[str, Any], config: ModelConfig, size: float = 0.1, seed: int = 1) -> dict[str, Any]:
     """The same with random numbers in the two layers that start at zero."""
     rng = np.random.default_rng(seed)
-    last = str(config.method.deformation.depth)
+    last = str(config.settings.deformation.depth)
 
     def draw(path, leaf):
         names = [p.key for p in path]

@@ -77,12 +77,12 @@ def test_all_kinds_of_configs_are_looked_at():
 def test_the_message_says_where_the_field_stands():
     from avatar_jax.methods.otavatar.train import RunConfig
 
-    with pytest.raises(FieldError, match=r'^model\.method\.train\.batch_size: 0; must be at least 1$'):
-        from_plain(RunConfig, {'model': {'method': {'train': {'batch_size': 0}}}})
-    with pytest.raises(FieldError, match=r'^model\.method\.sigma_w: .many.; use one of ones, std$'):
-        updated(RunConfig(), {'model': {'method': {'sigma_w': 'many'}}})
-    with pytest.raises(FieldError, match=r'^model\.method\.controller\.w_dim: 3; the generator reads 512'):
-        from_plain(RunConfig, {'model': {'method': {'controller': {'w_dim': 3, 'basis': 'linear'}}}})
+    with pytest.raises(FieldError, match=r'^model\.settings\.train\.batch_size: 0; must be at least 1$'):
+        from_plain(RunConfig, {'model': {'settings': {'train': {'batch_size': 0}}}})
+    with pytest.raises(FieldError, match=r'^model\.settings\.sigma_w: .many.; use one of ones, std$'):
+        updated(RunConfig(), {'model': {'settings': {'sigma_w': 'many'}}})
+    with pytest.raises(FieldError, match=r'^model\.settings\.controller\.w_dim: 3; the generator reads 512'):
+        from_plain(RunConfig, {'model': {'settings': {'controller': {'w_dim': 3, 'code_book': 'linear'}}}})
 
 
 def test_checks():
@@ -105,3 +105,29 @@ def test_checks():
         with pytest.raises(FieldError) as error:
             refused()
         assert str(error.value) == said
+
+
+def test_former_names_are_read():
+    from avatar_jax.configure import current_names, run_fields
+    from avatar_jax.io.weights import load_weights, shipped
+    from avatar_jax.methods.otavatar.model import ModelConfig
+    from avatar_jax.methods.otavatar.train import RunConfig
+    from avatar_jax.train.checkpoints import config_difference
+
+    former = {'method': {'sigma_w': 'std', 'controller': {'basis': 'linear'}}}
+    config = ModelConfig.from_dict(former)
+    assert config.settings.sigma_w == 'std' and config.settings.controller.code_book == 'linear'
+    assert set(config.to_dict()) >= {'settings', 'generator'} and 'method' not in config.to_dict()
+    # Weight files of before, and configs of the user's own.
+    assert 'method' in load_weights(shipped('heads128')).config
+    assert ModelConfig.from_dict(load_weights(shipped('heads128')).config).settings.controller.code_book == 'orthogonal'
+    values = run_fields('otavatar', RunConfig()).to_dict()
+    values['model']['method'] = values['model'].pop('settings')
+    del values['method']
+    assert from_plain(RunConfig, values) == RunConfig()
+    # A checkpoint of before belongs to the run with the names of today, and still tells what differs.
+    assert config_difference(current_names(RunConfig, values), RunConfig()) is None
+    values['model']['method']['sigma_w'] = 'std'
+    assert config_difference(current_names(RunConfig, values), RunConfig()).startswith('model.settings.sigma_w = "std"')
+    with pytest.raises(FieldError, match=r'^settings\.sigma_w: .many.; use one of'):
+        ModelConfig.from_dict({'method': {'sigma_w': 'many'}})

@@ -237,10 +237,10 @@ def test_the_configuration_of_the_paper(variant):
 
     _, config = load_run(f'gpavatar_vfhq:{variant}' if variant else 'gpavatar_vfhq')
     assert from_plain(RunConfig, to_plain(config)) == config
-    train, paper = config.model.method.train, 'release' not in variant
+    train, paper = config.model.settings.train, 'release' not in variant
     assert (train.iterations, train.batch_size) == ((150_000, 8) if paper else (200_000, 4))
     assert config.model.conventions.background == 'black' and config.model.img_resolution == 512
-    assert config.model.method.loss.network == 'alexnet' and train.sources == 2 and train.optimizer.lr == 1e-4
+    assert config.model.settings.loss.network == 'alexnet' and train.sources == 2 and train.optimizer.lr == 1e-4
 
 
 def test_gpavatar_frames(tmp_path):

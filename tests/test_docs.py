@@ -192,7 +192,8 @@ def all_programs():
 
 @each_doc
 def test_fields_of_configs_exist(doc):
-    from launch.config_args import check_names, load_config
+    from avatar_jax.configure import check_names
+    from launch.config_args import load_config
 
     for snippet in snippets(doc.read_text()):
         spec = re.search(r'--config (\w[\w/.]*(?::[\w,]+)?)', snippet)

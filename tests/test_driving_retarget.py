@@ -244,7 +244,7 @@ def test_unknown_bases_and_methods():
     with pytest.raises(UserError, match="'emoca': not known; there are procedural"):
         retarget(motion, 'emoca')
     with pytest.raises(UserError, match='no table'):
-        retarget(motion, bases.BFM, method='table', models=models)
+        retarget(motion, bases.BFM, by='table', models=models)
     assert retarget(motion, bases.PROCEDURAL) is motion
     ids, weights = shared_points()
     assert (

@@ -151,7 +151,7 @@ def test_steadiness():
     mask[:, 2:5] = 1
     outside = np.where(mask[..., None] > 0, even, np.random.default_rng(0).normal(size=even.shape))
     scores = {}
-    views = cases.Views(np.zeros((4, 27, 70)), np.zeros((4, 25)), even, mask)
+    views = cases.TrueViews(np.zeros((4, 27, 70)), np.zeros((4, 25)), even, mask)
     protocols._steadiness(scores, flicker, views)
     np.testing.assert_allclose(scores['steady.change_truth'], 0.05, rtol=1e-5)
     np.testing.assert_allclose(scores['steady.trembling_truth'], 0, atol=1e-6)

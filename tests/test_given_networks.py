@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval import estimators
-from avatar_jax.eval.cases import Views
+from avatar_jax.eval.cases import TrueViews
 from avatar_jax.eval.protocols import CaseResult, _through_networks
 from avatar_jax.faces.recon import METHOD as RECON
 from avatar_jax.faces.recon import ReconConfig, ReconNet
@@ -171,7 +171,7 @@ def test_deep3d_measures_expression_and_pose(tmp_path):
     np.testing.assert_allclose(vector, net.apply(variables, seen), rtol=1e-5, atol=1e-5)
 
     def measured(marks):
-        views = Views(np.zeros((2, 27, 70)), np.zeros((2, 25)), np.asarray(images), None, marks)
+        views = TrueViews(np.zeros((2, 27, 70)), np.zeros((2, 25)), np.asarray(images), None, marks)
         case, result = types.SimpleNamespace(source=views), CaseResult()
         _through_networks(result, 'driven', np.asarray(images), views, case, found)
         return result

@@ -49,7 +49,7 @@ def motion(frames, seed=0):
 @pytest.mark.parametrize('normalise', ['samples', 'neighbours'])
 def test_rays_in_portions_give_the_same_picture(variables, normalise):
     """Also where weights are normalised over all samples of a call: their sums are taken first, over everything."""
-    base = CONFIG.method.field
+    base = CONFIG.settings.field
     field = dataclasses.replace(base, normalise=normalise)
     rng = np.random.default_rng(0)
     places = jnp.asarray(rng.uniform(-1.1, 1.1, (1, 10, 3, 3)), jnp.float32)
@@ -59,7 +59,7 @@ def test_rays_in_portions_give_the_same_picture(variables, normalise):
 
     @jax.jit
     def run(places, directions):
-        args = variables['params']['nerf_mlp'], CONFIG.method.head, field, scene
+        args = variables['params']['nerf_mlp'], CONFIG.settings.head, field, scene
         return [head.query(*args, places, directions, chunk) for chunk in (None, 4)]
 
     whole, portions = run(places, directions)
@@ -108,8 +108,8 @@ def test_the_field_costs_a_third_and_is_the_same():
 @pytest.mark.slow
 def test_a_field_of_points_and_coefficients_is_their_sum(variables):
     rng = np.random.default_rng(0)
-    both = dataclasses.replace(CONFIG.method.field, kind='both', normalise='neighbours')
-    params = head.init_head(CONFIG.method.head, both, jax.random.key(1))
+    both = dataclasses.replace(CONFIG.settings.field, kind='both', normalise='neighbours')
+    params = head.init_head(CONFIG.settings.head, both, jax.random.key(1))
     numbers = jnp.asarray(rng.normal(size=(1, 64)), jnp.float32)
     points = mesh.head_points(CONFIG, variables['mesh'], jnp.zeros(80), 0 * numbers)
     scene = head.Scene(jnp.asarray(rng.normal(size=(1, *CONFIG.plane_shape)), jnp.float32), points, numbers)
@@ -118,7 +118,7 @@ def test_a_field_of_points_and_coefficients_is_their_sum(variables):
     def answers(kind, without=()):
         own = {k: jax.tree.map(jnp.zeros_like, v) if k in without else v for k, v in params['points_querier'].items()}
         field = dataclasses.replace(both, kind=kind)
-        return head.query({**params, 'points_querier': own}, CONFIG.method.head, field, scene, places, directions)
+        return head.query({**params, 'points_querier': own}, CONFIG.settings.head, field, scene, places, directions)
 
     last = 'point_layers_2' if both.layers == 2 else 'point_layers_0'
     found = answers('both')
@@ -136,14 +136,14 @@ def test_neighbours_need_no_large_table():
 def test_sums_scale_to_another_number_of_samples():
     rng = np.random.default_rng(2)
     places, points = (jnp.asarray(rng.uniform(-1, 1, (1, n, 3)), jnp.float32) for n in (64, 60))
-    config = dataclasses.replace(CONFIG.method.field, reference_samples=640)
+    config = dataclasses.replace(CONFIG.settings.field, reference_samples=640)
     plain = dataclasses.replace(config, reference_samples=None)
     many = fields.neighbours_of(jnp.tile(places, (1, 10, 1)), points, plain)
     np.testing.assert_allclose(fields.neighbours_of(places, points, config).sums, many.sums, rtol=1e-5)
 
 
 def test_places_on_points_are_finite():
-    config = dataclasses.replace(CONFIG.method.field, points=20, neighbours=3)
+    config = dataclasses.replace(CONFIG.settings.field, points=20, neighbours=3)
     params = fields.init_field(config, jax.random.key(0))
     points = jnp.asarray(np.random.default_rng(0).normal(size=(1, 20, 3)), jnp.float32)
 
@@ -344,7 +344,7 @@ def test_configurations_survive_their_files():
     for config in (ModelConfig.full('paper'), ModelConfig.heads(), CONFIG):
         assert ModelConfig.from_dict(config.to_dict()) == config
     for name in ABLATIONS:
-        assert (CONFIG.method.ablation(name) != CONFIG.method) == (name != 'full')
+        assert (CONFIG.settings.ablation(name) != CONFIG.settings) == (name != 'full')
     with pytest.raises(UserError, match=r"field.direction: 'both'; use one of unit, offset"):
         CONFIG.with_method(field__direction='both')
     with pytest.raises(UserError, match='did you mean'):
@@ -361,11 +361,11 @@ def test_variants_of_the_configuration_file():
     heads, eyes = model_of(''), model_of(':eyes')
     assert heads == ModelConfig.heads() and eyes != heads
     assert networks_of(eyes) == networks_of(heads.with_method(field__kind='both'))  # it can go on with their weights
-    assert eyes.method.train.importance.eye > heads.method.train.importance.eye
+    assert eyes.settings.train.importance.eye > heads.settings.train.importance.eye
     small = model_of(':small')
     for name in ABLATIONS:
         if name != 'full':
-            assert model_of(f':small,{name}') == dataclasses.replace(small, method=small.method.ablation(name))
-    assert model_of(':full').plane_size == 256 and model_of(':tiny,paper').method.preset == 'paper'
+            assert model_of(f':small,{name}') == dataclasses.replace(small, settings=small.settings.ablation(name))
+    assert model_of(':full').plane_size == 256 and model_of(':tiny,paper').settings.preset == 'paper'
     with pytest.raises(UserError, match='eyess'):
         model_of(':eyess')

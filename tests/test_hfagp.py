@@ -52,9 +52,9 @@ def test_presets_differ_exactly_where_they_say():
     paper, published = HFAGPConfig.paper('sound'), HFAGPConfig.release('sound')
     different = {p for p in leaves(paper) if option(paper, p) != option(published, p)}
     assert different == {p for paths in PRESET_DIFFERENCES.values() for p in paths} | {'preset'}
-    models = ModelConfig(method=paper), ModelConfig(method=published)
+    models = ModelConfig(settings=paper), ModelConfig(settings=published)
     for path in (p for paths in SHARED_CHOICES.values() for p in paths):
-        path = path if path == 'label_mode' else f'method.{path}'
+        path = path if path == 'label_mode' else f'settings.{path}'
         assert option(models[0], path) == option(models[1], path), path
     assert [HFAGPConfig.release(d).train.batch_size for d in DRIVERS] == [2, 1, 1]
 
@@ -69,8 +69,8 @@ def test_configurations_are_stored_and_changed():
         assert (config == HFAGPConfig.paper()) == (name == 'k50')
     assert HFAGPConfig.paper().ablation('no_second_stage').train.tune_iter == 200_000
     full = ModelConfig.full()
-    assert ModelConfig.of(GeneratorConfig.heads128()).method.loss.size == 128
-    assert (full.method.loss.size, full.method.encoder.picture_size) == (256, 256)
+    assert ModelConfig.of(GeneratorConfig.heads128()).settings.loss.size == 128
+    assert (full.settings.loss.size, full.settings.encoder.picture_size) == (256, 256)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_configurations_are_stored_and_changed():
         (lambda: EncoderConfig(sound_features='fft'), "encoder.sound_features: 'fft'"),
         (lambda: LossConfig(network='vgg'), "loss.network: 'vgg'"),
         (lambda: LossConfig(size=8), 'loss.size: 8'),
-        (lambda: ModelConfig(GeneratorConfig.tiny()), 'method.loss.size: 256; pictures have only 32 pixels'),
+        (lambda: ModelConfig(GeneratorConfig.tiny()), 'settings.loss.size: 256; pictures have only 32 pixels'),
         (lambda: ModelConfig.tiny('fast'), "preset: 'fast'"),
         (lambda: HFAGPConfig.paper().ablation('k6'), "ablation 'k6'"),
         (lambda: HFAGPConfig.paper().with_options({'basis': {'sise': 5}}), "did you mean 'size'"),
         (
             lambda: dataclasses.replace(
-                ModelConfig.tiny(), method=ModelConfig.tiny().method.with_options({'basis': {'size': 97}})
+                ModelConfig.tiny(), settings=ModelConfig.tiny().settings.with_options({'basis': {'size': 97}})
             ),
             'a code has only 96 numbers',
         ),
@@ -318,7 +318,7 @@ def test_animation_refuses_what_does_not_fit(tiny):
 
 def test_codes_and_previews(tiny):
     config, variables, _, signals, _ = tiny
-    params, k = variables['params'], config.method.basis.size
+    params, k = variables['params'], config.settings.basis.size
 
     @jax.jit
     def run(params):
@@ -336,7 +336,7 @@ def test_codes_and_previews(tiny):
     for preview, size in ((ten, 10), (five, 5)):
         moved = (preview - delta.reshape(preview.shape[1:])).reshape(k, -1)
         np.testing.assert_allclose(moved @ moved.T, size**2 * np.eye(k), atol=1e-3)
-    softmax = dataclasses.replace(config, method=config.method.with_options({'encoder': {'softmax': True}}))
+    softmax = dataclasses.replace(config, settings=config.settings.with_options({'encoder': {'softmax': True}}))
     share = model.weights_of(params, softmax, 'coefficients', signals['coefficients'])
     np.testing.assert_allclose(share.sum(1), 1, rtol=1e-5)
 
@@ -344,12 +344,12 @@ def test_codes_and_previews(tiny):
 @pytest.mark.slow
 def test_bases_of_their_own_and_starts():
     config = ModelConfig.tiny('paper', *DRIVERS)
-    own = dataclasses.replace(config, method=config.method.with_options({'basis': {'shared': False}}))
+    own = dataclasses.replace(config, settings=config.settings.with_options({'basis': {'shared': False}}))
     tree = model.abstract(own)['params']['basis']
     assert set(tree) == set(DRIVERS) and model.basis_name(own, 'sound') == 'sound'
-    plain = dataclasses.replace(config, method=config.method.with_options({'basis': {'offset': False}}))
+    plain = dataclasses.replace(config, settings=config.settings.with_options({'basis': {'offset': False}}))
     assert set(model.abstract(plain)['params']['basis']['shared']) == {'bases'}
-    average = dataclasses.replace(config, method=config.method.with_options({'basis': {'start': 'average'}}))
+    average = dataclasses.replace(config, settings=config.settings.with_options({'basis': {'start': 'average'}}))
     code = jnp.arange(16.0)
     delta = basis.init_basis(jax.random.key(0), 6, 6, 16)
     np.testing.assert_allclose(delta['delta'], delta['bases'].mean(0), atol=1e-6)
@@ -363,7 +363,7 @@ def test_weight_file_round_trip(tiny, tmp_path):
     found, again, sha256, provenance = model.load_model(tmp_path / 'a.safetensors')
     assert (again, sha256, provenance['seed']) == (config, digest, 0)
     jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(np.asarray, variables))
-    larger = dataclasses.replace(config, method=config.method.with_options({'basis': {'size': 8}}))
+    larger = dataclasses.replace(config, settings=config.settings.with_options({'basis': {'size': 8}}))
     with pytest.raises(UserError, match='bases'):
         model.save_model(tmp_path / 'b.safetensors', variables, larger, {})
 
@@ -401,7 +401,7 @@ def test_names_of_the_published_checkpoints():
     def personal(driver):
         config = ModelConfig.full('release', driver)
         if driver == 'sound':
-            config = dataclasses.replace(config, method=HFAGPConfig.release('sound'))
+            config = dataclasses.replace(config, settings=HFAGPConfig.release('sound'))
         shapes = model.abstract(config)
         zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
         return config, release.state_dicts(zeros, config)
@@ -453,8 +453,8 @@ def test_checkpoints_come_in_and_go_out(driver):
         release.sections_of(whole | {'d_optim.x': np.zeros(1)})
     sections = again
     found = release.config_of(sections, config.generator)
-    e, own = found.method.encoder, config.method.encoder
-    assert (found.method.basis.size, e.width) == (config.method.basis.size, own.width)
+    e, own = found.settings.encoder, config.settings.encoder
+    assert (found.settings.basis.size, e.width) == (config.settings.basis.size, own.width)
     assert (e.picture_channels, e.picture_size) == (own.picture_channels, own.picture_size) or driver != 'picture'
     again, unused = release.variables_of(sections, found)
     assert not unused
@@ -468,7 +468,7 @@ def test_checkpoints_come_in_and_go_out(driver):
         second['params']['basis']['shared']['bases'], first['params']['basis']['shared']['bases'] + 1
     )
     # Another k, a missing entry, an unknown one.
-    other = dataclasses.replace(found, method=found.method.with_options({'basis': {'size': 5}}))
+    other = dataclasses.replace(found, settings=found.settings.with_options({'basis': {'size': 5}}))
     with pytest.raises(UserError, match='bases'):
         release.variables_of(sections, other)
     sections['gen']['encoder.more'] = sections['gen'].pop('delta')

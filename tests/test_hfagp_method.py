@@ -28,7 +28,7 @@ SIZE, FRAMES, FPS = 32, 27, 5.0
 def tiny(*drivers, coefficients=64, **options):
     config = ModelConfig.tiny('paper', *(drivers or ('coefficients',)))
     changes = {'encoder': {'coefficients': coefficients}, **options}
-    return dataclasses.replace(config, method=config.method.with_options(changes))
+    return dataclasses.replace(config, settings=config.settings.with_options(changes))
 
 
 def portraits(count=FRAMES, coefficients=64, **changes):
@@ -76,19 +76,19 @@ def test_the_method_is_declared():
     for variant in table.variants:
         for size in table.sizes:
             _, config = load_run(*table_run(variant, size, 2, 20, 'pictures'))
-            train = config.model.method.train
-            assert config.model.method.drivers == ('picture',) and config.data.person == 2
+            train = config.model.settings.train
+            assert config.model.settings.drivers == ('picture',) and config.data.person == 2
             assert (train.iterations, train.tune_iter) == (20, 20 if variant == 'no_second_stage' else 2)
-            assert config.model.method.basis.orthogonal == (variant != 'not_orthogonal')
-            assert config.model.method.basis.size == (
-                int(variant[1:]) if variant[0] == 'k' else config.model.method.basis.size
+            assert config.model.settings.basis.orthogonal == (variant != 'not_orthogonal')
+            assert config.model.settings.basis.size == (
+                int(variant[1:]) if variant[0] == 'k' else config.model.settings.basis.size
             )
 
 
 @pytest.mark.parametrize('variant', ['', 'release', 'full,sound', 'tracked,picture,sound', 'tiny,release,k5'])
 def test_variants_of_the_config(variant):
     _, config = load_run(f'hfagp_heads:{variant}' if variant else 'hfagp_heads', [])
-    assert config.model.method.preset == ('release' if 'release' in variant else 'paper')
+    assert config.model.settings.preset == ('release' if 'release' in variant else 'paper')
     assert config.data.source == ('tracked' if 'tracked' in variant else 'talking')
     with pytest.raises(UserError, match="variant 'k6'"):
         load_run('hfagp_heads:k6', [])
@@ -96,7 +96,7 @@ def test_variants_of_the_config(variant):
 
 def test_the_shipped_prior_is_taken():
     found = choose_model('hfagp', None)
-    assert found.method is METHOD and found.config.method.drivers == ('coefficients',)
+    assert found.settings is METHOD and found.config.settings.drivers == ('coefficients',)
     assert not prior.knows_a_person(found.variables) and found.sha256 == load_model('heads128').sha256
     with pytest.raises(UserError, match='holds a generator alone'):
         prior.with_person(found.variables, found.config, jax.random.key(0), True, 'heads128')
@@ -110,7 +110,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('PYTHONWARNINGS', 'ignore')
     spec = ['train', '--config', 'configs/hfagp_heads.py:tiny', f'--config.data.folder={tmp_path / "talk"}']
     assert main([*spec, '--out', str(tmp_path / 'whole')]) == 0
-    assert main([*spec, '--out', str(tmp_path / 'parts'), '--config.model.method.train.iterations=3']) == 0
+    assert main([*spec, '--out', str(tmp_path / 'parts'), '--config.model.settings.train.iterations=3']) == 0
     assert main([*spec, '--out', str(tmp_path / 'parts'), '--resume']) == 0
     whole, parts = (load_model(tmp_path / name / 'weights.safetensors') for name in ('whole', 'parts'))
     jax.tree.map(np.testing.assert_array_equal, whole.variables, parts.variables)
@@ -120,7 +120,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     # Trained further, here for no step: the person in the weights.
     kept = whole.build(video(), further=True, steps=0)
     jax.tree.map(np.testing.assert_array_equal, kept.avatar.identity, dict(whole.variables['params']))
-    assert kept.avatar.config.method.train.iterations == 4
+    assert kept.avatar.config.settings.train.iterations == 4
     # The run's folder is an avatar, too.
     avatar, film = load_avatar(tmp_path / 'whole'), tmp_path / 'v.mp4'
     assert avatar.weights == whole.sha256
@@ -131,7 +131,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     # Another person in the same folder is not trained on by mistake.
     assert main([*spec, '--out', str(tmp_path / 'x'), '--config.data.person=1']) == 2
     assert 'is the video of person 0, but data.person is 1' in capsys.readouterr().err
-    assert main([*spec, '--out', str(tmp_path / 'x'), '--config.model.method.encoder.coefficients=76']) == 2
+    assert main([*spec, '--out', str(tmp_path / 'x'), '--config.model.settings.encoder.coefficients=76']) == 2
     assert 'has 64 coefficients per frame, this avatar was trained with 76' in capsys.readouterr().err
 
 
@@ -169,7 +169,7 @@ def test_an_avatar_of_a_video(tmp_path):
     # Driven with its own configuration, not the model's, from a file, too.
     save_avatar(tmp_path, built.avatar, {})
     avatar, rng = load_avatar(tmp_path), np.random.default_rng(1)
-    assert avatar.config == built.avatar.config and owner.of(avatar).config.method.basis.size == 4
+    assert avatar.config == built.avatar.config and owner.of(avatar).config.settings.basis.size == 4
     rows = rng.uniform(0, 1, (3, 70)).astype(np.float32)
     motion = Motion(rows[:, :64], rows[:, 64:67], rows[:, 67:], basis='procedural')
     labels = np.repeat(np.asarray(avatar.camera.label)[None], 3, 0)
@@ -190,7 +190,7 @@ def test_pictures_and_sound_drive_and_a_budget_ends(tone):
     source = video(sound=str(tone))
     built = owner.build(source, drivers=('sound', 'picture'), budget='0.01s', unseen=0.0)
     assert built.report['steps'] == 0 and 'unseen_psnr_sound' not in built.scores
-    assert built.avatar.config.method.drivers == ('sound', 'picture') and 'generator' not in built.avatar.identity
+    assert built.avatar.config.settings.drivers == ('sound', 'picture') and 'generator' not in built.avatar.identity
     own = owner.of(built.avatar)
     labels = np.repeat(np.asarray(built.avatar.camera.label)[None], 4, 0)
     still = own.still(source.portraits[0], 4)

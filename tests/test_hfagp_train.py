@@ -29,7 +29,7 @@ def toy(drivers=('coefficients',), **train_options):
     """(config, state) with the toy generator; wide steps, so that a few are seen."""
     config = ModelConfig.tiny('paper', *drivers)
     options = {'optimizer': {'lr': 0.01}, 'generator_optimizer': {'lr': 0.01}, **train_options}
-    config = dataclasses.replace(config, method=config.method.with_options({'train': options}))
+    config = dataclasses.replace(config, settings=config.settings.with_options({'train': options}))
     rng = np.random.default_rng(0)
     personal = {k: v for k, v in model.abstract(config)['params'].items() if k in ('basis', 'encoder')}
     personal = jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), jnp.float32), personal)
@@ -37,7 +37,7 @@ def toy(drivers=('coefficients',), **train_options):
     generator = {'a': jnp.asarray(0.2 * rng.normal(size=(96, 3)), jnp.float32)}
     extra = {'b': jnp.asarray(0.1 * rng.normal(size=(25, 3)), jnp.float32)}
     state = train.create_state(
-        config.method.train, {'basis': personal['basis'], 'encoder': encoder}, generator, extra, attention or None
+        config.settings.train, {'basis': personal['basis'], 'encoder': encoder}, generator, extra, attention or None
     )
     return config, state
 
@@ -48,7 +48,7 @@ def batch_of(config, size=2, neighbours=False, seed=0):
         'pictures': np.tanh(rng.normal(size=(size, SIDE, SIDE, 3))).astype(np.float32),
         'labels': cameras.orbit_labels(size, 7),
     }
-    for driver in config.method.drivers:
+    for driver in config.settings.drivers:
         shape = model.signal_shape(config, driver)
         if driver == 'picture':
             continue
@@ -72,10 +72,10 @@ def same(a, b):
 def test_generator_is_frozen_and_then_tuned():
     config, state = toy(tune_iter=2, iterations=4)
     step, batch = step_of(config), batch_of(config)
-    assert [train.tunes(config.method.train, n) for n in range(4)] == [False, False, True, True]
+    assert [train.tunes(config.settings.train, n) for n in range(4)] == [False, False, True, True]
     for done in range(4):
         before = state
-        state, metrics = step(state, train.with_stage(config.method.train, batch, done))
+        state, metrics = step(state, train.with_stage(config.settings.train, batch, done))
         assert same(before.groups['generator'], state.groups['generator']) == (done < 2), done
         assert not same(before.groups['personal'].params, state.groups['personal'].params)
         assert ('generator/grad_norm' in metrics) == (done >= 2)
@@ -92,7 +92,7 @@ def test_training_learns_and_is_deterministic():
     for _ in range(2):
         state, values = start, []
         for done in range(30):
-            state, metrics = step(state, train.with_stage(config.method.train, batch, done))
+            state, metrics = step(state, train.with_stage(config.settings.train, batch, done))
             values.append(float(metrics['loss']))
         runs.append((state, values))
     assert runs[0][1] == runs[1][1] and same(runs[0][0].groups, runs[1][0].groups)
@@ -103,7 +103,7 @@ def test_training_learns_and_is_deterministic():
 def test_a_batch_gives_the_same_update_on_any_number_of_devices():
     """Two devices (an axis of vmap) with one frame each, and one device with both."""
     config, state = toy(('coefficients', 'sound'), tune_iter=0)
-    batch = train.with_stage(config.method.train, batch_of(config), 0)
+    batch = train.with_stage(config.settings.train, batch_of(config), 0)
     whole, _ = step_of(config)(state, batch)
     body = lambda s, b: train.update_step(config, 0, s, b, toy_render, ('none', None), 'data')
     split = jax.tree.map(lambda x: np.asarray(x).reshape(2, 1, *x.shape[1:]), batch)
@@ -121,16 +121,16 @@ def test_a_batch_gives_the_same_update_on_any_number_of_devices():
 def test_sound_is_smoothed_from_a_step_on():
     config, state = toy(('sound',), smooth_from=1, tune_iter=9, iterations=9)
     step, batch = step_of(config), batch_of(config, neighbours=True)
-    first = train.with_stage(config.method.train, batch, 0)
+    first = train.with_stage(config.settings.train, batch, 0)
     np.testing.assert_array_equal(first['sound'], batch['sound'][:, 4])
     before = state
     state, _ = step(state, first)
     assert same(before.groups['attention'], state.groups['attention'])
-    state, metrics = step(state, train.with_stage(config.method.train, batch, 1))
+    state, metrics = step(state, train.with_stage(config.settings.train, batch, 1))
     assert not same(before.groups['attention'].params, state.groups['attention'].params)
     assert int(state.groups['attention'].opt_state.count) == 1 and 'attention/grad_norm' in metrics
     with pytest.raises(ValueError, match='needs the neighbours'):
-        train.with_stage(config.method.train, batch_of(config), 1)
+        train.with_stage(config.settings.train, batch_of(config), 1)
 
 
 def test_every_epoch_sees_every_frame_once():
@@ -167,7 +167,7 @@ def test_the_step_with_its_own_generator():
     step = jax.jit(partial(train.train_step, config, 0), donate_argnums=())
     for done in (1, 2):
         before = state
-        state, metrics = step(state, train.with_stage(config.method.train, batch, done), frozen)
+        state, metrics = step(state, train.with_stage(config.settings.train, batch, done), frozen)
         assert {'loss', 'psnr', 'mse', 'pyramid', 'personal/grad_norm'} <= set(metrics)
         assert all(np.isfinite(v) for v in metrics.values())
         assert float(metrics['personal/grad_norm']) > 0

@@ -18,8 +18,8 @@ from avatar_jax.io.animation import AnimationReader, open_video
 from avatar_jax.io.images import decode_image, read_image
 from avatar_jax.io.video import VideoReader, write_video
 from avatar_jax.methods.reading import measured_as
+from avatar_jax.track.inputs import find_inputs
 from avatar_jax.track.measure import PictureFrames, open_frames
-from avatar_jax.track.source import find_sources
 from data_pipelines.cameras import pose_labels
 from data_pipelines.eg3d_images import Eg3dImages, write_eg3d
 from tests.test_io_upright import close, picture
@@ -63,7 +63,7 @@ def still(path, suffix):
 def test_stills_are_pictures_whatever_their_name(tmp_path, suffix, named):
     path = still(tmp_path / ('a' if named == 'none' else f'a.{suffix if named == "own" else named}'), suffix)
     assert kinds.kind_of(path) == kinds.PICTURE
-    assert find_sources([path])[0].kind == 'photo' and isinstance(open_frames(path), PictureFrames)
+    assert find_inputs([path])[0].kind == 'photo' and isinstance(open_frames(path), PictureFrames)
     if suffix != 'ico':  # these have sizes of their own
         assert close(read_image(path).pixels, picture(), 60)
     with pytest.raises(UserError, match='not a video'):
@@ -75,8 +75,8 @@ def test_stills_are_pictures_whatever_their_name(tmp_path, suffix, named):
 def test_animations_are_videos_in_every_command(tmp_path, suffix, named, capsys):
     path = animation(tmp_path / f'a.{suffix if named == "own" else named}', suffix)
     assert kinds.kind_of(path) == kinds.VIDEO
-    assert find_sources([path])[0].kind == 'video'
-    for reader in (open_frames(path), open_video(path), find_sources([path])[0].open()):
+    assert find_inputs([path])[0].kind == 'video'
+    for reader in (open_frames(path), open_video(path), find_inputs([path])[0].open()):
         shown = list(reader)
         assert len(shown) == 6 and reader.fps == 12.5
         assert [f.time for f in shown] == pytest.approx(0.08 * np.arange(6))

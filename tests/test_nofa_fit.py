@@ -22,7 +22,7 @@ ADAM = OptimizerConfig('adam', 3e-3)
 
 
 def settings(tune, steps=12, **more):
-    return fit.with_settings(CONFIG, settings=TuningConfig(tune, steps, ADAM, **more))
+    return fit.with_tuning(CONFIG, tuning=TuningConfig(tune, steps, ADAM, **more))
 
 
 def shown(avatar, person):
@@ -86,18 +86,18 @@ def test_nothing_needs_to_be_tuned():
 @pytest.mark.slow
 def test_the_generator_fits_a_person_around_a_searched_code():
     config = settings('generator', 6, locality=LocalityConfig(0.1, 1.0))
-    config = fit.with_settings(config, pivot='search', settings=config.method.tuning)
+    config = fit.with_tuning(config, pivot='search', tuning=config.settings.tuning)
     person = portrait(0)
     one = fit.fit_people(VARIABLES, config, [person], key=jax.random.key(0))[0]
     rows = np.asarray(one.avatar.identity['code'])
     assert np.abs(rows - rows[0]).max() == 0, 'one code for all rows'
-    assert len(one.pivot.curve) == config.method.search.steps
+    assert len(one.pivot.curve) == config.settings.search.steps
     assert one.scores['psnr'] > one.scores['psnr_forward']
     assert set(one.avatar.identity['renderer']) == {'decoder', 'superresolution'}
     close(shown(one.avatar, person), one.image, atol=1e-4, what='the avatar shows what was fitted')
     assert 'locality' in one.report()['tuning']['terms']
     assert 'depth' not in one.report()['tuning']['terms']
-    assert len(one.report()['search']['loss']) == config.method.search.steps
+    assert len(one.report()['search']['loss']) == config.settings.search.steps
 
 
 @pytest.mark.slow
@@ -118,8 +118,8 @@ def test_portraits_that_cannot_be_fitted_are_named():
     with pytest.raises(UserError, match='person 1: its mouth'):
         fit.fit_people(VARIABLES, CONFIG, [outside.replace(landmarks=outside.landmarks + 500)])
     with pytest.raises(UserError, match='compensation.use'):
-        fit.with_settings(
-            ModelConfig.tiny(compensation__use=False, tuning__tune='none'), settings=TuningConfig('compensation')
+        fit.with_tuning(
+            ModelConfig.tiny(compensation__use=False, tuning__tune='none'), tuning=TuningConfig('compensation')
         )
     with pytest.raises(UserError, match='pivot'):
-        fit.with_settings(CONFIG, pivot='guess')
+        fit.with_tuning(CONFIG, pivot='guess')

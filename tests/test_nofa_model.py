@@ -59,7 +59,7 @@ def test_variables_are_drawn_as_they_should():
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), variables, FRESH)
     params = variables['params']
     assert not np.asarray(params['compensation']['out']['weight']).any()
-    last = params['deformation']['dnet'][str(CONFIG.method.deformation.depth)]
+    last = params['deformation']['dnet'][str(CONFIG.settings.deformation.depth)]
     assert not np.asarray(last['weight']).any()
     assert not np.asarray(last['bias']).any()
     rows = jnp.broadcast_to(nofa.w_avg(variables), (1, CONFIG.generator.num_ws, CONFIG.generator.w_dim))
@@ -293,8 +293,8 @@ def test_generators_that_do_not_fit_are_named():
         nofa.check_generator(ours, ours.replace(plane_resolution=32))
     with pytest.raises(UserError, match='w_dim is 8'):
         nofa.check_generator(ours, ours.replace(w_dim=8))
-    with pytest.raises(UserError, match='method.encoder'):
-        ModelConfig(GeneratorConfig.heads128(), CONFIG.method)
+    with pytest.raises(UserError, match='settings.encoder'):
+        ModelConfig(GeneratorConfig.heads128(), CONFIG.settings)
 
 
 @pytest.mark.slow
@@ -302,7 +302,7 @@ def test_configurations_survive_a_weight_file(tmp_path):
     config = CONFIG.replace(**ABLATIONS['without_wnet'], deformation__clip=0.15)
     assert ModelConfig.from_dict(config.to_dict()) == config
     with pytest.raises(UserError, match='use_wnett.*use_wnet'):
-        ModelConfig.from_dict({'method': {'deformation': {'use_wnett': False}}})
+        ModelConfig.from_dict({'settings': {'deformation': {'use_wnett': False}}})
     digest = nofa.save_model(tmp_path / 'w.safetensors', FRESH, CONFIG, {'seed': 0})
     back, found, sha, provenance = nofa.load_model(tmp_path / 'w.safetensors')
     assert (found, sha, provenance['seed']) == (CONFIG, digest, 0)
@@ -314,6 +314,6 @@ def test_configurations_survive_a_weight_file(tmp_path):
 def test_ablations_build(name):
     config = ModelConfig.tiny(**ABLATIONS[name])
     variables = variables_of(config)
-    assert ('compensation' in variables['params']) == config.method.compensation.use
+    assert ('compensation' in variables['params']) == config.settings.compensation.use
     volume = jax.eval_shape(partial(nofa.forward_pass, config=config), variables, IMAGES[0])
     assert (volume.added is None) == (name == 'without_compensation')

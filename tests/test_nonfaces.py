@@ -9,9 +9,9 @@ from avatar_jax.bundled.animals import animal, crop
 from avatar_jax.errors import UserError
 from avatar_jax.models.perception.face_net import crop_matrix
 from avatar_jax.procedural import ProceduralHead
-from avatar_jax.track.basis import landmark_basis
 from avatar_jax.track.choose import Chooser
 from avatar_jax.track.clip import TrackConfig, track_clip
+from avatar_jax.track.landmark_model import at_landmarks
 from avatar_jax.track.network import FaceReader, cut
 from avatar_jax.track.observe import observe
 from avatar_jax.track.quality import frame_quality, grade
@@ -47,7 +47,7 @@ def test_the_network_tells_animals_and_drawings_from_heads(reader):
 
 @pytest.mark.slow
 def test_animals_are_hardly_ever_good_faces(reader):
-    basis, chooser, grades = landmark_basis(ProceduralHead()), Chooser('size', reader), []
+    basis, chooser, grades = at_landmarks(ProceduralHead()), Chooser('size', reader), []
     pictures = {f'animal {i}': np.pad(animal(79, i), ((96, 96), (96, 96), (0, 0)), mode='edge') for i in range(6)}
     for name, pixels in {**pictures, 'head': head(2)[0], **nonfaces.every(1)}.items():
         frame = SimpleNamespace(time=0.0, pixels=np.repeat(np.repeat(pixels, 2, 0), 2, 1))

@@ -251,9 +251,9 @@ def test_talking_video(talking):
 def test_batches_are_a_function_of_seed_and_step(talking):
     video = read_talking(talking[0]).in_memory(32)
     config = ModelConfig.tiny('paper', 'picture', 'coefficients', 'sound')
-    wide = config.method.with_options({'encoder': {'coefficients': 64}, 'train': {'smooth_from': 3}})
+    wide = config.settings.with_options({'encoder': {'coefficients': 64}, 'train': {'smooth_from': 3}})
     config = ModelConfig(config.generator, wide)
-    narrow = ModelConfig(config.generator, config.method.with_options({'encoder': {'coefficients': 7}}))
+    narrow = ModelConfig(config.generator, config.settings.with_options({'encoder': {'coefficients': 7}}))
     for wrong, text in (
         (narrow, 'has 64 coefficients per frame, this avatar was trained with 7'),
         (dataclasses.replace(config, basis='bfm'), "of the basis 'procedural', the configuration's of 'bfm'"),

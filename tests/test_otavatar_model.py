@@ -22,7 +22,7 @@ CONFIG = model.ModelConfig.tiny('release')
 # One short stage with super-resolution throughout: one compiled loop.
 SHORT = dataclasses.replace(
     CONFIG,
-    method=CONFIG.method.replace(
+    settings=CONFIG.settings.replace(
         inversion__w_steps=3, inversion__wplus_steps=0, inversion__sr_steps=3, loss__local=0.0
     ),
 )

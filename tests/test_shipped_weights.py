@@ -106,7 +106,7 @@ def test_gpavatar_shows_unseen_people_and_more_portraits_help():
     from avatar_jax.ops.image_metrics import psnr, to_unit
 
     chosen = choose_model('gpavatar', None)
-    assert chosen.provenance['command'] == 'train' and chosen.config.method.preset == 'release'
+    assert chosen.provenance['command'] == 'train' and chosen.config.settings.preset == 'release'
     scores = []
     for k in range(4):
         sitter = sitter_of(k)

@@ -14,7 +14,6 @@ from avatar_jax.faces.camera_labels import label_from_pose, pose_from_label
 from avatar_jax.faces.pose import head_to_world
 from avatar_jax.procedural.render import project
 from avatar_jax.track import fit
-from avatar_jax.track.basis import landmark_basis, load_head, procedural_expressions
 from avatar_jax.track.camera import from_translation, seen, to_translation
 from avatar_jax.track.clip import (
     TrackConfig,
@@ -24,6 +23,7 @@ from avatar_jax.track.clip import (
     track_clip,
     with_head_translation,
 )
+from avatar_jax.track.landmark_model import at_landmarks, load_head, procedural_expressions
 from avatar_jax.track.observe import FileLandmarks
 from tests.toy_head import ToyHead, toy_clip
 
@@ -36,8 +36,8 @@ def head():
 
 
 @pytest.fixture(scope='module')
-def basis(head):
-    return landmark_basis(head)
+def landmark_model(head):
+    return at_landmarks(head)
 
 
 def frames(count, size=SIZE, times=None):
@@ -46,20 +46,24 @@ def frames(count, size=SIZE, times=None):
     return [SimpleNamespace(index=i, time=float(t), pixels=picture) for i, t in enumerate(times)]
 
 
-def tracked(basis, points, times=None, **options):
+def tracked(landmark_model, points, times=None, **options):
     observed = FileLandmarks(points).observe(frames(len(points), times=times), 'clip')
-    return track_clip(observed, basis, TrackConfig(fit=fit.FitConfig(focal=1200 / 640), label_mode='raw', **options))
+    return track_clip(
+        observed, landmark_model, TrackConfig(fit=fit.FitConfig(focal=1200 / 640), label_mode='raw', **options)
+    )
 
 
-def test_tabulated_landmarks(head, basis):
-    assert isinstance(head, MorphableModel) and basis.name == 'toy'
+def test_tabulated_landmarks(head, landmark_model):
+    assert isinstance(head, MorphableModel) and landmark_model.basis == 'toy'
     rng = np.random.default_rng(0)
     identity, expression = rng.normal(size=5), rng.normal(size=6)
     np.testing.assert_allclose(
-        basis.points(jnp.asarray(identity), jnp.asarray(expression)), head.landmarks(identity, expression), atol=1e-5
+        landmark_model.points(jnp.asarray(identity), jnp.asarray(expression)),
+        head.landmarks(identity, expression),
+        atol=1e-5,
     )
     z = jnp.asarray(rng.normal(size=(3, 6)), jnp.float32)
-    np.testing.assert_allclose(basis.whiten(basis.unwhiten(z)), z, atol=1e-4)
+    np.testing.assert_allclose(landmark_model.whiten(landmark_model.unwhiten(z)), z, atol=1e-4)
 
 
 def test_models_that_are_not_linear_are_refused(head):
@@ -68,7 +72,7 @@ def test_models_that_are_not_linear_are_refused(head):
             return super().landmarks(identity, np.asarray(expression) ** 2)
 
     with pytest.raises(UserError, match='not linear'):
-        landmark_basis(Bent())
+        at_landmarks(Bent())
 
 
 def test_head_models_by_name(tmp_path):
@@ -117,7 +121,7 @@ def test_camera_round_trip():
 
 
 @pytest.fixture(scope='module')
-def clip(head, basis):
+def clip(head, landmark_model):
     points, expression, angle, translation, identity = toy_clip(head)
     return SimpleNamespace(
         points=points,
@@ -125,18 +129,18 @@ def clip(head, basis):
         angle=angle,
         translation=translation,
         identity=identity,
-        track=tracked(basis, points, crop='frame'),
+        track=tracked(landmark_model, points, crop='frame'),
     )
 
 
 @pytest.mark.slow
-def test_known_clip(clip, basis):
+def test_known_clip(clip, landmark_model):
     track = clip.track
     assert track.found.all() and track.valid.all() and track.crop_mode == 'frame' and track.basis == 'toy'
     angle, _ = to_translation(track.pose)
     assert np.rad2deg(np.abs(angle - clip.angle).mean()) < 0.5
-    true = np.tensordot(clip.expression, np.asarray(basis.expression), 1)
-    found = np.tensordot(track.expression[:, :6], np.asarray(basis.expression), 1)
+    true = np.tensordot(clip.expression, np.asarray(landmark_model.expression), 1)
+    found = np.tensordot(track.expression[:, :6], np.asarray(landmark_model.expression), 1)
     assert pearson((true - true.mean(0)).ravel(), (found - found.mean(0)).ravel()) > 0.97
     assert np.nanmean(track.residual) < 0.01
     assert track.expression.shape == (40, 64) and not track.expression[:, 6:].any()
@@ -146,7 +150,7 @@ def test_known_clip(clip, basis):
     assert abs(np.exp(track.pose[:, 5]).mean() / 10 - 1) < 0.1
 
 
-def test_labels_show_the_head_in_the_crop(clip, basis):
+def test_labels_show_the_head_in_the_crop(clip, landmark_model):
     """The fitted landmarks, seen by the label's camera, lie where they lie in the crop."""
     track = clip.track
     angle, translation = pose_from_label(track.labels)
@@ -154,17 +158,17 @@ def test_labels_show_the_head_in_the_crop(clip, basis):
     np.testing.assert_allclose(translation, track.translation, atol=1e-4)
     crop = np.einsum('tij,tnj->tni', track.matrices[..., :2], track.fitted) + track.matrices[:, None, :, 2] + 0.5
     for t in (0, 20, 39):
-        points = np.asarray(basis.points(jnp.asarray(track.identity[0]), jnp.asarray(track.expression[t, :6])))
+        points = np.asarray(landmark_model.points(jnp.asarray(track.identity[0]), jnp.asarray(track.expression[t, :6])))
         shown = project(head_to_world(points), track.labels[t], track.crop_size, track.crop_size)[:, :2]
         assert np.abs(shown - crop[t]).max() < 0.006 * track.crop_size
     eyes = five_points(crop).mean(0)[:2, 1] / track.crop_size
     np.testing.assert_allclose(eyes, 0.5 - 0.29 * 300 / 700, atol=0.02)
 
 
-def test_gaps_are_filled(clip, basis):
+def test_gaps_are_filled(clip, landmark_model):
     points = clip.points.copy()
     points[10:14] = points[36:] = np.nan
-    track = tracked(basis, points, crop='frame')
+    track = tracked(landmark_model, points, crop='frame')
     assert track.missing() == [(10, 14), (36, 40)] and track.valid.all()
     angle, _ = to_translation(track.pose)
     assert np.rad2deg(np.abs(angle[10:14] - clip.angle[10:14]).max()) < 6  # a straight line through a curve
@@ -172,28 +176,30 @@ def test_gaps_are_filled(clip, basis):
     assert np.isnan(track.residual[10:14]).all() and np.isfinite(track.landmarks).all()
 
 
-def test_outliers_lose_their_weight(clip, basis):
+def test_outliers_lose_their_weight(clip, landmark_model):
     points = clip.points.copy()
     points[:, [5, 40, 50]] += [30.0, -20.0]
-    track = tracked(basis, points, crop='frame')
+    track = tracked(landmark_model, points, crop='frame')
     angle, _ = to_translation(track.pose)
     assert np.rad2deg(np.abs(angle - clip.angle).mean()) < 1.5
 
 
 @pytest.mark.slow
-def test_one_frame_and_clip_crops(clip, basis):
-    one = tracked(basis, clip.points[:1])
+def test_one_frame_and_clip_crops(clip, landmark_model):
+    one = tracked(landmark_model, clip.points[:1])
     assert one.num_frames == 1 and one.jitter == (0.0, 0.0)
-    still = tracked(basis, np.repeat(clip.points[:1], 12, 0) + np.random.default_rng(0).normal(0, 0.3, (12, 68, 2)))
+    still = tracked(
+        landmark_model, np.repeat(clip.points[:1], 12, 0) + np.random.default_rng(0).normal(0, 0.3, (12, 68, 2))
+    )
     assert still.crop_mode == 'clip' and (still.matrices == still.matrices[0]).all()
     assert still.jitter[1] < 0.6 * still.jitter[0]
-    rough = tracked(basis, clip.points[:12] + np.random.default_rng(0).normal(0, 0.3, (12, 68, 2)), steady=0.0)
+    rough = tracked(landmark_model, clip.points[:12] + np.random.default_rng(0).normal(0, 0.3, (12, 68, 2)), steady=0.0)
     assert rough.jitter[0] == rough.jitter[1]
 
 
-def test_no_face_at_all(basis):
+def test_no_face_at_all(landmark_model):
     with pytest.raises(UserError, match='no face found in any frame'):
-        tracked(basis, np.full((3, 68, 2), np.nan))
+        tracked(landmark_model, np.full((3, 68, 2), np.nan))
 
 
 def test_options_are_checked():
@@ -243,12 +249,12 @@ def test_guesses_lose_what_the_prior_knows():
     """A guess that is the mean of prior and measurement gives the measurement back; a useless one gets no weight."""
     from avatar_jax.track.clip import unshrunk
 
-    basis = landmark_basis(ToyHead())
+    landmark_model = at_landmarks(ToyHead())
     measured, sigma = np.full((2, 6), 0.7), 0.5  # the prior is N(0, 1) in each number
     guess = measured / (1 + sigma**2)
     error = np.full(6, np.sqrt(sigma**2 / (1 + sigma**2)))
     error[5] = 0.99
-    found, found_sigma = unshrunk(guess, error, basis)
+    found, found_sigma = unshrunk(guess, error, landmark_model)
     np.testing.assert_allclose(found[:, :5], measured[:, :5], rtol=1e-6)
     np.testing.assert_allclose(found_sigma[:5], sigma, rtol=1e-6)
-    assert np.isinf(found_sigma[5]) and np.isinf(unshrunk(guess, None, basis)[1]).all()
+    assert np.isinf(found_sigma[5]) and np.isinf(unshrunk(guess, None, landmark_model)[1]).all()

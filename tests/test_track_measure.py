@@ -161,7 +161,7 @@ def test_background_is_separated_and_white_is_left_alone():
     person, truth = matte.alpha > 0.5, mask > 0.5
     assert matte.trusted and (person & truth).sum() / (person | truth).sum() > 0.9
     white = separate(pixels, whole, points)
-    assert white.trusted and (white.alpha == 1).all() and 'already' in white.method
+    assert white.trusted and (white.alpha == 1).all() and 'already' in white.made_by
     still = Still(scene, whole, None, points, (0, 0, SIZE, SIZE), 128)
     for background, value in (('white', 255), ('black', 0)):
         shown = still_picture(still, background)

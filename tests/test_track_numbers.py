@@ -9,9 +9,9 @@ from avatar_jax.bundled import expression_net
 from avatar_jax.bundled.face_net_figures import expression_figures
 from avatar_jax.models.perception.expression_net import MARGIN, RATE
 from avatar_jax.procedural import ProceduralHead, motion, sample_identity
-from avatar_jax.track.basis import landmark_basis
 from avatar_jax.track.camera import from_translation
 from avatar_jax.track.clip import TrackConfig, project_clip, track_clip
+from avatar_jax.track.landmark_model import at_landmarks
 from avatar_jax.track.numbers import SIGMA, expected_numbers, read_numbers
 from avatar_jax.track.observe import FileLandmarks
 from data_pipelines.fitted_clips import motions, simulated
@@ -20,31 +20,31 @@ SIDE = 512
 
 
 @pytest.fixture(scope='module')
-def basis():
-    return landmark_basis(ProceduralHead())
+def landmark_model():
+    return at_landmarks(ProceduralHead())
 
 
-def spoken(basis, seed, frames=100):
+def spoken(landmark_model, seed, frames=100):
     """Landmarks [T,68,2] of a speaking person whom nothing was trained on, and the motion."""
     arrays, identity = motion.speech_arrays(seed, frames), sample_identity(seed, 'test')[:80]
-    points = np.asarray(basis.points(identity, 0 * arrays['expression'][0]), np.float64)
-    points = points + np.tensordot(arrays['expression'], np.asarray(basis.expression), 1)
+    points = np.asarray(landmark_model.points(identity, 0 * arrays['expression'][0]), np.float64)
+    points = points + np.tensordot(arrays['expression'], np.asarray(landmark_model.expression), 1)
     pose = from_translation(arrays['angle'], arrays['translation'])
     return project_clip(points, pose, 2.1 * SIDE, np.full(2, SIDE / 2)) - 0.5, arrays
 
 
-def track(basis, points):
+def track(landmark_model, points):
     picture = np.zeros((SIDE, SIDE, 3), np.uint8)
     frames = [SimpleNamespace(index=t, time=t / 25, pixels=picture) for t in range(len(points))]
-    return track_clip(FileLandmarks(points).observe(frames, 'clip'), basis, TrackConfig(label_mode='raw'))
+    return track_clip(FileLandmarks(points).observe(frames, 'clip'), landmark_model, TrackConfig(label_mode='raw'))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('seed', 'noise'), [(504, 0.0), (507, 0.5)])
-def test_rotation_and_expression_of_a_known_clip(basis, seed, noise):
-    points, true = spoken(basis, seed)
-    found = track(basis, points + noise * np.random.default_rng(0).normal(size=points.shape))
-    figures = expression_figures(found.expression, true['expression'], basis)
+def test_rotation_and_expression_of_a_known_clip(landmark_model, seed, noise):
+    points, true = spoken(landmark_model, seed)
+    found = track(landmark_model, points + noise * np.random.default_rng(0).normal(size=points.shape))
+    figures = expression_figures(found.expression, true['expression'], landmark_model)
     assert np.rad2deg(np.abs(found.angle - true['angle']).mean()) < 2.0
     assert figures['expression_correlation_numbers'] > 0.9, figures
     assert figures['expression_correlation_landmarks'] > 0.96, figures
@@ -52,20 +52,20 @@ def test_rotation_and_expression_of_a_known_clip(basis, seed, noise):
     assert np.nanmean(found.residual) < 0.012
 
 
-def test_landmarks_win_where_the_network_knows_nothing(basis):
+def test_landmarks_win_where_the_network_knows_nothing(landmark_model):
     """A face that moves as nobody speaks keeps the motion that the fit found."""
     rng = np.random.default_rng(0)
     fitted = 0.35 * np.repeat(rng.random((3, 64)), 10, 0)
     times, found = np.arange(30) / 25, np.ones(30, bool)
     guess, covariance = expected_numbers(fitted, np.zeros((30, 3)), times, found)
-    moved = np.asarray(basis.expression)
+    moved = np.asarray(landmark_model.expression)
     assert np.linalg.eigvalsh(covariance).min() > 0
-    numbers = read_numbers(fitted, np.zeros((30, 3)), times, found, basis)
+    numbers = read_numbers(fitted, np.zeros((30, 3)), times, found, landmark_model)
     far, near = (np.sqrt((np.tensordot(e - fitted, moved, 1) ** 2).sum(-1).mean()) for e in (guess, numbers))
     assert near < 1.5 * SIGMA and near < 0.3 * far
 
 
-def test_windows_and_rates_do_not_show(basis):
+def test_windows_and_rates_do_not_show(landmark_model):
     """Long clips are read in pieces without seams; other frame rates and one frame are read as well."""
     true = motion.speech_arrays(505, 150)
     times, found = np.arange(150) / RATE, np.ones(150, bool)
@@ -108,8 +108,8 @@ def test_fit_models_tell_response_and_errors():
 
 
 @pytest.mark.slow
-def test_training_writes_weights_that_can_be_used(basis, tmp_path):
-    clip = expression_net.FittedClip(**simulated(0, basis))
+def test_training_writes_weights_that_can_be_used(landmark_model, tmp_path):
+    clip = expression_net.FittedClip(**simulated(0, landmark_model))
     assert clip.kind == 'exact smooth' and clip.fitted.shape == clip.truth.shape
     clips = [clip] * 5
     config = expression_net.ExpressionTrainConfig(steps=3, batch=4, real=2)
@@ -117,7 +117,9 @@ def test_training_writes_weights_that_can_be_used(basis, tmp_path):
     assert report['held_out'] and report['trained_on']['motions'] == 4
     true = motion.speech_arrays(1, 20)
     path = str(tmp_path / 'expression_net.safetensors')
-    numbers = read_numbers(true['expression'], true['angle'], np.arange(20) / 25, np.ones(20, bool), basis, path)
+    numbers = read_numbers(
+        true['expression'], true['angle'], np.arange(20) / 25, np.ones(20, bool), landmark_model, path
+    )
     assert numbers.shape == (20, 64) and np.isfinite(numbers).all()
     again = expression_net.batches(config, motions(3), clips, 2)
     first = expression_net.batches(config, motions(3), clips, 0)

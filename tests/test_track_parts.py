@@ -15,10 +15,10 @@ from avatar_jax.faces.camera_labels import canonical_label, split_label
 from avatar_jax.io.landmarks import find_landmarks, read_landmark_frames, read_landmarks
 from avatar_jax.ops.landmark_layouts import FROM_98, FROM_478, five_as_68, to_68
 from avatar_jax.track import smooth
+from avatar_jax.track.inputs import PictureFrames, Selected, find_inputs, is_photograph, open_frames
 from avatar_jax.track.mediapipe import MediaPipeReader, file_error
 from avatar_jax.track.network import Reading
 from avatar_jax.track.observe import FileLandmarks, increasing
-from avatar_jax.track.source import PictureFrames, Selected, find_sources, is_photograph, open_frames
 from tests.comparison import close
 from tests.parity.golden import golden_files, load
 
@@ -312,7 +312,7 @@ def test_sources(tmp_path):
     for name in ('frame10.png', 'frame9.png', 'notes.txt'):
         Image.new('RGB', (40, 40)).save(folder / name, format='PNG')
     (folder / 'a.mp4').write_bytes(b'x')
-    found = find_sources([folder, folder / 'frame9.png', tmp_path / 'odd.name'])
+    found = find_inputs([folder, folder / 'frame9.png', tmp_path / 'odd.name'])
     assert [(s.name, s.kind) for s in found] == [
         ('a', 'video'),
         ('frame10', 'photo'),
@@ -322,15 +322,15 @@ def test_sources(tmp_path):
     ]
     Image.new('RGB', (40, 40)).save(folder / 'still.gif')
     Image.new('RGB', (40, 40)).save(folder / 'moving.gif', save_all=True, append_images=[Image.new('RGB', (40, 40), 9)])
-    assert [s.kind for s in find_sources([folder / 'still.gif', folder / 'moving.gif'])] == ['photo', 'video']
+    assert [s.kind for s in find_inputs([folder / 'still.gif', folder / 'moving.gif'])] == ['photo', 'video']
     (folder / 'still.gif').unlink()
     (folder / 'moving.gif').unlink()
-    clip = find_sources([folder], sequence=True, fps=10.0)[0]
+    clip = find_inputs([folder], sequence=True, fps=10.0)[0]
     frames = list(clip.open())
     assert clip.kind == 'frames' and [f.time for f in frames] == [0.0, 0.1] and len(clip.sha256()) == 64
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='holds no pictures'):
-        find_sources([tmp_path / 'empty'])
+        find_inputs([tmp_path / 'empty'])
 
 
 def test_frames_of_pictures(tmp_path):

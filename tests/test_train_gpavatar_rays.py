@@ -125,7 +125,7 @@ def test_samples_near_the_surface():
     assert depths.shape == (1, 2, 4)
     assert float(jnp.abs(depths[0, 0] - 2.5).max()) <= 3 * training.NEAR_STD
     assert float(depths[0, 1].min()) >= 2 and float(depths[0, 1].max()) <= 4  # anywhere in the cube
-    config = ModelConfig.tiny(**SETTINGS).method.loss
+    config = ModelConfig.tiny(**SETTINGS).settings.loss
     term = training.depth_term(
         config, jnp.array([[[0.5, 0.5]]]), jnp.array([[[2.0, 3.0]]]), jnp.array([[2.5]]), jnp.ones((1, 1))
     )
@@ -135,7 +135,7 @@ def test_samples_near_the_surface():
 def scene_of(config):
     variables = init(config, jax.random.key(0))
     planes = jax.random.normal(jax.random.key(1), (1, *config.plane_shape))
-    points = jax.random.uniform(jax.random.key(2), (1, config.method.field.points, 3), minval=-0.5, maxval=0.5)
+    points = jax.random.uniform(jax.random.key(2), (1, config.settings.field.points, 3), minval=-0.5, maxval=0.5)
     label = np.zeros((1, 25), np.float32)
     label[0, :16] = np.diag([1.0, -1, -1, 1]).reshape(-1)
     label[0, 11], label[0, 16:] = 2.7, np.array([[4.26, 0, 0.5], [0, 4.26, 0.5], [0, 0, 1]]).reshape(-1)
@@ -192,7 +192,9 @@ def test_a_step_of_rays_descends_its_own_loss(trained, pictures):
     from data_pipelines.sources import HeadShards
 
     config = run_config(pictures).model
-    config = config.with_method(train__optimizer=dataclasses.replace(config.method.train.optimizer, lr=3e-3, beta1=0.9))
+    config = config.with_method(
+        train__optimizer=dataclasses.replace(config.settings.train.optimizer, lr=3e-3, beta1=0.9)
+    )
     sets = Sets(HeadShards(pictures), SetConfig(1, 4, 0))
     item = sets(0)
     batch = training.with_host_arrays(config, {k: v[None] for k, v in item.items()}, rays=True)
@@ -226,7 +228,7 @@ def test_super_resolution_starts_as_enlargement():
     config = dataclasses.replace(ModelConfig.tiny(), sr_skip=True)
     params = init(config, jax.random.key(0))['params']
     features = jax.random.uniform(
-        jax.random.key(1), (1, config.raw_size, config.raw_size, config.method.head.out_channels)
+        jax.random.key(1), (1, config.raw_size, config.raw_size, config.settings.head.out_channels)
     )
     found = jax.jit(lambda p, x: superresolve(p, config, x))(params, features)
     np.testing.assert_allclose(found, resize(features[..., :3], config.img_resolution), atol=1e-6)
@@ -255,7 +257,7 @@ def test_the_front_plane_can_start_from_the_picture():
 
 
 def test_first_values_of_the_head_let_features_through():
-    config, field = ModelConfig.heads().method.head, ModelConfig.heads().method.field
+    config, field = ModelConfig.heads().settings.head, ModelConfig.heads().settings.field
     plain = head.init_head(config, field, jax.random.key(0))
     features = jax.random.normal(jax.random.key(1), (256, config.plane_channels + field.feature_dim))
     places, ahead = jnp.zeros((256, 3)), jnp.tile(jnp.array([0.0, 0, 1]), (256, 1))

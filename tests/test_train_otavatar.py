@@ -27,7 +27,7 @@ from tests.tiny_model import batch, random_variables
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def tiny_run(iterations=3, **method):
+def tiny_run(iterations=3, **changes):
     """As few compiled parts as an iteration can have: raw identity steps, controller steps with super-resolution."""
     model = ModelConfig.tiny('release')
     settings = {
@@ -37,10 +37,10 @@ def tiny_run(iterations=3, **method):
         'decoupling__sr_steps': 1,
         'decoupling__refine': 'together',
         'loss__local': 0.0,
-        **method,
+        **changes,
     }
     return RunConfig(
-        model=dataclasses.replace(model, method=model.method.replace(**settings)),
+        model=dataclasses.replace(model, settings=model.settings.replace(**settings)),
         data=DataConfig(people=2, frames=4, resolution=32, in_memory=True, num_threads=0),
         output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1, tensorboard=False),
         parallel='single',
@@ -106,7 +106,7 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
     assert config == tiny_run().model and provenance['iterations'] == 3
     for a, b in zip(leaves(variables), leaves(variables_of(whole)), strict=True):
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(UserError, match=r'run\.model\.method\.decoupling\.identity_steps = 2, this run has 5'):
+    with pytest.raises(UserError, match=r'run\.model\.settings\.decoupling\.identity_steps = 2, this run has 5'):
         train(tiny_run(decoupling__identity_steps=5), out, resume=True, quiet=True)
     with pytest.raises(UserError, match='holds a run at step 3'):
         train(tiny_run(), out, quiet=True)
@@ -115,7 +115,7 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
 def test_a_state_trains_only_what_it_should():
     for subset, preset in (('all', 'release'), ('superresolution', 'paper')):
         config = ModelConfig.tiny(preset)
-        config = dataclasses.replace(config, method=config.method.replace(train__generator_subset=subset))
+        config = dataclasses.replace(config, settings=config.settings.replace(train__generator_subset=subset))
         variables = random_variables(config)
         state = init_state(config, variables)
         trained = state.groups['generator'].params
@@ -137,10 +137,10 @@ def test_a_state_trains_only_what_it_should():
 def sgd_model():
     config = tiny_run().model
     sgd = OptimizerConfig('sgd', 1e-3)
-    method = config.method.replace(
+    settings = config.settings.replace(
         optimizers__codes=sgd, optimizers__intrinsics=sgd, optimizers__controller=sgd, optimizers__generator=sgd
     )
-    return dataclasses.replace(config, method=method)
+    return dataclasses.replace(config, settings=settings)
 
 
 def compare_devices():
@@ -201,25 +201,25 @@ def test_config_files_become_run_configs(spec):
     _, config = load_run(spec)
     assert from_plain(RunConfig, json.loads(json.dumps(to_plain(config)))) == config
     if spec == 'otavatar_hdtf':
-        method, generator = config.model.method, config.model.generator
-        assert (method.train.batch_size, method.train.iterations, generator.img_resolution) == (24, 2000, 512)
-        assert (method.decoupling.identity_steps, method.decoupling.controller_steps) == (90, 10)
+        settings, generator = config.model.settings, config.model.generator
+        assert (settings.train.batch_size, settings.train.iterations, generator.img_resolution) == (24, 2000, 512)
+        assert (settings.decoupling.identity_steps, settings.decoupling.controller_steps) == (90, 10)
     if 'joint' in spec:
-        assert config.model.method.decoupling.mode == 'joint'
+        assert config.model.settings.decoupling.mode == 'joint'
 
 
 def test_config_mistakes_are_named():
     from launch.config_args import load_config
 
     with pytest.raises(UserError, match="did you mean 'identity_steps'"):
-        load_config('otavatar_heads:tiny', ['--config.model.method.decoupling.identity_stepz=3'])
+        load_config('otavatar_heads:tiny', ['--config.model.settings.decoupling.identity_stepz=3'])
     with pytest.raises(UserError, match="did you mean 'release'"):
         load_config('otavatar_heads:relaese')
-    with pytest.raises(UserError, match=r"model\.method\.loss\.perceptul: unknown option; did you mean 'perceptual'"):
-        from_plain(RunConfig, {'model': {'method': {'loss': {'perceptul': 1}}}})
+    with pytest.raises(UserError, match=r"model\.settings\.loss\.perceptul: unknown option; did you mean 'perceptual'"):
+        from_plain(RunConfig, {'model': {'settings': {'loss': {'perceptul': 1}}}})
     with pytest.raises(UserError, match=r"seed: '3' is not int"):
         from_plain(RunConfig, {'seed': '3'})
-    with pytest.raises(UserError, match='method.controller: makes codes of'):
+    with pytest.raises(UserError, match='settings.controller: makes codes of'):
         ModelConfig.from_dict({'generator': {'w_dim': 8}})
     with pytest.raises(UserError, match='data.folder'):
         from_plain(RunConfig, {'data': {'source': 'built'}})
@@ -290,18 +290,18 @@ def test_standard_deviations_of_codes_are_those_of_the_mapping_network():
 @pytest.mark.parametrize(
     ('changes', 'said'),
     [
-        ({'controller': {'use_crop': True}}, r'model.method.controller.use_crop: True; motions have 70 numbers'),
+        ({'controller': {'use_crop': True}}, r'model.settings.controller.use_crop: True; motions have 70 numbers'),
         (
             {'loss': {'alpha_mutual': 1.0}, 'train': {'frames_per_clip': 1}},
-            r'model.method.loss.alpha_mutual: 1.0; comp',
+            r'model.settings.loss.alpha_mutual: 1.0; comp',
         ),
-        ({'train': {'frames_per_clip': 0}}, r'model.method.train.frames_per_clip: 0; must be at least 1'),
-        ({'sigma_w': 'mean'}, "model.method.sigma_w: 'mean'; use one of ones, std"),
+        ({'train': {'frames_per_clip': 0}}, r'model.settings.train.frames_per_clip: 0; must be at least 1'),
+        ({'sigma_w': 'mean'}, "model.settings.sigma_w: 'mean'; use one of ones, std"),
     ],
 )
 def test_options_that_cannot_work_are_refused_when_they_are_read(changes, said):
     with pytest.raises(UserError, match=said):
-        training.run_config({'model': {'method': changes}})
+        training.run_config({'model': {'settings': changes}})
 
 
 # ----------------------------------------------------------------------------------------------------- starting points
@@ -313,7 +313,7 @@ def files(tmp_path_factory):
     folder, config = tmp_path_factory.mktemp('weights'), ModelConfig.tiny()
     variables = random_variables(config)
     save_model(folder / 'both.safetensors', variables, config, {})
-    for name, part in (('generator', config.generator), ('controller', config.method.controller)):
+    for name, part in (('generator', config.generator), ('controller', config.settings.controller)):
         kind = {'generator': 'eg3d', 'controller': 'otavatar_controller'}[name]
         save_weights(
             folder / f'{name}.safetensors', network(variables, name), method=kind, config=to_plain(part), provenance={}
@@ -322,7 +322,7 @@ def files(tmp_path_factory):
 
 
 def other_controller(config):
-    return dataclasses.replace(config, method=config.method.replace(controller__channels=8))
+    return dataclasses.replace(config, settings=config.settings.replace(controller__channels=8))
 
 
 def equal(a, b):

@@ -158,10 +158,10 @@ def test_the_weight_file_is_a_model(monkeypatch, tmp_path):
     monkeypatch.setattr(prior, 'fit_mapping', lambda config, mapping, draw, weight: (mapping, 0.25))
     config = tiny()
     state, constants = prior.init_state(config)
-    method = OTAvatarConfig.paper().replace(controller=config.controller)
-    path = prior_training.export(config, method, state, constants, None, tmp_path / 'a.safetensors', {'seed': 3})
+    settings = OTAvatarConfig.paper().replace(controller=config.controller)
+    path = prior_training.export(config, settings, state, constants, None, tmp_path / 'a.safetensors', {'seed': 3})
     model = load_model(path)
-    assert model.config.generator == config.generator and model.config.method == method
+    assert model.config.generator == config.generator and model.config.settings == settings
     assert (
         model.provenance['seed'] == 3 and model.provenance['mapping'] == 'explains 75.0 % of the variance of the codes'
     )

@@ -18,13 +18,13 @@ from avatar_jax.io.images import read_image
 from avatar_jax.io.landmarks import find_landmarks, read_landmarks
 from avatar_jax.models.perception.face_net import crop_matrix
 from avatar_jax.procedural import ProceduralHead
-from avatar_jax.track.basis import LandmarkBasis, landmark_basis
 from avatar_jax.track.choose import Chooser, plausible
 from avatar_jax.track.clip import TrackConfig, track_clip
 from avatar_jax.track.detect import detect_faces
+from avatar_jax.track.inputs import frame_files
+from avatar_jax.track.landmark_model import LandmarkModel, at_landmarks
 from avatar_jax.track.network import VARIATIONS, FaceReader
 from avatar_jax.track.observe import FileLandmarks, observe
-from avatar_jax.track.source import frame_files
 
 
 def read_pictures(reader: FaceReader, pictures: list[tuple[np.ndarray, np.ndarray]], seed: int) -> dict[str, float]:
@@ -73,7 +73,7 @@ def known_pictures(reader: FaceReader, folder: Path) -> dict[str, Any]:
     return rows
 
 
-def expression_figures(found: np.ndarray, truth: np.ndarray, basis: LandmarkBasis) -> dict[str, float]:
+def expression_figures(found: np.ndarray, truth: np.ndarray, landmark_model: LandmarkModel) -> dict[str, float]:
     """Correlations of expressions [T,64] with the truth, each number's mean over the clip removed.
 
     'numbers': all numbers of all frames, so that each counts by how much it moves; 'channels': of each number that
@@ -81,7 +81,7 @@ def expression_figures(found: np.ndarray, truth: np.ndarray, basis: LandmarkBasi
     """
 
     def moved(e):
-        points = np.tensordot(e, np.asarray(basis.expression), 1)
+        points = np.tensordot(e, np.asarray(landmark_model.expression), 1)
         return (points - points.mean(0)).ravel()
 
     active = np.flatnonzero(truth.std(0) > 0.03)
@@ -103,16 +103,16 @@ def track_clips(
         and ``angle`` [T,3], e.g. ``data_pipelines.speaking_heads``.
       say: is called with the figures of each clip.
     """
-    basis = landmark_basis(ProceduralHead())
+    landmark_model = at_landmarks(ProceduralHead())
     rows = []
     for clip in clips:
         config = TrackConfig(label_mode='raw')
         began, cpu = time.monotonic(), time.process_time()
         observed = observe(clip.frames, reader, Chooser())
         seen, seen_cpu = time.monotonic(), time.process_time()
-        track = track_clip(observed, basis, config, reader.calibration)
+        track = track_clip(observed, landmark_model, config, reader.calibration)
         ended, ended_cpu = time.monotonic(), time.process_time()
-        exact = track_clip(FileLandmarks(clip.landmarks - 0.5).observe(clip.frames, 'clip'), basis, config)
+        exact = track_clip(FileLandmarks(clip.landmarks - 0.5).observe(clip.frames, 'clip'), landmark_model, config)
         true = clip.landmarks - 0.5
         eyes = np.linalg.norm(true[:, 36:42].mean(1) - true[:, 42:48].mean(1), axis=-1).mean()
         off = track.angle - clip.angle
@@ -120,9 +120,12 @@ def track_clips(
             {
                 'rotation_degrees': float(np.rad2deg(np.abs(off)).mean()),
                 'rotation_degrees_without_offset': float(np.rad2deg(np.abs(off - off.mean(0)).mean())),
-                **expression_figures(track.expression, clip.expression, basis),
+                **expression_figures(track.expression, clip.expression, landmark_model),
                 'exact_rotation_degrees': float(np.rad2deg(np.abs(exact.angle - clip.angle).mean())),
-                **{f'exact_{k}': v for k, v in expression_figures(exact.expression, clip.expression, basis).items()},
+                **{
+                    f'exact_{k}': v
+                    for k, v in expression_figures(exact.expression, clip.expression, landmark_model).items()
+                },
                 'landmarks_of_eye_distance': float(np.linalg.norm(track.landmarks - true, axis=-1).mean() / eyes),
                 'seconds_landmarks': seen - began,
                 'seconds_fit': ended - seen,

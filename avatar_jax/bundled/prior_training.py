@@ -150,7 +150,7 @@ def preview(config: prior.PriorConfig, state: prior.PriorState, constants: Any, 
 
 def export(
     config: prior.PriorConfig,
-    method: OTAvatarConfig,
+    settings: OTAvatarConfig,
     state: prior.PriorState,
     constants: Any,
     draw: Callable[[int], tuple[np.ndarray, np.ndarray]],
@@ -175,5 +175,5 @@ def export(
     collections['ema_stats'] = {'backbone': {'mapping': {'w_avg': np.zeros(config.generator.w_dim, np.float32)}}}
     facts = facts | {'mapping': f'explains {100 * (1 - missed):.1f} % of the variance of the codes'}
     variables = jax.tree.map(np.asarray, model.join(collections, {'params': trees['controller']}))
-    model.save_model(path, variables, model.ModelConfig(config.generator, method), facts, storage='float16')
+    model.save_model(path, variables, model.ModelConfig(config.generator, settings), facts, storage='float16')
     return path

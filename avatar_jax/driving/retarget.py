@@ -33,31 +33,31 @@ from avatar_jax.types import Motion
 GAZE_DEGREES = 24.0  # at gaze 1
 _RIDGE = 2e-3  # of the mean square displacement: keeps components that hardly show at rest
 _ITERATIONS = 400
-METHODS = ('auto', 'table', 'fit')
+WAYS = ('auto', 'table', 'fit')
 
 
-def retarget(motion: Motion, basis: str, *, method: str = 'auto', models: HeadModels = load_head_model) -> Motion:
+def retarget(motion: Motion, basis: str, *, by: str = 'auto', models: HeadModels = load_head_model) -> Motion:
     """The same movement in another basis.
 
     Args:
         basis: the target.
-        method: 'table' (procedural and ICT only), 'fit' (least squares), or 'auto', which prefers the table.
+        by: 'table' (procedural and ICT only), 'fit' (least squares), or 'auto', which prefers the table.
         models: gives the head model of a basis.
 
     Raises:
         UserError: unknown basis, or a head model that is needed is not here.
     """
-    if method not in METHODS:
-        raise ValueError(f'method {method!r}: choose from {", ".join(METHODS)}')
+    if by not in WAYS:
+        raise ValueError(f'by {by!r}: choose from {", ".join(WAYS)}')
     if motion.basis == basis:
         return motion
     for name in (motion.basis, basis):
         if name not in BASES:
             raise UserError(f"basis '{name}': not known; there are {', '.join(BASES)}")
     has_table = {motion.basis, basis} == {PROCEDURAL, ICT}
-    if method == 'table' and not has_table:
-        raise UserError(f"there is no table from '{motion.basis}' to '{basis}'; use method='fit'")
-    if has_table and method != 'fit':
+    if by == 'table' and not has_table:
+        raise UserError(f"there is no table from '{motion.basis}' to '{basis}'; use by='fit'")
+    if has_table and by != 'fit':
         expression = tables.translate(motion.expression, motion.basis, basis)
     else:
         expression = fit_rows(

@@ -76,7 +76,7 @@ class ProtocolConfig:
 
 
 @dataclass(frozen=True)
-class Views:
+class TrueViews:
     """T pictures that are to be made, and the truth.
 
     Attributes:
@@ -121,9 +121,9 @@ class Case:
 
     name: str
     portrait: Portrait
-    source: Views
-    driven: Views
-    novel: Views | None = None
+    source: TrueViews
+    driven: TrueViews
+    novel: TrueViews | None = None
     novel_names: tuple[str, ...] = ()
     frozen_truth: np.ndarray | None = None
     closed: np.ndarray | None = None
@@ -134,7 +134,7 @@ class Case:
     more: tuple[Portrait, ...] = ()
     cross: bool = False
     real: np.ndarray | None = None
-    steady: Views | None = None
+    steady: TrueViews | None = None
 
     @property
     def portraits(self) -> Portrait | list[Portrait]:
@@ -197,7 +197,7 @@ def source_frame(yaw: np.ndarray, blink: np.ndarray, config: ProtocolConfig) -> 
     return int(good[0]) if len(good) else int(np.argmin(yaw + 100 * blink))
 
 
-def as_portrait(view: Views, row: np.ndarray, basis: str, source: str) -> Portrait:
+def as_portrait(view: TrueViews, row: np.ndarray, basis: str, source: str) -> Portrait:
     """The first picture of ``view`` with its own numbers [70] in ``basis``."""
 
     def first(x):
@@ -237,7 +237,7 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
             render_head(person.identity, e, c, person.gamma, **options) for e, c in zip(shown, labels, strict=True)
         ]
         truth, mask, marks = (np.stack([getattr(h, k) for h in heads]) for k in ('rgb', 'mask', 'landmarks'))
-        return Views(window_batch, labels, (2 * truth - 1).astype(np.float32), mask, marks), heads
+        return TrueViews(window_batch, labels, (2 * truth - 1).astype(np.float32), mask, marks), heads
 
     frame = source_frame(person.angle[:, 1], person.expression[:, blinks].max(-1), config)
     if config.source_yaw:

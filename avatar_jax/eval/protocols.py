@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.eval import faces
-from avatar_jax.eval.cases import Case, Views, keep_expression
+from avatar_jax.eval.cases import Case, TrueViews, keep_expression
 from avatar_jax.eval.estimators import Estimators
 from avatar_jax.eval.shape import neutral_vertices
 from avatar_jax.eval.statistics import pearson
@@ -145,11 +145,11 @@ def run_case(
     return result
 
 
-def _one(views: Views, k: int) -> Views:
+def _one(views: TrueViews, k: int) -> TrueViews:
     def part(x):
         return None if x is None else x[k : k + 1]
 
-    return Views(*(part(x) for x in (views.windows, views.labels, views.truth, views.mask, views.landmarks)))
+    return TrueViews(*(part(x) for x in (views.windows, views.labels, views.truth, views.mask, views.landmarks)))
 
 
 @jax.jit
@@ -167,7 +167,9 @@ def _picture_scores(rgb, truth, mask, landmarks) -> dict[str, jax.Array]:
     return scores
 
 
-def _compare(result: CaseResult, group: str, rgb: np.ndarray, views: Views, case: Case, estimators: Estimators) -> None:
+def _compare(
+    result: CaseResult, group: str, rgb: np.ndarray, views: TrueViews, case: Case, estimators: Estimators
+) -> None:
     """All scores of pictures against the truth of the same views, averaged over frames."""
     for name, value in _picture_scores(rgb, views.truth, views.mask, views.landmarks).items():
         result.scores[f'{group}.{name}'] = np.mean(value)
@@ -175,7 +177,7 @@ def _compare(result: CaseResult, group: str, rgb: np.ndarray, views: Views, case
 
 
 def _through_networks(
-    result: CaseResult, group: str, rgb: np.ndarray, views: Views, case: Case, estimators: Estimators
+    result: CaseResult, group: str, rgb: np.ndarray, views: TrueViews, case: Case, estimators: Estimators
 ) -> None:
     """Scores that need a network; those without one go to ``unavailable``."""
     marks = views.landmarks
@@ -249,13 +251,13 @@ def _no_mesh(case: Case, estimators: Estimators) -> str:
     return ''
 
 
-def _neutral(estimators: Estimators, pictures: np.ndarray, views: Views) -> np.ndarray:
+def _neutral(estimators: Estimators, pictures: np.ndarray, views: TrueViews) -> np.ndarray:
     """Neutral meshes [T, V, 3] of pictures of these views."""
     marks = np.asarray(estimators.landmarks.call(jnp.asarray(pictures))) / pictures.shape[2]
     return neutral_vertices(estimators.head, marks, views.labels, views.windows[:, RADIUS, :64])
 
 
-def _steadiness(scores: dict[str, float], rgb: np.ndarray, views: Views) -> None:
+def _steadiness(scores: dict[str, float], rgb: np.ndarray, views: TrueViews) -> None:
     """Changes from frame to frame, and changes of these changes (trembling), beside those of the true pictures.
 
     Means of absolute differences of pictures in [0, 1] over the head; the whole picture where there is no mask.

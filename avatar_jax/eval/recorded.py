@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.eval.cases import Case, Views, as_portrait, following_frames, other_frames, still_windows
+from avatar_jax.eval.cases import Case, TrueViews, as_portrait, following_frames, other_frames, still_windows
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.types import Motion, Portrait
 
@@ -41,7 +41,7 @@ class Recording:
     window: Callable[[int, int], np.ndarray]
     cameras: int = 1
 
-    def views(self, places: Sequence[tuple[int, int]]) -> Views:
+    def views(self, places: Sequence[tuple[int, int]]) -> TrueViews:
         """The true pictures at (camera, frame)."""
         rows = [self.row(*place) for place in places]
 
@@ -50,7 +50,7 @@ class Recording:
                 return None
             return np.stack([r[field] for r in rows]).astype(np.float32) * np.float32(scale) + np.float32(shift)
 
-        return Views(
+        return TrueViews(
             np.stack([self.window(*place) for place in places]).astype(np.float32),
             stacked('label', 1, 0),
             stacked('image', 1 / 127.5, -1),
@@ -58,7 +58,7 @@ class Recording:
             stacked('landmarks', 1, 0),
         )
 
-    def portrait(self, camera: int, frame: int, source: str = '') -> tuple[Portrait, Views]:
+    def portrait(self, camera: int, frame: int, source: str = '') -> tuple[Portrait, TrueViews]:
         """A frame as a portrait, and its own view, whose window repeats the one known frame."""
         view = self.views([(camera, frame)])
         own = replace(view, windows=still_windows(view.windows[:, RADIUS]))
@@ -95,7 +95,7 @@ def _spread(frames: np.ndarray, wanted: int | None) -> np.ndarray:
     return frames[np.linspace(0, len(frames) - 1, wanted).round().astype(int)]
 
 
-def portraits_of(clip: Recording, number: int, rule: str) -> tuple[list[Portrait], Views, list[int]]:
+def portraits_of(clip: Recording, number: int, rule: str) -> tuple[list[Portrait], TrueViews, list[int]]:
     """Portraits of a clip (the first is the source), the source's view, and their frames."""
     count = clip.motion.num_frames
     if count < 2:

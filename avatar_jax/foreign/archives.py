@@ -29,7 +29,7 @@ class Member:
     """A file of an archive. ``start`` and ``packed`` are where its bytes are and how many, ``size`` those inflated."""
 
     name: str
-    method: int
+    compression: int
     crc: int
     start: int
     packed: int
@@ -89,7 +89,7 @@ class Archive:
             if position + _ENTRY.size > end:
                 raise Damaged('the table of the zip archive ends too early')
             entry = _ENTRY.unpack_from(self.data, position)
-            signature, _, _, flags, method, _, _, crc, packed, full, names, extras, comment, disk, _, _, at = entry
+            signature, _, _, flags, compression, _, _, crc, packed, full, names, extras, comment, disk, _, _, at = entry
             name_start = position + _ENTRY.size
             position = name_start + names + extras + comment
             if signature != b'PK\x01\x02' or position > end:
@@ -102,17 +102,17 @@ class Archive:
                 raise Refused(f'the zip archive has two members of the name {shown(name)}')
             if flags & 0x2061 or disk:  # encrypted, patched, strong encryption, hidden headers
                 raise Refused(f'the zip archive has an encrypted member ({shown(name)})')
-            if method not in (_STORED, _DEFLATED):
+            if compression not in (_STORED, _DEFLATED):
                 raise Refused(f'the zip archive has a member with an unusual compression ({shown(name)})')
-            begin = self._local(raw_name, flags, method, crc, packed, full, at, start)
-            if method == _STORED and packed != full:
+            begin = self._local(raw_name, flags, compression, crc, packed, full, at, start)
+            if compression == _STORED and packed != full:
                 raise Damaged(f'the sizes of {shown(name)} in the zip archive disagree')
             # Deflate shrinks at most 1032-fold.
             if full > 1032 * packed + 64:
                 raise Damaged(f'{shown(name)} in the zip archive announces more than its bytes can hold')
             if name.endswith('/') and full:
                 raise Damaged(f'{shown(name)} in the zip archive is a folder with content')
-            self.members[name] = Member(name, method, crc, begin, packed, full)
+            self.members[name] = Member(name, compression, crc, begin, packed, full)
             spans.append((at, begin + packed))
         if position != end:
             raise Damaged('the table of the zip archive is longer than its members')
@@ -122,19 +122,19 @@ class Archive:
                 raise Refused('the zip archive has members that overlap')
 
     def _local(
-        self, raw_name: bytes, flags: int, method: int, crc: int, packed: int, full: int, at: int, table: int
+        self, raw_name: bytes, flags: int, compression: int, crc: int, packed: int, full: int, at: int, table: int
     ) -> int:
         """Checks the header in front of a member; gives where its bytes start."""
         name = shown(raw_name.decode('latin-1'))
         if at + _LOCAL.size > table:
             raise Damaged(f'{name} in the zip archive is not where it should be')
         header = _LOCAL.unpack_from(self.data, at)
-        signature, _, local_flags, local_method, _, _, local_crc, local_packed, local_full, names, extras = header
+        signature, _, local_flags, local_compression, _, _, local_crc, local_packed, local_full, names, extras = header
         begin = at + _LOCAL.size + names + extras
         if signature != b'PK\x03\x04' or begin + packed > table:
             raise Damaged(f'{name} in the zip archive is not where it should be')
         extra_start = at + _LOCAL.size + names
-        if bytes(self.data[at + _LOCAL.size : extra_start]) != raw_name or local_method != method:
+        if bytes(self.data[at + _LOCAL.size : extra_start]) != raw_name or local_compression != compression:
             raise Damaged(f'{name} in the zip archive has another name or kind in its own header')
         if (local_flags ^ flags) & ~0x0800:  # some writers mark names as UTF-8 in one place only
             raise Damaged(f'{name} in the zip archive has another kind in its own header')
@@ -157,7 +157,7 @@ class Archive:
         if member is None:
             raise Damaged(f'the zip archive lacks {shown(name)}')
         content = self.data[member.start : member.start + member.packed]
-        if member.method == _DEFLATED:
+        if member.compression == _DEFLATED:
             content = memoryview(inflate(content, member.size, -15, self.budget, shown(name)))
         if zlib.crc32(content) != member.crc:
             raise Damaged(f'the checksum of {shown(name)} in the zip archive is wrong')

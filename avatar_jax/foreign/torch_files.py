@@ -124,7 +124,7 @@ class _Zipped(_Referring):
     def found(self, key: str, storage: Storage) -> None:
         name = f'{self.prefix}data/{key}'
         member = self.archive.members.get(name)
-        if member is not None and member.method:
+        if member is not None and member.compression:
             raise Refused(f'{shown(name)} in the zip archive is compressed; torch never does that')
         _fill(storage, self.archive.read(name), self.little, self.budget)
 

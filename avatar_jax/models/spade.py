@@ -39,13 +39,14 @@ def normalized(x: jax.Array, norm: str) -> jax.Array:
     return instance_norm(x) if norm == 'instance' else x
 
 
-def fitted(condition: jax.Array, size: tuple[int, int], method: str) -> jax.Array:
+def fitted(condition: jax.Array, size: tuple[int, int], interpolation: str) -> jax.Array:
     """The conditioning map [N,h,w,S] in the size of the features.
 
     Args:
-        method: 'antialiased' (bilinear, meant for pictures) or 'nearest' (pixel floor(i * in / out), meant for labels).
+        interpolation: 'antialiased' (bilinear, meant for pictures) or 'nearest' (pixel floor(i * in / out), meant for
+            labels).
     """
-    return resize(condition, size, 'nearest') if method == 'nearest' else resize(condition, size, antialias=True)
+    return resize(condition, size, 'nearest') if interpolation == 'nearest' else resize(condition, size, antialias=True)
 
 
 class Conv(nn.Module):

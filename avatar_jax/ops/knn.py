@@ -20,28 +20,28 @@ import numpy as np
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-METHODS = ('brute', 'tree')
+SEARCHES = ('brute', 'tree')
 
 
 def nearest(
-    queries: Float[jax.Array, 'm 3'], points: Float[jax.Array, 'p 3'], k: int, method: str = 'brute', tile: int = 1024
+    queries: Float[jax.Array, 'm 3'], points: Float[jax.Array, 'p 3'], k: int, search: str = 'brute', tile: int = 1024
 ) -> Int[jax.Array, 'm k']:
     """Indices of the ``k`` nearest points, nearest first; equal distances in the order of the points.
 
     Args:
         queries: [M, 3]. points: [P, 3], P >= k.
-        method: 'brute' or 'tree'.
+        search: 'brute' or 'tree'.
         tile: queries compared at once by 'brute'; memory is about ``4 * tile * P`` bytes.
 
     Returns:
         [M, k] int32.
     """
-    if method not in METHODS:
-        raise ValueError(f'nearest: method {method!r}; use one of {", ".join(METHODS)}')
+    if search not in SEARCHES:
+        raise ValueError(f'nearest: search {search!r}; use one of {", ".join(SEARCHES)}')
     if points.shape[0] < k:
         raise ValueError(f'nearest: {k} neighbours wanted of {points.shape[0]} points')
     queries, points = jax.lax.stop_gradient(queries), jax.lax.stop_gradient(points)
-    if method == 'tree':
+    if search == 'tree':
         shape = jax.ShapeDtypeStruct((queries.shape[0], k), jnp.int32)
         return jax.pure_callback(
             lambda q, p: _tree(np.asarray(q), np.asarray(p), k), shape, queries, points, vmap_method='sequential'

@@ -1,6 +1,6 @@
 """Changing the size of images: interpolation, averaging, and the filter modes of the EG3D discriminator.
 
-Every method is linear and separable, so it is one small constant matrix per axis. The matrices follow the conventions
+Every one is linear and separable, so it is one small constant matrix per axis. The matrices follow the conventions
 of the image-processing libraries that the published networks were trained with.
 """
 
@@ -20,13 +20,13 @@ from avatar_jax.ops.resample import Filter, downsample2d, upsample2d
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-METHODS = ('bilinear', 'bicubic', 'nearest', 'area')
+INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'area')
 
 
 def resize(
     x: Float[jax.Array, '*batch h w c'],
     size: int | Sequence[int],
-    method: str = 'bilinear',
+    interpolation: str = 'bilinear',
     antialias: bool = False,
     align_corners: bool = False,
 ) -> Float[jax.Array, '*batch h_out w_out c']:
@@ -35,7 +35,7 @@ def resize(
     Args:
       x: [..., H, W, C].
       size: new height and width, or one number for both.
-      method: 'bilinear'; 'bicubic' (a = -0.75, with antialias a = -0.5); 'nearest' (index floor(i * in / out));
+      interpolation: 'bilinear'; 'bicubic' (a = -0.75, with antialias a = -0.5); 'nearest' (index floor(i * in / out));
         'area' (mean over [floor(i*in/out), ceil((i+1)*in/out)), also known as adaptive average pooling).
       antialias: widen the kernel by the reduction factor (bilinear and bicubic); no effect when enlarging bilinearly.
       align_corners: map the centres of the corner pixels onto each other (without antialias only).
@@ -47,7 +47,7 @@ def resize(
     dtype = x.dtype
     if (height, width) == x.shape[-3:-1]:
         return x
-    if method == 'nearest':
+    if interpolation == 'nearest':
         if antialias or align_corners:
             raise ValueError('nearest takes neither antialias nor align_corners')
         rows = np.arange(height) * x.shape[-3] // height
@@ -56,9 +56,9 @@ def resize(
     dot = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
     y = x.astype(jnp.float32) if jnp.finfo(dtype).bits < 32 else x
     if height != x.shape[-3]:
-        y = dot('oh,...hwc->...owc', axis_matrix(x.shape[-3], height, method, antialias, align_corners), y)
+        y = dot('oh,...hwc->...owc', axis_matrix(x.shape[-3], height, interpolation, antialias, align_corners), y)
     if width != x.shape[-2]:
-        y = dot('ow,...hwc->...hoc', axis_matrix(x.shape[-2], width, method, antialias, align_corners), y)
+        y = dot('ow,...hwc->...hoc', axis_matrix(x.shape[-2], width, interpolation, antialias, align_corners), y)
     return y.astype(dtype)
 
 
@@ -101,22 +101,22 @@ double.defvjp(lambda x: (double(x), None), lambda _, g: (_double_transposed(g),)
 
 @functools.lru_cache(maxsize=256)
 def axis_matrix(
-    size: int, new_size: int, method: str, antialias: bool = False, align_corners: bool = False
+    size: int, new_size: int, interpolation: str, antialias: bool = False, align_corners: bool = False
 ) -> np.ndarray:
     """The float32 matrix [new_size, size] of one axis for 'bilinear', 'bicubic' or 'area'; its rows sum to one."""
-    if method not in METHODS or method == 'nearest':
-        raise ValueError(f'resize method {method!r} is unknown; use one of {", ".join(METHODS)}')
+    if interpolation not in INTERPOLATIONS or interpolation == 'nearest':
+        raise ValueError(f'interpolation {interpolation!r} is unknown; use one of {", ".join(INTERPOLATIONS)}')
     if antialias and align_corners:
         raise ValueError('antialias and align_corners exclude each other')
     out = np.zeros((new_size, size))
-    if method == 'area':
+    if interpolation == 'area':
         if antialias or align_corners:
             raise ValueError('area takes neither antialias nor align_corners')
         for i in range(new_size):
             first, last = i * size // new_size, -((-(i + 1) * size) // new_size)
             out[i, first:last] = 1 / (last - first)
         return _frozen(out)
-    kernel, radius = (_triangle, 1) if method == 'bilinear' else (_cubic(-0.5 if antialias else -0.75), 2)
+    kernel, radius = (_triangle, 1) if interpolation == 'bilinear' else (_cubic(-0.5 if antialias else -0.75), 2)
     if antialias:
         # The kernel is truncated at the border and its weights are normalised to sum to one.
         scale = size / new_size
@@ -128,7 +128,7 @@ def axis_matrix(
         position = np.arange(new_size) * ((size - 1) / (new_size - 1) if new_size > 1 else 0.0)
     else:
         position = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
-        if method == 'bilinear':
+        if interpolation == 'bilinear':
             position = np.maximum(position, 0.0)
     base = np.floor(position).astype(int)
     for k in range(1 - radius, radius + 1):

@@ -29,9 +29,9 @@ from avatar_jax.track.clip import crop_poses
 from avatar_jax.track.crops import Still, still_picture
 from avatar_jax.track.detect import detect_faces
 from avatar_jax.track.five_points import FivePoints, estimate
+from avatar_jax.track.inputs import PictureFrames, StillFrame
 from avatar_jax.track.mean_face import crop_label, crop_pose
 from avatar_jax.track.measured import MeasuredClip, record
-from avatar_jax.track.source import PictureFrames, StillFrame
 
 NETWORK = 'network'
 _FILE_SIGMA = 0.02  # decimetres; accuracy that landmark files are credited with
@@ -158,8 +158,10 @@ def _by_network(
     """The picture measured like a photograph, with everything said of the whole picture and not of a crop of it."""
     clip = tracker(PictureFrames([picture.path]), size=size, label_mode=label_mode, face=face)
     track = clip.track
-    basis, scale = tracker.landmark_basis, size / picture.size[0]
-    points3d = np.asarray(basis.points(track.identity[track.segment[0]], track.expression[0][: basis.num_expression]))
+    landmark_model, scale = tracker.landmark_model, size / picture.size[0]
+    points3d = np.asarray(
+        landmark_model.points(track.identity[track.segment[0]], track.expression[0][: landmark_model.num_expression])
+    )
     pose = crop_poses(points3d[None], (track.fitted + 0.5) * scale, track.pose, size)
     angle, translation = (np.asarray(v, np.float32) for v in to_translation(pose))
     landmarks = _scaled(track.landmarks[0], picture, size)[None]

@@ -24,12 +24,12 @@ class Matte:
 
     Attributes:
         alpha: [S, S] float32 in [0, 1], 1 is the person.
-        method: how it was made, for reports.
+        made_by: how it was made, for reports.
         trusted: False when the result is implausible; the background should then be kept.
     """
 
     alpha: np.ndarray
-    method: str
+    made_by: str
     trusted: bool
 
 

@@ -17,8 +17,8 @@ from avatar_jax.faces.pose import rotation_matrix
 from avatar_jax.faces.translation import head_sizes, pixel_offset, translate_label
 from avatar_jax.ops.coefficients import NUM_ID, SLICES
 from avatar_jax.track import fit
-from avatar_jax.track.basis import MOTION_WIDTH, LandmarkBasis
 from avatar_jax.track.camera import POSE, from_translation, to_translation
+from avatar_jax.track.landmark_model import MOTION_WIDTH, LandmarkModel
 from avatar_jax.track.numbers import read_numbers
 from avatar_jax.track.observe import Observed
 from avatar_jax.track.smooth import fill_gaps, jitter, runs, steady
@@ -144,7 +144,7 @@ class Track:
 
 def track_clip(
     observed: Observed,
-    basis: LandmarkBasis,
+    landmark_model: LandmarkModel,
     config: TrackConfig = TrackConfig(),
     calibration: dict[str, np.ndarray] | None = None,
 ) -> Track:
@@ -164,7 +164,7 @@ def track_clip(
             'no face found in any frame; use sharper, more frontal pictures, or give landmarks (--landmarks)'
         )
     began = time.monotonic()
-    t, e = observed.num_frames, basis.num_expression
+    t, e = observed.num_frames, landmark_model.num_expression
     out: dict[str, Any] = {
         'fitted': np.zeros((t, 68, 2)),
         'landmarks': np.zeros((t, 68, 2)),
@@ -183,10 +183,10 @@ def track_clip(
     for s in range(int(observed.segment.max()) + 1):
         rows = np.flatnonzero(observed.segment == s)
         if not observed.found[rows].any():
-            identities.append(np.zeros(basis.num_identity))
+            identities.append(np.zeros(landmark_model.num_identity))
             focals.append(FOCAL_USUAL * max(observed.size))
             continue
-        part = _segment(observed, rows, basis, config, calibration or {})
+        part = _segment(observed, rows, landmark_model, config, calibration or {})
         for name in (
             'fitted',
             'landmarks',
@@ -218,7 +218,7 @@ def track_clip(
         focal=np.array(focals),
         labels=labels,
         size=observed.size,
-        basis=basis.name,
+        basis=landmark_model.basis,
         crop_mode='/'.join(sorted(modes)),
         crop_size=config.size,
         jitter=both,
@@ -232,7 +232,11 @@ def track_clip(
 
 
 def _segment(
-    observed: Observed, rows: np.ndarray, basis: LandmarkBasis, config: TrackConfig, calibration: dict[str, np.ndarray]
+    observed: Observed,
+    rows: np.ndarray,
+    landmark_model: LandmarkModel,
+    config: TrackConfig,
+    calibration: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """Everything of the frames ``rows``, which show one person without a cut."""
     times, found = observed.times[rows], observed.found[rows]
@@ -244,9 +248,9 @@ def _segment(
     sigma = np.maximum(sigma, 0.006 * eyes[:, None])
     noisy = jitter(measured[:, known], times, eyes)
     measured = steady(measured, times, config.steady, spread=float(np.median(eyes)))
-    obs = _with_guesses(measured, sigma, observed, rows, basis, config, calibration)
+    obs = _with_guesses(measured, sigma, observed, rows, landmark_model, config, calibration)
     centre = np.array(observed.size, np.float32) / 2
-    identity, log_focal, local = _solve(obs, found, times, basis, config.fit, centre, max(observed.size))
+    identity, log_focal, local = _solve(obs, found, times, landmark_model, config.fit, centre, max(observed.size))
 
     first, last = np.flatnonzero(found)[[0, -1]]
     local = np.array(local)
@@ -254,10 +258,10 @@ def _segment(
         local[first],
         local[last],
     )  # held, where the fit's prior would draw them to neutral
-    e = basis.num_expression
-    expression = np.asarray(basis.unwhiten(jnp.asarray(local[:, :e])))
-    shape = np.asarray(basis.mean) + np.tensordot(np.asarray(identity), np.asarray(basis.identity), 1)
-    points3d = shape + np.tensordot(expression, np.asarray(basis.expression), 1)
+    e = landmark_model.num_expression
+    expression = np.asarray(landmark_model.unwhiten(jnp.asarray(local[:, :e])))
+    shape = np.asarray(landmark_model.mean) + np.tensordot(np.asarray(identity), np.asarray(landmark_model.identity), 1)
+    points3d = shape + np.tensordot(expression, np.asarray(landmark_model.expression), 1)
     pose = local[:, e:]
     focal = float(np.exp(log_focal))
     fitted = project_clip(points3d, pose, focal, centre)
@@ -271,9 +275,9 @@ def _segment(
         return to_translation(crop_poses(points3d, crop_points + 0.5, pose, config.size))
 
     angle, translation = in_crop()
-    if config.read_numbers and basis.name == 'procedural':
-        expression = read_numbers(expression, angle, times, found, basis)
-        points3d = shape + np.tensordot(expression, np.asarray(basis.expression), 1)
+    if config.read_numbers and landmark_model.basis == 'procedural':
+        expression = read_numbers(expression, angle, times, found, landmark_model)
+        points3d = shape + np.tensordot(expression, np.asarray(landmark_model.expression), 1)
         fitted = project_clip(points3d, pose, focal, centre)
         landmarks = np.where((found[:, None] & known)[..., None], measured, fitted)
         angle, translation = in_crop()
@@ -318,8 +322,8 @@ def _extent(points: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.ptp(points[:, known], axis=1).max(-1) / 2
 
 
-def _with_guesses(measured, sigma, observed, rows, basis, config, calibration) -> fit.Observations:
-    obs = fit.observations(measured, sigma, basis.num_expression)
+def _with_guesses(measured, sigma, observed, rows, landmark_model, config, calibration) -> fit.Observations:
+    obs = fit.observations(measured, sigma, landmark_model.num_expression)
     trust = config.fit.guess_weight
     if trust <= 0:
         return obs
@@ -331,11 +335,11 @@ def _with_guesses(measured, sigma, observed, rows, basis, config, calibration) -
         angle=jnp.asarray(np.where(has[:, None], angle, 0), jnp.float32),
         angle_sigma=jnp.asarray(np.where(has[:, None], np.maximum(2 * error, 0.12), np.inf), jnp.float32),
     )
-    if basis.name != 'procedural':
+    if landmark_model.basis != 'procedural':
         return obs
-    expression = observed.expression[rows][:, : basis.num_expression]
+    expression = observed.expression[rows][:, : landmark_model.num_expression]
     has = np.isfinite(expression).all(-1) & observed.found[rows]
-    guess, error = unshrunk(expression, calibration.get('expression'), basis)
+    guess, error = unshrunk(expression, calibration.get('expression'), landmark_model)
     has = has[:, None] & np.isfinite(error)
     return obs.replace(
         expression=jnp.asarray(np.where(has, guess, 0), jnp.float32),
@@ -343,15 +347,17 @@ def _with_guesses(measured, sigma, observed, rows, basis, config, calibration) -
     )
 
 
-def unshrunk(guess: np.ndarray, error: np.ndarray | None, basis: LandmarkBasis) -> tuple[np.ndarray, np.ndarray]:
+def unshrunk(
+    guess: np.ndarray, error: np.ndarray | None, landmark_model: LandmarkModel
+) -> tuple[np.ndarray, np.ndarray]:
     """What a network's guess says beyond what is usual anyway.
 
     A regression's answer is drawn towards the mean where it is unsure, as the fit's own prior draws it again. Of the
     answer [T,E] and its error [E] this takes the prior's share out: (measurement [T,E], its error [E], infinite where
     the answer is hardly better than the mean).
     """
-    mean = np.asarray(basis.usual)
-    usual = np.sqrt((np.asarray(basis.spread) ** 2).sum(0))
+    mean = np.asarray(landmark_model.usual)
+    usual = np.sqrt((np.asarray(landmark_model.spread) ** 2).sum(0))
     error = np.full(len(mean), np.inf) if error is None else np.asarray(error, np.float64)[: len(mean)]
     useful = error < 0.9 * usual
     error = np.maximum(np.where(useful, error, 0.5 * usual), 0.02)
@@ -379,7 +385,7 @@ def _solve(
     obs: fit.Observations,
     found: np.ndarray,
     times: np.ndarray,
-    basis: LandmarkBasis,
+    landmark_model: LandmarkModel,
     config: fit.FitConfig,
     centre: np.ndarray,
     longer: int,
@@ -387,13 +393,13 @@ def _solve(
     """(identity [K], log focal, local numbers [T,E+6])."""
     points, sigma = np.asarray(obs.points), np.asarray(obs.sigma)
     focal = (config.focal or FOCAL_USUAL) * longer
-    rough = fit.rough_poses(points, sigma, focal, centre, basis)
+    rough = fit.rough_poses(points, sigma, focal, centre, landmark_model)
     rough = fill_gaps(rough, found, times).astype(np.float32)
     poses = np.concatenate(
         [
             np.asarray(
                 fit.start_poses(
-                    basis,
+                    landmark_model,
                     *(jnp.asarray(_padded(a[i : i + RUN], RUN)) for a in (points, sigma)),
                     focal,
                     centre,
@@ -409,7 +415,7 @@ def _solve(
     keys = key_frames(shape.reshape(len(points), -1), found, config.key_frames)
     chosen = observation_rows(obs, keys)
     identity, log_focal, local, _ = fit.solve_clip(
-        basis,
+        landmark_model,
         chosen,
         jnp.asarray(poses[keys]),
         jnp.float32(np.log(focal)),
@@ -423,9 +429,13 @@ def _solve(
         # The lens that was found changes distances alike.
         poses[:, 5] += float(log_focal) - np.log(focal)
         poses[:, 3:5] *= focal / float(np.exp(log_focal))
-    start = np.concatenate([np.zeros((len(points), basis.num_expression), np.float32), poses], 1)
+    start = np.concatenate([np.zeros((len(points), landmark_model.num_expression), np.float32), poses], 1)
     start[keys] = np.asarray(local)
-    return identity, float(log_focal), _solve_runs(obs, times, basis, config, centre, identity, log_focal, start)
+    return (
+        identity,
+        float(log_focal),
+        _solve_runs(obs, times, landmark_model, config, centre, identity, log_focal, start),
+    )
 
 
 def observation_rows(obs: fit.Observations, rows: np.ndarray) -> fit.Observations:
@@ -440,11 +450,11 @@ def _padded(values: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([values, np.repeat(values[-1:], missing, 0)]) if missing > 0 else values
 
 
-def _solve_runs(obs, times, basis, config, centre, identity, log_focal, start) -> np.ndarray:
+def _solve_runs(obs, times, landmark_model, config, centre, identity, log_focal, start) -> np.ndarray:
     """``fit.solve_frames`` over the whole clip in runs of equal length; each continues the one before."""
     import jax
 
-    total, ties = len(start), fit.stiffness(times, config.smooth, basis.num_expression)
+    total, ties = len(start), fit.stiffness(times, config.smooth, landmark_model.num_expression)
     out = np.array(start)
     length = RUN if total > 8 else 8 if total > 1 else 1
     step = length - _OVERLAP if total > length else length
@@ -468,7 +478,7 @@ def _solve_runs(obs, times, basis, config, centre, identity, log_focal, start) -
         )
         solved = np.asarray(
             fit.solve_frames(
-                basis,
+                landmark_model,
                 identity,
                 log_focal,
                 jnp.asarray(centre),

@@ -120,12 +120,14 @@ def still_picture(still: Still, background: str, *, masked: bool = True) -> Show
         return Shown(0, rgb if keep else _over(rgb, shown, shown, background), own)
     matte = separate(still.rgb, still.shown, still.points)
     if not matte.trusted:
-        warning = f'the background could not be separated ({matte.method}) and was kept'
+        warning = f'the background could not be separated ({matte.made_by}) and was kept'
         return Shown(0, rgb if keep else _over(rgb, shown, shown, background), own, '', (), () if keep else (warning,))
     alpha = still.cut(matte.alpha)
     if keep:
-        return Shown(0, rgb, alpha, '', (f'head mask: {matte.method}',))
-    return Shown(0, _over(rgb, shown, alpha, background), alpha, '', (f'background made {background}: {matte.method}',))
+        return Shown(0, rgb, alpha, '', (f'head mask: {matte.made_by}',))
+    return Shown(
+        0, _over(rgb, shown, alpha, background), alpha, '', (f'background made {background}: {matte.made_by}',)
+    )
 
 
 _TRANSPARENCY = "background from the file's transparency"

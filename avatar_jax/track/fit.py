@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from avatar_jax.track.basis import LandmarkBasis
 from avatar_jax.track.camera import POSE, seen
+from avatar_jax.track.landmark_model import LandmarkModel
 
 # Standard deviations of a pose about a usual one: pitch, yaw, roll; place (free); log distance.
 _POSE_SPREAD = np.array([0.35, 0.6, 0.6, 5.0, 5.0, 0.5])
@@ -92,16 +92,20 @@ def observations(points: np.ndarray, sigma: np.ndarray, num_expression: int) -> 
     )
 
 
-def _frame_residuals(local, identity, log_focal, basis: LandmarkBasis, seen_by: jax.Array, obs: Observations, robust):
+def _frame_residuals(
+    local, identity, log_focal, landmark_model: LandmarkModel, seen_by: jax.Array, obs: Observations, robust
+):
     """(residuals, and the part of them that is landmarks) of one frame; ``local`` = [whitened expression E, pose 6]."""
-    z, pose = local[: basis.num_expression], local[basis.num_expression :]
-    expression = basis.unwhiten(z)
-    points = seen(basis.points(identity, expression), pose, jnp.exp(log_focal), seen_by)
+    z, pose = local[: landmark_model.num_expression], local[landmark_model.num_expression :]
+    expression = landmark_model.unwhiten(z)
+    points = seen(landmark_model.points(identity, expression), pose, jnp.exp(log_focal), seen_by)
     error = (points - obs.points) / obs.sigma[:, None]
     error = jnp.where(jnp.isfinite(obs.sigma)[:, None], error, 0.0)
     size = jax.lax.stop_gradient(jnp.sum(error**2, -1, keepdims=True))
     landmarks = error * jax.lax.rsqrt(1 + size / robust**2)
-    outside = (jnp.minimum(expression - basis.low, 0) + jnp.maximum(expression - basis.high, 0)) / _RANGE_SIZE
+    outside = (
+        jnp.minimum(expression - landmark_model.low, 0) + jnp.maximum(expression - landmark_model.high, 0)
+    ) / _RANGE_SIZE
     rest = [
         z,
         jnp.where(jnp.isfinite(outside), outside, 0.0),
@@ -138,7 +142,7 @@ def _positive_inverse(matrix: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames='iterations')
 def start_poses(
-    basis: LandmarkBasis,
+    landmark_model: LandmarkModel,
     points: jax.Array,
     sigma: jax.Array,
     focal: jax.Array,
@@ -147,7 +151,7 @@ def start_poses(
     iterations: int = 20,
 ) -> jax.Array:
     """Poses [T,6] of the usual face under landmarks [T,68,2] with errors [T,68], from ``start`` [T,6]."""
-    face = basis.points(jnp.zeros(basis.num_identity), basis.usual)
+    face = landmark_model.points(jnp.zeros(landmark_model.num_identity), landmark_model.usual)
 
     def one(points, sigma, pose):
         weight = jnp.where(jnp.isfinite(sigma), 1 / jnp.maximum(sigma, 1e-6), 0.0)
@@ -182,10 +186,10 @@ def start_poses(
 
 
 def rough_poses(
-    points: np.ndarray, sigma: np.ndarray, focal: float, centre: np.ndarray, basis: LandmarkBasis
+    points: np.ndarray, sigma: np.ndarray, focal: float, centre: np.ndarray, landmark_model: LandmarkModel
 ) -> np.ndarray:
     """Starting poses [T,6]: place and size from the landmarks' mean and spread, roll from the eyes."""
-    face = np.asarray(basis.points(jnp.zeros(basis.num_identity), basis.usual))
+    face = np.asarray(landmark_model.points(jnp.zeros(landmark_model.num_identity), landmark_model.usual))
     known = np.isfinite(sigma)
     poses = np.zeros((len(points), POSE), np.float32)
     poses[:, 5] = np.log(_DISTANCE)
@@ -209,7 +213,7 @@ def rough_poses(
 
 @partial(jax.jit, static_argnames=('iterations', 'free_focal'))
 def solve_clip(
-    basis: LandmarkBasis,
+    landmark_model: LandmarkModel,
     obs: Observations,
     poses: jax.Array,
     log_focal: jax.Array,
@@ -227,13 +231,13 @@ def solve_clip(
     Returns:
       (identity [K], log focal, local numbers [F,E+6], mean squared residual).
     """
-    k, frames = basis.num_identity, poses.shape[0]
+    k, frames = landmark_model.num_identity, poses.shape[0]
     begin_shared = jnp.concatenate([jnp.zeros(k), log_focal[None]])
-    begin_local = jnp.concatenate([jnp.zeros((frames, basis.num_expression)), poses], -1)
+    begin_local = jnp.concatenate([jnp.zeros((frames, landmark_model.num_expression)), poses], -1)
 
     def residuals(local, shared, obs):
         focal = shared[k] if free_focal else log_focal
-        return _frame_residuals(local, shared[:k], focal, basis, centre, obs, robust)
+        return _frame_residuals(local, shared[:k], focal, landmark_model, centre, obs, robust)
 
     def own(shared):  # of the clip: everybody is somewhat average
         return jnp.concatenate([shared[:k], (shared[k:] - log_focal) / focal_prior])
@@ -276,7 +280,7 @@ def solve_clip(
 
 @partial(jax.jit, static_argnames='iterations')
 def solve_frames(
-    basis: LandmarkBasis,
+    landmark_model: LandmarkModel,
     identity: jax.Array,
     log_focal: jax.Array,
     centre: jax.Array,
@@ -299,7 +303,7 @@ def solve_frames(
     """
 
     def residuals(local, obs):
-        return _frame_residuals(local, identity, log_focal, basis, centre, obs, robust)
+        return _frame_residuals(local, identity, log_focal, landmark_model, centre, obs, robust)
 
     def tie(local):
         first = jnp.sum(before_stiffness * (local[0] - before) ** 2)

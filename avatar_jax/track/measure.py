@@ -24,8 +24,8 @@ from avatar_jax.track.aligned import NETWORK, measure_aligned
 from avatar_jax.track.choose import Chooser
 from avatar_jax.track.crops import BACKGROUNDS, check_background
 from avatar_jax.track.folder import is_track, measured_folder, tracked_media
+from avatar_jax.track.inputs import PICTURES, VIDEOS, PictureFrames, Selected, is_photograph, open_frames
 from avatar_jax.track.measured import Measured, MeasuredClip
-from avatar_jax.track.source import PICTURES, VIDEOS, PictureFrames, Selected, is_photograph, open_frames
 from avatar_jax.track.tracker import Measures, Tracker
 
 __all__ = [
@@ -69,7 +69,7 @@ def measure(
     """Aligns and measures one person's face in a photograph or in all frames of a clip.
 
     Args:
-        path: a picture, a video, a folder that ``avatar-jax track`` wrote, or frames (``track.source``).
+        path: a picture, a video, a folder that ``avatar-jax track`` wrote, or frames (``track.inputs``).
         size: side of the aligned pictures in pixels.
         label_mode: how the camera labels are normalised (``faces.camera_labels.MODES``): the weights that will read
             them know it (``label_mode`` of their configuration).

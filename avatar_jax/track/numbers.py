@@ -21,7 +21,7 @@ from avatar_jax.models.perception.expression_net import (
     ExpressionNet,
     ExpressionNetConfig,
 )
-from avatar_jax.track.basis import LandmarkBasis
+from avatar_jax.track.landmark_model import LandmarkModel
 
 WEIGHTS = 'expression_net'
 SIGMA = 0.015  # decimetres by which the fit's motion of a landmark may be wrong: 2.5 % of the eye distance
@@ -86,7 +86,7 @@ def read_numbers(
     angle: np.ndarray,
     times: np.ndarray,
     found: np.ndarray,
-    basis: LandmarkBasis,
+    landmark_model: LandmarkModel,
     path: str | None = None,
 ) -> np.ndarray:
     """Expression numbers [T,64] from those of the fit; arguments as of ``expected_numbers``.
@@ -98,7 +98,7 @@ def read_numbers(
 
     path = str(path or shipped(WEIGHTS))
     guess, _ = expected_numbers(fitted, angle, times, found, path)
-    guess = np.clip(guess, np.asarray(basis.low), np.asarray(basis.high))
-    moved = np.asarray(basis.expression, np.float32)
+    guess = np.clip(guess, np.asarray(landmark_model.low), np.asarray(landmark_model.high))
+    moved = np.asarray(landmark_model.expression, np.float32)
     gain = _gain(path, moved.tobytes())
     return guess + (fitted - guess) @ moved.reshape(len(moved), -1).astype(np.float64) @ gain

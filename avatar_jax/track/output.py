@@ -17,11 +17,11 @@ from avatar_jax.io.motion import save_motion
 from avatar_jax.io.provenance import Provenance
 from avatar_jax.io.video import VideoWriter
 from avatar_jax.track.clip import Track
+from avatar_jax.track.inputs import Input
 from avatar_jax.track.measured import MeasuredClip
 from avatar_jax.track.overlay import Wire, draw
 from avatar_jax.track.quality import PARTS, grade
 from avatar_jax.track.smooth import even_rate, runs
-from avatar_jax.track.source import Source
 from avatar_jax.types import Motion
 
 FORMAT = 'avatar_jax track 1'
@@ -62,7 +62,7 @@ def motions(track: Track, fps: float, source: str) -> list[tuple[Motion, tuple[i
 
 def write(
     folder: Path,
-    source: Source,
+    item: Input,
     frames: Any,
     clip: MeasuredClip,
     model: Any,
@@ -74,7 +74,7 @@ def write(
     """Second pass: writes everything into ``folder``, completely or not at all.
 
     Args:
-      source: what was tracked. frames: its frames. clip: what was measured in them.
+      item: what was tracked. frames: its frames. clip: what was measured in them.
       model: head model (for the mesh).
       settings: options of the run, for the report.
       weights: SHA-256 of the landmark network.
@@ -82,18 +82,18 @@ def write(
     Returns:
       The report.
     """
-    sha, track = source.sha256(), clip.track
-    provenance = Provenance(synthetic=False, weights=weights, command='track', sources={source.path.name: sha})
+    sha, track = item.sha256(), clip.track
+    provenance = Provenance(synthetic=False, weights=weights, command='track', sources={item.path.name: sha})
     with atomic.atomic_folder(folder) as temporary:
-        _write_arrays(temporary / ARRAYS, clip, provenance, source.path.name)
+        _write_arrays(temporary / ARRAYS, clip, provenance, item.path.name)
         fps = float(frames.fps)
         clips = motions(track, fps, sha)
         for i, (motion, _) in enumerate(clips):
             save_motion(temporary / (MOTION if i == 0 else f'motion_{i + 1:02d}.npz'), motion, provenance)
-        report = make_report(clip, clips, source, frames, settings, provenance)
+        report = make_report(clip, clips, item, frames, settings, provenance)
         atomic.write_json(temporary / REPORT, report)
         wire = Wire(model) if config.overlay else None
-        _write_pictures(temporary, source, frames, clip, wire, config, provenance, on_frame)
+        _write_pictures(temporary, item, frames, clip, wire, config, provenance, on_frame)
     return report
 
 
@@ -135,7 +135,7 @@ def _write_arrays(path: Path, clip: MeasuredClip, provenance: Provenance, name: 
 
 def _write_pictures(
     folder: Path,
-    source: Source,
+    item: Input,
     frames: Any,
     clip: MeasuredClip,
     wire: Wire | None,
@@ -150,7 +150,7 @@ def _write_pictures(
             nonlocal video
             if wire is not None and frame.index < clip.num_frames:
                 picture = draw(frame.pixels, clip.track, frame.index, wire)
-                if not source.moving:
+                if not item.moving:
                     atomic.write_bytes(folder / 'overlay.png', encode_png(picture, provenance))
                 else:
                     video = video or stack.enter_context(
@@ -187,7 +187,7 @@ def _jpeg(picture: np.ndarray) -> bytes:
 def make_report(
     clip: MeasuredClip,
     clips: list,
-    source: Source,
+    item: Input,
     frames: Any,
     settings: dict[str, Any],
     provenance: Provenance,
@@ -218,9 +218,9 @@ def make_report(
         for s in range(len(track.identity))
     ]
     return {
-        'file': str(source.path),
-        'sha256': provenance.sources[source.path.name],
-        'kind': source.kind,
+        'file': str(item.path),
+        'sha256': provenance.sources[item.path.name],
+        'kind': item.kind,
         'frames': track.num_frames,
         'fps': float(frames.fps),
         'size': list(track.size),

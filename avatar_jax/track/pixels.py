@@ -22,9 +22,9 @@ from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.faces.lighting import INITIAL_LIGHT, sh_basis, shade
 from avatar_jax.faces.pose import rotation_matrix
 from avatar_jax.render.rasterizer import area_weighted_normals, rasterize
-from avatar_jax.track.basis import LandmarkBasis
 from avatar_jax.track.camera import seen, to_translation
 from avatar_jax.track.clip import Track, TrackConfig, crop_poses, project_clip
+from avatar_jax.track.landmark_model import LandmarkModel
 
 POINTS = 900  # surface points whose colours are compared
 SIDE = 144  # of the square around the face on which it is done
@@ -116,14 +116,14 @@ def light_and_albedo(surfaces: list[Surface], model: MorphableModel, rounds: int
     """(gamma [27], texture [num_tex]) that explain the colours of the surfaces, by alternating least squares."""
     texture, gamma = np.zeros(model.num_tex, np.float32), np.zeros(27, np.float32)
     base = np.asarray(model.albedo(texture))
-    basis = (
+    shapes = (
         np.zeros((0, *base.shape))
         if not model.num_tex
         else np.stack([np.asarray(model.albedo(row)) - base for row in np.eye(model.num_tex, dtype=np.float32)])
     )
     at = [np.einsum('pk,pkd->pd', s.weights, base[s.corners]) for s in surfaces]
     mean = np.concatenate(at)
-    moved = np.concatenate([np.einsum('pk,tpkd->tpd', s.weights, basis[:, s.corners]) for s in surfaces], 1)
+    moved = np.concatenate([np.einsum('pk,tpkd->tpd', s.weights, shapes[:, s.corners]) for s in surfaces], 1)
     bands = sh_basis(np.concatenate([s.normals for s in surfaces]))
     colours = np.concatenate([s.colours for s in surfaces]).astype(np.float64)
     weight = np.ones(len(colours))
@@ -165,7 +165,7 @@ def _bilinear(image: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames='iterations')
 def _refine_frame(
-    basis: LandmarkBasis,
+    landmark_model: LandmarkModel,
     identity,
     local,
     focal,
@@ -182,13 +182,16 @@ def _refine_frame(
 ):
     """Whitened expression and pose [E+6]; ``base`` [P,3] and ``moving`` [E,P,3] are the surface points."""
     start = local
-    shape = basis.mean + jnp.tensordot(identity, basis.identity, 1)
-    keep = jnp.concatenate([jnp.full(basis.num_expression, _KEEP[0]), jnp.asarray(_KEEP[1])])
+    shape = landmark_model.mean + jnp.tensordot(identity, landmark_model.identity, 1)
+    keep = jnp.concatenate([jnp.full(landmark_model.num_expression, _KEEP[0]), jnp.asarray(_KEEP[1])])
     known = jnp.isfinite(sigma) & (sigma > 0)
 
     def residuals(local):
-        expression, pose = basis.unwhiten(local[: basis.num_expression]), local[basis.num_expression :]
-        marks = seen(shape + jnp.tensordot(expression, basis.expression, 1), pose, focal, centre)
+        expression, pose = (
+            landmark_model.unwhiten(local[: landmark_model.num_expression]),
+            local[landmark_model.num_expression :],
+        )
+        marks = seen(shape + jnp.tensordot(expression, landmark_model.expression, 1), pose, focal, centre)
         error = jnp.where(known[:, None], (marks - points) / jnp.where(known, sigma, 1.0)[:, None], 0.0)
         error = error * jax.lax.rsqrt(1 + jax.lax.stop_gradient((error**2).sum(-1, keepdims=True)) / 9)
         place = (seen(base + jnp.tensordot(expression, moving, 1), pose, focal, centre) - low) * scale - 0.5
@@ -224,7 +227,7 @@ def refine(
     track: Track,
     frames: Any,
     model: MorphableModel,
-    basis: LandmarkBasis,
+    landmark_model: LandmarkModel,
     config: TrackConfig,
     on_frame: Callable[[], None] = lambda: None,
 ) -> Track:
@@ -233,7 +236,7 @@ def refine(
     Args:
       frames: the input again; can be iterated twice.
     """
-    e = basis.num_expression
+    e = landmark_model.num_expression
     expression, pose = np.array(track.expression), np.array(track.pose)
     gammas, textures = np.zeros((len(track.identity), 27), np.float32), np.zeros((len(track.identity), 80), np.float32)
     keys = _key_frames(track)
@@ -272,11 +275,11 @@ def refine(
         if track.valid[i] and track.found[i] and s in lit:
             vertices, found = look(frame, i)
             if found is not None:
-                z = np.asarray(basis.whiten(jnp.asarray(track.expression[i, :e])))
-                local = _one(basis, track, i, z, found, vertices, model, lit[s])
-                expression[i, :e], pose[i] = np.asarray(basis.unwhiten(local[:e])), np.asarray(local[e:])
+                z = np.asarray(landmark_model.whiten(jnp.asarray(track.expression[i, :e])))
+                local = _one(landmark_model, track, i, z, found, vertices, model, lit[s])
+                expression[i, :e], pose[i] = np.asarray(landmark_model.unwhiten(local[:e])), np.asarray(local[e:])
         on_frame()
-    return _rebuilt(track, expression, pose, basis, config, gammas, textures)
+    return _rebuilt(track, expression, pose, landmark_model, config, gammas, textures)
 
 
 def _key_frames(track: Track) -> set[int]:
@@ -289,10 +292,10 @@ def _key_frames(track: Track) -> set[int]:
     return keys
 
 
-def _one(basis, track, i, z, found: Surface, vertices: np.ndarray, model, lit) -> jax.Array:
+def _one(landmark_model, track, i, z, found: Surface, vertices: np.ndarray, model, lit) -> jax.Array:
     """Refined local numbers [E+6] of one frame."""
     albedo, gamma = lit
-    s, e = track.segment[i], basis.num_expression
+    s, e = track.segment[i], landmark_model.num_expression
     here = np.einsum('pk,pkd->pd', found.weights, vertices[found.corners])
     used, index = np.unique(found.corners, return_inverse=True)
     moving = np.einsum('pk,epkd->epd', found.weights, _moving(model, e, used)[:, index.reshape(found.corners.shape)])
@@ -313,7 +316,7 @@ def _one(basis, track, i, z, found: Surface, vertices: np.ndarray, model, lit) -
         found.low,
         found.scale,
     )
-    return _refine_frame(basis, *(jnp.asarray(a, jnp.float32) for a in arrays))
+    return _refine_frame(landmark_model, *(jnp.asarray(a, jnp.float32) for a in arrays))
 
 
 def _moving(model: MorphableModel, count: int, vertices: np.ndarray) -> np.ndarray:
@@ -324,11 +327,11 @@ def _moving(model: MorphableModel, count: int, vertices: np.ndarray) -> np.ndarr
     return np.stack([np.asarray(model.vertices(zero, row))[vertices] - rest for row in rows])
 
 
-def _rebuilt(track: Track, expression, pose, basis, config: TrackConfig, gammas, textures) -> Track:
+def _rebuilt(track: Track, expression, pose, landmark_model, config: TrackConfig, gammas, textures) -> Track:
     """The track with other expressions and poses: fitted landmarks, crop poses and labels follow."""
-    e = basis.num_expression
-    shape = np.asarray(basis.mean) + np.tensordot(track.identity, np.asarray(basis.identity), 1)
-    points = shape[track.segment] + np.tensordot(expression[:, :e], np.asarray(basis.expression), 1)
+    e = landmark_model.num_expression
+    shape = np.asarray(landmark_model.mean) + np.tensordot(track.identity, np.asarray(landmark_model.identity), 1)
+    points = shape[track.segment] + np.tensordot(expression[:, :e], np.asarray(landmark_model.expression), 1)
     centre = np.array(track.size) / 2
     fitted = (
         np.concatenate(

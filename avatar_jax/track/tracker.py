@@ -14,17 +14,17 @@ from avatar_jax.errors import UserError
 from avatar_jax.io.inputs import file_sha256
 from avatar_jax.io.landmarks import read_landmark_frames
 from avatar_jax.progress import Progress
-from avatar_jax.track.basis import LandmarkBasis, landmark_basis, load_head
 from avatar_jax.track.choose import Chooser
 from avatar_jax.track.clip import Track, TrackConfig, track_clip, with_head_translation
 from avatar_jax.track.crops import check_background, moving_pictures, still_pictures
 from avatar_jax.track.fit import FitConfig
+from avatar_jax.track.inputs import Selected, is_photograph
+from avatar_jax.track.landmark_model import LandmarkModel, at_landmarks, load_head
 from avatar_jax.track.measured import MeasuredClip
 from avatar_jax.track.mediapipe import MediaPipeReader
 from avatar_jax.track.network import FaceReader
 from avatar_jax.track.observe import FileLandmarks, Observed, observe
 from avatar_jax.track.quality import frame_quality, sentences
-from avatar_jax.track.source import Selected, is_photograph
 
 Path_ = str | os.PathLike
 _FIRST = 'frame 0: '  # how notes about which face was taken begin
@@ -89,9 +89,9 @@ class Tracker:
         return f'face_net {self.network.sha256[:12]}, fit 1, {self.basis}, face size'
 
     @functools.cached_property
-    def landmark_basis(self) -> LandmarkBasis:
+    def landmark_model(self) -> LandmarkModel:
         """Landmarks of the head model."""
-        return landmark_basis(self.model)
+        return at_landmarks(self.model)
 
     def __call__(
         self,
@@ -107,7 +107,7 @@ class Tracker:
         """Measures a clip or a photograph.
 
         Args:
-            frames: see ``track.source``.
+            frames: see ``track.inputs``.
             size: side of the crops in pixels.
             label_mode: normalisation of the camera labels (``faces.camera_labels.MODES``).
             background: one of ``crops.BACKGROUNDS``.
@@ -123,14 +123,14 @@ class Tracker:
         path, still = Path(frames.path), is_photograph(frames)
         observed = self._observe(frames, face, landmarks)
         try:
-            track = track_clip(observed, self.landmark_basis, config, self.network.calibration)
+            track = track_clip(observed, self.landmark_model, config, self.network.calibration)
         except UserError as error:
             raise named(path, error) from error
         if self.pixels:
             from avatar_jax.track.pixels import refine
 
             with _bar(frames, 'pixels') as on_frame:
-                track = refine(track, frames, self.model, self.landmark_basis, config, on_frame)
+                track = refine(track, frames, self.model, self.landmark_model, config, on_frame)
         if self.translation:
             track = with_head_translation(track)
         if still:

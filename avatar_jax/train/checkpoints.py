@@ -16,7 +16,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -112,6 +112,7 @@ class Checkpoints:
         keep: how many of the latest are kept. keep_every: steps that are kept for ever (0: none).
         may_differ: config fields that a resumed run may change (patterns of dotted names).
         read_only: refuses to save and to make the folder.
+        current_names: a stored configuration -> the same with the names that its fields have today.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Checkpoints:
         keep_every: int = 0,
         may_differ: Sequence[str] = (),
         read_only: bool = False,
+        current_names: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ):
         import orbax.checkpoint as ocp
 
@@ -132,6 +134,7 @@ class Checkpoints:
             raise UserError(f'{self.folder}: no such checkpoint folder; check the path')
         self.config = config_dict(config if config is not None else {})
         self.may_differ = tuple(may_differ)
+        self._current_names = current_names or dict
         policies = [ocp.checkpoint_managers.LatestN(keep)]
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
@@ -202,7 +205,7 @@ class Checkpoints:
 
     def check_config(self, step: int | None = None) -> None:
         """Raises ``UserError`` naming the first field in which this run's config differs from the checkpoint's."""
-        difference = config_difference(self.stored_config(step), self.config, self.may_differ)
+        difference = config_difference(self._current_names(self.stored_config(step)), self.config, self.may_differ)
         if difference:
             raise UserError(
                 f'{self.folder}: made with another configuration: {difference}; '

@@ -185,6 +185,7 @@ def fit(
     config: Any = None,
     resume: bool = False,
     may_differ: Iterable[str] = (),
+    current_names: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     label: str = 'train',
     headline: str = 'loss',
     sample_fn: Callable[[TrainState, int], Any] | None = None,
@@ -205,6 +206,7 @@ def fit(
         config: what the checkpoint is bound to (dataclass, dict, ConfigDict).
         resume: continue an existing run; without one, start. False refuses a folder that holds a run.
         may_differ: names in ``config`` that a resumed run may change (patterns).
+        current_names: see ``Checkpoints``.
         headline: the metric that the progress line shows.
         sample_fn: ``(state, step) -> uint8 [H, W, 3]``, a picture of what the state makes, or (picture, scores); the
             scores become a log line of that step.
@@ -232,6 +234,7 @@ def fit(
                 keep=loop.keep,
                 keep_every=loop.keep_every,
                 may_differ=tuple(may_differ),
+                current_names=current_names,
             )
         )
         latest = checkpoints.latest_step()

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from avatar_jax import processes
-from avatar_jax.configure import to_plain
+from avatar_jax.configure import current_names, to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.parallel import Parallel, StepFn, device_order, parallelise, to_host
 from avatar_jax.train.costs import estimate
@@ -159,6 +159,7 @@ def train(
         config=bound,
         resume=resume,
         may_differ=[f'run.{name}' for name in config.MAY_DIFFER],
+        current_names=lambda stored: stored | {'run': current_names(type(config), stored.get('run', {}))},
         label='train',
         headline=run.headline,
         sample_fn=None if run.sample is None else sample,

@@ -38,8 +38,8 @@ def part_of(path: str, name: str, alone: str) -> Part | None:
     if weights.method == alone:
         return Part(weights.variables, weights.config, weights.sha256)
     inside = {c: tree[name] for c, tree in weights.variables.items() if isinstance(tree, Mapping) and name in tree}
-    method = weights.config.get('method')
-    config = weights.config.get(name, method.get(name) if isinstance(method, Mapping) else None)
+    settings = weights.config.get('settings', weights.config.get('method'))  # files of before call them so
+    config = weights.config.get(name, settings.get(name) if isinstance(settings, Mapping) else None)
     return Part(inside, config, weights.sha256) if 'params' in inside and isinstance(config, Mapping) else None
 
 

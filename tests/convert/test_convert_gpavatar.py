@@ -59,7 +59,7 @@ def test_import_export_and_import_again(tmp_path):
         config['style_dim'],
         config['mapping_layers'],
     ) == (16, 8, 16, 32, 4, 8, 2)
-    assert config['basis'] == 'flame-2020' and config['method']['field']['reference_samples'] == 524_288
+    assert config['basis'] == 'flame-2020' and config['settings']['field']['reference_samples'] == 524_288
     exported = export(path, tmp_path / 'b')
     convert(exported, tmp_path / 'c')
     again = load_weights(tmp_path / 'c' / 'gpavatar.safetensors')

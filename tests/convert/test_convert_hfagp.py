@@ -37,7 +37,7 @@ def test_import_export_and_import_again(tmp_path, driver, monkeypatch):
     assert [p.name for p in done.files] == ['hfagp.safetensors']
     path = tmp_path / 'a' / 'hfagp.safetensors'
     jax.tree.map(np.testing.assert_array_equal, dict(load_weights(path).variables), variables)
-    assert load_model(path)[1].method.drivers == (driver,)
+    assert load_model(path)[1].settings.drivers == (driver,)
     back = export(path, tmp_path / 'b')
     convert(back, tmp_path / 'c')
     again = tmp_path / 'c' / 'hfagp.safetensors'

@@ -36,9 +36,11 @@ def test_checkpoint(checkpoint, tmp_path):
     assert [p.name for p in done.files] == ['otavatar.safetensors', 'otavatar_training.safetensors']
     for name, seeds in (('otavatar', (0, 1)), ('otavatar_training', (3, 4))):
         variables, config, _, provenance = load_model(tmp_path / f'{name}.safetensors')
-        assert config.generator == GENERATOR and config.method.controller == CONTROLLER
+        assert config.generator == GENERATOR and config.settings.controller == CONTROLLER
         assert (
-            config.method.preset == 'release' and config.method.sigma_w == 'ones' and config.method.clamp_radius == 5.0
+            config.settings.preset == 'release'
+            and config.settings.sigma_w == 'ones'
+            and config.settings.clamp_radius == 5.0
         )
         assert config.basis == 'bfm2009-deep3d' and provenance['source'] == checkpoint.name
         same(to_torch(network(variables, 'generator')), c.generator_state(GENERATOR, seeds[0]))

@@ -153,7 +153,7 @@ def model_config(golden, variables):
     first = field['point_layers_0']['weight'].shape
     channels = variables['params']['query_style_tplane'].shape[-1]
     optimiser = cfg['optimiser']
-    method = GPAvatarConfig.release(
+    settings = GPAvatarConfig.release(
         field__points=cfg['P'],
         field__neighbours=cfg['K'],
         field__feature_dim=cfg['feat'],
@@ -173,7 +173,7 @@ def model_config(golden, variables):
     )
     divisor = cfg['channel_divisor']
     return ModelConfig(
-        method,
+        settings,
         cfg['image'],
         cfg['plane'],
         cfg['cam'],

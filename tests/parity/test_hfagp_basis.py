@@ -153,7 +153,7 @@ def test_two_stages(golden):
     generator = {'A': param['generator.A'], 'C': param['generator.C'], 'b': param['generator.b']}
     generator = {k: jnp.asarray(v) for k, v in (generator | {'unused': param['generator.unused']}).items()}
     adam = OptimizerConfig('adam', c['lr'])
-    method = HFAGPConfig(
+    settings = HFAGPConfig(
         drivers=('coefficients',),
         basis=BasisConfig(c['k']),
         encoder=EncoderConfig(c['dim'], 8, (1, 1), c['input_dim']),
@@ -162,7 +162,7 @@ def test_two_stages(golden):
     )
     # Of the generator's configuration only the number of style rows is read: 2 log2(resolution) - 2.
     tiny = dataclasses.replace(GeneratorConfig.tiny(), plane_resolution=2 ** (rows // 2 + 1))
-    config = ModelConfig(tiny, method)
+    config = ModelConfig(tiny, settings)
     assert config.generator.num_ws == rows
 
     def render(tuned, extra, ws, labels, keys):
@@ -171,7 +171,7 @@ def test_two_stages(golden):
 
     table = {f'weights_3dmm.{k}': ('encoder', 'coefficients', 'head', *p) for k, p in release.stack_table(7).items()}
     table |= {k: ('basis', 'shared', k) for k in ('bases', 'delta')}
-    state = train.create_state(method.train, release.to_tree(param, table), generator, {})
+    state = train.create_state(settings.train, release.to_tree(param, table), generator, {})
     step = jax.jit(
         lambda state, batch: train.update_step(config, 0, state, batch, render, ('none', None)), donate_argnums=()
     )
@@ -181,7 +181,7 @@ def test_two_stages(golden):
             'labels': cameras.flip_axes(golden.inp['label'][done]),
             'coefficients': golden.inp['params'][done],
         }
-        state, metrics = step(state, train.with_stage(method.train, batch, done))
+        state, metrics = step(state, train.with_stage(settings.train, batch, done))
         close(metrics['loss'], golden.out['losses'][done], rtol=2e-4, what=f'loss {done}')
         for name in golden.out:
             if name.startswith(f'after_{done + 1}/'):

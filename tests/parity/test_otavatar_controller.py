@@ -15,7 +15,7 @@ from avatar_jax.methods.otavatar.controller import (
     clamp_codes,
     combine_codes,
     from_release_keys,
-    orthogonal_basis,
+    orthogonal_directions,
     to_release_keys,
 )
 from tests.comparison import close
@@ -118,11 +118,11 @@ def test_codebook(golden):
     weight, alpha, target = (
         jnp.asarray(a) for a in (golden.param['weight'], golden.inp['alpha'], golden.inp['target'])
     )
-    close(orthogonal_basis(weight), golden.out['Q'], atol=1e-5, what='Q')
-    close(orthogonal_basis(weight).T @ (weight + 1e-8), golden.out['R'], atol=1e-5, scale=1e-6, what='R')
+    close(orthogonal_directions(weight), golden.out['Q'], atol=1e-5, what='Q')
+    close(orthogonal_directions(weight).T @ (weight + 1e-8), golden.out['R'], atol=1e-5, scale=1e-6, what='R')
 
     def scalar(weight, alpha):
-        motion = jnp.einsum('lk,dk->ld', alpha, orthogonal_basis(weight))
+        motion = jnp.einsum('lk,dk->ld', alpha, orthogonal_directions(weight))
         return jnp.sum(motion * target), motion
 
     (value, motion), grads = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(weight, alpha)

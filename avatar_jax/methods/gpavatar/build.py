@@ -65,7 +65,7 @@ def build(
 
 def _mean_head(config: networks.ModelConfig, portraits: Sequence[Portrait]) -> list[str]:
     """Says that the points have the mean head's shape though the weights want the person's own."""
-    if config.shape != 'own' or not config.method.field.with_points or any(p.shape is not None for p in portraits):
+    if config.shape != 'own' or not config.settings.field.with_points or any(p.shape is not None for p in portraits):
         return []
     size = networks.shape_of(config, []).size
     return [

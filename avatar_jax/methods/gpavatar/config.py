@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from avatar_jax.checks import Check
 from avatar_jax.configure import differences, from_plain, to_plain, updated
@@ -355,7 +355,7 @@ class ModelConfig:
     """What builds the networks and says how they are used.
 
     Attributes:
-        method: everything of GPAvatar itself.
+        settings: everything of GPAvatar itself.
         image_size: of the portraits that are encoded. plane_size: of the tri-planes (half of it, or at least it).
         raw_size: of the volume-rendered picture. img_resolution: of the final picture.
         channel_base, channel_max, style_dim, mapping_layers: of both StyleUNets.
@@ -372,7 +372,9 @@ class ModelConfig:
         world: where the head stands in the cube.
     """
 
-    method: GPAvatarConfig = dataclasses.field(default_factory=GPAvatarConfig.release)
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {'method': 'settings'}  # in files of before
+
+    settings: GPAvatarConfig = dataclasses.field(default_factory=GPAvatarConfig.release)
     image_size: int = 512
     plane_size: int = 256
     raw_size: int = 128
@@ -396,10 +398,10 @@ class ModelConfig:
         check.one_of('shape', 'own', 'mean')
         check.power_of_two(8, 'image_size', 'plane_size', 'img_resolution')
         self.encoder, self.superresolution  # noqa: B018 - their checks
-        shown = 4 if self.method.warp_surface == 'head' and self.method.warp else 3
+        shown = 4 if self.settings.warp_surface == 'head' and self.settings.warp else 3
         check.need(
-            not self.plane_skip or self.method.head.plane_channels >= shown,
-            'method.head.plane_channels',
+            not self.plane_skip or self.settings.head.plane_channels >= shown,
+            'settings.head.plane_channels',
             f'plane_skip needs at least {shown}',
         )
 
@@ -410,7 +412,7 @@ class ModelConfig:
         return Conventions(
             self.basis,
             self.label_mode,
-            'white' if self.method.background > 0.5 else 'black',
+            'white' if self.settings.background > 0.5 else 'black',
             'frame' if full else 'five_points',
             (FLAME_SHAPE if full else ProceduralHead.num_id) if self.shape == 'own' else 0,
         )
@@ -422,7 +424,7 @@ class ModelConfig:
             self.image_size,
             self.plane_size,
             3,
-            3 * self.method.head.plane_channels,
+            3 * self.settings.head.plane_channels,
             False,
             self.channel_base,
             self.channel_max,
@@ -436,7 +438,7 @@ class ModelConfig:
         return StyleUNetConfig(
             self.img_resolution,
             self.img_resolution,
-            self.method.head.out_channels,
+            self.settings.head.out_channels,
             3,
             True,
             self.sr_channel_base or self.channel_base,
@@ -448,7 +450,7 @@ class ModelConfig:
     @property
     def plane_shape(self) -> tuple[int, int, int, int]:
         """(3, H, W, C)."""
-        return 3, self.plane_size, self.plane_size, self.method.head.plane_channels
+        return 3, self.plane_size, self.plane_size, self.settings.head.plane_channels
 
     @classmethod
     def full(cls, preset: str = 'release', **changes: Any) -> ModelConfig:
@@ -462,9 +464,9 @@ class ModelConfig:
         The weights of the field are taken over the neighbours (the result is then the same from every side and at
         every resolution), the background is that of the procedural pictures, white, and no noise is added.
         """
-        method = _preset(preset).replace(**_HEADS)
+        settings = _preset(preset).replace(**_HEADS)
         return cls(
-            method.replace(**overrides),
+            settings.replace(**overrides),
             128,
             64,
             64,
@@ -485,9 +487,9 @@ class ModelConfig:
     @classmethod
     def small(cls, preset: str = 'release', **overrides: Any) -> ModelConfig:
         """``heads`` at 32 pixels: large enough to compare variants with, trained in minutes."""
-        method = _preset(preset).replace(**_HEADS).replace(**_SMALL).replace(**overrides)
+        settings = _preset(preset).replace(**_HEADS).replace(**_SMALL).replace(**overrides)
         return cls(
-            method,
+            settings,
             32,
             16,
             16,
@@ -524,8 +526,8 @@ class ModelConfig:
             'loss__box_size': 16,
             'background': 1.0,
         }
-        method = _preset(preset).replace(**tiny).replace(**overrides)
-        return cls(method, 16, 8, 8, 16, 32, 4, 8, 2, 0, 0, False, False, ProceduralHead.basis, 'mean')
+        settings = _preset(preset).replace(**tiny).replace(**overrides)
+        return cls(settings, 16, 8, 8, 16, 32, 4, 8, 2, 0, 0, False, False, ProceduralHead.basis, 'mean')
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -538,4 +540,4 @@ class ModelConfig:
 
     def with_method(self, **overrides: Any) -> ModelConfig:
         """A copy with options of the method changed (``field__octaves=6``)."""
-        return dataclasses.replace(self, method=self.method.replace(**overrides))
+        return dataclasses.replace(self, settings=self.settings.replace(**overrides))

@@ -23,8 +23,8 @@ def frame_function(config: ModelConfig):
     callbacks.
     """
     # The tree on the host cannot leave this process.
-    field = dataclasses.replace(config.method.field, knn='brute')
-    config = dataclasses.replace(config, method=dataclasses.replace(config.method, field=field))
+    field = dataclasses.replace(config.settings.field, knn='brute')
+    config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, field=field))
 
     def picture(variables, identity, expression, labels):
         return jnp.clip(frame(variables, config, identity, expression, labels).image * 2 - 1, -1, 1)

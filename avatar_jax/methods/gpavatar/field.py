@@ -24,7 +24,7 @@ import numpy as np
 
 from avatar_jax.checks import Check
 from avatar_jax.models import host_draws
-from avatar_jax.ops.knn import METHODS, nearest, squared_distances
+from avatar_jax.ops.knn import SEARCHES, nearest, squared_distances
 
 SMALLEST = 1e-12  # squared distance: a place on a point would be 0/0
 KINDS = ('points', 'expression', 'both')
@@ -81,7 +81,7 @@ class FieldConfig:
         check.one_of('normalise', 'samples', 'neighbours')
         check.one_of('power', 1, 2)
         check.one_of('layers', 1, 2)
-        check.one_of('knn', *METHODS)
+        check.one_of('knn', *SEARCHES)
         check.at_least(1, 'points', 'octaves')
         check.within(1, self.points, 'neighbours')
 

@@ -44,7 +44,7 @@ def config_of(flat: Flat) -> ModelConfig:
     size = 4 * 2 ** count(r'up_renderer\.conv_body_down\.(\d+)\.')
     widest = int(flat['style_tplane.final_conv.weight'].shape[0])
     first = int(flat['up_renderer.conv_body_first.weight'].shape[0])
-    method = GPAvatarConfig.release(
+    settings = GPAvatarConfig.release(
         field__points=points,
         field__feature_dim=features,
         field__hidden=hidden,
@@ -56,7 +56,7 @@ def config_of(flat: Flat) -> ModelConfig:
         head__out_channels=flat['nerf_mlp.rgb_layers.2.weight'].shape[0],
     )
     return ModelConfig(
-        method,
+        settings,
         image_size=2 * plane,
         plane_size=plane,
         img_resolution=size,

@@ -84,8 +84,8 @@ def load_mesh(config: ModelConfig, flame: FLAME | str | os.PathLike | None = Non
         UserError: no FLAME file (says which, where users obtain it and under which licence), or a mesh with another
             number of vertices than the weights expect.
     """
-    field, size = config.method.field, config.image_size
-    with_points, with_front = field.with_points, config.method.warp and config.method.warp_surface == 'head'
+    field, size = config.settings.field, config.image_size
+    with_points, with_front = field.with_points, config.settings.warp and config.settings.warp_surface == 'head'
     if not with_points and not with_front:
         return {}
     if config.basis == ProceduralHead.basis:

@@ -43,7 +43,7 @@ def table_run(variant: str, size: str, seed: int, steps: int | None, pictures: A
     parts = [name for name in ('small' if size == 'tiny' else '', '' if variant == 'full' else variant) if name]
     overrides = [f'--config.seed={seed}', '--config.output.sample_people=0', f'--config.data.folder={pictures}']
     if steps is not None:
-        overrides.append(f'--config.model.method.train.iterations={steps}')
+        overrides.append(f'--config.model.settings.train.iterations={steps}')
     return 'gpavatar_heads' + (f':{",".join(parts)}' if parts else ''), overrides
 
 

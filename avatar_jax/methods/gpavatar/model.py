@@ -43,7 +43,7 @@ PyTree = Any
 def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     """Fresh variables (no mesh)."""
     keys = iter(jax.random.split(key, 7))
-    c, params, noise = config.method, {}, {}
+    c, params, noise = config.settings, {}, {}
     for name, part in NETS.items():
         sizes = getattr(config, part)
         params[name] = styleunet.init_params(next(keys), sizes)
@@ -68,7 +68,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
 
 def with_coefficients(variables: Mapping[str, Any], config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
     """Networks whose field knows the points alone, as such of the kind 'both' that do not heed the coefficients yet."""
-    field, params = config.method.field, dict(variables['params'])
+    field, params = config.settings.field, dict(variables['params'])
     querier = {
         **params['nerf_mlp']['points_querier'],
         'expression_layer': {
@@ -155,7 +155,7 @@ def encode(
 
 def fuse(params: PyTree, scale: jax.Array, config: ModelConfig, planes: jax.Array) -> jax.Array:
     """Planes of V portraits [B,V,3,h,w,C] -> [B,3,h,w,C]."""
-    kind = config.method.fusion
+    kind = config.settings.fusion
     return fusion.fuse(params.get('attn_module', {}), params.get('query_style_tplane'), planes, scale, kind)
 
 
@@ -212,7 +212,7 @@ def render_rays(
     Args:
         draws: as in ``render_views``. more: [N,M,K] depths that take the place of K of the fine samples.
     """
-    c = config.method
+    c = config.settings
     fine = c.fine_samples - (0 if more is None else more.shape[-1])
 
     def field(places, directions):
@@ -240,7 +240,7 @@ def canonical(
     Args:
         views: of ``views_of``. front: of ``load_mesh``, with ``warp_surface='head'``; there is a fourth channel then.
     """
-    c = config.method
+    c = config.settings
     if not c.warp:
         return images
     return (
@@ -254,15 +254,15 @@ def views_of(config: ModelConfig, labels: np.ndarray) -> np.ndarray:
     """What ``canonical`` has to know of pictures' camera labels [...,25], on the host: [...,8] homographies into the
     canonical frame, or [...,13] cameras with ``warp_surface='head'``."""
     transforms, focal = cameras.camera_of_label(np.asarray(labels, np.float32), config.world)
-    if config.method.warp_surface == 'head':
+    if config.settings.warp_surface == 'head':
         return cameras_of(transforms, focal)
-    return warp_coefficients(transforms, focal, config.image_size, config.method.warp_corners)
+    return warp_coefficients(transforms, focal, config.image_size, config.settings.warp_corners)
 
 
 @partial(jax.jit, static_argnames='config')
 def _add_portrait(variables, front, state, image, view, key, *, config):
     """One more portrait [S,S,3] in [-1,1] in the fusion; also what its tri-planes are alone."""
-    c, params = config.method, variables['params']
+    c, params = config.settings, variables['params']
     unit = jnp.clip((resize(image, config.image_size, antialias=True) + 1) / 2, 0, 1)[None]
     noise = noise_of(variables, config, 'style_tplane', c.noise, 1, key)
     planes = encode(params, config, canonical(config, unit, view[None], front), noise)[0]
@@ -309,7 +309,7 @@ def build(
         view = jnp.asarray(views_of(config, np.asarray(one.camera.label)))
         step_key = None if key is None else jax.random.fold_in(key, k)
         state, planes = _add_portrait(networks, front, state, jnp.asarray(one.image), view, step_key, config=config)
-    planes = planes if len(portraits) == 1 else state.result(config.method.fusion)
+    planes = planes if len(portraits) == 1 else state.result(config.settings.fusion)
     source = ', '.join(p.source for p in portraits[:8] if p.source) + (', ...' if len(portraits) > 8 else '')
     return Avatar(
         {'planes': planes, 'shape': jnp.asarray(shape)},
@@ -332,7 +332,7 @@ def views(
     sr: bool = True,
 ) -> Views:
     """N views side by side: all that depends on expressions [N,64] and cameras [N,25]; for ``jax.export``."""
-    c, count = config.method, expression.shape[0]
+    c, count = config.settings, expression.shape[0]
     transforms, focal = cameras.camera_of_label(labels, config.world)
     planes = jnp.broadcast_to(identity['planes'], (count, *identity['planes'].shape))
     points = head_points(config, variables['mesh'], identity['shape'], expression) if c.field.with_points else None
@@ -362,7 +362,7 @@ def frame(
         ``Frames`` with rgb and raw limited to [-1,1].
     """
     del prepared
-    kind = config.method.noise
+    kind = config.settings.noise
     if keys is None or kind != 'random':
         noise = noise_of(variables, config, 'up_renderer', kind, labels.shape[0], None)
     else:  # each frame's own, whatever is computed beside it

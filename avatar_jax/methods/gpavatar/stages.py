@@ -51,13 +51,13 @@ class Stages:
         self.planes = jax.random.normal(keys[1], config.plane_shape)
         self.images = jax.random.uniform(keys[2], (batch, config.image_size, config.image_size, 3))
         self.features = jax.random.normal(
-            keys[3], (batch, config.raw_size, config.raw_size, config.method.head.out_channels)
+            keys[3], (batch, config.raw_size, config.raw_size, config.settings.head.out_channels)
         )
         self.shape = jnp.zeros(mesh.NUM_SHAPE[config.basis])
 
     def stage(self, name: str) -> tuple[Callable, tuple, tuple[int, ...]]:
         """Function, arguments and the numbers of those that may be overwritten."""
-        c, method = self.config, self.config.method
+        c, settings = self.config, self.config.settings
         points = mesh.head_points(c, self.variables['mesh'], self.shape, self.expression)
         identity = {'planes': self.planes, 'shape': self.shape}
 
@@ -65,7 +65,7 @@ class Stages:
             transforms, focal = cameras.camera_of_label(labels, c.world)
             origins, directions = cameras.rays(transforms, focal, c.raw_size, c.raw_size)
             near, far, _ = cameras.cube_hits(origins, directions)
-            found = render.along(origins, directions, render.bin_depths(near, far, method.samples))
+            found = render.along(origins, directions, render.bin_depths(near, far, settings.samples))
             return found.reshape(self.batch, -1, 3)
 
         def scene(planes, points):
@@ -79,12 +79,12 @@ class Stages:
             return self._training()
         if name == 'field':
             where = jax.jit(places)(self.labels)
-            known = jax.jit(lambda p, q: field.neighbours_of(p, q, method.field))(where, points)
+            known = jax.jit(lambda p, q: field.neighbours_of(p, q, settings.field))(where, points)
 
             def evaluate(v, where, points, known):
                 querier = v['params']['nerf_mlp']['points_querier']
-                prepared = field.prepare_points(querier, method.field)
-                return field.point_features(querier, prepared, method.field, where, points, known)
+                prepared = field.prepare_points(querier, settings.field)
+                return field.point_features(querier, prepared, settings.field, where, points, known)
 
             return evaluate, (self.variables, where, points, known), ()
         simple = {
@@ -97,7 +97,7 @@ class Stages:
             ),
             'points': (lambda v, e: mesh.head_points(c, v['mesh'], self.shape, e), (self.expression,)),
             'neighbours': (
-                lambda v, p, labels: field.neighbours_of(places(labels), p, method.field),
+                lambda v, p, labels: field.neighbours_of(places(labels), p, settings.field),
                 (points, self.labels),
             ),
             'rendering': (rendering, (self.planes, points, self.labels)),
@@ -112,8 +112,8 @@ class Stages:
 
     def _training(self) -> tuple[Callable, tuple, tuple[int, ...]]:
         c, count = self.config, self.batch
-        c = dataclasses.replace(c, method=c.method.replace(train__batch_size=count, loss__network='pyramid'))
-        views, drivers, size = c.method.train.sources, c.method.train.drivers, c.img_resolution
+        c = dataclasses.replace(c, settings=c.settings.replace(train__batch_size=count, loss__network='pyramid'))
+        views, drivers, size = c.settings.train.sources, c.settings.train.drivers, c.img_resolution
         lead = (count, drivers + views)
         batch = {
             'images': jnp.zeros((*lead, size, size, 3)),

@@ -57,7 +57,7 @@ class RunConfig:
 
     Attributes:
         seed: decides initial weights, data order and all random draws.
-        model: networks and method; ``model.method.train`` has length, batch and optimizer.
+        model: networks and method; ``model.settings.train`` has length, batch and optimizer.
         data: the clips. output: logs, samples, checkpoints.
         init: weight file to start from; '' starts from fresh networks.
         perception: 'alexnet=FILE' for the perceptual loss.
@@ -84,7 +84,7 @@ class RunConfig:
         'data.in_memory',
         'parallel',
         'storage',
-        'model.method.train.iterations',
+        'model.settings.train.iterations',
     )
 
     def __post_init__(self):
@@ -94,7 +94,7 @@ class RunConfig:
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
-        return self.output.loop(self.model.method.train.iterations)
+        return self.output.loop(self.model.settings.train.iterations)
 
 
 # ------------------------------------------------------------------------------------------------------------- state
@@ -137,7 +137,7 @@ def gather(parts: Mapping[str, PyTree]) -> PyTree:
 
 def init_state(config: ModelConfig, variables: Mapping[str, Any]) -> TrainState:
     """A state before the first step: the groups of ``split``; ``extra`` holds what is not trained."""
-    train = config.method.train
+    train = config.settings.train
     tx = make_optimizer(train.optimizer)
     groups = {name: Group.create(part, tx, ema=train.ema > 0) for name, part in split(variables['params']).items()}
     return TrainState.create(groups, jax.tree.map(jnp.asarray, {k: variables[k] for k in ('noise', 'constants')}))
@@ -151,7 +151,7 @@ def variables_of(state: TrainState, averaged: bool = True) -> dict[str, Any]:
 
 def learning_rate_scale(config: ModelConfig, step: jax.Array) -> jax.Array:
     """gamma to the number of milestones that have been reached before this step."""
-    train, step = config.method.train, jnp.asarray(step)
+    train, step = config.settings.train, jnp.asarray(step)
     passed = sum(((step >= m).astype(jnp.float32) for m in train.milestones), jnp.zeros(()))
     return jnp.asarray(train.gamma, jnp.float32) ** passed
 
@@ -163,7 +163,7 @@ def update(
 
     Averages begin with a shorter memory: after n updates of a group, its decay is at most (1 + n) / (10 + n).
     """
-    train = config.method.train
+    train = config.settings.train
     tx, scale = make_optimizer(train.optimizer), learning_rate_scale(config, state.step)
     groups, metrics = {}, {}
     for name, part in split(grads).items():
@@ -254,7 +254,7 @@ def loss_terms(
 ) -> dict[str, jax.Array]:
     """Weighted terms of views against pictures [B,S,S,3] in [0,1]."""
     images = {'coarse': views.coarse[..., :3], 'fine': views.fine[..., :3], 'image': views.image}
-    loss = config.method.loss
+    loss = config.settings.loss
     return losses(loss, distance_of(loss, alexnet), images, target, views.coarse_opacities, boxes)
 
 
@@ -277,7 +277,7 @@ def train_step(
             well.
         frozen: ``mesh``, and ``alexnet`` or None.
     """
-    c, train = config.method, config.method.train
+    c, train = config.settings, config.settings.train
     count, drivers = batch['images'].shape[0], train.drivers
     views = batch['images'].shape[1] - drivers
     key = step_key(seed, state.step)
@@ -370,7 +370,7 @@ def with_host_arrays(config: ModelConfig, batch: Mapping[str, np.ndarray], rays:
     Args:
         rays: for a step of rays.
     """
-    drivers = config.method.train.drivers
+    drivers = config.settings.train.drivers
     out = {k: batch[k] for k in ('images', 'labels', 'windows')}
     out['masks'] = batch['masks'][:, :drivers].astype(np.float32) / 255
     out['views'] = views_of(config, batch['labels'][:, drivers:])
@@ -396,17 +396,17 @@ def with_host_arrays(config: ModelConfig, batch: Mapping[str, np.ndarray], rays:
     if rays:
         if landmarks is None:
             raise UserError(
-                'model.method.train.ray_iterations: these data have no landmarks and masks to choose rays by; use 0'
+                'model.settings.train.ray_iterations: these data have no landmarks and masks to choose rays by; use 0'
             )
         flat = batch['masks'][:, :drivers].reshape(-1, *batch['masks'].shape[2:])
         found = importance(
-            flat, part_boxes(landmarks.reshape(-1, *landmarks.shape[2:])), config.method.train.importance
+            flat, part_boxes(landmarks.reshape(-1, *landmarks.shape[2:])), config.settings.train.importance
         )
         out['importance'] = found.reshape(out['masks'].shape)
-        if config.method.loss.depth:
+        if config.settings.loss.depth:
             if 'depths' not in batch:
                 raise UserError(
-                    "model.method.loss.depth: these data have no depths; use data.source='heads', or set it to 0"
+                    "model.settings.loss.depth: these data have no depths; use data.source='heads', or set it to 0"
                 )
             out['depths'] = batch['depths'][:, :drivers].astype(np.float32)
     return out
@@ -424,7 +424,7 @@ def face_boxes(landmarks: np.ndarray, size: int) -> np.ndarray:
 
 @partial(jax.jit, static_argnames='config')
 def _sample(variables, frozen, batch, *, config):
-    c = config.method
+    c = config.settings
     drivers = c.train.drivers
     count, views = batch['images'].shape[0], batch['images'].shape[1] - drivers
     unit = (batch['images'] + 1) / 2

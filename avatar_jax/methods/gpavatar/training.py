@@ -36,19 +36,19 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     """A run that is ready to begin; see ``methods.base.Training``."""
     del quiet
-    model, train = config.model, config.model.method.train
-    devices = devices_for(config.parallel, train.batch_size, 'model.method.train.batch_size')
+    model, train = config.model, config.model.settings.train
+    devices = devices_for(config.parallel, train.batch_size, 'model.settings.train.batch_size')
     variables, digest, known = None, '', {}
     if config.init:
         known, found, digest, _ = load_model(weight_file(config.init))
-        if (found.method.field.kind, model.method.field.kind) == ('points', 'both'):
+        if (found.settings.field.kind, model.settings.field.kind) == ('points', 'both'):
             known, found = with_coefficients(known, found)
         check_config(config.init, to_plain(networks_of(found)), to_plain(networks_of(model)))
         variables = known
     else:
         variables = init(model, jax.random.key(config.seed))
     frozen = {'mesh': load_mesh(model), 'alexnet': alexnet(config.perception, known)}
-    network = network_of(model.method.loss, frozen['alexnet'])
+    network = network_of(model.settings.loss, frozen['alexnet'])
     notes: list[str] = []
     source = streams.clips(config.data, model.img_resolution, model.conventions, notes)
     frames = train.drivers + train.sources
@@ -87,7 +87,7 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
             'data': to_plain(config.data),
             'networks': {'perceptual': network},
             'init': digest,
-            'preset': {'name': model.method.preset, 'changes': model.method.changes},
+            'preset': {'name': model.settings.preset, 'changes': model.settings.changes},
         },
         sample=sample if config.output.sample_people else None,
         headline='psnr',
@@ -105,7 +105,9 @@ def _step(model: ModelConfig, seed: int):
 
 def networks_of(model: ModelConfig) -> ModelConfig:
     """The configuration without what does not change the networks' shapes (losses, training)."""
-    return dataclasses.replace(model, method=dataclasses.replace(model.method, loss=LossConfig(), train=TrainConfig()))
+    return dataclasses.replace(
+        model, settings=dataclasses.replace(model.settings, loss=LossConfig(), train=TrainConfig())
+    )
 
 
 def alexnet(files: Sequence[str], variables: Mapping[str, Any]) -> Any:
@@ -125,7 +127,7 @@ def alexnet(files: Sequence[str], variables: Mapping[str, Any]) -> Any:
 def program(config: RunConfig) -> Program:
     """The step on whole pictures with made-up data, for measuring and counting."""
     model = config.model
-    train, size = model.method.train, model.img_resolution
+    train, size = model.settings.train, model.img_resolution
 
     def make_batch(rows: int) -> dict[str, Any]:
         lead, still = (rows, train.drivers + train.sources), np.zeros((1, 3), np.float32)

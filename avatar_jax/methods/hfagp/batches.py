@@ -70,7 +70,7 @@ def training_batch(
 
 def check_video(config: ModelConfig, video: PersonFrames) -> None:
     """``UserError`` unless a video has every signal that a configuration trains with, of the right kind and length."""
-    for driver in config.method.drivers:
+    for driver in config.settings.drivers:
         video.need(driver)
         if driver == 'sound':
             check_sound_features(config, video.features, video.name)
@@ -88,9 +88,9 @@ def training_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of the updates from ``start`` on, with their stage (``train.with_stage``); endless."""
     check_video(config, video)
-    method, done = config.method, start
+    settings, done = config.settings, start
     while True:
-        frames = frame_numbers(method.train, seed, done, len(video.train))
-        batch = training_batch(video, frames, method.loss.size, method.drivers, smooths(method.train, done))
-        yield with_stage(method.train, batch, done)
+        frames = frame_numbers(settings.train, seed, done, len(video.train))
+        batch = training_batch(video, frames, settings.loss.size, settings.drivers, smooths(settings.train, done))
+        yield with_stage(settings.train, batch, done)
         done += 1

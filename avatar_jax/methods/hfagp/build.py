@@ -64,7 +64,7 @@ class Schedule:
         Raises:
             UserError: numbers out of their range.
         """
-        known = config.method.train
+        known = config.settings.train
         if options.steps is not None and options.steps < (0 if options.further else 1):
             raise UserError(f'--steps {options.steps}: must be at least 1')
         if options.frozen_steps is not None and options.frozen_steps < 0:
@@ -105,12 +105,12 @@ def num_steps(model: Model, options: BuildOptions) -> int:
 
 def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     """The model's configuration with the drivers and the basis that the options ask for."""
-    method = config.method
+    settings = config.settings
     if options.drivers:
-        method = replace(method, drivers=tuple(options.drivers))
+        settings = replace(settings, drivers=tuple(options.drivers))
     if options.basis_size is not None:
-        method = replace(method, basis=replace(method.basis, size=options.basis_size))
-    return replace(config, method=method)
+        settings = replace(settings, basis=replace(settings.basis, size=options.basis_size))
+    return replace(config, settings=settings)
 
 
 def build(
@@ -136,13 +136,13 @@ def build(
     key = jax.random.key(0) if key is None else key
     config = configured(model.config, options)
     schedule = Schedule.of(config, options)
-    losses.network_of(config.method.loss, bank)
-    method = config.method
-    with source_video(source, method.drivers, method.loss.size, options.unseen) as video:
+    losses.network_of(config.settings.loss, bank)
+    settings = config.settings
+    with source_video(source, settings.drivers, settings.loss.size, options.unseen) as video:
         config = fitted(config, video, not options.further)
         check_video(config, video)
         variables = with_person(model.variables, config, key, options.further, model.path or 'weights')
-        before = config.method.train.iterations if options.further else 0
+        before = config.settings.train.iterations if options.further else 0
         trained = optimise(config, variables, video, bank, schedule, key, began, on_step, before)
         variables, config = trained.variables, trained.config
         kept = measured(variables, config, video)
@@ -158,14 +158,14 @@ def build(
         scores=flat_scores(kept),
         curves=trained.curves,
         report={
-            'drivers': list(config.method.drivers),
+            'drivers': list(config.settings.drivers),
             'steps': trained.steps,
             'frozen_steps': trained.frozen,
             'seconds_with_compilation': time.monotonic() - began,
             'frames': {'train': len(video.train), 'unseen': len(video.test)},
-            'basis_size': config.method.basis.size,
+            'basis_size': config.settings.basis.size,
             'began_with': 'the person in the weights' if options.further else 'fresh basis and encoder',
-            'perceptual': losses.report(config.method.loss, bank),
+            'perceptual': losses.report(config.settings.loss, bank),
             'scores': kept,
         },
         notes=(*notes, *differing, *_warnings(model, options, kept)),
@@ -191,7 +191,7 @@ def measured(variables: Any, config: ModelConfig, video: PersonFrames) -> dict[s
     parts = {'train': video.train, 'unseen': video.test}
     return {
         driver: {part: scores.measure(variables, config, video, driver, numbers) for part, numbers in parts.items()}
-        for driver in config.method.drivers
+        for driver in config.settings.drivers
     }
 
 
@@ -241,10 +241,10 @@ def optimise(
         before: steps that the variables were trained for already: sound is smoothed in time from a certain step on.
     """
     seed = int(jax.random.bits(key) >> 1)
-    frozen = {'bank': bank if losses.network_of(config.method.loss, bank) == 'lpips' else None}
+    frozen = {'bank': bank if losses.network_of(config.settings.loss, bank) == 'lpips' else None}
     # A copy, because the step overwrites it.
     state = train.init_state(config, jax.tree.map(lambda x: jnp.array(x, copy=True), variables))
-    known, done, tuned_from = config.method.train, 0, None
+    known, done, tuned_from = config.settings.train, 0, None
     curves: list[Any] = []
     while not schedule.ended(done, time.monotonic() - began):
         if tuned_from is None and schedule.tunes(done, time.monotonic() - began):
@@ -252,7 +252,7 @@ def optimise(
         stage = replace(known, tune_iter=before + done + 1 if tuned_from is None else 0)
         frames = train.frame_numbers(known, seed, done, len(video.train))
         batch = training_batch(
-            video, frames, config.method.loss.size, config.method.drivers, train.smooths(known, before + done)
+            video, frames, config.settings.loss.size, config.settings.drivers, train.smooths(known, before + done)
         )
         state, metrics = _step(config, seed, state, train.with_stage(stage, batch, before + done), frozen)
         done += 1
@@ -267,7 +267,7 @@ def optimise(
     rows = jax.device_get(curves)
     return Trained(
         train.variables_of(state),
-        replace(config, method=replace(config.method, train=final)),
+        replace(config, settings=replace(config.settings, train=final)),
         done,
         frozen_steps,
         {name: np.array([row[name] for row in rows], np.float32) for name in ('loss', 'psnr', 'mse')},

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from avatar_jax.checks import Check
 from avatar_jax.configure import differences, from_plain, to_plain, updated
@@ -279,22 +279,24 @@ class ModelConfig:
 
     Attributes:
         generator: the tri-plane generator.
-        method: everything of HFA-GP itself.
+        settings: everything of HFA-GP itself.
         basis: name of the face-model coefficients that the driver 'coefficients' reads.
         label_mode: how camera labels are made from tracked poses (``faces.camera_labels.MODES``); 'raw' keeps the
             camera's distance.
     """
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {'method': 'settings'}  # in files of before
+
     generator: GeneratorConfig = field(default_factory=lambda: GeneratorConfig.ffhq512(128))
-    method: HFAGPConfig = field(default_factory=HFAGPConfig)
+    settings: HFAGPConfig = field(default_factory=HFAGPConfig)
     basis: str = 'procedural'
     label_mode: str = 'raw'
 
     def __post_init__(self):
         check, numbers = Check(self), self.generator.num_ws * self.generator.w_dim
-        check.need(self.method.basis.size <= numbers, 'method.basis.size', f'a code has only {numbers} numbers')
+        check.need(self.settings.basis.size <= numbers, 'settings.basis.size', f'a code has only {numbers} numbers')
         side = self.generator.img_resolution
-        check.need(self.method.loss.size <= side, 'method.loss.size', f'pictures have only {side} pixels')
+        check.need(self.settings.loss.size <= side, 'settings.loss.size', f'pictures have only {side} pixels')
 
     @property
     def img_resolution(self) -> int:
@@ -302,16 +304,16 @@ class ModelConfig:
         return self.generator.img_resolution
 
     @classmethod
-    def of(cls, generator: GeneratorConfig, method: HFAGPConfig | None = None, **other: Any) -> ModelConfig:
+    def of(cls, generator: GeneratorConfig, settings: HFAGPConfig | None = None, **other: Any) -> ModelConfig:
         """A configuration whose pictures are compared and encoded at 256 pixels, or at the generator's if it makes
         fewer.
         """
-        method = HFAGPConfig() if method is None else method
+        settings = HFAGPConfig() if settings is None else settings
         size = min(256, generator.img_resolution)
-        method = replace(
-            method, loss=replace(method.loss, size=size), encoder=replace(method.encoder, picture_size=size)
+        settings = replace(
+            settings, loss=replace(settings.loss, size=size), encoder=replace(settings.encoder, picture_size=size)
         )
-        return cls(generator, method, **other)
+        return cls(generator, settings, **other)
 
     @classmethod
     def full(cls, preset: str = 'paper', *drivers: str, **other: Any) -> ModelConfig:
@@ -326,35 +328,35 @@ class ModelConfig:
         published learning rate, and the generator tuned from update 301 on. It starts from the generator's average
         face. ``generator``: that of the shipped prior; None takes one of the same kind.
         """
-        method = _preset(preset, *drivers)
-        method = replace(
-            method,
-            basis=replace(method.basis, start='average'),
+        settings = _preset(preset, *drivers)
+        settings = replace(
+            settings,
+            basis=replace(settings.basis, start='average'),
             encoder=EncoderConfig(256, 128, (128, 128, 96, 64, 32, 16), 64, sound_features='mel'),
-            loss=replace(method.loss, size=128),
+            loss=replace(settings.loss, size=128),
             train=replace(
-                method.train,
+                settings.train,
                 iterations=3000,
                 tune_iter=300,
                 optimizer=OptimizerConfig('adam', 3e-3),
                 generator_optimizer=OptimizerConfig('adam', 5e-4),
             ),
         )
-        return cls(GeneratorConfig.heads128() if generator is None else generator, method, **other)
+        return cls(GeneratorConfig.heads128() if generator is None else generator, settings, **other)
 
     @classmethod
     def tiny(cls, preset: str = 'paper', *drivers: str, **other: Any) -> ModelConfig:
         """For tests: a few thousand parameters, every part present."""
         generator = GeneratorConfig.tiny()
-        method = _preset(preset, *drivers)
-        method = replace(
-            method,
-            basis=replace(method.basis, size=6),
+        settings = _preset(preset, *drivers)
+        settings = replace(
+            settings,
+            basis=replace(settings.basis, size=6),
             encoder=EncoderConfig(16, generator.img_resolution, (12, 8, 8, 8), 7, 32, 29, 'mel'),
-            loss=replace(method.loss, size=generator.img_resolution, pyramid_scales=2),
-            train=replace(method.train, iterations=4, tune_iter=2, batch_size=2),
+            loss=replace(settings.loss, size=generator.img_resolution, pyramid_scales=2),
+            train=replace(settings.train, iterations=4, tune_iter=2, batch_size=2),
         )
-        return cls(generator, method, **other)
+        return cls(generator, settings, **other)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

@@ -49,7 +49,7 @@ def picture_signal(
     The crops must be aligned as in training; those of another person are taken as well (the encoder has not seen such).
     """
     check_driver(config, 'picture')
-    size = config.method.encoder.picture_size
+    size = config.settings.encoder.picture_size
     out = [as_bytes(crop, size, source).astype(np.float32) / 127.5 - 1 for crop in pictures]
     signal = np.stack(out) if out else np.zeros((0, size, size, 3), np.float32)
     check_signal(config, 'picture', signal, source)
@@ -65,7 +65,7 @@ def sound_windows(
         times: [T] moments of the frames; None: frames at ``fps`` to the end of the sound.
     """
     check_driver(config, 'sound')
-    found = sound_signal(path, times, fps=fps, features=config.method.encoder.sound_features)
+    found = sound_signal(path, times, fps=fps, features=config.settings.encoder.sound_features)
     check_signal(config, 'sound', found.windows, os.fspath(path))
     return {'sound': found.windows}, found
 
@@ -120,12 +120,12 @@ class PictureRows:
 
 def signals_of(config: ModelConfig) -> tuple[str, ...]:
     """What drives a model in videos: the first of the drivers that it was trained with."""
-    return config.method.drivers[:1]
+    return config.settings.drivers[:1]
 
 
 def smooths_sound(config: ModelConfig) -> bool:
     """Whether a model was trained to smooth sound in time."""
-    train = config.method.train
+    train = config.settings.train
     return train.smooth_from is not None and train.iterations > train.smooth_from
 
 
@@ -150,7 +150,9 @@ def _sound(parts: Mapping[str, Any], config: ModelConfig) -> np.ndarray:
         times = frame_times(int(sound.seconds * 25.0 + 1e-6), 25.0)
         if motion is not None:
             times = frame_times(motion.num_frames, motion.fps)
-        check_sound_features(config, 'mel' if np.any(sound.samples) else config.method.encoder.sound_features, 'sound')
+        check_sound_features(
+            config, 'mel' if np.any(sound.samples) else config.settings.encoder.sound_features, 'sound'
+        )
         windows = windows_at(mel_rows(sound), times)
     else:
         start, times = float(sound.start), None

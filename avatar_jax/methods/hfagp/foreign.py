@@ -66,8 +66,8 @@ def _plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
         generator, abstract_generator(config.generator), report, place, FILE, unused=unused, tree_prefix=GENERATOR
     )
     taken = {f'gen/{GENERATOR}{k}': v for k, v in found.items()}
-    table = release.personal_table(driver, config.method.encoder.picture_size)
-    kernels = {f'encoder.{k}' for k in release.kernel_keys(config.method.encoder.picture_size)}
+    table = release.personal_table(driver, config.settings.encoder.picture_size)
+    kernels = {f'encoder.{k}' for k in release.kernel_keys(config.settings.encoder.picture_size)}
     for section, flat in sections.items():
         for key, value in flat.items():
             name = source.places[section] + key

@@ -61,12 +61,12 @@ def report(config: LossConfig, bank: PerceptionBank | None) -> str:
 
 def networks(config: ModelConfig, bank: PerceptionBank) -> dict[str, str]:
     """What the loss of a model looks through, in words."""
-    return {'perceptual': report(config.method.loss, bank)}
+    return {'perceptual': report(config.settings.loss, bank)}
 
 
 def looks_through(config: ModelConfig, bank: PerceptionBank) -> tuple[str, ...]:
     """The networks of the bank that the loss uses."""
-    return ('alexnet', 'lpips_alex') if network_of(config.method.loss, bank) == 'lpips' else ()
+    return ('alexnet', 'lpips_alex') if network_of(config.settings.loss, bank) == 'lpips' else ()
 
 
 def distance_of(config: LossConfig, bank: PerceptionBank | None) -> tuple[str, Distance | None]:

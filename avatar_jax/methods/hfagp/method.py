@@ -67,8 +67,8 @@ def table_run(variant: str, size: str, seed: int, steps: int | None, pictures: A
     if steps is not None:
         tuned = steps if variant == 'no_second_stage' else steps // 10
         overrides += [
-            f'--config.model.method.train.iterations={steps}',
-            f'--config.model.method.train.tune_iter={tuned}',
+            f'--config.model.settings.train.iterations={steps}',
+            f'--config.model.settings.train.tune_iter={tuned}',
         ]
     return f'hfagp_heads:{",".join(names)}', overrides
 

@@ -47,12 +47,12 @@ PyTree = Any
 
 def basis_name(config: ModelConfig, driver: str) -> str:
     """Where the basis of a driver is: 'shared' or the driver itself."""
-    return SHARED if config.method.basis.shared else driver
+    return SHARED if config.settings.basis.shared else driver
 
 
 def encoder_of(config: ModelConfig, driver: str) -> PictureEncoder | CoefficientEncoder | SoundEncoder:
     """The encoder module of a driver."""
-    e, k = config.method.encoder, config.method.basis.size
+    e, k = config.settings.encoder, config.settings.basis.size
     check_driver(config, driver)
     if driver == 'picture':
         return PictureEncoder(e.picture_size, k, e.width, e.trunk())
@@ -61,16 +61,16 @@ def encoder_of(config: ModelConfig, driver: str) -> PictureEncoder | Coefficient
 
 def check_driver(config: ModelConfig, driver: str) -> None:
     """``UserError`` when the model cannot be driven in this way."""
-    if driver not in config.method.drivers:
+    if driver not in config.settings.drivers:
         raise UserError(
-            f'driver {driver!r}: this avatar was trained for {", ".join(config.method.drivers)}; use one of them or '
+            f'driver {driver!r}: this avatar was trained for {", ".join(config.settings.drivers)}; use one of them or '
             'train it with this driver'
         )
 
 
 def signal_shape(config: ModelConfig, driver: str) -> tuple[int, ...]:
     """Shape of one frame's signal of a driver."""
-    e = config.method.encoder
+    e = config.settings.encoder
     return {
         'picture': (e.picture_size, e.picture_size, 3),
         'coefficients': (e.coefficients,),
@@ -102,7 +102,7 @@ def check_signal(config: ModelConfig, driver: str, signal: Any, source: str = 'd
 
 def check_sound_features(config: ModelConfig, features: str, source: str = 'driver') -> None:
     """``UserError`` when sound windows are made of other features than this model was trained with."""
-    wanted = config.method.encoder.sound_features
+    wanted = config.settings.encoder.sound_features
     if features != wanted:
         raise UserError(f'{source}: gives {features} features, this avatar was trained with {wanted}; give those')
 
@@ -117,7 +117,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
 
 def init_personal(config: ModelConfig, key: jax.Array, average: jax.Array) -> dict[str, Any]:
     """Fresh {'basis', 'encoder'}, what a person needs beside the generator; ``average``: its average code [d]."""
-    c, g = config.method, config.generator
+    c, g = config.settings, config.generator
 
     @jax.jit
     def draw(key):
@@ -204,13 +204,13 @@ def weights_of(
     """
     module, variables = encoder_of(config, driver), {'params': params['encoder'][driver]}
     found = module.apply(variables, signal, smooth) if driver == 'sound' else module.apply(variables, signal)
-    return jax.nn.softmax(found, -1) if config.method.encoder.softmax else found
+    return jax.nn.softmax(found, -1) if config.settings.encoder.softmax else found
 
 
 def per_video(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, jax.Array]:
     """Directions [D, k] of every basis by name: they depend on the weights alone, so once for a whole video."""
     return {
-        name: directions(tree['bases'], config.method.basis.orthogonal)
+        name: directions(tree['bases'], config.settings.basis.orthogonal)
         for name, tree in variables['params']['basis'].items()
     }
 
@@ -218,7 +218,7 @@ def per_video(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, ja
 def checked_per_video(variables: Mapping[str, Any], config: ModelConfig) -> tuple[dict[str, jax.Array], list[str]]:
     """``per_video`` with the device's factorisation compared with the host's; and notes of what differed."""
     found = {
-        name: checked_directions(tree['bases'], config.method.basis.orthogonal)
+        name: checked_directions(tree['bases'], config.settings.basis.orthogonal)
         for name, tree in variables['params']['basis'].items()
     }
     return {n: v for n, (v, _) in found.items()}, [f'{n}: {note}' for n, (_, note) in found.items() if note]
@@ -234,13 +234,13 @@ def codes_of(
     """W+ codes [N, L, d] of weights [N, k]; ``vectors``: the driver's of ``per_video``."""
     tree = params['basis'][basis_name(config, driver)]
     if vectors is None:
-        vectors = directions(tree['bases'], config.method.basis.orthogonal)
+        vectors = directions(tree['bases'], config.settings.basis.orthogonal)
     return combine(weights, vectors, tree.get('delta'), config.generator.num_ws)
 
 
 def preview_codes(params: Mapping[str, Any], config: ModelConfig, driver: str) -> jax.Array:
     """Codes [k, L, d] that show single basis vectors: each alone, with weight 10 (picture) or 5, plus the offset."""
-    k = config.method.basis.size
+    k = config.settings.basis.size
     return codes_of(params, config, driver, PREVIEW_WEIGHT[driver] * jnp.eye(k))
 
 

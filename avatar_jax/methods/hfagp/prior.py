@@ -41,10 +41,10 @@ def prior_config(generator: GeneratorConfig, **conventions: Any) -> ModelConfig:
     """How avatars are trained on a generator: in minutes for procedural heads, as in the paper for others."""
     if generator.img_resolution == HEADS_SIZE:
         return ModelConfig.heads('paper', 'coefficients', generator=generator, **conventions)
-    method = HFAGPConfig.paper('coefficients')
+    settings = HFAGPConfig.paper('coefficients')
     encoder = EncoderConfig(coefficients=COEFFICIENTS, sound_features='mel')
-    method = replace(method, encoder=encoder, basis=replace(method.basis, start='average'))
-    return ModelConfig.of(generator, method, **conventions)
+    settings = replace(settings, encoder=encoder, basis=replace(settings.basis, start='average'))
+    return ModelConfig.of(generator, settings, **conventions)
 
 
 def knows_a_person(variables: Mapping[str, Any]) -> bool:

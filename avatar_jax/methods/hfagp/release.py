@@ -205,10 +205,10 @@ def config_of(sections: Mapping[str, Mapping[str, np.ndarray]], generator: Gener
                 encoder = replace(encoder, sound_code=inputs, sound_channels=channels)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise UserError(f'checkpoint: the {driver} encoder is incomplete ({error}); get the file again') from error
-    method = HFAGPConfig.release(driver)
-    method = replace(method, basis=BasisConfig(size=int(k)), encoder=encoder)
-    method = replace(method, loss=replace(method.loss, size=min(256, generator.img_resolution)))
-    return ModelConfig(generator, method)
+    settings = HFAGPConfig.release(driver)
+    settings = replace(settings, basis=BasisConfig(size=int(k)), encoder=encoder)
+    settings = replace(settings, loss=replace(settings.loss, size=min(256, generator.img_resolution)))
+    return ModelConfig(generator, settings)
 
 
 def variables_of(
@@ -230,8 +230,8 @@ def variables_of(
     from avatar_jax.io.weights import check_tree
     from avatar_jax.methods.hfagp.model import abstract
 
-    (driver,) = config.method.drivers
-    size = config.method.encoder.picture_size
+    (driver,) = config.settings.drivers
+    size = config.settings.encoder.picture_size
     table = personal_table(driver, size)
     if person not in (1, 2):
         raise UserError(f'person {person}: a checkpoint has a first and perhaps a second one; use 1 or 2')
@@ -282,13 +282,13 @@ def state_dicts(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, 
     Raises:
         UserError: several drivers, no offset, or a basis of its own for the driver is nothing that a checkpoint holds.
     """
-    if len(config.method.drivers) != 1 or not config.method.basis.offset:
+    if len(config.settings.drivers) != 1 or not config.settings.basis.offset:
         raise UserError(
             f'export: a released checkpoint has one driver and an offset; these weights have the drivers '
-            f'{", ".join(config.method.drivers)} and offset={config.method.basis.offset}'
+            f'{", ".join(config.settings.drivers)} and offset={config.settings.basis.offset}'
         )
-    (driver,) = config.method.drivers
-    size = config.method.encoder.picture_size
+    (driver,) = config.settings.drivers
+    size = config.settings.encoder.picture_size
     params = dict(variables['params'])
     params['basis'] = {'shared': next(iter(params['basis'].values()))}
     table = personal_table(driver, size)

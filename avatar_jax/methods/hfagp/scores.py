@@ -33,7 +33,7 @@ def spread(numbers: np.ndarray, most: int = MOST) -> np.ndarray:
 def signal_at(config: ModelConfig, video: PersonFrames, driver: str, numbers: np.ndarray) -> np.ndarray:
     """A driver's signals [N, ...] of some frames, as the model reads them."""
     if driver == 'picture':
-        return np.stack([video.picture(int(i), config.method.encoder.picture_size) for i in numbers])
+        return np.stack([video.picture(int(i), config.settings.encoder.picture_size) for i in numbers])
     values = np.asarray(video.signals[driver], np.float32)
     if driver == 'sound' and smooths_sound(config):
         return np.asarray(sound_neighbours(values, np.asarray(numbers)))
@@ -43,7 +43,7 @@ def signal_at(config: ModelConfig, video: PersonFrames, driver: str, numbers: np
 @partial(jax.jit, static_argnames=('config', 'driver'))
 def _shown(variables, vectors, signal, labels, *, config, driver):
     out = models.frame(variables, config, {}, vectors, {driver: signal}, labels)
-    return supervised(out.rgb, config.method.loss.size)
+    return supervised(out.rgb, config.settings.loss.size)
 
 
 @jax.jit
@@ -64,7 +64,7 @@ def pictures_of(
         signal = signal_at(config, video, driver, filled)
         shown = _shown(variables, vectors, signal, video.labels[filled], config=config, driver=driver)
         found.append(np.asarray(shown)[: len(part)])
-        true.append(np.stack([video.picture(int(i), config.method.loss.size) for i in part]))
+        true.append(np.stack([video.picture(int(i), config.settings.loss.size) for i in part]))
     return np.concatenate(found), np.concatenate(true)
 
 
@@ -89,7 +89,7 @@ def sheet(
     """
     numbers = spread(video.test if len(video.test) else video.train, count)
     columns, scores = [], {}
-    for driver in config.method.drivers:
+    for driver in config.settings.drivers:
         shown, true = pictures_of(variables, config, video, driver, numbers)
         columns += [shown] if columns else [true, shown]
         scores[f'sample/psnr_{driver}'] = float(np.mean(_compared(shown, true)[0]))
@@ -103,7 +103,7 @@ def of_training(model: Any, people: int) -> dict[str, dict[str, float]]:
         UserError: the file has none: its video had no part that training did not see.
     """
     del people
-    found = (model.provenance or {}).get('scores', {}).get(model.config.method.drivers[0], {})
+    found = (model.provenance or {}).get('scores', {}).get(model.config.settings.drivers[0], {})
     if not found.get('unseen'):
         raise UserError(f'{model.path}: has no scores of unseen frames; train with data.test_share above 0')
     return found

@@ -54,7 +54,7 @@ class Stages:
             return self._training()
         if name == 'qr':
             bases = variables['params']['basis'][models.SHARED]['bases']
-            return (lambda b: directions(b, c.method.basis.orthogonal)), (bases,), ()
+            return (lambda b: directions(b, c.settings.basis.orthogonal)), (bases,), ()
         if name == 'frame':
 
             def frame(v, vectors, signal, labels):
@@ -66,8 +66,8 @@ class Stages:
         return (lambda p, s: models.weights_of(p, c, driver, s)), (variables['params'], signal), ()
 
     def _training(self) -> tuple[Callable, tuple, tuple[int, ...]]:
-        method = dataclasses.replace(self.config.method, drivers=('picture',))
-        config = dataclasses.replace(self.config, method=method)
+        settings = dataclasses.replace(self.config.settings, drivers=('picture',))
+        config = dataclasses.replace(self.config, settings=settings)
         params = self.variables['params']
         own = {**self.variables, 'params': {**params, 'encoder': {'picture': params['encoder']['picture']}}}
         # The state is overwritten: it needs arrays of its own.

@@ -93,7 +93,7 @@ def init_state(config: ModelConfig, variables: Mapping[str, Any]) -> TrainState:
     extra = {c: tree['generator'] for c, tree in variables.items() if c != 'params'}
     extra = jax.tree.map(jnp.asarray, {**extra, 'mapping': mapping})
     return create_state(
-        config.method.train, {'basis': params['basis'], 'encoder': encoder}, tuned, extra, attention or None
+        config.settings.train, {'basis': params['basis'], 'encoder': encoder}, tuned, extra, attention or None
     )
 
 
@@ -153,13 +153,13 @@ def update_step(
     """One update with any generator.
 
     Args:
-        config: static; the drivers of ``config.method`` are trained together, on the mean of their losses.
+        config: static; the drivers of ``config.settings`` are trained together, on the mean of their losses.
         batch: of this device: ``pictures`` [B,S,S,3] in [-1,1], ``labels`` [B,25] (OpenCV axes), the drivers' signals
             by name, and ``tuned`` if the generator learns. Without a ``picture`` signal the picture encoder sees
             ``pictures``.
         render: see ``Render``. distance: of ``losses.distance_of``.
     """
-    c = config.method
+    c = config.settings
     count = batch['pictures'].shape[0]
     keys = sample_keys(step_key(seed, state.step), count, axis_name)
     tuned = TUNED in batch
@@ -224,7 +224,7 @@ def train_step(
         state,
         batch,
         partial(render_tuned, config),
-        distance_of(config.method.loss, frozen['bank']),
+        distance_of(config.settings.loss, frozen['bank']),
         axis_name,
     )
 

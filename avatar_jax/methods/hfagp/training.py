@@ -42,7 +42,7 @@ class RunConfig:
 
     Attributes:
         seed: decides initial weights, data order and all random draws.
-        model: networks and method; ``model.method.train`` has lengths, batch and optimizers.
+        model: networks and method; ``model.settings.train`` has lengths, batch and optimizers.
         data: the video. output: logs, samples (``sample_people`` frames of the video), checkpoints.
         init: what to start from: a weight file with a generator (of any method) and perhaps a person, or parts:
             'generator=FILE,personal=FILE'; '' starts from fresh networks.
@@ -69,7 +69,7 @@ class RunConfig:
         'data.workers',
         'parallel',
         'storage',
-        'model.method.train.iterations',
+        'model.settings.train.iterations',
     )
 
     def __post_init__(self):
@@ -80,7 +80,7 @@ class RunConfig:
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
-        return self.output.loop(self.model.method.train.iterations)
+        return self.output.loop(self.model.settings.train.iterations)
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:
@@ -91,16 +91,16 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     """A run that is ready to begin; see ``methods.base.Training``."""
     del quiet
-    model, train = config.model, config.model.method.train
-    devices = devices_for(config.parallel, train.batch_size, 'model.method.train.batch_size')
+    model, train = config.model, config.model.settings.train
+    devices = devices_for(config.parallel, train.batch_size, 'model.settings.train.batch_size')
     index, count = streams.share(train.batch_size)
     bank = bank_of(config.perception, model.img_resolution, stand_ins=False)
     used = losses.looks_through(model, bank)
     refuse_unused(config.perception, used, 'the training', '--config.perception')
-    network = losses.report(model.method.loss, bank)
+    network = losses.report(model.settings.loss, bank)
     begun = starting_point(config.init, model)
     notes: list[str] = [*begun.notes]
-    video = streams.person(config.data, model.method.loss.size, model.label_mode, notes)
+    video = streams.person(config.data, model.settings.loss.size, model.label_mode, notes)
     rows = slice(index * (train.batch_size // count), (index + 1) * (train.batch_size // count))
     streams.first(training_batches(video, model, config.seed))  # says early what does not fit
 
@@ -135,7 +135,7 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
             'networks': {'perceptual': network},
             'init': begun.digest,
             'parts': begun.report,
-            'preset': {'name': model.method.preset, 'changes': model.method.changes},
+            'preset': {'name': model.settings.preset, 'changes': model.settings.changes},
         },
         sample=sample if config.output.sample_people else None,
         headline='psnr',
@@ -191,12 +191,12 @@ def with_parts(model: ModelConfig, begun: Starting, key: jax.Array) -> dict[str,
 
 def made_up_batch(model: ModelConfig, rows: int) -> dict[str, np.ndarray]:
     """A batch of noise with cameras around the head, for measuring."""
-    rng, size = np.random.default_rng(0), model.method.loss.size
+    rng, size = np.random.default_rng(0), model.settings.loss.size
     batch = {
         'pictures': rng.uniform(-1, 1, (rows, size, size, 3)).astype(np.float32),
         'labels': np.asarray(orbit_labels(rows), np.float32),
     }
-    for driver in model.method.drivers:
+    for driver in model.settings.drivers:
         if driver != 'picture':
             batch[driver] = rng.uniform(0, 0.3, (rows, *models.signal_shape(model, driver))).astype(np.float32)
     return batch
@@ -204,7 +204,7 @@ def made_up_batch(model: ModelConfig, rows: int) -> dict[str, np.ndarray]:
 
 def program(config: RunConfig) -> Program:
     """The two stages' steps with made-up data, for measuring and counting."""
-    model, train = config.model, config.model.method.train
+    model, train = config.model, config.model.settings.train
     share = min(1.0, train.tune_iter / train.iterations) if train.iterations else 1.0
 
     def first_stage(state, batch, frozen, axis_name):
@@ -231,7 +231,7 @@ def program(config: RunConfig) -> Program:
         make_constants=constants,
         abstract_constants=abstract_constants,
         make_batch=make_batch,
-        images_per_row=len(model.method.drivers),
+        images_per_row=len(model.settings.drivers),
         batch=train.batch_size,
         bf16=model.generator.dtype == 'bfloat16',
     )

@@ -102,10 +102,10 @@ def fitted(config: ModelConfig, video: SourceVideo, fresh: bool) -> ModelConfig:
     """
     if not fresh:
         return config
-    encoder = config.method.encoder
-    if 'coefficients' in config.method.drivers and 'coefficients' in video.signals:
+    encoder = config.settings.encoder
+    if 'coefficients' in config.settings.drivers and 'coefficients' in video.signals:
         encoder = replace(encoder, coefficients=video.signals['coefficients'].shape[1])
         config = replace(config, basis=video.basis or config.basis)
-    if 'sound' in config.method.drivers and 'sound' in video.signals:
+    if 'sound' in config.settings.drivers and 'sound' in video.signals:
         encoder = replace(encoder, sound_features=video.features, sound_channels=int(video.signals['sound'].shape[2]))
-    return replace(config, method=replace(config.method, encoder=encoder))
+    return replace(config, settings=replace(config.settings, encoder=encoder))

@@ -33,7 +33,7 @@ SOURCE_PARTS, FRAME_PARTS = ('appearance', 'identity'), ('deformation', 'points'
 
 
 @struct.dataclass
-class Source:
+class EncodedSource:
     """What is kept of N sources.
 
     Attributes:
@@ -179,7 +179,7 @@ def encode(
     shape: jax.Array,
     mirrored: jax.Array | None = None,
     canonical: jax.Array | None = None,
-) -> Source:
+) -> EncodedSource:
     """Everything that depends on N sources alone.
 
     Args:
@@ -201,10 +201,10 @@ def encode(
     identity = IdentityEncoder(config.refine).apply({'params': params['identity']}, images)
     if canonical is None:
         canonical = secc.canonical(mesh, shape, config.secc, mirrored)
-    return Source(planes, affine, identity, shape, canonical)
+    return EncodedSource(planes, affine, identity, shape, canonical)
 
 
-def identity_of(source: Source) -> dict[str, Any]:
+def identity_of(source: EncodedSource) -> dict[str, Any]:
     """One source (its arrays without a leading axis) as nested dicts, as avatar files hold it."""
 
     def numbered(arrays):
@@ -219,13 +219,13 @@ def identity_of(source: Source) -> dict[str, Any]:
     }
 
 
-def source_of(identity: Mapping[str, Any]) -> Source:
+def source_of(identity: Mapping[str, Any]) -> EncodedSource:
     """The inverse of ``identity_of``."""
 
     def listed(arrays):
         return tuple(arrays[str(k)] for k in range(len(arrays)))
 
-    return Source(
+    return EncodedSource(
         listed(identity['planes']),
         identity['affine'],
         listed(identity['identity']),
@@ -272,7 +272,7 @@ def refiner(config: ModelConfig) -> Refine:
 def render(
     params: PyTree,
     config: ModelConfig,
-    source: Source,
+    source: EncodedSource,
     driving: jax.Array,
     labels: jax.Array,
     draws: Draws | None = None,

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     """The model's configuration with the fit that the options ask for. Raises ``UserError``."""
-    settings = config.method.tuning
+    tuning = config.settings.tuning
     if options.tune is not None:
-        settings = dataclasses.replace(settings, tune=options.tune)
+        tuning = dataclasses.replace(tuning, tune=options.tune)
     if options.fit_steps is not None:
-        settings = dataclasses.replace(settings, steps=options.fit_steps)
-    return fit.with_settings(config, pivot=options.pivot, settings=settings)
+        tuning = dataclasses.replace(tuning, steps=options.fit_steps)
+    return fit.with_tuning(config, pivot=options.pivot, tuning=tuning)
 
 
 def num_steps(model: Model, options: BuildOptions) -> int:
@@ -36,7 +36,7 @@ def num_steps(model: Model, options: BuildOptions) -> int:
 
 def networks(config: ModelConfig, bank: PerceptionBank) -> dict[str, str]:
     """What the losses of the fit look through, in words."""
-    return losses.networks(config.method.loss, bank)
+    return losses.networks(config.settings.loss, bank)
 
 
 def build(model: Model, source: Source, options: BuildOptions, **tools: Any) -> Built:
@@ -59,7 +59,7 @@ def build_many(
     found = fit.fit_people(model.variables, config, portraits, bank, key, weights=model.sha256, on_step=on_step)
     built = []
     for portrait, fitted in zip(portraits, found, strict=True):
-        report = {**fitted.report(), 'networks': networks(config, bank), 'fitted': config.method.tuning.tune}
+        report = {**fitted.report(), 'networks': networks(config, bank), 'fitted': config.settings.tuning.tune}
         curves = {} if fitted.tuned is None else {'loss': np.asarray(fitted.tuned.curve)}
         missing = [name for name in ('expression', 'shape') if getattr(portrait, name) is None]
         notes = ()

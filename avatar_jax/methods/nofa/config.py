@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from avatar_jax.checks import Check
 from avatar_jax.configure import from_plain, to_plain, updated
@@ -283,26 +283,28 @@ class ModelConfig:
     """What builds the networks and says how they are used.
 
     Attributes:
-        generator: the tri-plane generator. method: everything of NOFA itself.
+        generator: the tri-plane generator. settings: everything of NOFA itself.
         basis: name of the coefficient basis that drives the deformation.
         label_mode: how camera labels are normalised (one of ``faces.camera_labels.MODES``).
     """
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {'method': 'settings'}  # in files of before
+
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    method: NOFAConfig = field(default_factory=NOFAConfig)
+    settings: NOFAConfig = field(default_factory=NOFAConfig)
     basis: str = 'procedural'
     label_mode: str = 'raw'
 
     def __post_init__(self):
-        e, g, check = self.method.encoder, self.generator, Check(self)
+        e, g, check = self.settings.encoder, self.generator, Check(self)
         for name in ('num_ws', 'w_dim'):
             wanted = getattr(g, name)
             check.need(
-                getattr(e, name) == wanted, f'method.encoder.{name}', f'the generator takes {wanted}; set both alike'
+                getattr(e, name) == wanted, f'settings.encoder.{name}', f'the generator takes {wanted}; set both alike'
             )
-        check.need(e.shared, 'method.encoder.shared', "NOFA's encoder is e4e, whose rows are shared; set it to true")
+        check.need(e.shared, 'settings.encoder.shared', "NOFA's encoder is e4e, whose rows are shared; set it to true")
         side = g.img_resolution
-        check.need(e.image_size <= side, 'method.encoder.image_size', f'pictures have only {side} pixels')
+        check.need(e.image_size <= side, 'settings.encoder.image_size', f'pictures have only {side} pixels')
         check.need(g.plane_resolution >= 16, 'generator.plane_resolution', 'compensation needs at least 16')
 
     @property
@@ -344,7 +346,7 @@ class ModelConfig:
             reduction=8,
             head_width=36,
         )
-        method = NOFAConfig(
+        settings = NOFAConfig(
             encoder,
             CompensationConfig(widths=(64, 48, 48, 32, 32), hidden=24, gain='rms'),
             DeformationConfig(width=48, depth=4, skip=2, octaves=5, w_width=32, w_depth=2),
@@ -359,7 +361,7 @@ class ModelConfig:
             search=PivotConfig(steps=150),
             tuning=TuningConfig('compensation', 80, OptimizerConfig('adam', 2e-3)),
         )
-        return cls(generator, method.replace(**overrides))
+        return cls(generator, settings.replace(**overrides))
 
     @classmethod
     def tiny(cls, **overrides: Any) -> ModelConfig:
@@ -369,7 +371,7 @@ class ModelConfig:
             16, generator.num_ws, generator.w_dim, 4, (2, 4, 6, 8), (1, 1, 1, 1), 2, 1, 3, head_width=6
         )
         stage = StageConfig(4, 2, OptimizerConfig('adam', 1e-3))
-        method = NOFAConfig(
+        settings = NOFAConfig(
             encoder,
             CompensationConfig(widths=(8, 6, 6, 4, 4), hidden=4),
             DeformationConfig(width=8, depth=3, skip=1, octaves=2, w_width=6, w_depth=2, w_octaves=1),
@@ -378,7 +380,7 @@ class ModelConfig:
             search=PivotConfig(steps=4, samples=8),
             tuning=TuningConfig('compensation', 4, OptimizerConfig('adam', 1e-3)),
         )
-        return cls(generator, method.replace(**overrides))
+        return cls(generator, settings.replace(**overrides))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -391,7 +393,7 @@ class ModelConfig:
 
     def replace(self, **overrides: Any) -> ModelConfig:
         """A copy with options of the method changed, see ``NOFAConfig.replace``."""
-        return dataclasses.replace(self, method=self.method.replace(**overrides))
+        return dataclasses.replace(self, settings=self.settings.replace(**overrides))
 
 
 ABLATIONS: dict[str, dict[str, Any]] = {

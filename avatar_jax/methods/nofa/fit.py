@@ -94,7 +94,7 @@ class Fitted:
 
 def weights_of(config: ModelConfig, tune: str) -> Weights:
     """Equation 12; without the volume's term where the compensation network does not move."""
-    weights = config.method.loss.one_shot
+    weights = config.settings.loss.one_shot
     return weights if tune == 'compensation' else replace(weights, depth=0.0)
 
 
@@ -105,8 +105,8 @@ def pose_problem(bank: PerceptionBank, config: ModelConfig, portrait: Portrait) 
     shape, expression = (x[None] for x in coefficients_of(portrait, config))
     targets = losses.prepare_targets(
         bank,
-        config.method.loss,
-        config.method.loss.one_shot,
+        config.settings.loss,
+        config.settings.loss.one_shot,
         image,
         landmarks,
         config.generator.neural_rendering_resolution,
@@ -123,7 +123,7 @@ def view_of(variables: Mapping[str, Any], config: ModelConfig, problem: Problem,
 
 def _value(bank, config, weights, problem, views, volume) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss, its weighted terms, and what a stopping rule may look at: ``negative_psnr`` and ``perceptual``."""
-    loss = config.method.loss
+    loss = config.settings.loss
     offsets = jnp.zeros_like(volume.ws)  # the code does not move, so that its norm is no term
     terms = losses.objective_terms(
         bank, loss, replace(weights, latent=0.0), views, problem.targets, offsets=offsets, volume=volume
@@ -183,9 +183,9 @@ def locality_of(
         z = jax.random.normal(key, (1, config.generator.z_dim))
         return model.apply(generator, z, problem.label, method='mapping')[0]
 
-    loss = config.method.loss
+    loss = config.settings.loss
     distance = distance_of(bank, losses.perceptual_kind(loss, bank), loss.pyramid_scales)
-    return tuning.locality_term(picture, first, ws[0], random_code, config.method.tuning.locality, distance)
+    return tuning.locality_term(picture, first, ws[0], random_code, config.settings.tuning.locality, distance)
 
 
 @partial(jax.jit, static_argnames='config')
@@ -201,7 +201,7 @@ def _encode_all(variables, images, *, config):
 @partial(jax.jit, static_argnames='config')
 def _search_all(variables, problems, bank, keys, *, config):
     """A code in W for each person: the result of the search, and rows [P,1,L,D]."""
-    search, generator = config.method.search, network(variables, 'generator')
+    search, generator = config.settings.search, network(variables, 'generator')
     rendering = config.generator.rendering
     label = frontal_label(rendering.avg_camera_radius, rendering.avg_camera_pivot).reshape(-1)
     z = jax.random.normal(jax.random.key(0), (search.samples, config.generator.z_dim))
@@ -228,12 +228,12 @@ def _search_all(variables, problems, bank, keys, *, config):
 
 @partial(jax.jit, static_argnames=('config', 'count', 'jitter'), donate_argnames='states')
 def _advance(variables, problems, rows, bank, states, keys, *, config, count, jitter):
-    settings = config.method.tuning
+    chosen = config.settings.tuning
 
     def one(problem, ws, state, key):
-        loss, _ = tuning_loss(variables, config, problem, ws, bank, settings.tune, jitter)
-        local = locality_of(variables, config, problem, ws, bank) if settings.locality.weight else None
-        return tuning.advance(loss, state, key, count, settings, local)
+        loss, _ = tuning_loss(variables, config, problem, ws, bank, chosen.tune, jitter)
+        local = locality_of(variables, config, problem, ws, bank) if chosen.locality.weight else None
+        return tuning.advance(loss, state, key, count, chosen, local)
 
     return jax.vmap(one)(problems, rows, states, keys)
 
@@ -264,9 +264,7 @@ def _assess(variables, problem, ws, bank, params, *, config, tune):
     return volume, image[0], {**terms, **scores}
 
 
-def with_settings(
-    config: ModelConfig, *, pivot: str | None = None, settings: TuningConfig | None = None
-) -> ModelConfig:
+def with_tuning(config: ModelConfig, *, pivot: str | None = None, tuning: TuningConfig | None = None) -> ModelConfig:
     """The configuration with another pivot or tuning; only what fits need is compared for compilation.
 
     Raises:
@@ -274,14 +272,14 @@ def with_settings(
     """
     if pivot is not None and pivot not in PIVOTS:
         raise UserError(f'pivot: {pivot!r}; use one of {", ".join(PIVOTS)}')
-    method = config.method
-    changes = {'pivot': pivot or method.pivot, 'tuning': settings or method.tuning}
-    return replace(config, method=replace(method, **changes))
+    settings = config.settings
+    changes = {'pivot': pivot or settings.pivot, 'tuning': tuning or settings.tuning}
+    return replace(config, settings=replace(settings, **changes))
 
 
 def _plain(config: ModelConfig) -> ModelConfig:
     """The configuration without what only the tuning reads, so that other settings share the compiled programs."""
-    return with_settings(config, pivot='encoder', settings=TuningConfig('none'))
+    return with_tuning(config, pivot='encoder', tuning=TuningConfig('none'))
 
 
 def fit_people(
@@ -297,7 +295,7 @@ def fit_people(
     """Avatars of portraits, all computed side by side: memory grows with their number.
 
     Args:
-        config: ``method.pivot`` and ``method.tuning`` say how (``with_settings``).
+        config: ``settings.pivot`` and ``settings.tuning`` say how (``with_tuning``).
         key: jitters the samples along the rays while tuning, and draws the noise of the search; None makes the former
             deterministic.
         weights: SHA-256 of the weights, stored in the avatars.
@@ -311,7 +309,7 @@ def fit_people(
         UserError: a picture or its landmarks cannot be used.
     """
     bank = PerceptionBank() if bank is None else bank
-    settings, loss = config.method.tuning, config.method.loss
+    settings, loss = config.settings.tuning, config.settings.loss
     for portrait in portraits:
         check_portrait(config, portrait)
         if loss.one_shot.mouth:
@@ -322,7 +320,7 @@ def fit_people(
     plain = _plain(config)
     problems = _pose_all(bank, _stacked(portraits), config=plain)
     pivots = None
-    if config.method.pivot == 'search':
+    if config.settings.pivot == 'search':
         pivots, rows = _search_all(
             variables, problems, bank, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), config=plain
         )
@@ -375,7 +373,7 @@ def _stacked(portraits: list[Portrait]) -> Portrait:
 
 
 def _finished(variables, config, portrait, bank, weights, problem, ws, tuned, pivot) -> Fitted:
-    tune = config.method.tuning.tune
+    tune = config.settings.tuning.tune
     first = _first_params(variables, tune) if tune != 'none' else None
     plain = _plain(config)
     before = _assess(variables, problem, ws, bank, first, config=plain, tune=tune)[2]
@@ -390,5 +388,5 @@ def _finished(variables, config, portrait, bank, weights, problem, ws, tuned, pi
 
 def steps_of(config: ModelConfig) -> int:
     """Steps of the tuning that ``fit_people`` reports on."""
-    settings = config.method.tuning
-    return 0 if settings.tune == 'none' else settings.steps
+    chosen = config.settings.tuning
+    return 0 if chosen.tune == 'none' else chosen.steps

@@ -64,7 +64,7 @@ def w_avg(variables: Variables) -> jax.Array:
 
 def compensation_module(config: ModelConfig) -> Compensation:
     """The compensation network in its size for the generator."""
-    return Compensation(config.method.compensation, config.feature_channels, 3 * config.generator.plane_channels)
+    return Compensation(config.settings.compensation, config.feature_channels, 3 * config.generator.plane_channels)
 
 
 def init_compensation(config: ModelConfig, key: jax.Array) -> PyTree:
@@ -81,7 +81,7 @@ def init(config: ModelConfig, key: jax.Array, generator: Variables | None = None
         generator: trained variables of the generator; None draws fresh ones.
     """
     keys = jax.random.split(key, 4)
-    c = config.method
+    c = config.settings
     generator = init_generator(config.generator, keys[0]) if generator is None else generator
     variables = with_network({}, 'generator', generator)
     variables = with_network(variables, 'encoder', init_encoder(c.encoder, keys[1]))
@@ -200,8 +200,8 @@ def encode(
 
     ``stage``, ``train`` and ``axis_name`` are those of ``models.e4e``; the statistics move only with ``train``.
     """
-    module, own = E4eEncoder(config.method.encoder), network(variables, 'encoder')
-    x = encoder_input(images, config.method.encoder.image_size)
+    module, own = E4eEncoder(config.settings.encoder), network(variables, 'encoder')
+    x = encoder_input(images, config.settings.encoder.image_size)
     if not train:
         return module.apply(own, x, stage), own['batch_stats']
     rows, moved = module.apply(own, x, stage, True, axis_name, mutable=['batch_stats'])
@@ -249,7 +249,7 @@ def volume_of(
 ) -> Volume:
     """The volume of style rows [N,L,D] and source pictures [N,S,S,3]; ``compensate`` False leaves V_m out."""
     planes, features = canonical(network(variables, 'generator'), config, ws)
-    use = compensate and config.method.compensation.use
+    use = compensate and config.settings.compensation.use
     return Volume(ws, planes, added(variables, config, features, images) if use else None)
 
 
@@ -272,7 +272,7 @@ def deformation_of(
     variables: Variables, config: ModelConfig, shape: jax.Array, expression: jax.Array
 ) -> Callable[[jax.Array], jax.Array]:
     """The backward deformation of N pictures, from identity [N,80] and expression [N,64] coefficients."""
-    c, params = config.method.deformation, variables['params']['deformation']
+    c, params = config.settings.deformation, variables['params']['deformation']
     statistics = variables['constants']['coefficients'] if c.standardize else None
     given = condition(params, c, shape, expression, statistics)
     return backward(params, c, given, config.generator.rendering.box_warp)
@@ -314,7 +314,7 @@ def sample_draws(keys: jax.Array, config: ModelConfig) -> RenderDraws:
 
 def coefficients_of(portrait: Portrait, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
     """Identity [80] and expression [64] of a portrait; zeros where they were not measured."""
-    c = config.method.deformation
+    c = config.settings.deformation
     return tuple(
         jnp.zeros(n) if v is None else jnp.asarray(v, jnp.float32)
         for v, n in ((portrait.shape, c.num_shape), (portrait.expression, c.num_expression))

@@ -58,7 +58,7 @@ class RunConfig:
     Attributes:
         stage: 'general', 'teeth' or 'compensation'.
         seed: decides initial weights, data order and all random draws.
-        model: networks and method; ``model.method.train`` has lengths, batches and optimizers.
+        model: networks and method; ``model.settings.train`` has lengths, batches and optimizers.
         data: the clips. output: logs, samples, checkpoints.
         init: weight file of this method to go on from (of the stage before); '' starts from ``generator``.
         generator: weight file of the generator (EG3D or another method that has one) to start from; '' draws one.
@@ -113,13 +113,13 @@ class RunConfig:
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
-        return self.output.loop(self.model.method.train.stage(self.stage).iterations)
+        return self.output.loop(self.model.settings.train.stage(self.stage).iterations)
 
 
 def check_stage(config: ModelConfig, stage: str) -> None:
     """Raises ``UserError`` for a stage that has nothing to train."""
-    if stage == 'compensation' and not config.method.compensation.use:
-        raise UserError("stage: 'compensation', but model.method.compensation.use is off; switch it on")
+    if stage == 'compensation' and not config.settings.compensation.use:
+        raise UserError("stage: 'compensation', but model.settings.compensation.use is off; switch it on")
 
 
 @flax.struct.dataclass
@@ -137,7 +137,7 @@ def trained_networks(config: ModelConfig, stage: str) -> tuple[str, ...]:
     """Names of the networks that a stage trains."""
     if stage == 'compensation':
         return ('compensation',)
-    base = ('encoder', 'generator') if config.method.train.train_generator else ('encoder',)
+    base = ('encoder', 'generator') if config.settings.train.train_generator else ('encoder',)
     return (*base, 'deformation') if stage == 'general' else base
 
 
@@ -155,7 +155,7 @@ def join_generator(trained: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict
 
 def with_discriminator(config: ModelConfig, stage: str) -> bool:
     """Whether a stage trains the latent discriminator."""
-    return stage == 'general' and config.method.train.encoder.discriminator > 0
+    return stage == 'general' and config.settings.train.encoder.discriminator > 0
 
 
 def init_state(config: ModelConfig, variables: Mapping[str, Any], stage: str, seed: int = 0) -> TrainState:
@@ -168,7 +168,7 @@ def init_state(config: ModelConfig, variables: Mapping[str, Any], stage: str, se
         seed: of the latent discriminator's first weights.
     """
     check_stage(config, stage)
-    train, groups = config.method.train, {}
+    train, groups = config.settings.train, {}
     tx = make_optimizer(train.stage(stage).optimizer)
     left = dict(variables['params'])
     for name in trained_networks(config, stage):
@@ -225,8 +225,8 @@ def train_step(
     Returns:
         the state, and loss, weighted terms, ``psnr`` (dB) and norms.
     """
-    method, train = config.method, config.method.train
-    weights = method.loss.weights(stage)
+    settings, train = config.settings, config.settings.train
+    weights = settings.loss.weights(stage)
     fixed, key = state.extra['variables'], step_key(seed, state.step)
     count = batch['images'].shape[0]
     keys = sample_keys(jax.random.fold_in(key, 1), count, axis_name)
@@ -234,7 +234,7 @@ def train_step(
     target = _targets_of(batch, keys, 1.0 if stage == 'compensation' else train.same_frame)
     prepared = losses.prepare_targets(
         frozen.bank,
-        method.loss,
+        settings.loss,
         weights,
         target['images'],
         target.get('landmarks'),
@@ -262,9 +262,9 @@ def train_step(
         views = render(variables, config, volume.planes, ws, target['labels'], deform, draws)
         restored = None
         if weights.teeth and frozen.teacher.kind != 'none':
-            restored = frozen.teacher(views.image, target['images'], target.get('landmarks'), method.loss)
+            restored = frozen.teacher(views.image, target['images'], target.get('landmarks'), settings.loss)
         terms = losses.objective_terms(
-            frozen.bank, method.loss, weights, views, prepared, offsets=offsets, volume=volume, restored=restored
+            frozen.bank, settings.loss, weights, views, prepared, offsets=offsets, volume=volume, restored=restored
         )
         if learning and terms_of.delta:
             active = delta_stage < last
@@ -313,7 +313,7 @@ def _score(config: ModelConfig, params: PyTree, rows: jax.Array) -> jax.Array:
 
 def _discriminator_step(config, state, ws, labels, delta_stage, key, keys, axis_name):
     """One update of the latent discriminator, from the codes of all devices' pictures: the same on every device."""
-    terms = config.method.train.encoder
+    terms = config.settings.train.encoder
     z = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 3), (config.generator.z_dim,)))(keys)
     generator = network(state.extra['variables'], 'generator')  # the mapping network is never trained
     real = TriPlaneGenerator(config.generator).apply(generator, z, labels, method='mapping')[:, 0]
@@ -350,7 +350,7 @@ def with_host_arrays(config: ModelConfig, stage: str, batch: Mapping[str, np.nda
     Raises:
         UserError: no landmarks where terms need them, or mouths outside the picture.
     """
-    c, weights = config.method.deformation, config.method.loss.weights(stage)
+    c, weights = config.settings.deformation, config.settings.loss.weights(stage)
     images = batch['images']
     out = {k: batch[k] for k in ('images', 'labels', 'landmarks') if k in batch}
     out['expressions'] = np.ascontiguousarray(batch['windows'][:, :, RADIUS, : c.num_expression])

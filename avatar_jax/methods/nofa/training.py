@@ -40,20 +40,20 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
 def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     """A run that is ready to begin; see ``methods.base.Training``."""
-    settings, stage = config.model, config.model.method.train.stage(config.stage)
-    field = f'model.method.train.{config.stage}.batch_size'
+    model_config, stage = config.model, config.model.settings.train.stage(config.stage)
+    field = f'model.settings.train.{config.stage}.batch_size'
     devices = devices_for(config.parallel, stage.batch_size, field)
     variables, digest = first_variables(config)
     frozen = frozen_of(config)
     notes: list[str] = []
-    conventions = getattr(settings, 'conventions', None) or conventions_of(settings)
-    source = streams.clips(config.data, settings.img_resolution, conventions, notes)
+    conventions = getattr(model_config, 'conventions', None) or conventions_of(model_config)
+    source = streams.clips(config.data, model_config.img_resolution, conventions, notes)
     for note in () if quiet else notes:
         print(note)
     data = SimpleNamespace(**to_plain(config.data), cameras='any', num_workers=0)
 
     def arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return training.with_host_arrays(settings, config.stage, batch)
+        return training.with_host_arrays(model_config, config.stage, batch)
 
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
         for batch in streams.pairs(source, data, stage.batch_size, config.seed, 'uniform', first):
@@ -65,15 +65,15 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         del done
         if not shown:
             shown.append({k: v[: config.output.sample_people] for k, v in streams.first(batches(0)).items()})
-        return training.sample_sheet(settings, state, shown[0])
+        return training.sample_sheet(model_config, state, shown[0])
 
     def export(state: TrainState, folder: Path, provenance: dict[str, Any]) -> None:
         path = folder / 'weights.safetensors'
-        model.save_model(path, training.variables_of(state), settings, provenance, config.storage)
+        model.save_model(path, training.variables_of(state), model_config, provenance, config.storage)
 
-    networks = losses.networks(settings.method.loss, frozen.bank)
+    networks = losses.networks(model_config.settings.loss, frozen.bank)
     return Run(
-        state=training.init_state(settings, variables, config.stage, config.seed),
+        state=training.init_state(model_config, variables, config.stage, config.seed),
         step=lambda kind: _step(config),
         batches=batches,
         export=export,
@@ -85,16 +85,16 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         provenance={'stage': config.stage, 'data': to_plain(config.data), 'networks': networks, 'init': digest},
         sample=sample if config.output.sample_people else None,
         headline='psnr',
-        bf16=settings.generator.dtype == 'bfloat16',
+        bf16=model_config.generator.dtype == 'bfloat16',
         devices=devices,
     )
 
 
-def conventions_of(settings: ModelConfig) -> Any:
+def conventions_of(model_config: ModelConfig) -> Any:
     """What the pictures and cameras of the data have to be like."""
     from avatar_jax.faces.conventions import of_model
 
-    return of_model(settings)
+    return of_model(model_config)
 
 
 def _step(config: RunConfig):
@@ -110,17 +110,17 @@ def first_variables(config: RunConfig) -> tuple[dict[str, Any], str]:
     Raises:
         UserError: a file that does not fit the configuration.
     """
-    settings, key = config.model, jax.random.key(config.seed)
+    model_config, key = config.model, jax.random.key(config.seed)
     if config.init:
         variables, found, digest, _ = model.load_model(weight_file(config.init))
-        a, b = ({k: v for k, v in to_plain(c).items() if k == 'generator'} for c in (found, settings))
+        a, b = ({k: v for k, v in to_plain(c).items() if k == 'generator'} for c in (found, model_config))
         check_config(config.init, a, b)
         return variables, digest
     generator, digest = None, ''
     if config.generator:
         generator, theirs, digest = load_generator(config.generator)
-        model.check_generator(settings.generator, theirs, config.generator)
-    variables = model.init(settings, key, generator)
+        model.check_generator(model_config.generator, theirs, config.generator)
+    variables = model.init(model_config, key, generator)
     if config.backbone:
         encoder = with_backbone(model.network(variables, 'encoder'), read(config.backbone).tensors, config.backbone)
         variables = model.with_network(variables, 'encoder', encoder)
@@ -133,11 +133,11 @@ def frozen_of(config: RunConfig) -> Frozen:
     Raises:
         UserError: a teacher without its file, or a file that no teacher reads.
     """
-    train = config.model.method.train
+    train = config.model.settings.train
     bank = bank_of(config.perception, config.model.img_resolution, config.stand_ins)
     if config.teacher and train.teacher != 'gfpgan':
         raise UserError(
-            f"teacher: {config.teacher} is read with model.method.train.teacher='gfpgan' only; leave it out"
+            f"teacher: {config.teacher} is read with model.settings.train.teacher='gfpgan' only; leave it out"
         )
     if not config.teacher:
         return Frozen(bank, Teacher.create(train.teacher, train.align_teacher))
@@ -147,8 +147,8 @@ def frozen_of(config: RunConfig) -> Frozen:
 
 def program(config: RunConfig) -> Program:
     """The step of the stage with made-up data, for measuring and counting."""
-    settings, stage = config.model, config.model.method.train.stage(config.stage)
-    size, rendering = settings.img_resolution, settings.generator.rendering
+    model_config, stage = config.model, config.model.settings.train.stage(config.stage)
+    size, rendering = model_config.img_resolution, model_config.generator.rendering
 
     def make_batch(rows: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(0)
@@ -161,11 +161,11 @@ def program(config: RunConfig) -> Program:
             'windows': rng.uniform(0, 0.3, (rows, FRAMES, 27, 70)).astype(np.float32),
             'identity': rng.normal(size=(rows, 192)).astype(np.float32),
         }
-        return training.with_host_arrays(settings, config.stage, batch)
+        return training.with_host_arrays(model_config, config.stage, batch)
 
     def make_state() -> TrainState:
-        variables = model.init(settings, jax.random.key(config.seed))
-        return training.init_state(settings, variables, config.stage, config.seed)
+        variables = model.init(model_config, jax.random.key(config.seed))
+        return training.init_state(model_config, variables, config.stage, config.seed)
 
     constants = partial(frozen_of, config)
     return Program(
@@ -178,5 +178,5 @@ def program(config: RunConfig) -> Program:
         make_batch=make_batch,
         images_per_row=FRAMES,
         batch=stage.batch_size,
-        bf16=settings.generator.dtype == 'bfloat16',
+        bf16=model_config.generator.dtype == 'bfloat16',
     )

@@ -31,7 +31,7 @@ def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     check.at_least(1, 'steps')
     if options.space not in ('w', 'w+'):
         raise UserError(f"--space {options.space}: use 'w' or 'w+'")
-    found = config.method.inversion
+    found = config.settings.inversion
     changes: dict[str, Any] = {'early_stop': options.early_stop or found.early_stop}
     if (steps := options.steps) is not None:
         changes |= {'w_steps': steps, 'wplus_steps': steps if found.wplus_steps else 0}
@@ -40,7 +40,7 @@ def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     if options.space == 'w':
         changes |= {'wplus_steps': 0, 'w_steps': options.steps or found.w_steps or found.wplus_steps}
     inversion = dataclasses.replace(found, **changes)
-    config = dataclasses.replace(config, method=dataclasses.replace(config.method, inversion=inversion))
+    config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, inversion=inversion))
     if config.img_resolution >= invert.LARGE and config.generator.rendering.ray_chunk is None:
         # The same numbers in less memory: 1.5 instead of 2.4 GiB for a step at the published size.
         config = dataclasses.replace(config, generator=config.generator.replace(rendering={'ray_chunk': RAYS}))
@@ -54,13 +54,13 @@ def num_steps(model: Model, options: BuildOptions) -> int:
 
 def networks(config: ModelConfig, bank: PerceptionBank) -> dict[str, str]:
     """What the losses of the inversion look through, in words."""
-    loss = config.method.loss
+    loss = config.settings.loss
     return bank.report(loss.perceptual_network, loss.identity_network)
 
 
 def looks_through(config: ModelConfig, bank: PerceptionBank) -> tuple[str, ...]:
     """The networks of the bank that the losses of the inversion use."""
-    return losses.looks_through(bank, config.method.loss)
+    return losses.looks_through(bank, config.settings.loss)
 
 
 def build(model: Model, source: Source, options: BuildOptions, **tools: Any) -> Built:
@@ -102,7 +102,7 @@ def build_many(
                 model.variables, config, portrait, inverted, bank, key, steps=options.pti
             )
             tuned = {'steps': options.pti, 'psnr_before': before, 'loss': np.asarray(curve).tolist()}
-        missing = losses.left_out(bank, config.method.loss, portrait.landmarks is not None)
+        missing = losses.left_out(bank, config.settings.loss, portrait.landmarks is not None)
         through = networks(config, bank) | {k: f'off: {why}' for k, why in missing.items()}
         built.append(
             Built(

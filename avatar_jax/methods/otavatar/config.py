@@ -290,7 +290,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     'no_identity': {'loss.identity': 0.0},
     'no_finetune': {'decoupling.refine': 'off'},
     'motion_in_w': {'controller.motion_space': 'w'},
-    'linear_basis': {'controller.basis': 'linear'},
+    'linear_basis': {'controller.code_book': 'linear'},
     'identity_in_w': {'inversion.wplus_steps': 0},
 }
 

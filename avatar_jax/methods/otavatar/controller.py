@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,11 +51,13 @@ class ControllerConfig:
         cropped by one fixed rule have constant crop parameters, and motions have none here: a controller by itself (an
         imported one) may read them, a whole model refuses to.
       motion_space: 'w+' gives each latent row its own magnitudes; 'w' one set for all rows (ablation of the paper).
-      basis: 'orthogonal' is the QR code book, 'linear' ordinary weights (ablation "w/o code book").
+      code_book: 'orthogonal' is the QR code book, 'linear' ordinary weights (ablation "w/o code book").
       scaling: also predict a factor for the identity code.
       leaky_slope: negative slope of every activation.
       init_gain: gain of the Xavier-normal initialisation.
     """
+
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {'basis': 'code_book'}  # in files of before
 
     num_ws: int = 14
     w_dim: int = 512
@@ -69,7 +71,7 @@ class ControllerConfig:
     use_pose: bool = True
     use_crop: bool = False
     motion_space: str = 'w+'
-    basis: str = 'orthogonal'
+    code_book: str = 'orthogonal'
     scaling: bool = False
     leaky_slope: float = 0.1
     init_gain: float = 0.02
@@ -78,12 +80,12 @@ class ControllerConfig:
         check = Check(self, 'controller')
         check.one_of('temporal', 'residual', 'plain')
         check.one_of('motion_space', 'w+', 'w')
-        check.one_of('basis', 'orthogonal', 'linear')
+        check.one_of('code_book', 'orthogonal', 'linear')
         check.at_least(1, 'num_ws', 'w_dim', 'directions', 'channels', 'temporal_layers', 'mlp_layers')
         check.need(
-            self.basis == 'linear' or self.directions <= self.w_dim,
+            self.code_book == 'linear' or self.directions <= self.w_dim,
             'directions',
-            f"so many orthogonal directions do not fit into {self.w_dim} dimensions; use fewer or basis='linear'",
+            f"so many orthogonal directions do not fit into {self.w_dim} dimensions; use fewer or code_book='linear'",
         )
         check.need(
             self.use_pose or not self.use_crop, 'use_crop', 'needs use_pose, the crop channels follow the pose channels'
@@ -123,7 +125,7 @@ class MotionCode(NamedTuple):
 # ------------------------------------------------------------------------------------------------------ pure functions
 
 
-def orthogonal_basis(weight: jax.Array) -> jax.Array:
+def orthogonal_directions(weight: jax.Array) -> jax.Array:
     """Reduced QR of (weight + 1e-8): Q [D,K] with the column signs of LAPACK's Householder convention.
 
     The magnitudes multiply the columns, so the signs are part of a trained model and are not normalised.
@@ -245,10 +247,10 @@ class _CodeBook(nn.Module):
     @nn.compact
     def __call__(self):
         c = self.config
-        # The orthogonalised basis has unit columns whatever the scale; the plain one starts with the same length.
-        scale = 1.0 if c.basis == 'orthogonal' else c.w_dim**-0.5
+        # Orthogonalised directions have unit columns whatever the scale; plain ones start with the same length.
+        scale = 1.0 if c.code_book == 'orthogonal' else c.w_dim**-0.5
         weight = self.param('weight', nn.initializers.normal(scale), (c.w_dim, c.directions))
-        return orthogonal_basis(weight) if c.basis == 'orthogonal' else weight
+        return orthogonal_directions(weight) if c.code_book == 'orthogonal' else weight
 
 
 class Controller(nn.Module):
@@ -261,17 +263,17 @@ class Controller(nn.Module):
         self.mapping_Refine = _Refine(self.config)
         self.direction = _CodeBook(self.config)
 
-    def basis(self) -> jax.Array:
+    def code_book(self) -> jax.Array:
         """The directions [D,K]. They depend on the parameters alone: for inference compute them once and pass them."""
         return self.direction()
 
-    def codes(self, motion: jax.Array, basis: jax.Array | None = None) -> MotionCode:
+    def codes(self, motion: jax.Array, code_book: jax.Array | None = None) -> MotionCode:
         """All outputs for motion windows.
 
         Args:
           motion: [B,T,C] with expression 64, angle 3 (radians), translation 3 (and crop 3) in the last axis; channels
             beyond those that the configuration reads are not used.
-          basis: the result of `basis`, to save its computation.
+          code_book: the result of `code_book`, to save its computation.
 
         Raises:
           ValueError: fewer channels or a shorter window than the network reads.
@@ -284,11 +286,11 @@ class Controller(nn.Module):
             )
         y = self.mapping_Refine(self.mapping_3DMM(motion[..., : c.motion_channels]))
         y = y.reshape(motion.shape[0], -1, c.directions)
-        basis = self.direction() if basis is None else basis
+        code_book = self.direction() if code_book is None else code_book
 
         def offset(rows):  # [B,rows,K] -> magnitudes and latent rows
             alpha = rows[:, :1] + rows[:, 1:] if c.motion_space == 'w+' else rows
-            latent = jnp.einsum('blk,dk->bld', alpha, basis)
+            latent = jnp.einsum('blk,dk->bld', alpha, code_book)
             return alpha, jnp.broadcast_to(latent, (latent.shape[0], c.num_ws, c.w_dim))
 
         if not c.scaling:
@@ -297,9 +299,9 @@ class Controller(nn.Module):
         (_, scaling), (_, w_x) = offset(y[:, : c.rows]), offset(y[:, c.rows :])
         return MotionCode(w_x, y, scaling)
 
-    def __call__(self, motion: jax.Array, basis: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, motion: jax.Array, code_book: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """``(w_x [B,L,D], alpha)``; see `codes`, which is also the way to the scaling output."""
-        code = self.codes(motion, basis)
+        code = self.codes(motion, code_book)
         if code.scaling is not None:
             raise ValueError('this controller has a scaling output: call the method `codes`')
         return code.w_x, code.alpha

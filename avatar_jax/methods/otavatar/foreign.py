@@ -135,7 +135,7 @@ def _plan(source: ForeignNetwork, report: Report) -> list[NewWeights]:
         taken |= {
             f'C/{k}': v
             for k, v in match_controller(
-                controller, config.method.controller, report, source.places[roles[1]], file, 'controller.'
+                controller, config.settings.controller, report, source.places[roles[1]], file, 'controller.'
             ).items()
         }
         plans.append(NewWeights(file, METHOD, config.to_dict(), taken, _build))
@@ -159,8 +159,8 @@ def _model_config(source: ForeignNetwork, generator: Flat, controller: Flat) -> 
     variant = source.variant or 'eg3d-ffhq512-64'  # the generator that OTAvatar starts from
     shape = from_shapes(generator, variant, str(source.raw.path))
     part = _config_of(controller, shape.num_ws, source.raw.path)
-    method = OTAvatarConfig.release().replace(controller=part)
-    return ModelConfig(shape, method, basis=BFM.basis, label_mode='hdtf')
+    settings = OTAvatarConfig.release().replace(controller=part)
+    return ModelConfig(shape, settings, basis=BFM.basis, label_mode='hdtf')
 
 
 def _build(flat: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _complete(roles: Collection[str]) -> bool:
 def _export(weights: Weights) -> dict[str, np.ndarray]:
     config = ModelConfig.from_dict(weights.config)
     generator = generator_keys(network(weights.variables, 'generator'), config.generator.superresolution)
-    controller = to_release_keys(network(weights.variables, 'controller')['params'], config.method.controller)
+    controller = to_release_keys(network(weights.variables, 'controller')['params'], config.settings.controller)
     return {f'net_G_ema.{k}': v for k, v in generator.items()} | {f'net_Warp_ema.{k}': v for k, v in controller.items()}
 
 
@@ -213,7 +213,7 @@ def _compare_controller(run: Verification) -> None:
         variables, config = load_controller(weights.path)
     else:
         variables, model, _, _ = load_model(weights.path)
-        variables, config = network(variables, 'controller'), model.method.controller
+        variables, config = network(variables, 'controller'), model.settings.controller
     hyper = golden.config.get('hyper', {})
     told = {'short_cut': hyper.get('if_short_cut', True), 'scaling': hyper.get('if_plus_scaling', False)}
     differ = [k for k, v in told.items() if getattr(config, k) != v]
@@ -226,7 +226,7 @@ def _compare_controller(run: Verification) -> None:
     run.compare('alpha', code.alpha, VALUE)
     if code.scaling is not None:
         run.compare('ws_scaling', code.scaling, VALUE)
-    run.compare('Q', module.apply(variables, method='basis'), VALUE)
+    run.compare('Q', module.apply(variables, method='code_book'), VALUE)
     inner = state['intermediates']['mapping_3DMM']
     run.compare('pooled', np.asarray(inner['pooled'][0])[:, :, None], VALUE)
     for name in golden.out:

@@ -81,7 +81,7 @@ class Inversion:
 def transforms(config: ModelConfig) -> Transforms:
     """The optimizers of codes and corrections."""
     return Transforms(
-        *(make_optimizer(o) for o in (config.method.optimizers.codes, config.method.optimizers.intrinsics))
+        *(make_optimizer(o) for o in (config.settings.optimizers.codes, config.settings.optimizers.intrinsics))
     )
 
 
@@ -188,7 +188,7 @@ def invert_portrait(
     bank = PerceptionBank() if bank is None else bank
     loss = loss_of(variables, config, pose_problem(variables, config, portrait, bank), bank, key is not None)
     code, bias = first_code(variables, config)
-    stages = config.method.inversion.stages()
+    stages = config.settings.inversion.stages()
     code, bias, results = inversion.invert(
         loss, code, bias, jax.random.key(0) if key is None else key, stages, transforms(config)
     )
@@ -343,7 +343,7 @@ def _invert_alike(
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0) if key is None else key, i))(which)
     code, bias = first_code(variables, config)
     codes, biases = (jnp.broadcast_to(x, (count, *x.shape)) for x in (code, bias))
-    moves, stages, results, done = transforms(config), config.method.inversion.stages(), [], 0
+    moves, stages, results, done = transforms(config), config.settings.inversion.stages(), [], 0
     inversion.check_order(stages)
     problems = _pose_all(shared, people, config=config, devices=devices)
     for i, stage in enumerate(stages):
@@ -390,7 +390,7 @@ def _invert_alike(
 
 def num_steps(config: ModelConfig) -> int:
     """Steps of an inversion, all stages together."""
-    return sum(stage.steps for stage in config.method.inversion.stages())
+    return sum(stage.steps for stage in config.settings.inversion.stages())
 
 
 def finetune_generator(

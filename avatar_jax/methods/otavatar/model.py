@@ -19,7 +19,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -50,14 +50,16 @@ class ModelConfig:
 
     Attributes:
         generator: the tri-plane generator.
-        method: everything of OTAvatar itself; ``method.controller`` must fit the generator's code.
+        settings: everything of OTAvatar itself; ``settings.controller`` must fit the generator's code.
         basis: name of the coefficient basis that drives the controller.
         label_mode: how camera labels are normalised in the data that the model was trained on (one of
             ``faces.camera_labels.MODES``); labels of photographs are made alike.
     """
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {'method': 'settings'}  # in files of before
+
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    method: OTAvatarConfig = field(default_factory=OTAvatarConfig)
+    settings: OTAvatarConfig = field(default_factory=OTAvatarConfig)
     basis: str = 'procedural'
     label_mode: str = 'raw'
 
@@ -76,22 +78,22 @@ class ModelConfig:
         for name in ('num_ws', 'w_dim'):
             wanted = getattr(self.generator, name)
             check.need(
-                getattr(self.method.controller, name) == wanted,
-                f'method.controller.{name}',
+                getattr(self.settings.controller, name) == wanted,
+                f'settings.controller.{name}',
                 f'the generator reads {wanted}; set both alike',
             )
         check.need(
-            not self.method.controller.use_crop,
-            'method.controller.use_crop',
+            not self.settings.controller.use_crop,
+            'settings.controller.use_crop',
             'motions have 70 numbers a frame and none about the crop; set it to False',
         )
 
     @classmethod
-    def of(cls, generator: GeneratorConfig, method: OTAvatarConfig | None = None, **other: Any) -> ModelConfig:
+    def of(cls, generator: GeneratorConfig, settings: OTAvatarConfig | None = None, **other: Any) -> ModelConfig:
         """A configuration whose controller is sized to the generator."""
-        method = OTAvatarConfig.paper() if method is None else method
-        method = method.replace(controller__num_ws=generator.num_ws, controller__w_dim=generator.w_dim)
-        return cls(generator, method, **other)
+        settings = OTAvatarConfig.paper() if settings is None else settings
+        settings = settings.replace(controller__num_ws=generator.num_ws, controller__w_dim=generator.w_dim)
+        return cls(generator, settings, **other)
 
     @classmethod
     def tiny(cls, preset: str = 'release') -> ModelConfig:
@@ -99,7 +101,7 @@ class ModelConfig:
         generator = GeneratorConfig.tiny()
         base = OTAvatarConfig.release() if preset == 'release' else OTAvatarConfig.paper()
         sr_steps = 2 if preset == 'release' else 5
-        method = base.replace(
+        settings = base.replace(
             controller=ControllerConfig(num_ws=generator.num_ws, w_dim=generator.w_dim, directions=4, channels=16),
             decoupling__identity_steps=3,
             decoupling__controller_steps=2,
@@ -111,7 +113,7 @@ class ModelConfig:
             inversion__wplus_steps=4,
             **({'inversion__sr_steps': 2} if preset == 'release' else {}),
         )
-        return cls(generator, method)
+        return cls(generator, settings)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -146,9 +148,9 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     """Fresh variables."""
     k_generator, k_controller = jax.random.split(key)
     window = jnp.zeros((1, 2 * RADIUS + 1, 70))
-    controller = jax.jit(partial(Controller(config.method.controller).init, method='codes'))(k_controller, window)
+    controller = jax.jit(partial(Controller(config.settings.controller).init, method='codes'))(k_controller, window)
     generator = init_generator(config.generator, k_generator)
-    w_std = code_std(generator, config.generator) if config.method.sigma_w == 'std' else None
+    w_std = code_std(generator, config.generator) if config.settings.sigma_w == 'std' else None
     return join(generator, controller, w_std)
 
 
@@ -201,7 +203,7 @@ def w_avg(variables: Mapping[str, Any]) -> jax.Array:
 
 def sigma(variables: Mapping[str, Any], config: ModelConfig) -> jax.Array | None:
     """[D] scale of motion offset and clamp; None stands for ones."""
-    return variables['constants']['w_std'] if config.method.sigma_w == 'std' else None
+    return variables['constants']['w_std'] if config.settings.sigma_w == 'std' else None
 
 
 def save_model(
@@ -251,17 +253,19 @@ class Views:
     image: jax.Array | None = None
 
 
-def motion_codes(params: PyTree, config: ModelConfig, windows: jax.Array, basis: jax.Array | None = None) -> MotionCode:
-    """Controller outputs for windows [..., 27, 70]; leading axes are kept. ``basis``: see ``controller_basis``."""
+def motion_codes(
+    params: PyTree, config: ModelConfig, windows: jax.Array, code_book: jax.Array | None = None
+) -> MotionCode:
+    """Controller outputs for windows [..., 27, 70]; leading axes are kept. ``code_book``: of ``code_book_of``."""
     lead = windows.shape[:-2]
     flat = windows.reshape(-1, *windows.shape[-2:])
-    codes = Controller(config.method.controller).apply({'params': params}, flat, basis, method='codes')
+    codes = Controller(config.settings.controller).apply({'params': params}, flat, code_book, method='codes')
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), codes)
 
 
-def controller_basis(variables: Mapping[str, Any], config: ModelConfig) -> jax.Array:
+def code_book_of(variables: Mapping[str, Any], config: ModelConfig) -> jax.Array:
     """[D, K] the orthogonal code book. It depends on the weights alone: compute it once for a whole video."""
-    return Controller(config.method.controller).apply(network(variables, 'controller'), method='basis')
+    return Controller(config.settings.controller).apply(network(variables, 'controller'), method='code_book')
 
 
 def driven_codes(
@@ -270,7 +274,7 @@ def driven_codes(
     """What the generator gets, [N,L,D]: identity plus motion, with ``clamp`` kept near the average code."""
     scale = sigma(variables, config)
     ws = combine_codes(w, code, scale)
-    return clamp_codes(ws, w_avg(variables), config.method.clamp_radius, scale) if clamp else ws
+    return clamp_codes(ws, w_avg(variables), config.settings.clamp_radius, scale) if clamp else ws
 
 
 def sample_draws(keys: jax.Array, config: GeneratorConfig, resolution: int) -> RenderDraws:
@@ -314,15 +318,15 @@ def identity_of(identity: Mapping[str, Any], variables: Mapping[str, Any]) -> tu
 
 
 def prepare(variables: Mapping[str, Any], config: ModelConfig, identity: Mapping[str, Any]) -> jax.Array:
-    """What is computed once for a video: ``controller_basis``."""
-    return controller_basis(variables, config)
+    """What is computed once for a video: ``code_book_of``."""
+    return code_book_of(variables, config)
 
 
 def frame(
     variables: Mapping[str, Any],
     config: ModelConfig,
     identity: Mapping[str, Any],
-    basis: jax.Array | None,
+    code_book: jax.Array | None,
     signals: Mapping[str, jax.Array],
     labels: jax.Array,
     keys: jax.Array | None = None,
@@ -332,7 +336,7 @@ def frame(
 
     Args:
         identity: ``{'code': [L,D], 'bias': [18]}``, and ``'generator'`` where it was tuned.
-        basis: ``controller_basis``; None computes it.
+        code_book: what ``code_book_of`` gives; None computes it.
         signals: ``windows`` [N,27,70] of the driver. labels: [N,25] cameras of the driver.
         keys: [N], jitter the samples along the rays, as the released program does; None is deterministic, without
             flicker.
@@ -342,7 +346,7 @@ def frame(
         ``Frames`` with rgb and raw limited to [-1, 1]. The code is not clamped, unlike during inversion.
     """
     code, bias, generator = identity_of(identity, variables)
-    motion = motion_codes(network(variables, 'controller')['params'], config, signals['windows'], basis)
+    motion = motion_codes(network(variables, 'controller')['params'], config, signals['windows'], code_book)
     w = jnp.broadcast_to(code, (labels.shape[0], *code.shape))
     ws = driven_codes(w, motion, config, variables, clamp=False)
     views = render_views(generator, config.generator, ws, correct_intrinsics(labels, bias), keys, sr)

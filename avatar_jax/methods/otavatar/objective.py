@@ -42,7 +42,7 @@ def prepare_targets(
     lead = images.shape[:-3]
     flat = images.reshape(-1, *images.shape[-3:])
     points = None if landmarks is None else landmarks.reshape(-1, *landmarks.shape[-2:])
-    found = losses.prepare_targets(bank, config.method.loss, flat, points, level_sizes(config))
+    found = losses.prepare_targets(bank, config.settings.loss, flat, points, level_sizes(config))
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
 
 
@@ -57,9 +57,9 @@ def image_terms(
     bank: PerceptionBank, config: ModelConfig, raw: jax.Array, image: jax.Array | None, targets: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
     """``view_terms`` of pictures: raw [N,R,R,3] and, where there are some, super-resolved [N,S,S,3]."""
-    terms = losses.image_terms(bank, config.method.loss, raw, targets['raw'], 'raw')
+    terms = losses.image_terms(bank, config.settings.loss, raw, targets['raw'], 'raw')
     if image is not None:
-        terms |= losses.image_terms(bank, config.method.loss, image, targets['sr'], 'sr')
+        terms |= losses.image_terms(bank, config.settings.loss, image, targets['sr'], 'sr')
     return terms
 
 
@@ -69,7 +69,7 @@ def split_keys(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     return pairs[:, 0], pairs[:, 1]
 
 
-class Motion(NamedTuple):
+class ControllerOutput(NamedTuple):
     """Controller outputs for all frames: codes [B,F,...] and the terms on the controller itself."""
 
     codes: MotionCode
@@ -90,10 +90,10 @@ def training_objective(config: ModelConfig, bank: PerceptionBank, frozen: Mappin
         variables = network(frozen, 'generator')
         return {**variables, 'params': merge(variables.get('params', {}), params)}
 
-    def motion(params: PyTree, batch: Mapping[str, Any]) -> Motion:
+    def motion(params: PyTree, batch: Mapping[str, Any]) -> ControllerOutput:
         codes = motion_codes(params, config, batch['windows'])
         other = codes.alpha[:, 1] if codes.alpha.shape[1] > 1 else None
-        return Motion(codes, losses.controller_terms(config.method.loss, params, codes.alpha[:, 0], other))
+        return ControllerOutput(codes, losses.controller_terms(config.settings.loss, params, codes.alpha[:, 0], other))
 
     def loss(generator_params, regulariser_params, motion, w, bias, batch, keys, sr, frames):
         people, count = w.shape[0], len(frames)
@@ -114,7 +114,7 @@ def training_objective(config: ModelConfig, bank: PerceptionBank, frozen: Mappin
             return model.apply(regulariser, views.planes, points, method='sample_density')[1]
 
         box = config.generator.rendering.box_warp
-        terms |= losses.density_terms(config.method.loss, density, point_keys, people * count, box)
+        terms |= losses.density_terms(config.settings.loss, density, point_keys, people * count, box)
         terms = {name: count * value for name, value in terms.items()}  # a sum over frames, a mean over people
         terms |= motion.terms
         return losses.total(terms), terms

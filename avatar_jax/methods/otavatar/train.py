@@ -62,7 +62,7 @@ class RunConfig:
 
     Attributes:
         seed: decides initial weights, data order and all random draws.
-        model: networks and method; ``model.method.train.iterations`` is the length of the run.
+        model: networks and method; ``model.settings.train.iterations`` is the length of the run.
         data: the clips. output: logs, samples, checkpoints.
         init: weight file to start from: a path, or the name of a shipped file, of which generator and controller are
             taken, or that of the two which it has (a converted EG3D generator has no controller: that is fresh);
@@ -94,13 +94,13 @@ class RunConfig:
         'parallel',
         'scale.*',
         'model.generator.remat',
-        'model.method.train.iterations',
+        'model.settings.train.iterations',
         'perception',
     )
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
-        return self.output.loop(self.model.method.train.iterations)
+        return self.output.loop(self.model.settings.train.iterations)
 
 
 # ------------------------------------------------------------------------------------------------------------- state
@@ -108,7 +108,7 @@ class RunConfig:
 
 def optimizers(config: ModelConfig) -> Optimizers:
     """The four optimizers."""
-    o = config.method.optimizers
+    o = config.settings.optimizers
     return Optimizers(*(make_optimizer(c) for c in (o.codes, o.intrinsics, o.controller, o.generator)))
 
 
@@ -118,11 +118,11 @@ def init_state(config: ModelConfig, variables: Mapping[str, Any]) -> TrainState:
     Groups ``controller`` (with its average) and ``generator`` (the parameters that fine-tuning may change; with an
     average if the configuration has one). ``extra`` holds all other variables, which never change.
     """
-    moves, method = optimizers(config), config.method
-    fixed, trained = split_trained(variables['params']['generator'], method.train.generator_subset)
+    moves, settings = optimizers(config), config.settings
+    fixed, trained = split_trained(variables['params']['generator'], settings.train.generator_subset)
     groups = {
         'controller': Group.create(variables['params']['controller'], moves.controller, ema=True),
-        'generator': Group.create(trained, moves.generator, ema=method.decoupling.ema_generator),
+        'generator': Group.create(trained, moves.generator, ema=settings.decoupling.ema_generator),
     }
     extra = {k: v for k, v in variables.items() if k != 'params'} | {'params': {'generator': fixed}}
     return TrainState.create(groups, jax.tree.map(jnp.asarray, extra))
@@ -168,7 +168,7 @@ def train_step(
         inner,
         step_key(seed, state.step),
         objective=training_objective(config, bank, state.extra),
-        config=config.method.decoupling,
+        config=config.settings.decoupling,
         optimizers=optimizers(config),
         w_avg=w_avg(state.extra),
         num_frames=batch['images'].shape[1],

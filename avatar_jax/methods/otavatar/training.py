@@ -51,22 +51,22 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
 def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     """A run that is ready to begin; see ``methods.base.Training``."""
-    model, method = config.model, config.model.method
+    model, settings = config.model, config.model.settings
     devices, share = devices_and_batch(config)
     check_resolutions(model.generator, 'model.generator')
     notes: list[str] = []
     source = streams.clips(config.data, model.img_resolution, model.conventions, notes)
 
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
-        sampling, count = method.train.frame_sampling, method.train.frames_per_clip
+        sampling, count = settings.train.frame_sampling, settings.train.frames_per_clip
         stream = streams.pairs(source, config.data, share, config.seed, sampling, first, count)
         for batch in stream:
             yield {k: batch[k] for k in BATCH_KEYS}
 
     fixed = streams.first(batches(0))  # also says early when there is too little data
     bank = bank_of(config.perception, model.img_resolution, config.stand_ins)
-    refuse_unused(config.perception, losses.looks_through(bank, method.loss), 'the training', '--config.perception')
-    missing = losses.left_out(bank, method.loss, 'landmarks' in fixed)
+    refuse_unused(config.perception, losses.looks_through(bank, settings.loss), 'the training', '--config.perception')
+    missing = losses.left_out(bank, settings.loss, 'landmarks' in fixed)
     begun = starting_point(config.init, model)
     variables, digest = with_parts(init(model, jax.random.key(config.seed)), begun, model), begun.digest
 
@@ -84,16 +84,16 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         export=export,
         batch_size=share,
         unit='people',
-        images_per_step=share * method.train.frames_per_clip,
+        images_per_step=share * settings.train.frames_per_clip,
         constants=bank,
         bound={'networks': dict(bank.sources), 'init': digest},
         provenance={
             'data': to_plain(config.data),
-            'networks': bank.report(method.loss.perceptual_network, method.loss.identity_network),
+            'networks': bank.report(settings.loss.perceptual_network, settings.loss.identity_network),
             'left_out': missing,
             'init': digest,
             'parts': begun.report,
-            'preset': {'name': method.preset, 'changes': method.changes},
+            'preset': {'name': settings.preset, 'changes': settings.changes},
         },
         notes=(*notes, *begun.notes)
         + tuple(f'the {name} term is left out of the loss: {why}' for name, why in missing.items()),
@@ -119,12 +119,12 @@ def devices_and_batch(config: RunConfig) -> tuple[list, int]:
     ``average_gradients=False`` trains one replica per device, which never meet, and keeps the first (as the released
     program does): only that one's share of the batch is computed.
     """
-    method = config.model.method
-    size = method.train.batch_size
-    devices = devices_for(config.parallel, size, 'model.method.train.batch_size')
-    if not method.train.average_gradients and len(devices) > 1:
+    settings = config.model.settings
+    size = settings.train.batch_size
+    devices = devices_for(config.parallel, size, 'model.settings.train.batch_size')
+    if not settings.train.average_gradients and len(devices) > 1:
         if processes.several():
-            raise UserError('model.method.train.average_gradients: False keeps one replica; use one process')
+            raise UserError('model.settings.train.average_gradients: False keeps one replica; use one process')
         return device_order(devices)[:1], size // len(devices)
     parts = config.scale.accumulate * (1 if config.parallel == 'sharded' else len(devices))
     if size % parts:
@@ -157,7 +157,7 @@ def starting_point(files: str, model: ModelConfig) -> Starting:
         if part is not None:
             same_conventions(path, model)
             found = from_plain(ControllerConfig, part.config)
-            check_config(f'{path} (controller)', to_plain(found), to_plain(model.method.controller))
+            check_config(f'{path} (controller)', to_plain(found), to_plain(model.settings.controller))
             check_tree(path, part.variables, {'params': abstract_params(found)})
         return part
 
@@ -176,14 +176,14 @@ def same_conventions(path: str, model: ModelConfig) -> None:
 def with_parts(variables: Mapping[str, Any], begun: Starting, model: ModelConfig) -> dict[str, Any]:
     """Fresh variables with the networks that were read in their places."""
     parts = {name: begun.parts.get(name, network(variables, name)) for name in NETWORKS}
-    w_std = code_std(parts['generator'], model.generator) if model.method.sigma_w == 'std' else None
+    w_std = code_std(parts['generator'], model.generator) if model.settings.sigma_w == 'std' else None
     return jax.tree.map(jnp.asarray, join(parts['generator'], parts['controller'], w_std))
 
 
 def program(config: RunConfig) -> Program:
     """The iteration with made-up data, for measuring and counting."""
-    model, method = config.model, config.model.method
-    frames, size = method.train.frames_per_clip, model.img_resolution
+    model, settings = config.model, config.model.settings
+    frames, size = settings.train.frames_per_clip, model.img_resolution
 
     def abstract_constants():
         if size < 256:
@@ -210,6 +210,6 @@ def program(config: RunConfig) -> Program:
         abstract_constants=abstract_constants,
         make_batch=make_batch,
         images_per_row=frames,
-        batch=method.train.batch_size,
+        batch=settings.train.batch_size,
         bf16=model.generator.dtype == 'bfloat16',
     )

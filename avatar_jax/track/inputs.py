@@ -101,7 +101,7 @@ def is_photograph(frames: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Input:
     """One thing to track.
 
     Attributes:
@@ -140,7 +140,7 @@ def open_frames(path: str | os.PathLike) -> Any:
       UserError: the file is missing, damaged, or neither.
     """
     path = input_file(path)
-    return Source(path, path.stem, kind_of(path)).open()
+    return Input(path, path.stem, kind_of(path)).open()
 
 
 def frame_files(folder: Path) -> list[Path]:
@@ -155,7 +155,7 @@ def frame_files(folder: Path) -> list[Path]:
     )
 
 
-def find_sources(inputs: Sequence[str | os.PathLike], sequence: bool = False, fps: float = 25.0) -> list[Source]:
+def find_inputs(inputs: Sequence[str | os.PathLike], sequence: bool = False, fps: float = 25.0) -> list[Input]:
     """Sources behind the command's arguments; folders give what is in them.
 
     A file's content tells whether it is a picture or a video (``io.kinds``). Names are made unique.
@@ -192,7 +192,7 @@ def find_sources(inputs: Sequence[str | os.PathLike], sequence: bool = False, fp
         while name.casefold() in names:
             name, number = f'{stem}-{number}', number + 1
         names.add(name.casefold())
-        sources.append(Source(path, name, kind, fps))
+        sources.append(Input(path, name, kind, fps))
     return sources
 
 

@@ -29,7 +29,7 @@ _ORTHONORMAL = 1.0
 
 
 @struct.dataclass
-class LandmarkBasis:
+class LandmarkModel:
     """What the fit needs of a head model; K identity and E expression numbers, both cut to what is fitted.
 
     Attributes:
@@ -38,7 +38,7 @@ class LandmarkBasis:
       expression: [E,68,3].
       usual: [E] mean expression. spread: [E,E] rows of the whitened directions.
       low, high: [E] range outside which numbers are drawn back (infinite where there is none).
-      name: of the basis, as motion files have it.
+      basis: of the numbers, as motion files have it.
     """
 
     mean: jax.Array
@@ -48,7 +48,7 @@ class LandmarkBasis:
     spread: jax.Array
     low: jax.Array
     high: jax.Array
-    name: str = struct.field(pytree_node=False, default='')
+    basis: str = struct.field(pytree_node=False, default='')
 
     @property
     def num_identity(self) -> int:
@@ -73,7 +73,7 @@ class LandmarkBasis:
         return jnp.linalg.solve(self.spread.T, (expression - self.usual)[..., None])[..., 0]
 
 
-def landmark_basis(model: MorphableModel, num_identity: int = 80, num_expression: int = MOTION_WIDTH) -> LandmarkBasis:
+def at_landmarks(model: MorphableModel, num_identity: int = 80, num_expression: int = MOTION_WIDTH) -> LandmarkModel:
     """Tabulates the landmarks of ``model``.
 
     Raises:
@@ -104,7 +104,7 @@ def landmark_basis(model: MorphableModel, num_identity: int = 80, num_expression
     else:
         usual, spread = np.zeros(e), np.eye(e) * _SPREAD.get(model.basis, _ORTHONORMAL)
     arrays = (mean, identity, expression, usual, spread, low, high)
-    return LandmarkBasis(*(jnp.asarray(a, jnp.float32) for a in arrays), name=model.basis)
+    return LandmarkModel(*(jnp.asarray(a, jnp.float32) for a in arrays), basis=model.basis)
 
 
 @functools.cache
