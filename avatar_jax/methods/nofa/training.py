@@ -52,19 +52,22 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         print(note)
     data = SimpleNamespace(**to_plain(config.data), cameras='any', num_workers=0)
 
-    def arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return training.with_host_arrays(model_config, config.stage, batch)
+    train = model_config.settings.train
 
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
-        for batch in streams.pairs(source, data, stage.batch_size, config.seed, 'uniform', first):
-            yield arrays(batch)
+        for number, batch in enumerate(
+            streams.pairs(source, data, stage.batch_size, config.seed, 'uniform', first), first
+        ):
+            yield training.with_host_arrays(model_config, config.stage, batch, train.kind(config.stage, number))
 
     shown: list[dict[str, Any]] = []
 
     def sample(state: TrainState, done: int) -> Any:
         del done
         if not shown:
-            shown.append({k: v[: config.output.sample_people] for k, v in streams.first(batches(0)).items()})
+            found = streams.first(streams.pairs(source, data, stage.batch_size, config.seed, 'uniform', 0))
+            found = training.with_host_arrays(model_config, config.stage, found)
+            shown.append({k: v[: config.output.sample_people] for k, v in found.items()})
         return training.sample_sheet(model_config, state, shown[0])
 
     def export(state: TrainState, folder: Path, provenance: dict[str, Any]) -> None:
@@ -75,6 +78,7 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     return Run(
         state=training.init_state(model_config, variables, config.stage, config.seed),
         step=lambda kind: _step(config),
+        kind_of=lambda step: train.kind(config.stage, step),
         batches=batches,
         export=export,
         batch_size=stage.batch_size,
