@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avatar_jax.methods.base import Bench, Method, Training, later, option
+from avatar_jax.methods.base import Bench, Method, Training, later, later_value, option
 from avatar_jax.methods.nofa.tables import TABLES
 
 
@@ -65,6 +65,7 @@ METHOD = Method(
         note='encoder, backbone and compensation are computed once per avatar; the paper fits the compensation network '
         'in ten minutes on one V100, the generator in twenty on four',
     ),
+    foreign=later_value('avatar_jax.methods.nofa.foreign:FOREIGN'),
     tables=TABLES,
     trainings={
         'stages': Training(

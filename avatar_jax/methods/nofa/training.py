@@ -14,13 +14,13 @@ import numpy as np
 
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
-from avatar_jax.io.foreign import read
 from avatar_jax.io.weights import check_config, weight_file
 from avatar_jax.losses.networks import bank_of
 from avatar_jax.methods.eg3d.files import load_generator
 from avatar_jax.methods.nofa import losses, model
 from avatar_jax.methods.nofa import train as training
 from avatar_jax.methods.nofa.config import ModelConfig
+from avatar_jax.methods.nofa.foreign import BACKBONES, GFPGAN, state_dict
 from avatar_jax.methods.nofa.release import gfpgan_variables
 from avatar_jax.methods.nofa.teacher import Teacher
 from avatar_jax.methods.nofa.train import Frozen, RunConfig
@@ -126,7 +126,9 @@ def first_variables(config: RunConfig) -> tuple[dict[str, Any], str]:
         model.check_generator(model_config.generator, theirs, config.generator)
     variables = model.init(model_config, key, generator)
     if config.backbone:
-        encoder = with_backbone(model.network(variables, 'encoder'), read(config.backbone).tensors, config.backbone)
+        encoder = with_backbone(
+            model.network(variables, 'encoder'), state_dict(config.backbone, BACKBONES), config.backbone
+        )
         variables = model.with_network(variables, 'encoder', encoder)
     return variables, digest
 
@@ -145,7 +147,7 @@ def frozen_of(config: RunConfig) -> Frozen:
         )
     if not config.teacher:
         return Frozen(bank, Teacher.create(train.teacher, train.align_teacher))
-    variables, network = gfpgan_variables(read(config.teacher).tensors, config.teacher)
+    variables, network = gfpgan_variables(state_dict(config.teacher, (GFPGAN,)), config.teacher)
     return Frozen(bank, Teacher.create(train.teacher, train.align_teacher, variables, network))
 
 
