@@ -21,11 +21,13 @@ from avatar_jax.procedural.streams import Stream
 from avatar_jax.progress import Progress
 from avatar_jax.track.camera import from_translation
 from avatar_jax.track.choose import Chooser
-from avatar_jax.track.clip import TrackConfig, project_clip, track_clip
+from avatar_jax.track.clip import track_clip
 from avatar_jax.track.fit import FitConfig
 from avatar_jax.track.landmark_model import LandmarkModel, at_landmarks
 from avatar_jax.track.network import FaceReader
 from avatar_jax.track.observe import Observed, observe
+from avatar_jax.track.placing import project_clip
+from avatar_jax.track.track import TrackConfig
 from data_pipelines.speaking_heads import speaking_head
 
 SPEECH, RENDERED = 100_000, 200_000  # first seeds; the clips of tests and figures have others

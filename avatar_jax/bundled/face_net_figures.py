@@ -19,12 +19,13 @@ from avatar_jax.io.landmarks import find_landmarks, read_landmarks
 from avatar_jax.models.perception.face_net import crop_matrix
 from avatar_jax.procedural import ProceduralHead
 from avatar_jax.track.choose import Chooser, plausible
-from avatar_jax.track.clip import TrackConfig, track_clip
+from avatar_jax.track.clip import track_clip
 from avatar_jax.track.detect import detect_faces
 from avatar_jax.track.inputs import frame_files
 from avatar_jax.track.landmark_model import LandmarkModel, at_landmarks
 from avatar_jax.track.network import VARIATIONS, FaceReader
 from avatar_jax.track.observe import FileLandmarks, observe
+from avatar_jax.track.track import TrackConfig
 
 
 def read_pictures(reader: FaceReader, pictures: list[tuple[np.ndarray, np.ndarray]], seed: int) -> dict[str, float]:

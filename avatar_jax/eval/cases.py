@@ -11,68 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.eval import faces
+from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.ops.windows import RADIUS, WINDOW
 from avatar_jax.types import Camera, Portrait
-
-KINDS, RULES = ('own', 'cross', 'views'), ('spread', 'paper')
-
-
-@dataclass(frozen=True)
-class ProtocolConfig:
-    """How talking clips are used for testing.
-
-    Attributes:
-      resolution: side of the true pictures of procedural heads; that of the avatar's output.
-      frames: driven frames per identity, spread over the driver's clip (the strongest blink is always among them).
-      clip_frames: length of the clips that ``launch.evaluate`` makes.
-      source_max_yaw: degrees; the source is a frame with open eyes whose yaw is at most this.
-      eye_closed: blink weight from which the driver's eye counts as closed.
-      portraits: pictures of the person that the method sees: the source, and others of the same clip, from its cameras
-        in turn.
-      kind: of recorded clips: 'own', 'cross' or 'views' (``eval.recorded``). driver: of 'cross': the name of the clip
-        that drives everybody; '': the next person's. rule: which frames are the portraits: 'spread' or 'paper'
-        (``eval.recorded.paper_frames``).
-      source_yaw: degrees by which the camera of a procedural person's portrait is turned to the side; the view from the
-        front is then one of the unseen ones.
-      steady: further driven frames, one after the other from the middle of the driver's clip, that tell how steady the
-        avatar is; 0: none.
-    """
-
-    resolution: int = 128
-    frames: int = 24
-    clip_frames: int = 120
-    source_max_yaw: float = 15.0
-    eye_closed: float = 0.8
-    portraits: int = 1
-    kind: str = 'own'
-    driver: str = ''
-    rule: str = 'spread'
-    source_yaw: float = 0.0
-    steady: int = 0
-
-    def __post_init__(self):
-        check = Check(self, 'evaluation')
-        check.one_of('kind', *KINDS)
-        check.one_of('rule', *RULES)
-        if self.driver and self.kind != 'cross':
-            raise UserError(f'--driver {self.driver}: drives people with --protocol cross only')
-        if self.kind == 'views' and self.portraits > 1:
-            raise UserError(f'--portraits {self.portraits}: --protocol views has one, the first frontal frame')
-        check.at_least(16, 'resolution')
-        check.at_least(2, 'clip_frames')
-        check.within(1, self.clip_frames, 'portraits')
-        check.within(2, self.clip_frames, 'frames')
-        check.within(-90, 90, 'source_yaw')
-        if self.steady and self.kind != 'own':
-            raise UserError(f'--steady {self.steady}: is of --protocol own, where the truth shows the same person')
-        check.need(
-            self.steady == 0 or 3 <= self.steady <= self.clip_frames,
-            'steady',
-            f'needs 3 to {self.clip_frames} frames one after the other, or 0',
-        )
 
 
 @dataclass(frozen=True)

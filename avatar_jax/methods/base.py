@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avatar_jax.errors import UserError
+from avatar_jax.options import option as option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,17 +112,6 @@ class Built:
 @dataclass(frozen=True)
 class NoOptions:
     """The options of a ``build`` that has none."""
-
-
-def option(default: Any, text: str, **more: Any) -> Any:
-    """A field of ``Method.build_options``: a keyword of ``Model.build`` and a flag of ``avatar-jax invert``.
-
-    Args:
-        default: the value if none is given.
-        text: the flag's help, in plain English.
-        more: ``choices`` and ``metavar`` of the flag.
-    """
-    return field(default=default, metadata={'text': text, **more})
 
 
 # -------------------------------------------------------------------------------------------------------- declarations

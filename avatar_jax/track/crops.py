@@ -16,9 +16,9 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.faces.alignment import EG3D_RESCALE, EG3D_SIZE, align, eg3d_crop_box
 from avatar_jax.track.background import separate
-from avatar_jax.track.clip import Track
 from avatar_jax.track.measured import Shown
 from avatar_jax.track.network import FaceReader, cut
+from avatar_jax.track.track import Track
 
 COLOURS = {'white': 255.0, 'black': 0.0}
 BACKGROUNDS = (*COLOURS, 'keep')

@@ -16,12 +16,12 @@ from avatar_jax.io.images import encode_png, write_png
 from avatar_jax.io.motion import save_motion
 from avatar_jax.io.provenance import Provenance
 from avatar_jax.io.video import VideoWriter
-from avatar_jax.track.clip import Track
 from avatar_jax.track.inputs import Input
 from avatar_jax.track.measured import MeasuredClip
 from avatar_jax.track.overlay import Wire, draw
 from avatar_jax.track.quality import PARTS, grade
 from avatar_jax.track.smooth import even_rate, runs
+from avatar_jax.track.track import Track
 from avatar_jax.types import Motion
 
 FORMAT = 'avatar_jax track 1'
@@ -232,6 +232,7 @@ def make_report(
         'faces_found': int(track.found.sum()),
         'missing': missing,
         'notes': track.notes,
+        'warnings': list(clip.warnings),
         'segments': segments,
         'quality': {
             'score': score,

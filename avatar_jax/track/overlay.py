@@ -7,7 +7,8 @@ import numpy as np
 from avatar_jax.faces.base import MorphableModel
 from avatar_jax.faces.pose import rotation_matrix
 from avatar_jax.render.rasterizer import area_weighted_normals
-from avatar_jax.track.clip import Track, project_clip
+from avatar_jax.track.placing import project_clip
+from avatar_jax.track.track import Track
 
 MAX_SIDE = 1280
 _CELL = 0.085  # decimetres: vertices closer than this are drawn as one

@@ -23,8 +23,9 @@ from avatar_jax.faces.lighting import INITIAL_LIGHT, sh_basis, shade
 from avatar_jax.faces.pose import rotation_matrix
 from avatar_jax.render.rasterizer import area_weighted_normals, rasterize
 from avatar_jax.track.camera import seen, to_translation
-from avatar_jax.track.clip import Track, TrackConfig, crop_poses, project_clip
 from avatar_jax.track.landmark_model import LandmarkModel
+from avatar_jax.track.placing import crop_poses, project_clip
+from avatar_jax.track.track import Track, TrackConfig
 
 POINTS = 900  # surface points whose colours are compared
 SIDE = 144  # of the square around the face on which it is done

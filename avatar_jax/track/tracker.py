@@ -15,7 +15,7 @@ from avatar_jax.io.inputs import file_sha256
 from avatar_jax.io.landmarks import read_landmark_frames
 from avatar_jax.progress import Progress
 from avatar_jax.track.choose import Chooser
-from avatar_jax.track.clip import Track, TrackConfig, track_clip, with_head_translation
+from avatar_jax.track.clip import track_clip
 from avatar_jax.track.crops import check_background, moving_pictures, still_pictures
 from avatar_jax.track.fit import FitConfig
 from avatar_jax.track.inputs import Selected, is_photograph
@@ -24,7 +24,9 @@ from avatar_jax.track.measured import MeasuredClip
 from avatar_jax.track.mediapipe import MediaPipeReader
 from avatar_jax.track.network import FaceReader
 from avatar_jax.track.observe import FileLandmarks, Observed, observe
+from avatar_jax.track.placing import with_head_translation
 from avatar_jax.track.quality import frame_quality, sentences
+from avatar_jax.track.track import Track, TrackConfig
 
 Path_ = str | os.PathLike
 _FIRST = 'frame 0: '  # how notes about which face was taken begin
@@ -55,7 +57,7 @@ class Tracker:
             ``faces.base.MorphableModel``.
         weights: file of the landmark network; the shipped one by default.
         mediapipe: ``face_landmarker.task``, to take the landmarks from MediaPipe.
-        fit, steady, crop: see ``clip.TrackConfig``.
+        fit, steady, crop: see ``track.TrackConfig``.
         pixels: refine pose and expression on the pixels, and find light and albedo.
         translation: let labels also follow the head through the uncropped video.
 
