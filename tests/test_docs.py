@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from avatar_jax.cli import COMMANDS, Parser
+from avatar_jax.options import fields_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -212,7 +213,8 @@ def test_every_option_has_a_text(command):
 def test_every_field_of_drawn_heads_is_an_option():
     for module, config in (('fast_heads', 'FastHeadsConfig'), ('face_crops', 'FaceCropsConfig')):
         module = importlib.import_module(f'data_pipelines.{module}')
-        assert {*module.TEXTS, 'version'} == {f.name for f in dataclasses.fields(getattr(module, config))}
+        names = {f.name for f in dataclasses.fields(getattr(module, config))}
+        assert {*fields_of(getattr(module, config)), 'version'} == names
 
 
 def test_what_is_missing_is_noticed():

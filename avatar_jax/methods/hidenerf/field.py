@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from avatar_jax.methods.hidenerf.appearance import Planes, look_up
-from avatar_jax.methods.hidenerf.config import ModelConfig, VolumeConfig
+from avatar_jax.methods.hidenerf.config import ModelConfig
+from avatar_jax.methods.hidenerf.parts import VolumeConfig
 from avatar_jax.models.decoder import decode
 from avatar_jax.render import marching
 from avatar_jax.render.cameras import unpack_label

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from avatar_jax.errors import UserError
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.losses.pixel import pyramid_loss
-from avatar_jax.methods.hidenerf.config import LossConfig
 from avatar_jax.methods.hidenerf.model import Views
+from avatar_jax.methods.hidenerf.parts import LossConfig
 from avatar_jax.ops.resize import resize
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]

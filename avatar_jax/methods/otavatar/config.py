@@ -8,15 +8,12 @@ carry the difference; `ABLATIONS` has the paper's ablation studies as overrides 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from avatar_jax.checks import Check
-from avatar_jax.configure import differences
-from avatar_jax.errors import UserError
+from avatar_jax.configure import differences, replaced
 from avatar_jax.inversion.decoupling import DecouplingConfig
 from avatar_jax.inversion.invert import StageConfig
 from avatar_jax.methods.otavatar.controller import ControllerConfig
@@ -176,13 +173,12 @@ class OTAvatarConfig:
         Overrides are dotted paths with ``__`` for the dot (``decoupling__controller_steps=5``) or whole groups
         (``loss=LossConfig()``).
         """
-        return _with(cls(preset='paper'), {k.replace('__', '.'): v for k, v in overrides.items()})
+        return replaced(cls(preset='paper'), overrides)
 
     @classmethod
     def release(cls, **overrides: Any) -> OTAvatarConfig:
         """What the released program does, including what is known to be a mistake in it. Overrides as for `paper`."""
-        base = _with(cls(preset='release'), _RELEASE)
-        return _with(base, {k.replace('__', '.'): v for k, v in overrides.items()})
+        return replaced(replaced(cls(preset='release'), _RELEASE), overrides)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OTAvatarConfig:
@@ -191,10 +187,9 @@ class OTAvatarConfig:
         Raises:
           UserError: unknown keys (with the nearest known one), wrong types or values.
         """
-        flat = _flatten(values)
-        preset = flat.pop('preset', 'paper')
+        preset = values.get('preset', 'paper')
         Check.values(preset=preset).one_of('preset', 'paper', 'release')
-        return _with(cls.paper() if preset == 'paper' else cls.release(), flat)
+        return replaced(cls.paper() if preset == 'paper' else cls.release(), values)
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -207,13 +202,12 @@ class OTAvatarConfig:
 
     def replace(self, **overrides: Any) -> OTAvatarConfig:
         """A copy with some options changed; paths as for `paper`."""
-        return _with(self, {k.replace('__', '.'): v for k, v in overrides.items()})
+        return replaced(self, overrides)
 
     def ablation(self, name: str) -> OTAvatarConfig:
         """A copy with one of `ABLATIONS` applied."""
-        if name not in ABLATIONS:
-            raise UserError(f'ablation: {name!r}{_suggest(name, ABLATIONS)}')
-        return _with(self, ABLATIONS[name])
+        Check.values(ablation=name).one_of('ablation', *ABLATIONS)
+        return replaced(self, ABLATIONS[name])
 
 
 # What the released program does differently from the defaults above, which are the paper's.
@@ -296,66 +290,3 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 # -------------------------------------------------------------------------------------------------- reading options
-
-
-def option(config: Any, path: str) -> Any:
-    """The value at a dotted path of a configuration."""
-    for name in path.split('.'):
-        config = getattr(config, name)
-    return config
-
-
-def _suggest(name: str, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f' is not known; did you mean {near[0]!r}?' if near else f' is not known; there are {", ".join(known)}'
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        path = f'{prefix}{key}'
-        flat |= _flatten(value, f'{path}.') if isinstance(value, Mapping) else {path: value}
-    return flat
-
-
-def _with(config: Any, overrides: Mapping[str, Any], where: str = '') -> Any:
-    """``config`` with options at dotted paths replaced; nested dataclasses are rebuilt, so their checks run again."""
-    fields = {f.name: f for f in dataclasses.fields(config)}
-    hints = typing.get_type_hints(type(config))
-    changes: dict[str, Any] = {}
-    nested: dict[str, dict[str, Any]] = {}
-    for path, value in overrides.items():
-        head, _, rest = path.partition('.')
-        if head not in fields:
-            raise UserError(f'{where}{head}{_suggest(head, fields)}')
-        current = getattr(config, head)
-        if rest:
-            if not dataclasses.is_dataclass(current):
-                raise UserError(f'{where}{path}: {head} is a single option, not a group')
-            nested.setdefault(head, {})[rest] = value
-        elif dataclasses.is_dataclass(current):
-            if not isinstance(value, type(current)):
-                raise UserError(f'{where}{head}: is a group of options; set {where}{head}.<option>')
-            changes[head] = value
-        else:
-            changes[head] = _typed(f'{where}{head}', value, hints[head])
-    for head, inner in nested.items():
-        changes[head] = _with(changes.get(head, getattr(config, head)), inner, f'{where}{head}.')
-    try:
-        return dataclasses.replace(config, **changes)
-    except ValueError as error:  # of a group that belongs to another package
-        raise UserError(f'{where.rstrip(".") or "config"}: {error}') from error
-
-
-def _typed(where: str, value: Any, hint: Any) -> Any:
-    """``value`` as the option's type; integers are accepted for floats, nothing else is converted."""
-    allowed = typing.get_args(hint) or (hint,)
-    if value is None and type(None) in allowed:
-        return value
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    fits = any(isinstance(value, t) for t in allowed if isinstance(t, type))
-    if fits and (not isinstance(value, bool) or bool in allowed):  # a bool is an int to Python, not to a reader
-        return value
-    names = ' or '.join('None' if t is type(None) else t.__name__ for t in allowed)
-    raise UserError(f'{where}: {value!r} is not {names}')
