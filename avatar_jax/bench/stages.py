@@ -13,15 +13,19 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from avatar_jax.methods.base import Bench
+    from avatar_jax.types import Config
+
 
 def run_benchmark(
-    bench: Any,
-    config: Any,
+    bench: Bench,
+    config: Config,
     stages: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = (1,),
     repeats: int = 5,

@@ -27,6 +27,7 @@ from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNet, Face
 from avatar_jax.train.loop import LoopConfig, fit
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState
+from avatar_jax.types import PyTree
 
 Data = Mapping[str, np.ndarray]
 
@@ -116,7 +117,7 @@ def _huber(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(x) < 1, 0.5 * x**2, jnp.abs(x) - 0.5)
 
 
-def loss(params: Any, stats: Any, config: FaceTrainConfig, batch: Mapping[str, jax.Array]):
+def loss(params: PyTree, stats: PyTree, config: FaceTrainConfig, batch: Mapping[str, jax.Array]):
     """``(loss, (new batch statistics, weighted terms))``."""
     image = batch['rgb'].astype(jnp.float32) / 127.5 - 1
     out, changed = FaceNet(config.net).apply(

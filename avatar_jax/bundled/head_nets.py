@@ -38,6 +38,7 @@ from avatar_jax.ops.resize import resize
 from avatar_jax.train.loop import LoopConfig, fit
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
+from avatar_jax.types import PyTree
 
 Data = Mapping[str, np.ndarray]
 
@@ -138,7 +139,7 @@ def _openings(landmarks: jax.Array) -> jax.Array:
     return jnp.stack(gaps, -1)
 
 
-def loss(params: Any, stats: Any, config: HeadTrainConfig, batch: Mapping[str, jax.Array], key: jax.Array):
+def loss(params: PyTree, stats: PyTree, config: HeadTrainConfig, batch: Mapping[str, jax.Array], key: jax.Array):
     """``(loss, (new batch statistics, weighted terms and figures))``."""
     rgb = augment(key, batch['rgb'].astype(jnp.float32) / 255) * 2 - 1
     names = ('head_identity', 'head_coefficients')

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import flax.struct
 import jax
@@ -30,8 +29,8 @@ from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator
 from avatar_jax.render import marching
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group
+from avatar_jax.types import PyTree
 
-PyTree = Any
 TRAIT_DIM = 239  # of `data_pipelines.prior_batches.traits`
 # Raw density is read as a logit of being solid: 0 is undecided, and hardly seen by the renderer. Downwards it counts in
 # units of 6, upwards in units of 24, as it takes about 100 to stop the light within a pixel's width.

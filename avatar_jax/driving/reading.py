@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from avatar_jax.driving.drivers import Driver, open_driver
 from avatar_jax.driving.plan import apply_plan
 from avatar_jax.driving.request import Request
 from avatar_jax.driving.retarget import retarget
-from avatar_jax.driving.sliders import parse_sliders
+from avatar_jax.driving.sliders import Sliders, parse_sliders
 from avatar_jax.errors import UserError
 from avatar_jax.io.sound import SoundTrack, sound_of
 from avatar_jax.io.video import frame_rate
@@ -74,7 +73,7 @@ def held(motion: Motion, frames: int) -> Motion:
     return motion.replace(**parts)
 
 
-def slid(motion: Motion, sliders: Any) -> Motion:
+def slid(motion: Motion, sliders: Sliders) -> Motion:
     """A motion with slider values in place of its own; names of another basis are moved over as a whole expression."""
     if sliders.basis == motion.basis:
         return sliders.applied(motion)

@@ -96,7 +96,7 @@ def _enlarge(pictures: np.ndarray) -> np.ndarray:
     )
 
 
-def write_video(path: Path, scene: dict, pictures: np.ndarray, provenance: Any) -> None:
+def write_video(path: Path, scene: dict, pictures: np.ndarray, provenance: Provenance) -> None:
     """driver | avatar | truth."""
     from avatar_jax.io.video import write_video as write
 
@@ -104,7 +104,7 @@ def write_video(path: Path, scene: dict, pictures: np.ndarray, provenance: Any) 
     write(path, (np.concatenate(list(_enlarge(np.stack(row))), 1) for row in rows), scene['fps'], provenance=provenance)
 
 
-def write_sheet(path: Path, scene: dict, rebuilt: np.ndarray, pictures: np.ndarray, provenance: Any) -> None:
+def write_sheet(path: Path, scene: dict, rebuilt: np.ndarray, pictures: np.ndarray, provenance: Provenance) -> None:
     """First row: the only picture and its reconstruction; then driver, avatar and truth at six moments."""
     from avatar_jax.io.images import grid, write_png
 

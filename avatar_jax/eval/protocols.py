@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +37,7 @@ from avatar_jax.eval.statistics import pearson
 from avatar_jax.ops import image_metrics as image
 from avatar_jax.ops.coefficients import SLICES
 from avatar_jax.ops.windows import RADIUS
+from avatar_jax.types import Avatar
 
 ANIMATE_BATCH = 8
 NEEDS_OWN_TRUTH = ('csim_truth', 'csim_ceiling', 'lpips', 'lpips_vgg', 'lpips_squeeze', 'avd_floor')
@@ -62,7 +62,7 @@ class CaseResult:
     features: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def animate_all(animate: Callable, avatar: Any, windows: np.ndarray, labels: np.ndarray, batch: int) -> np.ndarray:
+def animate_all(animate: Callable, avatar: Avatar, windows: np.ndarray, labels: np.ndarray, batch: int) -> np.ndarray:
     """All frames through ``animate`` in batches of one size (one compilation), the last one padded.
 
     Returns:

@@ -13,7 +13,7 @@ from avatar_jax.io.motion import load_motion
 from avatar_jax.methods.avatars import Person
 from avatar_jax.methods.base import Method, Source
 from avatar_jax.methods.reading import expression_source, is_clip, measured_as, portrait_of, read_clip
-from avatar_jax.types import Motion, Portrait
+from avatar_jax.types import Config, Motion, Portrait
 
 if TYPE_CHECKING:
     from avatar_jax.track.measured import Measured
@@ -66,7 +66,7 @@ class Pictures:
         self.files, self.names = list(files), unique_names(files)
         self._motion, self._landmarks, self._note, self._options = motion, landmarks, note, options
 
-    def read(self, i: int, config: Any, *, clips: bool = False) -> Reading:
+    def read(self, i: int, config: Config, *, clips: bool = False) -> Reading:
         """File ``i`` for a model of that configuration; with ``clips`` a video as one, else as its best frame."""
         options = {**self._options, 'landmarks': self._landmarks[i] if self._landmarks else None}
         if clips and is_clip(self.files[i]):

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,23 @@ from avatar_jax.io.inputs import file_sha256, input_file
 from avatar_jax.io.video import VideoFrame
 
 PICTURES, VIDEOS = kinds.PICTURE_ENDINGS, kinds.VIDEO_ENDINGS
+
+
+class FrameSource(Protocol):
+    """Frames of one input, which can be gone through several times.
+
+    Attributes:
+      path: what they are called in messages. fps: frames per second. num_frames: their number, or None.
+      notes: what is done to them, one phrase each; complete after reading.
+    """
+
+    path: Path
+    fps: Any
+    num_frames: int | None
+    notes: Sequence[str]
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        """From the first to the last."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +90,7 @@ class PictureFrames:
 class Selected:
     """Some frames of others: the numbers in ``indices`` (sorted), as a clip of ``fps`` frames per second."""
 
-    def __init__(self, frames: Any, indices: np.ndarray, fps: float | None = None):
+    def __init__(self, frames: FrameSource, indices: np.ndarray, fps: float | None = None):
         self.frames, self.indices = frames, np.asarray(indices)
         self.fps = float(frames.fps if fps is None else fps)
         self.path, self.num_frames = frames.path, len(self.indices)
@@ -95,7 +112,7 @@ class Selected:
                 return
 
 
-def is_photograph(frames: Any) -> bool:
+def is_photograph(frames: FrameSource) -> bool:
     """Whether frames are one picture file."""
     return isinstance(frames, PictureFrames) and frames.num_frames == 1
 
@@ -120,7 +137,7 @@ class Input:
         """More than one frame is expected."""
         return self.kind != 'photo'
 
-    def open(self) -> Any:
+    def open(self) -> FrameSource:
         """The frames; raises ``UserError`` for files that cannot be used."""
         if self.kind == 'video':
             return open_video(self.path)
@@ -133,7 +150,7 @@ class Input:
         return file_sha256(self.path if self.kind != 'frames' else frame_files(self.path)[0])
 
 
-def open_frames(path: str | os.PathLike) -> Any:
+def open_frames(path: str | os.PathLike) -> FrameSource:
     """The frames of a video or of a picture.
 
     Raises:

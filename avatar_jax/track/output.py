@@ -15,8 +15,8 @@ from avatar_jax.io import atomic
 from avatar_jax.io.images import encode_png, write_png
 from avatar_jax.io.motion import save_motion
 from avatar_jax.io.provenance import Provenance
-from avatar_jax.io.video import VideoWriter
-from avatar_jax.track.inputs import Input
+from avatar_jax.io.video import VideoFrame, VideoWriter
+from avatar_jax.track.inputs import FrameSource, Input
 from avatar_jax.track.measured import MeasuredClip
 from avatar_jax.track.overlay import Wire, draw
 from avatar_jax.track.quality import PARTS, grade
@@ -63,7 +63,7 @@ def motions(track: Track, fps: float, source: str) -> list[tuple[Motion, tuple[i
 def write(
     folder: Path,
     item: Input,
-    frames: Any,
+    frames: FrameSource,
     clip: MeasuredClip,
     model: Any,
     config: OutputConfig,
@@ -136,7 +136,7 @@ def _write_arrays(path: Path, clip: MeasuredClip, provenance: Provenance, name: 
 def _write_pictures(
     folder: Path,
     item: Input,
-    frames: Any,
+    frames: FrameSource,
     clip: MeasuredClip,
     wire: Wire | None,
     config: OutputConfig,
@@ -146,7 +146,7 @@ def _write_pictures(
     with contextlib.ExitStack() as stack:
         video = None
 
-        def each(frame: Any) -> None:
+        def each(frame: VideoFrame) -> None:
             nonlocal video
             if wire is not None and frame.index < clip.num_frames:
                 picture = draw(frame.pixels, clip.track, frame.index, wire)
@@ -188,7 +188,7 @@ def make_report(
     clip: MeasuredClip,
     clips: list,
     item: Input,
-    frames: Any,
+    frames: FrameSource,
     settings: dict[str, Any],
     provenance: Provenance,
 ) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from avatar_jax.faces.lighting import INITIAL_LIGHT, sh_basis, shade
 from avatar_jax.faces.pose import rotation_matrix
 from avatar_jax.render.rasterizer import area_weighted_normals, rasterize
 from avatar_jax.track.camera import seen, to_translation
+from avatar_jax.track.inputs import FrameSource
 from avatar_jax.track.landmark_model import LandmarkModel
 from avatar_jax.track.placing import crop_poses, project_clip
 from avatar_jax.track.track import Track, TrackConfig
@@ -226,7 +226,7 @@ def _full(values: np.ndarray, width: int) -> np.ndarray:
 
 def refine(
     track: Track,
-    frames: Any,
+    frames: FrameSource,
     model: MorphableModel,
     landmark_model: LandmarkModel,
     config: TrackConfig,

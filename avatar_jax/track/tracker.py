@@ -18,7 +18,7 @@ from avatar_jax.track.choose import Chooser
 from avatar_jax.track.clip import track_clip
 from avatar_jax.track.crops import check_background, moving_pictures, still_pictures
 from avatar_jax.track.fit import FitConfig
-from avatar_jax.track.inputs import Selected, is_photograph
+from avatar_jax.track.inputs import FrameSource, Selected, is_photograph
 from avatar_jax.track.landmark_model import LandmarkModel, at_landmarks, load_head
 from avatar_jax.track.measured import MeasuredClip
 from avatar_jax.track.mediapipe import MediaPipeReader
@@ -45,7 +45,7 @@ class Measures(Protocol):
     basis: str
     parts: tuple[str, ...]
 
-    def __call__(self, frames: Any, **options: Any) -> MeasuredClip:
+    def __call__(self, frames: FrameSource, **options: Any) -> MeasuredClip:
         """Measures a clip; arguments and errors as ``Tracker.__call__``."""
 
 
@@ -97,7 +97,7 @@ class Tracker:
 
     def __call__(
         self,
-        frames: Any,
+        frames: FrameSource,
         *,
         size: int,
         label_mode: str,
@@ -142,7 +142,7 @@ class Tracker:
             pictures = moving_pictures(frames, track, network, background)
         return measured_clip(track, frames, pictures, self.parts, label_mode)
 
-    def _observe(self, frames: Any, face: str | int | Chooser | None, landmarks: Path_ | None) -> Observed:
+    def _observe(self, frames: FrameSource, face: str | int | Chooser | None, landmarks: Path_ | None) -> Observed:
         """Landmarks of all frames."""
         path, still = Path(frames.path), is_photograph(frames)
         with _bar(frames, 'landmarks') as on_frame:
@@ -170,7 +170,7 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def _bar(frames: Any, what: str) -> Iterator[Callable[[], None]]:
+def _bar(frames: FrameSource, what: str) -> Iterator[Callable[[], None]]:
     """Progress over the frames of a clip; a photograph is done at once."""
     if is_photograph(frames):
         yield lambda: None
@@ -197,7 +197,9 @@ def named(path: Path, error: UserError) -> UserError:
     return error if str(path) in text else UserError(f'{path}: {text}')
 
 
-def measured_clip(track: Track, frames: Any, pictures: Any, parts: tuple[str, ...], label_mode: str) -> MeasuredClip:
+def measured_clip(
+    track: Track, frames: FrameSource, pictures: Any, parts: tuple[str, ...], label_mode: str
+) -> MeasuredClip:
     """What a ``Track`` says about a clip."""
     found = track.found & track.valid
     said = [note for note in track.notes if note.startswith(_FIRST) and is_photograph(frames)]

@@ -7,7 +7,6 @@ the raw picture is meant.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,6 @@ from avatar_jax.methods.hidenerf.parts import LossConfig
 from avatar_jax.ops.resize import resize
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
-PyTree = Any
 RAW_ENLARGED = 4  # the raw picture is compared perceptually at so many times its size
 PYRAMID_SCALES = 4
 

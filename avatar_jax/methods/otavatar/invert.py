@@ -39,9 +39,8 @@ from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
 from avatar_jax.parallel import on_all, over_devices
 from avatar_jax.train.optimizers import make_optimizer
-from avatar_jax.types import Avatar, Portrait
+from avatar_jax.types import Avatar, Portrait, PyTree
 
-PyTree = Any
 STEPS_PER_CALL = 10
 LARGE = 256  # pixels from which a step takes long enough to be shown by itself
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from avatar_jax.losses.perception import (
 from avatar_jax.losses.perceptual import PerceptualTarget, perceptual_loss, perceptual_target
 from avatar_jax.losses.pixel import pyramid_loss, smooth_l1
 from avatar_jax.ops.resize import match_size
+from avatar_jax.types import PyTree
 
 LEVELS = ('raw', 'sr')
 _WEIGHTS = (
@@ -280,7 +280,7 @@ def density_terms(
 
 
 def controller_terms(
-    config: LossConfig, params: Any, alpha: jax.Array, other_alpha: jax.Array | None = None
+    config: LossConfig, params: PyTree, alpha: jax.Array, other_alpha: jax.Array | None = None
 ) -> dict[str, jax.Array]:
     """Weighted terms on the controller: parameters ``params`` and magnitudes of two frames [B,L,K].
 
