@@ -99,7 +99,9 @@ class Request:
     )
 
     def __post_init__(self):
-        Check(self, OPTION).at_least(1, 'frames')
+        check = Check(self, OPTION)
+        check.at_least(1, 'frames')
+        check.within(0.001, 1000, 'fps')
         if self.motion is None and not self.sliders:
             raise UserError('--motion: who drives the avatar? give --motion FILE, or numbers with --slider')
 
