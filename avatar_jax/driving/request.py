@@ -5,17 +5,11 @@ The fields are the options of ``avatar-jax animate``; neither jax nor numpy is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.options import option
-
-if TYPE_CHECKING:
-    from avatar_jax.io.sound import SoundTrack
-    from avatar_jax.types import Avatar, Motion
 
 RELATIVE = ('none', 'expression', 'pose', 'all')
 REGIONS = ('mouth', 'eyes', 'brows', 'expression', 'pose')
@@ -60,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Request:
-    """Who drives, and how.
+    """Who drives, and how; ``driving.reading.read_request`` makes a motion of it.
 
     Attributes:
         motion: a file, ``speech:SEED[:FRAMES]``, ``FOLDER:SPLIT:CLIP`` of a data set; None: the sliders alone.
@@ -104,15 +98,3 @@ class Request:
         check.within(0.001, 1000, 'fps')
         if self.motion is None and not self.sliders:
             raise UserError('--motion: who drives the avatar? give --motion FILE, or numbers with --slider')
-
-    def read(
-        self, basis: str, avatar: Avatar, open_clip: Callable[[str], Motion]
-    ) -> tuple[Motion, SoundTrack | None, tuple[str, ...]]:
-        """The motion in the avatar's basis, its sound track or None, and what was done.
-
-        Args:
-            open_clip: reads ``FOLDER:SPLIT:CLIP``.
-        """
-        from avatar_jax.driving.reading import read_request
-
-        return read_request(self, basis, avatar, open_clip)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avatar_jax.driving.cameras import camera_labels
+from avatar_jax.driving.reading import read_request
 from avatar_jax.driving.request import Request
 from avatar_jax.driving.retarget import retarget
 from avatar_jax.errors import UserError
@@ -138,7 +139,7 @@ def read_motion(driver: str | os.PathLike, model: Model, avatar: Avatar | None =
         raise UserError(f'{spec}: no such file')
 
     avatar = Avatar({}) if avatar is None else avatar
-    return Request(os.fspath(driver), **options).read(model.config.basis, avatar, no_clips)[0]
+    return read_request(Request(os.fspath(driver), **options), model.config.basis, avatar, no_clips)[0]
 
 
 def cameras(model: Model, motion: Motion, kind: str = 'track', avatar: Avatar | None = None) -> np.ndarray:

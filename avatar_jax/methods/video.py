@@ -12,6 +12,7 @@ import numpy as np
 
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.driving.cameras import camera_labels
+from avatar_jax.driving.reading import read_request
 from avatar_jax.driving.request import Request
 from avatar_jax.driving.signals import make_drive
 from avatar_jax.io.atomic import atomic_folder, output_file, output_place
@@ -92,7 +93,7 @@ def make_video(
     model = choose_model(method or avatar.method or None, weights)
     check_weights(avatar, model)
     model = model.of(avatar)
-    motion, sound, notes = request.read(model.config.basis, avatar, open_clip)
+    motion, sound, notes = read_request(request, model.config.basis, avatar, open_clip)
     for text in notes:
         note(f'{request.motion or "sliders"}: {text}')
     drive = make_drive(model.method, model.config, {'motion': motion, 'sound': sound}, motion.fps, motion.source)
