@@ -113,7 +113,7 @@ def fitted_clips(folder: Path, clips: int, rendered_clips: int) -> list[FittedCl
     """All fitted clips; those that are in ``folder`` already are read.
 
     Args:
-      clips: of simulated landmarks. rendered_clips: which are rendered and read by the landmark network.
+        clips: of simulated landmarks. rendered_clips: which are rendered and read by the landmark network.
     """
     landmark_model, found = at_landmarks(ProceduralHead()), []
     folder.mkdir(parents=True, exist_ok=True)

@@ -64,12 +64,12 @@ def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem
     """The first clip of up to ``count`` people of a source of frames, as ``config.kind`` tests it.
 
     Args:
-      source: one of ``data_pipelines.sources``.
-      count: people.
-      config: see ``ProtocolConfig``; its resolution must be that of the pictures.
+        source: one of ``data_pipelines.sources``.
+        count: people.
+        config: see ``ProtocolConfig``; its resolution must be that of the pictures.
 
     Raises:
-      UserError: pictures of another size; no such driver, or nobody who could be one; one camera for 'views'.
+        UserError: pictures of another size; no such driver, or nobody who could be one; one camera for 'views'.
     """
     table = source.table
     size = source[0]['image'].shape[0]
@@ -110,10 +110,10 @@ def items_of(
     """The people of an evaluation, and what they are, in words.
 
     Args:
-      dataset: folder of a data set; None: fresh procedural people. weights: conventions of the model.
+        dataset: folder of a data set; None: fresh procedural people. weights: conventions of the model.
 
     Raises:
-      UserError: data that do not fit the model's conventions.
+        UserError: data that do not fit the model's conventions.
     """
     from data_pipelines.fitted import fitted
     from data_pipelines.sources import open_source

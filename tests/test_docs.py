@@ -1,9 +1,11 @@
 """What README and docs/ mention exists: files, links, modules, commands, their options, and fields of configs."""
 
+import ast
 import contextlib
 import dataclasses
 import importlib
 import io
+import itertools
 import re
 import runpy
 import sys
@@ -60,6 +62,26 @@ def exists(path):
 
 def test_readme_is_short():
     assert len((ROOT / 'README.md').read_text().splitlines()) <= 130
+
+
+def sections(path):
+    """(line, text of the docstring) of every section of a docstring whose entries are not four columns to the right."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+            lines = (ast.get_docstring(node) or '').splitlines()
+            for head, first in itertools.pairwise(lines):
+                if head in ('Args:', 'Attributes:', 'Returns:', 'Yields:', 'Raises:') and not re.match(
+                    r' {4}\S', first
+                ):
+                    yield getattr(node, 'name', path.stem), head
+
+
+def test_docstrings_have_one_layout():
+    files = [
+        p for folder in ('avatar_jax', 'launch', 'data_pipelines', 'configs') for p in (ROOT / folder).rglob('*.py')
+    ]
+    wrong = [(str(p.relative_to(ROOT)), *where) for p in files for where in sections(p)]
+    assert len(files) > 400 and wrong == []
 
 
 @each_doc

@@ -37,11 +37,11 @@ class FaceTrainConfig:
     """One training.
 
     Attributes:
-      net: sizes of the network.
-      steps, batch, seed: length, pictures per step, seed of everything.
-      optimizer: its rate is full after ``warmup`` steps and falls to zero over the last ``cooling`` of the run.
-      average: decay of the moving average of the parameters, which is what is kept.
-      landmarks, openings, uncertainty, mask, expression, angle, present: weights of the terms.
+        net: sizes of the network.
+        steps, batch, seed: length, pictures per step, seed of everything.
+        optimizer: its rate is full after ``warmup`` steps and falls to zero over the last ``cooling`` of the run.
+        average: decay of the moving average of the parameters, which is what is kept.
+        landmarks, openings, uncertainty, mask, expression, angle, present: weights of the terms.
     """
 
     net: FaceNetConfig = field(default_factory=FaceNetConfig)
@@ -295,7 +295,7 @@ def evaluate(variables: Mapping[str, Any], net: FaceNetConfig, data: Data, seed:
     """Held-out figures, and how wrong expression and angle are: every head of ``data`` once, augmented as in training.
 
     Returns:
-      (figures, {'expression': [64], 'angle': [3]} root-mean-square errors, float32).
+        (figures, {'expression': [64], 'angle': [3]} root-mean-square errors, float32).
     """
     examples = [example(np.random.default_rng([seed, i]), data, i, net.side) for i in range(len(data['rgb']))]
     truth = {k: np.stack([e[k] for e in examples]) for k in examples[0]}

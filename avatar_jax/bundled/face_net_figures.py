@@ -100,9 +100,9 @@ def track_clips(
     landmarks.
 
     Args:
-      clips: with ``frames`` (25 a second), ``landmarks`` [T,68,2] (first pixel centred at 0.5), ``expression`` [T,64]
-        and ``angle`` [T,3], e.g. ``data_pipelines.speaking_heads``.
-      say: is called with the figures of each clip.
+        clips: with ``frames`` (25 a second), ``landmarks`` [T,68,2] (first pixel centred at 0.5), ``expression`` [T,64]
+            and ``angle`` [T,3], e.g. ``data_pipelines.speaking_heads``.
+        say: is called with the figures of each clip.
     """
     landmark_model = at_landmarks(ProceduralHead())
     rows = []

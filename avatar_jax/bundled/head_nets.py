@@ -48,11 +48,11 @@ class HeadTrainConfig:
     """One training of both networks.
 
     Attributes:
-      nets: their sizes.
-      steps, batch, seed: length, pictures per step, seed of everything.
-      optimizer: its rate falls from full to zero along half a cosine, after `warmup` steps.
-      margin, scale: of the identity classification.
-      identity, coefficients, landmarks, openings: weights of the terms.
+        nets: their sizes.
+        steps, batch, seed: length, pictures per step, seed of everything.
+        optimizer: its rate falls from full to zero along half a cosine, after `warmup` steps.
+        margin, scale: of the identity classification.
+        identity, coefficients, landmarks, openings: weights of the terms.
     """
 
     nets: HeadNetsConfig = field(default_factory=HeadNetsConfig)
@@ -224,7 +224,7 @@ def verification(embedding: np.ndarray, person: np.ndarray, seed: int = 0) -> di
     The threshold is chosen on one half of the people and tested on the other, then the other way round.
 
     Raises:
-      UserError: fewer than four people with two pictures each.
+        UserError: fewer than four people with two pictures each.
     """
     rng = np.random.default_rng(seed)
     names = np.unique(person)

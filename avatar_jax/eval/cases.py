@@ -23,11 +23,11 @@ class TrueViews:
     """T pictures that are to be made, and the truth.
 
     Attributes:
-      windows: [T, 27, 70] motion windows.
-      labels: [T, 25] camera labels.
-      truth: [T, H, W, 3] in [-1, 1].
-      mask: [T, H, W] head coverage 0..1, or None.
-      landmarks: [T, 68, 2] pixels (first pixel centre at 0.5), y down, or None.
+        windows: [T, 27, 70] motion windows.
+        labels: [T, 25] camera labels.
+        truth: [T, H, W, 3] in [-1, 1].
+        mask: [T, H, W] head coverage 0..1, or None.
+        landmarks: [T, 68, 2] pixels (first pixel centre at 0.5), y down, or None.
     """
 
     windows: np.ndarray
@@ -45,21 +45,21 @@ class Case:
     """One person to be rebuilt from one picture and then driven.
 
     Attributes:
-      name: for reports.
-      portrait: the picture that the method sees.
-      more: further ones.
-      source: the portrait's own view; its motion window repeats the one known frame.
-      novel: unseen views of the source expression, or None.
-      novel_names: of each unseen view, e.g. 'view_-30' for a camera 30 degrees to the left.
-      driven: the driver's frames; the truth shows the source person.
-      frozen_truth: [T, H, W, 3] perfect pictures of the driven poses with the source expression kept, or None.
-      closed, opened: [T, H, W, 3] the driven views with mouth and eyes closed and wide open, or None.
-      mouth, eyes: [T] openings of the driver, from its geometry, or None.
-      eyes_shut: [T] where the driver's eyes are closed, or None.
-      cross: the truth of ``driven`` shows the driver, another person.
-      real: [R, H, W, 3] true pictures of the person, which a FID compares with the driven ones; None: those of
-        ``driven``.
-      steady: frames of the driver that follow one another, or None.
+        name: for reports.
+        portrait: the picture that the method sees.
+        more: further ones.
+        source: the portrait's own view; its motion window repeats the one known frame.
+        novel: unseen views of the source expression, or None.
+        novel_names: of each unseen view, e.g. 'view_-30' for a camera 30 degrees to the left.
+        driven: the driver's frames; the truth shows the source person.
+        frozen_truth: [T, H, W, 3] perfect pictures of the driven poses with the source expression kept, or None.
+        closed, opened: [T, H, W, 3] the driven views with mouth and eyes closed and wide open, or None.
+        mouth, eyes: [T] openings of the driver, from its geometry, or None.
+        eyes_shut: [T] where the driver's eyes are closed, or None.
+        cross: the truth of ``driven`` shows the driver, another person.
+        real: [R, H, W, 3] true pictures of the person, which a FID compares with the driven ones; None: those of
+            ``driven``.
+        steady: frames of the driver that follow one another, or None.
     """
 
     name: str
@@ -89,7 +89,7 @@ def other_frames(count: int, source: int, wanted: int) -> list[int]:
     """``wanted`` frames of a clip of ``count``, evenly spread, without the source.
 
     Raises:
-      UserError: the clip is too short.
+        UserError: the clip is too short.
     """
     others = np.delete(np.arange(count), source)
     if wanted > len(others):
@@ -101,7 +101,7 @@ def following_frames(count: int, wanted: int) -> np.ndarray:
     """``wanted`` frames one after the other from the middle of a clip of ``count``.
 
     Raises:
-      UserError: the clip is too short.
+        UserError: the clip is too short.
     """
     if wanted > count:
         raise UserError(f'--steady {wanted}: a clip has {count} frames; use fewer')
@@ -163,9 +163,9 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
     """One procedural person, seen once, driven by another's motion; the truth is rendered.
 
     Args:
-      person: clip (``data_pipelines.clips.Clip``) of the person to rebuild. Its other cameras are the unseen views.
-      driver: clip of another person.
-      config: see ``ProtocolConfig``.
+        person: clip (``data_pipelines.clips.Clip``) of the person to rebuild. Its other cameras are the unseen views.
+        driver: clip of another person.
+        config: see ``ProtocolConfig``.
     """
     from avatar_jax.procedural import EXPRESSION_NAMES, ProceduralHead, render_head
 

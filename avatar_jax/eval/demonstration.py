@@ -27,11 +27,11 @@ def demonstrate(model: Model, scene: dict[str, Any], out: Path, *, seed: int = 0
     report.json into ``out``.
 
     Args:
-      scene: of ``data_pipelines.scenes.make_scene``.
-      options: of the method's ``build``.
+        scene: of ``data_pipelines.scenes.make_scene``.
+        options: of the method's ``build``.
 
     Returns:
-      the report.
+        the report.
     """
     frames, portrait = len(scene['labels']), scene['portrait']
     bank, began, done_before = default_bank(model.config.img_resolution), time.monotonic(), 0

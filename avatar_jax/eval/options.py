@@ -16,20 +16,20 @@ class ProtocolConfig:
     """How talking clips are used for testing.
 
     Attributes:
-      resolution: side of the true pictures of procedural heads; that of the avatar's output.
-      frames: driven frames per identity, spread over the driver's clip (the strongest blink is always among them).
-      clip_frames: length of the clips that are made of procedural heads.
-      source_max_yaw: degrees; the source is a frame with open eyes whose yaw is at most this.
-      eye_closed: blink weight from which the driver's eye counts as closed.
-      portraits: pictures of the person that the method sees: the source, and others of the same clip, from its cameras
-        in turn.
-      kind: of recorded clips: 'own', 'cross' or 'views' (``eval.recorded``). driver: of 'cross': the name of the clip
-        that drives everybody; '': the next person's. rule: which frames are the portraits: 'spread' or 'paper'
-        (``eval.recorded.paper_frames``).
-      source_yaw: degrees by which the camera of a procedural person's portrait is turned to the side; the view from the
-        front is then one of the unseen ones.
-      steady: further driven frames, one after the other from the middle of the driver's clip, that tell how steady the
-        avatar is; 0: none.
+        resolution: side of the true pictures of procedural heads; that of the avatar's output.
+        frames: driven frames per identity, spread over the driver's clip (the strongest blink is always among them).
+        clip_frames: length of the clips that are made of procedural heads.
+        source_max_yaw: degrees; the source is a frame with open eyes whose yaw is at most this.
+        eye_closed: blink weight from which the driver's eye counts as closed.
+        portraits: pictures of the person that the method sees: the source, and others of the same clip, from its
+            cameras in turn.
+        kind: of recorded clips: 'own', 'cross' or 'views' (``eval.recorded``). driver: of 'cross': the name of the clip
+            that drives everybody; '': the next person's. rule: which frames are the portraits: 'spread' or 'paper'
+            (``eval.recorded.paper_frames``).
+        source_yaw: degrees by which the camera of a procedural person's portrait is turned to the side; the view from
+            the front is then one of the unseen ones.
+        steady: further driven frames, one after the other from the middle of the driver's clip, that tell how steady
+            the avatar is; 0: none.
     """
 
     resolution: int = 128

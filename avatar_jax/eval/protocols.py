@@ -48,11 +48,11 @@ class CaseResult:
     """Scores of one case.
 
     Attributes:
-      scores: dotted name -> number; NaN where the case does not define it.
-      unavailable: dotted name -> reason, for scores that need something which is not at hand.
-      frames: per-frame measurements, name -> [T].
-      pictures: name -> [T, H, W, 3] in [-1, 1], for a contact sheet.
-      features: 'made' and 'real' -> [T, D] of the FID's network, where there is one.
+        scores: dotted name -> number; NaN where the case does not define it.
+        unavailable: dotted name -> reason, for scores that need something which is not at hand.
+        frames: per-frame measurements, name -> [T].
+        pictures: name -> [T, H, W, 3] in [-1, 1], for a contact sheet.
+        features: 'made' and 'real' -> [T, D] of the FID's network, where there is one.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
@@ -66,10 +66,10 @@ def animate_all(animate: Callable, avatar: Avatar, windows: np.ndarray, labels: 
     """All frames through ``animate`` in batches of one size (one compilation), the last one padded.
 
     Returns:
-      rgb [T, H, W, 3].
+        rgb [T, H, W, 3].
 
     Raises:
-      FloatingPointError: a frame has NaN or infinite pixels.
+        FloatingPointError: a frame has NaN or infinite pixels.
     """
     count, frames = len(windows), []
     for start in range(0, count, batch):
@@ -91,13 +91,13 @@ def run_case(
     """Rebuilds, drives and scores one person; see the module docstring.
 
     Args:
-      case: the person and the truth.
-      build, animate: the method.
-      estimators: networks for the scores that need one; without, those are ``unavailable``.
-      batch: frames per call of ``animate``.
+        case: the person and the truth.
+        build, animate: the method.
+        estimators: networks for the scores that need one; without, those are ``unavailable``.
+        batch: frames per call of ``animate``.
 
     Raises:
-      ValueError: the avatar's pictures have another size than the truth.
+        ValueError: the avatar's pictures have another size than the truth.
     """
     estimators = Estimators() if estimators is None else estimators
     avatar = build(case.portraits)

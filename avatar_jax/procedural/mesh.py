@@ -28,17 +28,18 @@ class HeadMesh:
     """The constant part of the model; V vertices, F triangles.
 
     Attributes:
-      positions: [V, 3] neutral mean head (hair at the surface of the skull), decimetre.
-      triangles: [F, 3]; front faces counter-clockwise seen from outside.
-      part: [V] part number of each vertex; face_part: [F]; two_sided: [F] bool.
-      azimuth, height: [V] surface coordinates (skin, and hair or cloth where they follow it).
-      side: [V] +1 above, -1 below the nearest slit line, for vertices on a doubled edge; the sign of the distance else.
-      canonical: [V, 2] painting coordinates of the part (skin: height, and |x| of the mean in front, above 1 behind).
-      eye: [V] -1 image left eye, +1 image right eye, 0 elsewhere (eyeballs and lid rims).
-      follow, follow_factor: [V] vertex whose expression motion is copied, and its factor (-1 where none).
-      occlusion: [V] ambient light that arrives, 0..1.
-      landmark_ids: [68] iBUG order.
-      eye_slits: for 'l' and 'r' the vertices of the (upper, lower) lid edge, corners included.
+        positions: [V, 3] neutral mean head (hair at the surface of the skull), decimetre.
+        triangles: [F, 3]; front faces counter-clockwise seen from outside.
+        part: [V] part number of each vertex; face_part: [F]; two_sided: [F] bool.
+        azimuth, height: [V] surface coordinates (skin, and hair or cloth where they follow it).
+        side: [V] +1 above, -1 below the nearest slit line, for vertices on a doubled edge; the sign of the distance
+            else.
+        canonical: [V, 2] painting coordinates of the part (skin: height, and |x| of the mean in front, above 1 behind).
+        eye: [V] -1 image left eye, +1 image right eye, 0 elsewhere (eyeballs and lid rims).
+        follow, follow_factor: [V] vertex whose expression motion is copied, and its factor (-1 where none).
+        occlusion: [V] ambient light that arrives, 0..1.
+        landmark_ids: [68] iBUG order.
+        eye_slits: for 'l' and 'r' the vertices of the (upper, lower) lid edge, corners included.
     """
 
     positions: np.ndarray

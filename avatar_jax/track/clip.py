@@ -33,13 +33,13 @@ def track_clip(
     """Fits a clip.
 
     Args:
-      observed: landmarks of all frames.
-      landmark_model: the head model at its landmarks.
-      config: options; None: the defaults.
-      calibration: errors of the network's guesses on held-out heads: 'expression' [64], 'angle' [3].
+        observed: landmarks of all frames.
+        landmark_model: the head model at its landmarks.
+        config: options; None: the defaults.
+        calibration: errors of the network's guesses on held-out heads: 'expression' [64], 'angle' [3].
 
     Raises:
-      UserError: no face in any frame.
+        UserError: no face in any frame.
     """
     if not observed.found.any():
         raise UserError(

@@ -28,8 +28,8 @@ class FrameSource(Protocol):
     """Frames of one input, which can be gone through several times.
 
     Attributes:
-      path: what they are called in messages. fps: frames per second. num_frames: their number, or None.
-      notes: what is done to them, one phrase each; complete after reading.
+        path: what they are called in messages. fps: frames per second. num_frames: their number, or None.
+        notes: what is done to them, one phrase each; complete after reading.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class StillFrame(VideoFrame):
     """A picture file as a frame.
 
     Attributes:
-      alpha: [H, W] uint8 opacity, or None. notes: what was done to the file's pixels.
+        alpha: [H, W] uint8 opacity, or None. notes: what was done to the file's pixels.
     """
 
     alpha: np.ndarray | None = None
@@ -57,12 +57,12 @@ class PictureFrames:
     """Picture files as the frames of a clip, in the given order.
 
     Args:
-      paths: the files, all of one size.
-      fps: frames per second.
-      path: what the clip is called in messages; the first file's folder by default.
+        paths: the files, all of one size.
+        fps: frames per second.
+        path: what the clip is called in messages; the first file's folder by default.
 
     Attributes:
-      notes: what is done to the pixels of a single picture; known after it was read.
+        notes: what is done to the pixels of a single picture; known after it was read.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike], fps: float = 25.0, path: str | os.PathLike | None = None):
@@ -122,9 +122,9 @@ class Input:
     """One thing to track.
 
     Attributes:
-      path: the file or folder. name: of its output folder.
-      kind: 'photo', 'video' or 'frames' (a folder of pictures in the order of their names).
-      fps: of 'frames'.
+        path: the file or folder. name: of its output folder.
+        kind: 'photo', 'video' or 'frames' (a folder of pictures in the order of their names).
+        fps: of 'frames'.
     """
 
     path: Path
@@ -154,7 +154,7 @@ def open_frames(path: str | os.PathLike) -> FrameSource:
     """The frames of a video or of a picture.
 
     Raises:
-      UserError: the file is missing, damaged, or neither.
+        UserError: the file is missing, damaged, or neither.
     """
     path = input_file(path)
     return Input(path, path.stem, kind_of(path)).open()
@@ -178,7 +178,7 @@ def find_inputs(inputs: Sequence[str | os.PathLike], sequence: bool = False, fps
     A file's content tells whether it is a picture or a video (``io.kinds``). Names are made unique.
 
     Raises:
-      UserError: nothing there, or an empty folder. (What is wrong with a single file is found when it is opened.)
+        UserError: nothing there, or an empty folder. (What is wrong with a single file is found when it is opened.)
     """
     found: list[tuple[Path, str]] = []
     for item in inputs:

@@ -33,8 +33,8 @@ class OutputConfig:
     """What is written.
 
     Attributes:
-      crops: 'png', 'jpg' or 'none'. overlay: write the overlay.
-      masks: write head masks.
+        crops: 'png', 'jpg' or 'none'. overlay: write the overlay.
+        masks: write head masks.
     """
 
     crops: str = 'png'
@@ -74,13 +74,13 @@ def write(
     """Second pass: writes everything into ``folder``, completely or not at all.
 
     Args:
-      item: what was tracked. frames: its frames. clip: what was measured in them.
-      model: head model (for the mesh).
-      settings: options of the run, for the report.
-      weights: SHA-256 of the landmark network.
+        item: what was tracked. frames: its frames. clip: what was measured in them.
+        model: head model (for the mesh).
+        settings: options of the run, for the report.
+        weights: SHA-256 of the landmark network.
 
     Returns:
-      The report.
+        The report.
     """
     sha, track = item.sha256(), clip.track
     provenance = Provenance(synthetic=False, weights=weights, command='track', sources={item.path.name: sha})

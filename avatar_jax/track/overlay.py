@@ -31,7 +31,7 @@ class Wire:
     """A thinned wire frame of a head model's face: few enough lines for every mesh.
 
     Args:
-      model: any head model.
+        model: any head model.
     """
 
     def __init__(self, model: MorphableModel):
@@ -92,10 +92,10 @@ def draw(pixels: np.ndarray, track: Track, frame: int, wire: Wire) -> np.ndarray
     """The picture of frame ``frame`` with the track on it.
 
     Args:
-      pixels: [H,W,3] uint8, the input frame.
+        pixels: [H,W,3] uint8, the input frame.
 
     Returns:
-      uint8 [H',W',3].
+        uint8 [H',W',3].
     """
     import cv2
 

@@ -40,9 +40,9 @@ class Surface:
     """Visible points of a fitted head in one frame.
 
     Attributes:
-      corners: [P,3] vertex ids. weights: [P,3]. normals: [P,3] in camera directions. colours: [P,3] seen, 0..1.
-      image: [SIDE,SIDE,3] float32, 0..1, a little blurred. low: [2] its corner in the picture; scale: its pixels per
-        pixel of the picture.
+        corners: [P,3] vertex ids. weights: [P,3]. normals: [P,3] in camera directions. colours: [P,3] seen, 0..1.
+        image: [SIDE,SIDE,3] float32, 0..1, a little blurred. low: [2] its corner in the picture; scale: its pixels per
+            pixel of the picture.
     """
 
     corners: np.ndarray
@@ -235,7 +235,7 @@ def refine(
     """The track with expression and pose refined on the pixels, and light and albedo of each shot.
 
     Args:
-      frames: the input again; can be iterated twice.
+        frames: the input again; can be iterated twice.
     """
     e = landmark_model.num_expression
     expression, pose = np.array(track.expression), np.array(track.pose)

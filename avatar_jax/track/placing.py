@@ -69,11 +69,11 @@ def crop_placement(five: np.ndarray, size: tuple[int, int], side: int) -> tuple[
     """Where EG3D's crop lies.
 
     Args:
-      five: [5,2] pixels, y down, integers at pixel centres. size: (width, height) of the picture. side: of the crop.
+        five: [5,2] pixels, y down, integers at pixel centres. size: (width, height) of the picture. side: of the crop.
 
     Returns:
-      ([2,3] matrix from picture pixels to crop pixels, integers at pixel centres in both; [3] scale and place (x, y
-      up)).
+        ([2,3] matrix from picture pixels to crop pixels, integers at pixel centres in both; [3] scale and place (x, y
+        up)).
     """
     width, height = size
     up = np.asarray(five, np.float64).copy()

@@ -19,12 +19,12 @@ class TrackConfig:
     """Options of the second half of tracking.
 
     Attributes:
-      fit: of the fit.
-      steady: strength of the filter against jitter, 0 off.
-      crop: 'clip' cuts the same square out of every frame of a shot, 'frame' follows the face, 'auto' decides.
-      label_mode: how camera labels are normalised (``camera_labels.normalise_pose``).
-      size: side of the crops in pixels.
-      read_numbers: in the procedural basis, let ``track.numbers`` tell which numbers moved the landmarks.
+        fit: of the fit.
+        steady: strength of the filter against jitter, 0 off.
+        crop: 'clip' cuts the same square out of every frame of a shot, 'frame' follows the face, 'auto' decides.
+        label_mode: how camera labels are normalised (``camera_labels.normalise_pose``).
+        size: side of the crops in pixels.
+        read_numbers: in the procedural basis, let ``track.numbers`` tell which numbers moved the landmarks.
     """
 
     fit: fit.FitConfig = dataclasses.field(default_factory=fit.FitConfig)
@@ -46,23 +46,23 @@ class Track:
     """One tracked clip (or photograph: one frame) of T frames.
 
     Attributes:
-      times: [T] seconds. found: [T] a face was measured; else the numbers are interpolated or held.
-      valid: [T] the numbers mean something (False in shots without any face).
-      segment: [T] shot or person.
-      landmarks: [T,68,2] measured and filtered, pixels of the input, y down, integers at pixel centres.
-      sigma: [T,68] their expected error in pixels.
-      fitted: [T,68,2] the landmarks of the fitted head.
-      identity: [S,K] of each segment. expression: [T,64] in ``basis`` (zeros beyond what the basis has).
-      pose: [T,6] before the camera of the whole picture (``track.camera``). focal: [S] pixels.
-      angle, translation: [T,3] in the aligned crop, radians and decimetres.
-      labels: [T,25] camera labels. matrices: [T,2,3] from input pixels to crop pixels (integers at pixel centres).
-      placement: [T,3] scale and place (x, y up) of the alignment.
-      five: [T,5,2] the five points that the crop was made from.
-      residual: [T] distance of fitted from measured landmarks, in eye distances.
-      present: [T] probability of a face. size: (width, height) of the input.
-      basis: of the coefficients. crop_mode: 'clip' or 'frame'. jitter: (before, after) in eye distances.
-      notes: what happened. source: landmark backend. seconds: of the fit.
-      gamma: [S,27] light and texture: [S,80] albedo of each segment, where pixels were used.
+        times: [T] seconds. found: [T] a face was measured; else the numbers are interpolated or held.
+        valid: [T] the numbers mean something (False in shots without any face).
+        segment: [T] shot or person.
+        landmarks: [T,68,2] measured and filtered, pixels of the input, y down, integers at pixel centres.
+        sigma: [T,68] their expected error in pixels.
+        fitted: [T,68,2] the landmarks of the fitted head.
+        identity: [S,K] of each segment. expression: [T,64] in ``basis`` (zeros beyond what the basis has).
+        pose: [T,6] before the camera of the whole picture (``track.camera``). focal: [S] pixels.
+        angle, translation: [T,3] in the aligned crop, radians and decimetres.
+        labels: [T,25] camera labels. matrices: [T,2,3] from input pixels to crop pixels (integers at pixel centres).
+        placement: [T,3] scale and place (x, y up) of the alignment.
+        five: [T,5,2] the five points that the crop was made from.
+        residual: [T] distance of fitted from measured landmarks, in eye distances.
+        present: [T] probability of a face. size: (width, height) of the input.
+        basis: of the coefficients. crop_mode: 'clip' or 'frame'. jitter: (before, after) in eye distances.
+        notes: what happened. source: landmark backend. seconds: of the fit.
+        gamma: [S,27] light and texture: [S,80] albedo of each segment, where pixels were used.
     """
 
     times: np.ndarray

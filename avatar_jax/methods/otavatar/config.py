@@ -36,13 +36,13 @@ class TrainConfig:
     """What surrounds the decoupling-by-inverting iterations.
 
     Attributes:
-      iterations: length of the training (2000 in the paper and for the released weights).
-      batch_size: people per iteration over all devices; each contributes `frames_per_clip` frames of one clip.
-      frames_per_clip: frames that share one identity code.
-      frame_sampling: 'uniform' or 'expression' (probability proportional to the L1 norm of the expression + 0.001).
-      average_gradients: average controller and generator gradients over devices. False trains one replica per device
-        on its own share of the batch; the first one is kept.
-      generator_subset: what the fine-tuning may change, 'all' generator parameters or 'superresolution' alone.
+        iterations: length of the training (2000 in the paper and for the released weights).
+        batch_size: people per iteration over all devices; each contributes `frames_per_clip` frames of one clip.
+        frames_per_clip: frames that share one identity code.
+        frame_sampling: 'uniform' or 'expression' (probability proportional to the L1 norm of the expression + 0.001).
+        average_gradients: average controller and generator gradients over devices. False trains one replica per device
+            on its own share of the batch; the first one is kept.
+        generator_subset: what the fine-tuning may change, 'all' generator parameters or 'superresolution' alone.
     """
 
     iterations: int = 2000
@@ -65,14 +65,14 @@ class InversionConfig:
     """One-shot inversion of a portrait (paper section 3.3): a stage in W, then one in W+.
 
     Attributes:
-      w_steps: steps in W, one code row for the whole generator, from the average code; 0 leaves the stage out.
-      wplus_steps: steps in W+, all rows free; 0 stays in W (an ablation).
-      sr_steps: number of steps, at the end of each stage, with the super-resolved image in the loss; None: all.
-      keep_last_w_update: False returns the code before the last update of the W stage, as the released program does
-        (99 of 100 updates count; the intrinsics keep all 100).
-      optimise_intrinsics: fit a correction of the camera intrinsics, with a fresh optimizer in each stage.
-      early_stop, tolerance, patience: end a phase for a person whose smoothed loss has not fallen by the fraction
-        `tolerance` for `patience` steps.
+        w_steps: steps in W, one code row for the whole generator, from the average code; 0 leaves the stage out.
+        wplus_steps: steps in W+, all rows free; 0 stays in W (an ablation).
+        sr_steps: number of steps, at the end of each stage, with the super-resolved image in the loss; None: all.
+        keep_last_w_update: False returns the code before the last update of the W stage, as the released program does
+            (99 of 100 updates count; the intrinsics keep all 100).
+        optimise_intrinsics: fit a correction of the camera intrinsics, with a fresh optimizer in each stage.
+        early_stop, tolerance, patience: end a phase for a person whose smoothed loss has not fallen by the fraction
+            `tolerance` for `patience` steps.
     """
 
     w_steps: int = 100
@@ -132,17 +132,17 @@ class OTAvatarConfig:
     """All options of the method.
 
     Attributes:
-      preset: 'paper' or 'release': what reports compare this configuration with (`changes`); it sets nothing itself.
-      controller: shape of the motion controller.
-      loss: terms and weights.
-      decoupling: one training iteration (paper section 3.2, Algorithm 1): steps, order, clipping, averages.
-      optimizers: of codes, intrinsics, controller and generator.
-      train: batches, length and what the fine-tuning may change.
-      inversion: one-shot inversion.
-      sigma_w: scale of the motion offset and of the clamp: 'ones' (which the released weights need) or 'std', the
-        standard deviations of the codes that the generator's mapping network makes (``model.code_std``).
-      clamp_radius: during optimisation the code is kept within this distance (times sigma_w) of the average code;
-        None does not limit it. Animation never clamps.
+        preset: 'paper' or 'release': what reports compare this configuration with (`changes`); it sets nothing itself.
+        controller: shape of the motion controller.
+        loss: terms and weights.
+        decoupling: one training iteration (paper section 3.2, Algorithm 1): steps, order, clipping, averages.
+        optimizers: of codes, intrinsics, controller and generator.
+        train: batches, length and what the fine-tuning may change.
+        inversion: one-shot inversion.
+        sigma_w: scale of the motion offset and of the clamp: 'ones' (which the released weights need) or 'std', the
+            standard deviations of the codes that the generator's mapping network makes (``model.code_std``).
+        clamp_radius: during optimisation the code is kept within this distance (times sigma_w) of the average code;
+            None does not limit it. Animation never clamps.
     """
 
     preset: str = 'paper'
@@ -185,7 +185,7 @@ class OTAvatarConfig:
         """A configuration from nested (or dotted) keys on top of ``values['preset']`` (default 'paper').
 
         Raises:
-          UserError: unknown keys (with the nearest known one), wrong types or values.
+            UserError: unknown keys (with the nearest known one), wrong types or values.
         """
         preset = values.get('preset', 'paper')
         Check.values(preset=preset).one_of('preset', 'paper', 'release')
