@@ -99,7 +99,7 @@ def test_another_person_drives():
         ({'driver': 'c'}, '--protocol cross only'),
         ({'kind': 'views', 'portraits': 2}, 'first frontal frame'),
         ({'kind': 'views'}, 'one camera each'),
-        ({'kind': 'all'}, 'kind is one of'),
+        ({'kind': 'all'}, r'kind: .all.; use one of own, cross, views'),
     ):
         with pytest.raises(UserError, match=text):
             items(**options)

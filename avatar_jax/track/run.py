@@ -13,7 +13,6 @@ import numpy as np
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.io.landmarks import SideFile, side_file
-from avatar_jax.io.video import frame_rate
 from avatar_jax.progress import Progress
 from avatar_jax.track import output
 from avatar_jax.track.choose import Chooser
@@ -59,7 +58,7 @@ class TrackOptions:
         check.within(16, 4096, 'size')
         check.at_least(0, 'smooth')
         check.within(0.2, 100, 'focal')
-        frame_rate(self.fps)
+        check.within(0.001, 1000, 'fps')
 
     def tracker(self) -> Tracker:
         """The tracker that all inputs share."""
