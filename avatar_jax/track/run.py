@@ -30,7 +30,7 @@ class TrackOptions:
     Attributes:
         size: side of the crops in pixels. model: head model that is fitted, 'procedural' or a file.
         mediapipe, weights: files, see ``Tracker``. face: which of several, see ``Chooser``.
-        crop: see ``clip.TrackConfig``. smooth: strength of smoothing. focal: in units of the longer side, or None.
+        crop: see ``track.TrackConfig``. smooth: strength of smoothing. focal: in units of the longer side, or None.
         label_mode: normalisation of the camera labels. pixels, translation: see ``Tracker``.
         crops: 'auto', 'png', 'jpg' or 'none'. background: see ``crops.BACKGROUNDS``. fps: of folders of frames.
         no_overlay, no_masks: leave them out.
