@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     drive = make_drive(model.method, model.config, {'motion': motion, 'sound': sound}, motion.fps, motion.source)
     labels = camera_labels(args.camera, model.config, avatar, motion)
     other = mixture(args, avatar, model, motion.num_frames)
-    with Progress(motion.num_frames, 'animating (compiles first)', unit='frame') as bar:
+    with Progress(motion.num_frames, 'animating', unit='frame') as bar:
         pictures = model.stream(
             avatar,
             drive,
