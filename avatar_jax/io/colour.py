@@ -9,9 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import struct
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from av import CodecContext, VideoFrame
+
 
 UNSPECIFIED = 2
 _PQ, _HLG, _SRGB = 16, 18, 13  # H.273 transfer characteristics
@@ -61,7 +65,7 @@ class Tags:
         return not self.dynamic and self.gamut == 1
 
 
-def tags_of(frame: Any, codec: Any) -> Tags:
+def tags_of(frame: VideoFrame, codec: CodecContext) -> Tags:
     """The tags of a decoded frame; the track's where the frame has none."""
     pairs = (('color_primaries', 'color_primaries'), ('color_trc', 'color_trc'), ('colorspace', 'colorspace'))
     found = []
@@ -73,7 +77,7 @@ def tags_of(frame: Any, codec: Any) -> Tags:
     return Tags(*found)
 
 
-def unshowable(tags: Tags, frame: Any, codec: Any) -> str:
+def unshowable(tags: Tags, frame: VideoFrame, codec: CodecContext) -> str:
     """What helps where a film's colours cannot be shown; '' for all others.
 
     Dolby Vision of profile 5 has no picture that other programs know: its colours are IPT, bent by hidden tables.
@@ -89,7 +93,7 @@ def unshowable(tags: Tags, frame: Any, codec: Any) -> str:
     )
 
 
-def _is_ipt(frame: Any) -> bool:
+def _is_ipt(frame: VideoFrame) -> bool:
     """Whether a frame's Dolby Vision metadata (FFmpeg's ``AVDOVIMetadata``) call its colours IPT."""
     data = frame.side_data.get('DOVI_METADATA')
     data = b'' if data is None else bytes(data)
@@ -109,10 +113,11 @@ def tags_of_still(head: bytes) -> Tags:
         at = head.find(b'\0\0\0\x04cICP', 0, max(0, head.find(b'IDAT'))) + 8
         return Tags(*head[at : at + 3]) if at >= 8 and len(head) >= at + 4 else Tags()
     at = head.find(b'colrnclx') + 8
-    return Tags(*struct.unpack('>3H', head[at : at + 6])) if head[4:8] == b'ftyp' and 8 <= at <= len(head) - 6 else Tags()
+    known = head[4:8] == b'ftyp' and 8 <= at <= len(head) - 6
+    return Tags(*struct.unpack('>3H', head[at : at + 6])) if known else Tags()
 
 
-def notes(tags: Tags, frame: Any) -> tuple[str, ...]:
+def notes(tags: Tags, frame: VideoFrame) -> tuple[str, ...]:
     """What is done to the colours, for reports."""
     if not tags.plain:
         return (note(tags),)
@@ -131,7 +136,7 @@ def note(tags: Tags) -> str:
     return f'colours converted from {gamut} to sRGB'
 
 
-def to_srgb(frame: Any, width: int, height: int, tags: Tags) -> np.ndarray:
+def to_srgb(frame: VideoFrame, width: int, height: int, tags: Tags) -> np.ndarray:
     """A decoded frame (``av.VideoFrame``) as [height, width, 3] uint8 sRGB."""
     if tags.plain:
         return frame.reformat(width=width, height=height, format='rgb24').to_ndarray()
