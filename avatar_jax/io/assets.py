@@ -15,7 +15,6 @@ from pathlib import Path
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.parcels import PARCELS, cache_folder, fetched
-from avatar_jax.io.tensor_files import Damaged, read_metadata
 
 VARIABLE = 'AVATAR_ASSETS'
 _DEPTH = 3
@@ -281,6 +280,8 @@ def _files(folder: Path, depth: int = _DEPTH) -> list[Path]:
 
 def _method(path: Path) -> str | None:
     """What an imported weight file holds, from its header alone."""
+    from avatar_jax.io.tensor_files import Damaged, read_metadata  # needs numpy, which --help does not
+
     try:
         return json.loads(read_metadata(path)['avatar_jax'])['method']
     except (OSError, Damaged, ValueError, KeyError, TypeError, RecursionError):

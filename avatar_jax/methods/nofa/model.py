@@ -33,11 +33,10 @@ from avatar_jax.models.e4e import E4eEncoder, encoder_input, init_encoder
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.render.sampling import RenderDraws
-from avatar_jax.types import Avatar, Frames, Portrait
+from avatar_jax.types import Avatar, Frames, Portrait, PyTree
 
 NETWORKS = ('generator', 'encoder', 'compensation', 'deformation')
 RENDERER = ('decoder', 'superresolution')  # parts of the generator that every frame needs
-PyTree = Any
 Variables = Mapping[str, Any]
 
 
@@ -392,7 +391,7 @@ def frame(
     variables: Variables,
     config: ModelConfig,
     identity: Mapping[str, Any],
-    prepared: Any,
+    prepared: PyTree,
     signals: Mapping[str, jax.Array],
     labels: jax.Array,
     keys: jax.Array | None = None,
