@@ -124,6 +124,9 @@ def _run(argv: Sequence[str]) -> int:
         args.overrides, unknown = _overrides(unknown)
     if unknown:
         parser.unknown(unknown)
+    from avatar_jax import compiled_programs  # needs numpy, which --help does not
+
+    compiled_programs.keep()
     return module.run(args) or 0
 
 

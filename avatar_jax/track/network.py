@@ -45,6 +45,7 @@ class Reading:
         present: probability that there is a face.
         spread: mean distance in pixels between the points of a crop and those of its mirror image; 0 where only one of
             them was read.
+        gaze: [2] to the right of the picture and up, 1 is 24 degrees, or None where it was not measured.
     """
 
     points: np.ndarray
@@ -53,6 +54,7 @@ class Reading:
     angle: np.ndarray | None = None
     present: float = 1.0
     spread: float = 0.0
+    gaze: np.ndarray | None = None
 
     @property
     def is_face(self) -> bool:
