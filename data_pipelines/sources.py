@@ -31,7 +31,7 @@ def open_source(folder: str | Path, split: str) -> Any:
     (``dataset.pkl``), or of a folder of folders that ``avatar-jax track`` wrote.
 
     Raises:
-      UserError: none of them, or no such split.
+        UserError: none of them, or no such split.
     """
     if (Path(folder) / 'dataset.pkl').is_file():
         from data_pipelines.gpavatar_lmdb import GPAvatarClips
@@ -50,10 +50,10 @@ class BuiltFrames:
     """Frames of a data set that ``python -m data_pipelines.heads`` or ``python -m data_pipelines.tracked`` built.
 
     Args:
-      folder: the data set's folder (the commands that build data sets print it).
-      split: 'train', 'validation' or 'test'.
+        folder: the data set's folder (the commands that build data sets print it).
+        split: 'train', 'validation' or 'test'.
     Raises:
-      UserError: not such a folder, or unknown split.
+        UserError: not such a folder, or unknown split.
     """
 
     def __init__(self, folder: str | Path, split: str = 'train'):
@@ -114,8 +114,8 @@ class RenderedFrames:
     """Frames of procedural clips, rendered when asked for; nothing is stored.
 
     Args:
-      clips: the clips, e.g. from ``clips.evaluation_clips``.
-      resolution: pixels per side.
+        clips: the clips, e.g. from ``clips.evaluation_clips``.
+        resolution: pixels per side.
     """
 
     def __init__(self, clips: list[Clip], resolution: int = 128):
@@ -169,9 +169,9 @@ class HeadShards:
     with.
 
     Args:
-      folder: of the shards. people: the first ones only; None: all.
+        folder: of the shards. people: the first ones only; None: all.
     Raises:
-      UserError: no shards, damaged ones, or fewer people.
+        UserError: no shards, damaged ones, or fewer people.
     """
 
     def __init__(self, folder: str | Path, people: int | None = None):

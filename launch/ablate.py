@@ -13,6 +13,7 @@ from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import methods
+from launch.program import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.io import atomic
     from avatar_jax.progress import Progress
 
-    if args.seeds < 1 or args.people < 1 or (args.steps is not None and args.steps < 1):
-        raise UserError('--seeds, --people and --steps must be at least 1')
+    at_least(args, seeds=1, people=1, steps=1)
     owner = next(m for m in methods() if args.table in m.tables)
     table = owner.tables[args.table]
     args.size = table.sizes[0] if args.size is None else args.size

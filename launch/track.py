@@ -9,11 +9,11 @@ set of pictures with camera labels. An input that cannot be used is reported and
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import fields
 from typing import Any
 
 from avatar_jax.io.names import shown
+from launch.common import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,8 +83,3 @@ def run(args: argparse.Namespace) -> int:
     for report in batch.results:
         print(shown(f'{out / report["name"]}: {summary(report)}'))
     return batch.finish()
-
-
-def say(text: str) -> None:
-    """A sentence for the person who asked."""
-    print(shown(f'avatar-jax: {text}'), file=sys.stderr)

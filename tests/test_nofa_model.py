@@ -93,7 +93,8 @@ def test_nothing_moves_and_nothing_is_added_at_first(views):
     fresh, awake_views, other = views
     assert not np.asarray(fresh['added']).any()
     for name in ('canonical', 'without'):
-        jax.tree.map(np.testing.assert_array_equal, fresh['driven'], fresh[name])
+        # two programs of one picture: the order of sums may differ
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=2e-6), fresh['driven'], fresh[name])
         assert float(jnp.abs(awake_views['driven'].image - awake_views[name].image).max()) > 1e-4, name
     assert float(jnp.abs(awake_views['driven'].image - other['driven'].image).max()) > 1e-4, 'expression shows'
     np.testing.assert_array_equal(awake_views['canonical'].image, other['canonical'].image)

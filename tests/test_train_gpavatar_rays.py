@@ -11,8 +11,9 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.importance import Importance, importance, part_boxes
 from avatar_jax.methods.gpavatar import cameras, head
 from avatar_jax.methods.gpavatar import train as training
-from avatar_jax.methods.gpavatar.config import ModelConfig, TrainConfig
+from avatar_jax.methods.gpavatar.config import ModelConfig
 from avatar_jax.methods.gpavatar.model import encode, init, render_rays, render_views, superresolve
+from avatar_jax.methods.gpavatar.train_config import TrainConfig
 from avatar_jax.models import styleunet
 from avatar_jax.ops.resize import resize
 from avatar_jax.ops.windows import RADIUS

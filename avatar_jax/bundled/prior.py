@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import flax.struct
 import jax
@@ -30,8 +29,8 @@ from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator
 from avatar_jax.render import marching
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group
+from avatar_jax.types import PyTree
 
-PyTree = Any
 TRAIT_DIM = 239  # of `data_pipelines.prior_batches.traits`
 # Raw density is read as a logit of being solid: 0 is undecided, and hardly seen by the renderer. Downwards it counts in
 # units of 6, upwards in units of 24, as it takes about 100 to stop the light within a pixel's width.
@@ -44,19 +43,19 @@ class PriorConfig:
     """The warm start's options.
 
     Attributes:
-      generator, controller: the networks.
-      steps: of all kinds together; the last `frame_steps` are frames, the `ray_steps` before them rays.
-      batch, ray_batch, frame_batch: images per step of each kind.
-      points: rays per image in a points step; rays: in a rays step.
-      coarse, near: samples of a rays step over the whole range and around the known depth; near_std: standard
-        deviation of the latter, in world units.
-      solid, opacity, depth, density, codes: weights of the solidity, mask, depth, density-smoothness and code-size
-        terms (the colour term has weight 1); squared: share of the squared error in the colour term, the rest is
-        absolute.
-      lr, codes_lr, controller_lr, noise_lr: peak learning rates of generator, traits-to-code matrix, controller and
-        noise maps; they rise over `warmup` steps and fall to `final_lr` of the peak. frame_lr: of the frames steps.
-      ema: decay of the moving average that is shipped.
-      max_norm: gradient clipping of each group.
+        generator, controller: the networks.
+        steps: of all kinds together; the last `frame_steps` are frames, the `ray_steps` before them rays.
+        batch, ray_batch, frame_batch: images per step of each kind.
+        points: rays per image in a points step; rays: in a rays step.
+        coarse, near: samples of a rays step over the whole range and around the known depth; near_std: standard
+            deviation of the latter, in world units.
+        solid, opacity, depth, density, codes: weights of the solidity, mask, depth, density-smoothness and code-size
+            terms (the colour term has weight 1); squared: share of the squared error in the colour term, the rest is
+            absolute.
+        lr, codes_lr, controller_lr, noise_lr: peak learning rates of generator, traits-to-code matrix, controller and
+            noise maps; they rise over `warmup` steps and fall to `final_lr` of the peak. frame_lr: of the frames steps.
+        ema: decay of the moving average that is shipped.
+        max_norm: gradient clipping of each group.
     """
 
     generator: GeneratorConfig
@@ -95,10 +94,10 @@ class PriorState:
     """What is trained; the step number and the seed determine everything else.
 
     Attributes:
-      codes: {'weight': [TRAIT_DIM, w_dim]}, which turns traits into w. The average code is the origin.
-      generator: its parameters; those of the mapping network stay as they are until `fit_mapping`.
-      noise: the generator's constant noise maps, which start from zero and become a layout of the mean head.
-      controller: its parameters.
+        codes: {'weight': [TRAIT_DIM, w_dim]}, which turns traits into w. The average code is the origin.
+        generator: its parameters; those of the mapping network stay as they are until `fit_mapping`.
+        noise: the generator's constant noise maps, which start from zero and become a layout of the mean head.
+        controller: its parameters.
     """
 
     codes: Group
@@ -381,12 +380,12 @@ def fit_mapping(
     """Fits the mapping network to ``traits @ weight`` on random latents, without pictures.
 
     Args:
-      mapping: its parameters at the start.
-      draw: function of a step number: (latents [batch, z_dim], traits [batch, TRAIT_DIM]) of random heads.
-      lr: peak learning rate. The network stores its weights 100 times larger than it uses them (multiplier 0.01).
+        mapping: its parameters at the start.
+        draw: function of a step number: (latents [batch, z_dim], traits [batch, TRAIT_DIM]) of random heads.
+        lr: peak learning rate. The network stores its weights 100 times larger than it uses them (multiplier 0.01).
 
     Returns:
-      its parameters, and the share of the codes' variance that it does not explain.
+        its parameters, and the share of the codes' variance that it does not explain.
     """
     generator, tx = TriPlaneGenerator(config.generator), make_optimizer(_adam(lr))
     group = Group.create(mapping, tx)

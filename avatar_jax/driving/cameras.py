@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import intrinsics, label_from_pose, make_label, orbit_pose
-from avatar_jax.types import Avatar, Motion
+from avatar_jax.types import Avatar, Config, Motion
 
 CAMERAS = ('track', 'orbit', 'fixed')
 
 
-def camera_labels(kind: str, config: Any, avatar: Avatar, motion: Motion) -> np.ndarray:
+def camera_labels(kind: str, config: Config, avatar: Avatar, motion: Motion) -> np.ndarray:
     """Camera labels [T,25] of a video.
 
     Args:

@@ -43,15 +43,15 @@ class Estimators:
     Images are [T, H, W, 3] in [-1, 1], landmarks [T, 68, 2] pixels of the true picture (y down).
 
     Attributes:
-      coefficients: (images, landmarks) -> [T, 257].
-      landmarks: (images) -> [T, 68, 2] pixels.
-      identity: (images, landmarks) -> [T, D] embeddings.
-      lpips: (images, images) -> [T], of the variant 'alex'.
-      units: (images, landmarks) -> [T, U] action units, present above 0.5.
-      head: the head model that is fitted to landmarks for the average vertex distance (``eval.shape``).
-      missing: reason for each absent one.
-      inception: (images) -> [T, 2048], for the FID.
-      more: further distances of pictures: name of the score -> as ``lpips``.
+        coefficients: (images, landmarks) -> [T, 257].
+        landmarks: (images) -> [T, 68, 2] pixels.
+        identity: (images, landmarks) -> [T, D] embeddings.
+        lpips: (images, images) -> [T], of the variant 'alex'.
+        units: (images, landmarks) -> [T, U] action units, present above 0.5.
+        head: the head model that is fitted to landmarks for the average vertex distance (``eval.shape``).
+        missing: reason for each absent one.
+        inception: (images) -> [T, 2048], for the FID.
+        more: further distances of pictures: name of the score -> as ``lpips``.
     """
 
     coefficients: Network | None = None

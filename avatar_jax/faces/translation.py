@@ -17,13 +17,13 @@ def pixel_offset(driving: Array, source: Array, side: Array | float) -> Array:
     """Offset (x, y) of the head in units of the crop window.
 
     Args:
-      driving: [..., N, 2] landmarks of raw frames, pixels.
-      source: [N, 2] landmarks of the frame whose place counts as zero (the first driving frame, when another person is
-        driven).
-      side: of the crop window in raw pixels.
+        driving: [..., N, 2] landmarks of raw frames, pixels.
+        source: [N, 2] landmarks of the frame whose place counts as zero (the first driving frame, when another person
+            is driven).
+        side: of the crop window in raw pixels.
 
     Returns:
-      [..., 2].
+        [..., 2].
     """
     return (driving.mean(-2) - source.mean(-2)) / side
 
@@ -41,13 +41,13 @@ def translate_pose(
     """Moves cameras so that the pivot's picture moves by ``offset``.
 
     Args:
-      pose: [..., 4, 4] camera-to-world (OpenCV axes).
-      offset: [..., 2] in picture sides, y down (``pixel_offset``).
-      focal: in picture sides.
-      zoom: [...] size of the driving head over that of the source; None leaves the distance alone.
+        pose: [..., 4, 4] camera-to-world (OpenCV axes).
+        offset: [..., 2] in picture sides, y down (``pixel_offset``).
+        focal: in picture sides.
+        zoom: [...] size of the driving head over that of the source; None leaves the distance alone.
 
     Returns:
-      [..., 4, 4]; rotations are unchanged.
+        [..., 4, 4]; rotations are unchanged.
     """
     xp = namespace(pose, offset)
     depth = pivot_depth(pose, pivot)

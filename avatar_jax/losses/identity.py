@@ -87,9 +87,9 @@ def identity_target(
     """Prepares targets [B,H,W,3].
 
     Args:
-      embed: network on aligned faces, or on whole images [B,H,W,3] when `landmarks` is None.
-      landmarks: [B,68,2] or [B,5,2] pixels of the target.
-      cut: how the network wants its faces (``FaceNetwork.cut``).
+        embed: network on aligned faces, or on whole images [B,H,W,3] when `landmarks` is None.
+        landmarks: [B,68,2] or [B,5,2] pixels of the target.
+        cut: how the network wants its faces (``FaceNetwork.cut``).
     """
     matrix = None if landmarks is None else face_matrix(landmarks)
     embedding = embed(target if matrix is None else cut(target, matrix))

@@ -44,12 +44,12 @@ class NetworkKind:
     """One network that a bank can hold.
 
     Attributes:
-      build: makes the module.
-      input_shape: of one image, to build the abstract parameters with.
-      arguments: further positional arguments of its call.
-      stand_in: trained by this project on procedural heads, instead of a public network.
-      unused: key prefixes of the public file that are ignored.
-      purpose: what it is for.
+        build: makes the module.
+        input_shape: of one image, to build the abstract parameters with.
+        arguments: further positional arguments of its call.
+        stand_in: trained by this project on procedural heads, instead of a public network.
+        unused: key prefixes of the public file that are ignored.
+        purpose: what it is for.
     """
 
     build: Callable[[], nn.Module]
@@ -103,10 +103,10 @@ class PerceptionBank:
     """Weights of frozen networks.
 
     Attributes:
-      weights: network name (a key of `NETWORKS`) -> variables.
-      lin: LPIPS variant ('alex', 'vgg', 'squeeze') -> channel weights per layer.
-      head_nets: sizes of the stand-in networks. recon: those of the coefficient regressor.
-      sources: (name, where the weights come from) of everything held, for reports.
+        weights: network name (a key of `NETWORKS`) -> variables.
+        lin: LPIPS variant ('alex', 'vgg', 'squeeze') -> channel weights per layer.
+        head_nets: sizes of the stand-in networks. recon: those of the coefficient regressor.
+        sources: (name, where the weights come from) of everything held, for reports.
     """
 
     weights: dict[str, Any] = struct.field(default_factory=dict)
@@ -126,7 +126,7 @@ class PerceptionBank:
         """A bank that also holds this network, from a flat dictionary with the public file's keys and layouts.
 
         Raises:
-          UserError: the entries do not fit the network.
+            UserError: the entries do not fit the network.
         """
         unused = NETWORKS[_known(name)].unused
         flat = {k.removeprefix('module.'): v for k, v in flat.items()}
@@ -161,7 +161,7 @@ class PerceptionBank:
         Files are ``.safetensors`` of this project, or ``.npz`` with the keys and layouts of the public state dict.
 
         Raises:
-          UserError: unknown name; missing, damaged or unfitting file.
+            UserError: unknown name; missing, damaged or unfitting file.
         """
         bank = cls() if base is None else base
         for name, path in files.items():
@@ -181,7 +181,7 @@ class PerceptionBank:
         """What a perceptual term with this choice looks through: 'vgg19', 'head_features', 'pyramid' or 'none'.
 
         Raises:
-          UserError: a network is asked for by name and is not here.
+            UserError: a network is asked for by name and is not here.
         """
         return self._resolve('loss.perceptual_network', choice, PERCEPTUAL_CHOICES, ('vgg19', 'pyramid'))
 

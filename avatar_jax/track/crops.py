@@ -16,9 +16,10 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.faces.alignment import EG3D_RESCALE, EG3D_SIZE, align, eg3d_crop_box
 from avatar_jax.track.background import separate
-from avatar_jax.track.clip import Track
+from avatar_jax.track.inputs import FrameSource
 from avatar_jax.track.measured import Shown
 from avatar_jax.track.network import FaceReader, cut
+from avatar_jax.track.track import Track
 
 COLOURS = {'white': 255.0, 'black': 0.0}
 BACKGROUNDS = (*COLOURS, 'keep')
@@ -140,7 +141,7 @@ def _over(rgb: np.ndarray, shown: np.ndarray, alpha: np.ndarray, background: str
     return np.rint(colour * weight + COLOURS[background] * (1 - weight)).astype(np.uint8)
 
 
-def still_pictures(frames: Any, track: Track, background: str, masked: bool) -> Callable[..., Iterator[Shown]]:
+def still_pictures(frames: FrameSource, track: Track, background: str, masked: bool) -> Callable[..., Iterator[Shown]]:
     """``measured.Pictures`` of a photograph."""
 
     def pictures(wanted: Sequence[int] | None, on_frame: Callable[[Any], None] | None) -> Iterator[Shown]:
@@ -155,7 +156,7 @@ def still_pictures(frames: Any, track: Track, background: str, masked: bool) -> 
 
 
 def moving_pictures(
-    frames: Any, track: Track, network: FaceReader | None, background: str
+    frames: FrameSource, track: Track, network: FaceReader | None, background: str
 ) -> Callable[..., Iterator[Shown]]:
     """``measured.Pictures`` of a clip.
 

@@ -163,7 +163,7 @@ class MeasuredClip:
         fitted: [N, 68, 2] landmarks of the fitted head, pixels of the input.
         notes: what was done. warnings: what the user should look at.
         sha256: of the file.
-        track: everything about the fit (``track.clip.Track``); None where it was not made here.
+        track: everything about the fit (``track.track.Track``); None where it was not made here.
     """
 
     path: Path

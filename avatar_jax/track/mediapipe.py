@@ -29,11 +29,11 @@ class MediaPipeReader:
     """Detects faces and reads 478 points of each; masks of crops come from this project's network.
 
     Args:
-      path: ``face_landmarker.task``.
-      faces: how many faces at most.
+        path: ``face_landmarker.task``.
+        faces: how many faces at most.
 
     Raises:
-      UserError: no such file, or mediapipe is not installed.
+        UserError: no such file, or mediapipe is not installed.
     """
 
     name = 'mediapipe'

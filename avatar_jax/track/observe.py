@@ -33,14 +33,14 @@ class Observed:
     """What the first pass keeps of T frames.
 
     Attributes:
-      times: [T] seconds. found: [T] a face was seen.
-      points: [T,68,2] pixels, y down, first pixel centred at 0.5; NaN where no face was found.
-      sigma: [T,68] pixels, infinite for points that a landmark file does not have.
-      expression: [T,64] guess in the procedural basis, or NaN. angle: [T,3] radians, or NaN.
-      present: [T] probability of a face. segment: [T] number of the shot or person, from 0.
-      size: (width, height) of the frames.
-      source: name of the landmark backend. notes: what happened, one line each.
-      likeness: cosine of each segment's person with the first segment's (NaN where there was none to compare).
+        times: [T] seconds. found: [T] a face was seen.
+        points: [T,68,2] pixels, y down, first pixel centred at 0.5; NaN where no face was found.
+        sigma: [T,68] pixels, infinite for points that a landmark file does not have.
+        expression: [T,64] guess in the procedural basis, or NaN. angle: [T,3] radians, or NaN.
+        present: [T] probability of a face. segment: [T] number of the shot or person, from 0.
+        size: (width, height) of the frames.
+        source: name of the landmark backend. notes: what happened, one line each.
+        likeness: cosine of each segment's person with the first segment's (NaN where there was none to compare).
     """
 
     times: np.ndarray
@@ -126,14 +126,14 @@ def observe(
     """Reads one face from every frame.
 
     Args:
-      frames: objects with ``time`` (seconds) and ``pixels`` [H,W,3] uint8, all of one size.
-      reader: ``FaceReader`` or another backend with ``detect``, ``around``.
-      choose: which face.
-      careful: average over more crops and look for turned heads, too: for photographs.
-      on_frame: called after each frame.
+        frames: objects with ``time`` (seconds) and ``pixels`` [H,W,3] uint8, all of one size.
+        reader: ``FaceReader`` or another backend with ``detect``, ``around``.
+        choose: which face.
+        careful: average over more crops and look for turned heads, too: for photographs.
+        on_frame: called after each frame.
 
     Raises:
-      UserError: no frames.
+        UserError: no frames.
     """
     rows, notes, likeness, wanted = _Rows(), [], [], None
     previous: Reading | None = None
@@ -248,9 +248,9 @@ class FileLandmarks:
     them, unless what it reads there is another face.
 
     Args:
-      points: [T,N,2] pixels of the upright frames (integers at pixel centres), NaN in frames without a face.
-      network: completes five points; None leaves them alone.
-      name: of the source, for reports.
+        points: [T,N,2] pixels of the upright frames (integers at pixel centres), NaN in frames without a face.
+        network: completes five points; None leaves them alone.
+        name: of the source, for reports.
     """
 
     def __init__(self, points: np.ndarray, network: FaceReader | None = None, name: str = 'file'):
@@ -262,7 +262,7 @@ class FileLandmarks:
         """``Observed`` of the frames; cuts are not looked for.
 
         Raises:
-          UserError: another number of frames than rows.
+            UserError: another number of frames than rows.
         """
         rows, size, count, completed = _Rows(), (0, 0), 0, 0
         for frame in frames:
@@ -310,7 +310,7 @@ def completed_five(known: Reading, five: np.ndarray, pixels: np.ndarray, network
     """The network's 68 landmarks with five known ones in their places; None where it reads another face.
 
     Args:
-      known: the five at their places among the 68. five: [5,2] the same (first pixel centred at 0.5).
+        known: the five at their places among the 68. five: [5,2] the same (first pixel centred at 0.5).
     """
     across, middle = five[1] - five[0], five[:2].mean(0)
     side = _BOX_PER_EYES * max(float(np.linalg.norm(across)), 0.9 * float(np.linalg.norm(five[3:].mean(0) - middle)))

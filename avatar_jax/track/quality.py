@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from avatar_jax.track.clip import Track
+from avatar_jax.track.track import Track
 
 PARTS = ('seen', 'landmarks', 'fit', 'resolution', 'pose', 'inside')
 # Expected error of the network's landmarks in eye distances: 0.03 to 0.043 on photographs and procedural heads, turned

@@ -13,7 +13,6 @@ import numpy as np
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.io.landmarks import SideFile, side_file
-from avatar_jax.io.video import frame_rate
 from avatar_jax.progress import Progress
 from avatar_jax.track import output
 from avatar_jax.track.choose import Chooser
@@ -31,7 +30,7 @@ class TrackOptions:
     Attributes:
         size: side of the crops in pixels. model: head model that is fitted, 'procedural' or a file.
         mediapipe, weights: files, see ``Tracker``. face: which of several, see ``Chooser``.
-        crop: see ``clip.TrackConfig``. smooth: strength of smoothing. focal: in units of the longer side, or None.
+        crop: see ``track.TrackConfig``. smooth: strength of smoothing. focal: in units of the longer side, or None.
         label_mode: normalisation of the camera labels. pixels, translation: see ``Tracker``.
         crops: 'auto', 'png', 'jpg' or 'none'. background: see ``crops.BACKGROUNDS``. fps: of folders of frames.
         no_overlay, no_masks: leave them out.
@@ -59,7 +58,7 @@ class TrackOptions:
         check.within(16, 4096, 'size')
         check.at_least(0, 'smooth')
         check.within(0.2, 100, 'focal')
-        frame_rate(self.fps)
+        check.within(0.001, 1000, 'fps')
 
     def tracker(self) -> Tracker:
         """The tracker that all inputs share."""

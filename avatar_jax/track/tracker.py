@@ -15,16 +15,18 @@ from avatar_jax.io.inputs import file_sha256
 from avatar_jax.io.landmarks import read_landmark_frames
 from avatar_jax.progress import Progress
 from avatar_jax.track.choose import Chooser
-from avatar_jax.track.clip import Track, TrackConfig, track_clip, with_head_translation
+from avatar_jax.track.clip import track_clip
 from avatar_jax.track.crops import check_background, moving_pictures, still_pictures
 from avatar_jax.track.fit import FitConfig
-from avatar_jax.track.inputs import Selected, is_photograph
+from avatar_jax.track.inputs import FrameSource, Selected, is_photograph
 from avatar_jax.track.landmark_model import LandmarkModel, at_landmarks, load_head
 from avatar_jax.track.measured import MeasuredClip
 from avatar_jax.track.mediapipe import MediaPipeReader
 from avatar_jax.track.network import FaceReader
 from avatar_jax.track.observe import FileLandmarks, Observed, observe
+from avatar_jax.track.placing import with_head_translation
 from avatar_jax.track.quality import frame_quality, sentences
+from avatar_jax.track.track import Track, TrackConfig
 
 Path_ = str | os.PathLike
 _FIRST = 'frame 0: '  # how notes about which face was taken begin
@@ -43,7 +45,7 @@ class Measures(Protocol):
     basis: str
     parts: tuple[str, ...]
 
-    def __call__(self, frames: Any, **options: Any) -> MeasuredClip:
+    def __call__(self, frames: FrameSource, **options: Any) -> MeasuredClip:
         """Measures a clip; arguments and errors as ``Tracker.__call__``."""
 
 
@@ -55,7 +57,7 @@ class Tracker:
             ``faces.base.MorphableModel``.
         weights: file of the landmark network; the shipped one by default.
         mediapipe: ``face_landmarker.task``, to take the landmarks from MediaPipe.
-        fit, steady, crop: see ``clip.TrackConfig``.
+        fit, steady, crop: see ``track.TrackConfig``.
         pixels: refine pose and expression on the pixels, and find light and albedo.
         translation: let labels also follow the head through the uncropped video.
 
@@ -95,7 +97,7 @@ class Tracker:
 
     def __call__(
         self,
-        frames: Any,
+        frames: FrameSource,
         *,
         size: int,
         label_mode: str,
@@ -140,7 +142,7 @@ class Tracker:
             pictures = moving_pictures(frames, track, network, background)
         return measured_clip(track, frames, pictures, self.parts, label_mode)
 
-    def _observe(self, frames: Any, face: str | int | Chooser | None, landmarks: Path_ | None) -> Observed:
+    def _observe(self, frames: FrameSource, face: str | int | Chooser | None, landmarks: Path_ | None) -> Observed:
         """Landmarks of all frames."""
         path, still = Path(frames.path), is_photograph(frames)
         with _bar(frames, 'landmarks') as on_frame:
@@ -168,7 +170,7 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def _bar(frames: Any, what: str) -> Iterator[Callable[[], None]]:
+def _bar(frames: FrameSource, what: str) -> Iterator[Callable[[], None]]:
     """Progress over the frames of a clip; a photograph is done at once."""
     if is_photograph(frames):
         yield lambda: None
@@ -195,7 +197,9 @@ def named(path: Path, error: UserError) -> UserError:
     return error if str(path) in text else UserError(f'{path}: {text}')
 
 
-def measured_clip(track: Track, frames: Any, pictures: Any, parts: tuple[str, ...], label_mode: str) -> MeasuredClip:
+def measured_clip(
+    track: Track, frames: FrameSource, pictures: Any, parts: tuple[str, ...], label_mode: str
+) -> MeasuredClip:
     """What a ``Track`` says about a clip."""
     found = track.found & track.valid
     said = [note for note in track.notes if note.startswith(_FIRST) and is_photograph(frames)]

@@ -44,8 +44,8 @@ from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from avatar_jax.train.state import Group, TrainState, step_key
+from avatar_jax.types import PyTree
 
-PyTree = Any
 SR = 'up_renderer'
 SLOW = ('style_mlp', 'final_linear')
 NEAR_STD = 0.05  # cube units: how far samples are spread around a known surface

@@ -39,7 +39,6 @@ from avatar_jax.types import Avatar, Camera, Frames
 
 SHARED = 'shared'
 PREVIEW_WEIGHT = {'picture': 10.0, 'coefficients': 5.0, 'sound': 5.0}
-PyTree = Any
 
 
 # --------------------------------------------------------------------------------------------------------- variables

@@ -26,9 +26,8 @@ from avatar_jax.models.decoder import OSGDecoder
 from avatar_jax.ops.resize import resize
 from avatar_jax.parallel import sample_keys
 from avatar_jax.render.cameras import unpack_label
-from avatar_jax.types import Frames
+from avatar_jax.types import Frames, PyTree
 
-PyTree = Any
 SOURCE_PARTS, FRAME_PARTS = ('appearance', 'identity'), ('deformation', 'points', 'refine')
 
 

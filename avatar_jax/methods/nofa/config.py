@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from avatar_jax.checks import Check
-from avatar_jax.configure import from_plain, to_plain, updated
+from avatar_jax.configure import from_plain, replaced, to_plain
 from avatar_jax.faces.importance import Importance
 from avatar_jax.inversion.tuning import PivotConfig, TuningConfig
 from avatar_jax.losses.distance import CHOICES
@@ -305,14 +305,7 @@ class NOFAConfig:
 
     def replace(self, **overrides: Any) -> NOFAConfig:
         """A copy with some options changed; ``loss__mu=0.2`` sets ``loss.mu``. Raises ``UserError``."""
-        values: dict[str, Any] = {}
-        for path, value in overrides.items():
-            *parts, leaf = path.replace('.', '__').split('__')
-            node = values
-            for part in parts:
-                node = node.setdefault(part, {})
-            node[leaf] = value
-        return updated(self, values)
+        return replaced(self, overrides)
 
 
 @dataclass(frozen=True)

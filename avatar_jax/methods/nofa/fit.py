@@ -43,9 +43,8 @@ from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
 from avatar_jax.render.cameras import frontal_label
-from avatar_jax.types import Avatar, Portrait
+from avatar_jax.types import Avatar, Portrait, PyTree
 
-PyTree = Any
 STEPS_PER_CALL = 10
 
 

@@ -23,9 +23,11 @@ class BuildOptions:
         choices=('compensation', 'generator', 'none'),
     )
     pivot: str | None = option(
-        None, 'the code that this starts from: of the encoder, or of a search in W', choices=('encoder', 'search')
+        None,
+        "the code that the fit starts from: the encoder's, or that of a search in W (default: as the weights say)",
+        choices=('encoder', 'search'),
     )
-    fit_steps: int | None = option(None, 'steps of that fit (default: as the weights say)')
+    fit_steps: int | None = option(None, 'steps of the fit (default: as the weights say)')
 
 
 METHOD = Method(

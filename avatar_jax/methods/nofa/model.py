@@ -34,11 +34,10 @@ from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_
 from avatar_jax.render.cameras import frontal_label, unpack_label
 from avatar_jax.render.rays import sample_rays
 from avatar_jax.render.sampling import RenderDraws
-from avatar_jax.types import Avatar, Frames, Portrait
+from avatar_jax.types import Avatar, Frames, Portrait, PyTree
 
 NETWORKS = ('generator', 'encoder', 'compensation', 'deformation')
 RENDERER = ('decoder', 'superresolution')  # parts of the generator that every frame needs
-PyTree = Any
 Variables = Mapping[str, Any]
 
 
@@ -410,7 +409,7 @@ def frame(
     variables: Variables,
     config: ModelConfig,
     identity: Mapping[str, Any],
-    prepared: Any,
+    prepared: PyTree,
     signals: Mapping[str, jax.Array],
     labels: jax.Array,
     keys: jax.Array | None = None,

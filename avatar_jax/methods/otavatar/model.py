@@ -36,12 +36,11 @@ from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.render.sampling import RenderDraws
-from avatar_jax.types import Frames
+from avatar_jax.types import Frames, PyTree
 
 METHOD = 'otavatar'
 NETWORKS = ('generator', 'controller')
 STD_SAMPLES = 4096  # latents
-PyTree = Any
 
 
 @dataclass(frozen=True)
