@@ -35,7 +35,7 @@ def demonstrate(model: Model, scene: dict[str, Any], out: Path, *, seed: int = 0
     """
     frames, portrait = len(scene['labels']), scene['portrait']
     bank, began, done_before = default_bank(model.config.img_resolution), time.monotonic(), 0
-    with Progress(model.steps(**options), 'making an avatar of one picture (compiles first)') as bar:
+    with Progress(model.steps(**options), 'making an avatar of one picture') as bar:
 
         def on_step(done: int, **numbers: float) -> None:
             nonlocal done_before

@@ -60,13 +60,16 @@ def build_avatars(
     for start in range(0, len(people), group):
         part = people[start : start + group]
         title = part[0].source.name if len(part) == 1 else f'{len(part)} avatars'
-        with Progress(steps * (1 if model.method.build_many else len(part)), f'{title} (compiles first)') as bar:
+        total = steps * (1 if model.method.build_many else len(part))
+        with Progress(total, title) as bar:
             shown = 0
 
-            def on_step(done: int, bar: Progress = bar, **numbers: Any) -> None:
+            def on_step(done: int, bar=bar, title=title, total=total, **numbers: Any) -> None:
                 nonlocal shown
                 bar.update(done - shown, **numbers)
                 shown = done
+                if done >= total:
+                    bar.describe(f'{title}: looking at it')
 
             sources = [p.source for p in part]
             own = None if key is None else jax.random.fold_in(key, start)

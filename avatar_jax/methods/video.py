@@ -101,7 +101,7 @@ def make_video(
     other = mixture(options, avatar, model, motion.num_frames)
     sources = sources_of(folder, request, options, motion)
     provenance = Provenance(synthetic=True, weights=model.sha256, command='animate', sources=sources)
-    with Progress(motion.num_frames, 'animating (compiles first)', unit='frame') as bar:
+    with Progress(motion.num_frames, 'animating', unit='frame') as bar:
         frames = model.stream(
             avatar,
             drive,
