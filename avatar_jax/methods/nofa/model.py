@@ -31,7 +31,8 @@ from avatar_jax.methods.nofa.deformation import DeformationField, backward, cond
 from avatar_jax.methods.weight_files import WeightFiles
 from avatar_jax.models.e4e import E4eEncoder, encoder_input, init_encoder
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
-from avatar_jax.render.cameras import frontal_label
+from avatar_jax.render.cameras import frontal_label, unpack_label
+from avatar_jax.render.rays import sample_rays
 from avatar_jax.render.sampling import RenderDraws
 from avatar_jax.types import Avatar, Frames, Portrait, PyTree
 
@@ -277,9 +278,26 @@ def render(
     return Views(out.rgb, out.depth, out.opacity, image)
 
 
-def sample_draws(keys: jax.Array, config: ModelConfig) -> RenderDraws:
-    """Draws for N views from N keys: each view's do not depend on the others around it."""
-    rays = config.generator.neural_rendering_resolution**2
+def render_pixels(
+    variables: Variables,
+    config: ModelConfig,
+    planes: jax.Array,
+    labels: jax.Array,
+    pixels: jax.Array,
+    size: int,
+    deform: Callable[[jax.Array], jax.Array] | None,
+    draws: RenderDraws | None = None,
+) -> Views:
+    """Some pixels [N,M] (row * size + column) of pictures of a size, without super-resolution: maps [N,M,...]."""
+    generator, model = network(variables, 'generator'), TriPlaneGenerator(config.generator)
+    rays = [jnp.take_along_axis(x, pixels[..., None], 1) for x in sample_rays(*unpack_label(labels), size)]
+    out = model.apply(generator, planes, *rays, draws=draws, deform=deform, method='render_rays')
+    return Views(out.features[..., :3], out.depth, out.opacity)
+
+
+def sample_draws(keys: jax.Array, config: ModelConfig, rays: int | None = None) -> RenderDraws:
+    """Draws for N views from N keys: each view's do not depend on the others around it. ``rays``: None: all of them."""
+    rays = rays or config.generator.neural_rendering_resolution**2
     draws = jax.vmap(lambda k: RenderDraws.from_key(k, config.generator.rendering, 1, rays))(keys)
     return jax.tree.map(lambda x: x[:, 0], draws)
 
