@@ -60,7 +60,7 @@ def fields_of(cls: type) -> dict[str, dataclasses.Field]:
 def help_of(field: dataclasses.Field) -> str:
     """The text of an option, with its default where that is a value and the text does not say it."""
     text, default = field.metadata['text'], field.default
-    if default in (None, False, (), '') or '(default' in text or '; default' in text:
+    if default is None or default is False or default in ((), '') or '(default' in text or '; default' in text:
         return text
     return f'{text} (default: {default:g})' if isinstance(default, float) else f'{text} (default: {default})'
 
