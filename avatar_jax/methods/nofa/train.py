@@ -275,14 +275,15 @@ def train_step(
             ray_keys = jax.vmap(lambda k: jax.random.fold_in(k, 6))(keys)
             terms, error = _ray_terms(variables, config, weights, volume, target, deform, draws, ray_keys)
             terms |= losses.code_and_volume_terms(settings.loss, weights, offsets, volume)
-            return losses.total(terms), (terms, error, statistics, ws)
-        views = render(variables, config, volume.planes, ws, target['labels'], deform, draws)
-        restored = None
-        if weights.teeth and frozen.teacher.kind != 'none':
-            restored = frozen.teacher(views.image, target['images'], target.get('landmarks'), settings.loss)
-        terms = losses.objective_terms(
-            frozen.bank, settings.loss, weights, views, prepared, offsets=offsets, volume=volume, restored=restored
-        )
+        else:
+            views = render(variables, config, volume.planes, ws, target['labels'], deform, draws)
+            restored = None
+            if weights.teeth and frozen.teacher.kind != 'none':
+                restored = frozen.teacher(views.image, target['images'], target.get('landmarks'), settings.loss)
+            terms = losses.objective_terms(
+                frozen.bank, settings.loss, weights, views, prepared, offsets=offsets, volume=volume, restored=restored
+            )
+            error = jnp.mean((views.image - target['images']) ** 2)
         if learning and terms_of.delta:
             active = delta_stage < last
             terms['delta'] = jnp.where(active, terms_of.delta * codes.delta_regularizer(offsets, delta_stage), 0.0)
@@ -290,7 +291,6 @@ def train_step(
             terms['adversarial'] = terms_of.discriminator * codes.encoder_adversarial(
                 partial(_score, config, score_params), ws, delta_stage
             )
-        error = jnp.mean((views.image - target['images']) ** 2)
         return losses.total(terms), (dict(terms), error, statistics, ws)
 
     trained = {name: group.params for name, group in state.groups.items() if name != DISCRIMINATOR}
