@@ -2,7 +2,9 @@
 
 The driver is a motion file (docs/motion_file.md), coefficients of another program (.mat, .npz), a video, a picture, a
 clip of a data set (``FOLDER:SPLIT:CLIP``), made-up speech (``speech:SEED`` or ``speech:SEED:FRAMES``), or numbers
-(``--slider jaw_open=0.6 yaw=20``). The video has the driver's frame rate and, where the driver is a video, its sound.
+(``--slider jaw_open=0.6 yaw=20``). An avatar that was trained to be driven by pictures takes a video, a picture or a
+tracked folder, of anybody; one that listens a sound (``--sound``), alone or with a motion for the head. The video has
+the driver's frame rate and, where the driver is a video, its sound.
 """
 
 from __future__ import annotations
@@ -70,7 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--fps', type=float, metavar='N', help='frame rate of a coefficient file that has none in it (default: 25)'
     )
     parser.add_argument(
-        '--sound', metavar='FILE', help="sound of the video: a file, or 'none' (default: that of a driving video)"
+        '--sound',
+        metavar='FILE',
+        help="sound of the video: a file, or 'none' (default: that of a driving video); an avatar that listens is "
+        'driven by it, or by sound features (.npy)',
     )
     parser.add_argument(
         '--camera',
@@ -90,6 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', default='avatar.mp4', metavar='FILE.mp4', help='the video (default: avatar.mp4)')
     parser.add_argument('--png', metavar='DIR', help='also write every frame as a PNG into this folder')
     parser.add_argument('--raw', action='store_true', help='show the volume rendering beside the final picture')
+    parser.add_argument(
+        '--driver',
+        metavar='NAME',
+        help='what drives an avatar that was trained with several: picture, coefficients, sound (default: the first)',
+    )
     parser.add_argument('--method', metavar='NAME', help='method of the avatar (default: the one stored in it)')
     parser.add_argument(
         '--weights', metavar='FILE|NAME', help='weights that the avatar was made with (default: those in the package)'
@@ -114,10 +124,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status."""
+    from avatar_jax.driving.audio import FeatureFile
     from avatar_jax.driving.cameras import camera_labels
     from avatar_jax.driving.plan import Plan
     from avatar_jax.driving.request import Request
-    from avatar_jax.driving.signals import make_drive
+    from avatar_jax.driving.signals import make_drive, needed_parts
+    from avatar_jax.faces.conventions import background_of
     from avatar_jax.io.atomic import output_file, output_place
     from avatar_jax.methods.model import check_weights, choose_model, load_avatar
     from avatar_jax.progress import Progress
@@ -133,13 +145,21 @@ def run(args: argparse.Namespace) -> int:
     avatar = load_avatar(args.avatar)
     model = choose_model(args.method or avatar.method or None, args.weights)
     check_weights(avatar, model)
+    avatar = driven_by(args.driver, model, avatar)
     model = model.of(avatar)
     plan = Plan(args.relative, args.neutral, tuple(args.only), args.amplify, args.amplify_pose)
     request = Request(args.motion, tuple(args.slider), plan, args.face, args.fps, args.frames, args.sound)
-    motion, sound, notes = request.read(model.config.basis, avatar, clip_motion)
-    for note in notes:
+    if 'sound' not in needed_parts(model.method, model.config):
+        if args.motion is None and not args.slider:
+            raise UserError('--motion: who drives the avatar? give --motion FILE, or numbers with --slider')
+        if args.sound is not None and FeatureFile.is_one(args.sound):
+            raise UserError(f'--sound {args.sound}: is no sound, and this avatar is not driven by sound features')
+    crops = {'size': model.config.img_resolution, 'background': background_of(model.config, 'weights')}
+    driving = request.read(model.config.basis, avatar, clip_motion, crops)
+    motion, sound = driving.motion, driving.track
+    for note in driving.notes:
         print(shown(f'avatar-jax: {args.motion or "sliders"}: {note}'), file=sys.stderr)
-    drive = make_drive(model.method, model.config, {'motion': motion, 'sound': sound}, motion.fps, motion.source)
+    drive = make_drive(model.method, model.config, driving.parts, motion.fps, motion.source)
     labels = camera_labels(args.camera, model.config, avatar, motion)
     other = mixture(args, avatar, model, motion.num_frames)
     with Progress(motion.num_frames, 'animating (compiles first)', unit='frame') as bar:
@@ -158,6 +178,17 @@ def run(args: argparse.Namespace) -> int:
     end = '' if sound is None else ', with sound'
     print(shown(f'{args.out}: {count} frames at {motion.fps:g} per second{end}'))
     return 0
+
+
+def driven_by(driver: str | None, model: Any, avatar: Any) -> Any:
+    """The avatar as --driver wants it driven."""
+    if driver is None:
+        return avatar
+    ways = {} if model.method.ways is None else model.method.ways(model.of(avatar).config)
+    if driver not in ways:
+        known = f'there are {", ".join(ways)}' if ways else f'avatars of {model.method.title} are driven in one way'
+        raise UserError(f'--driver {driver}: this avatar was not trained with it; {known}')
+    return avatar.replace(config=ways[driver])
 
 
 def mixture(args: argparse.Namespace, avatar: Any, model: Any, frames: int) -> tuple[Any, np.ndarray] | None:

@@ -3,6 +3,9 @@
 Every person is rebuilt from one picture (or --portraits), shown from other sides, driven by somebody else's motion, and
 compared with the true pictures. Results are stored per person, so an interrupted run continues where it stopped, and a
 person who fails is reported without stopping the others.
+
+A method that learns from minutes of video gets the first part of each person's video and is compared on the last one,
+in every way in which it can be driven, with the mean frame and with an avatar of one frame.
 """
 
 from __future__ import annotations
@@ -11,10 +14,23 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import DEFAULT, methods
 from avatar_jax.methods.options import add_build_options, given_options
+
+VIDEO_FRAMES = 3000
+# Options that say nothing about a video: (name, default).
+_OF_PORTRAITS = (
+    ('source_yaw', 0.0),
+    ('steady', 0),
+    ('portraits', 1),
+    ('protocol', 'own'),
+    ('driver', ''),
+    ('portrait_frames', 'spread'),
+    ('measured', None),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--split', default='test', metavar='NAME', help='split of --dataset, or of the procedural heads (default: test)'
     )
     parser.add_argument('--frames', type=int, default=24, metavar='N', help='driven frames per person (default: 24)')
+    parser.add_argument(
+        '--video-frames',
+        type=int,
+        default=VIDEO_FRAMES,
+        metavar='N',
+        help='length of the talking videos that are drawn for methods that learn from a video (default: %(default)s)',
+    )
     parser.add_argument(
         '--source-yaw',
         type=float,
@@ -116,14 +139,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates a method as the options say and prints the table; returns the exit status."""
     from avatar_jax.eval.cases import ProtocolConfig
-    from avatar_jax.eval.estimators import from_bank, looks_through
-    from avatar_jax.eval.evaluation import REPORT, TABLE, evaluate, subject
+    from avatar_jax.eval.estimators import Estimators, from_bank, looks_through
+    from avatar_jax.eval.evaluation import subject
     from avatar_jax.faces.conventions import of_model
     from avatar_jax.io import atomic
     from avatar_jax.losses.networks import bank_of, refuse_unused
     from avatar_jax.methods.model import choose_model
     from data_pipelines.test_people import items_of
-    from launch.batch import share_of
 
     out = atomic.output_folder(args.out)
     if args.identities < 1 or args.portraits < 1:
@@ -141,6 +163,11 @@ def run(args: argparse.Namespace) -> int:
     if used is not None:
         refuse_unused(args.perception, {*used, *looks_through(bank, args.csim)}, 'the evaluation')
     measured = subject(model, bank, **options)
+    if owner.sources == ('video',):
+        measured, items, data = of_videos(args, model, bank, options)
+        return finish(args, measured, items, data, {'frames': args.frames}, Estimators(), out)
+    if args.video_frames != VIDEO_FRAMES:
+        raise UserError(f'--video-frames {args.video_frames}: {owner.title} learns from pictures; leave it out')
     protocol = ProtocolConfig(
         resolution=config.img_resolution,
         frames=args.frames,
@@ -153,13 +180,59 @@ def run(args: argparse.Namespace) -> int:
         steady=args.steady,
     )
     items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))
+    return finish(args, measured, items, data, asdict(protocol), estimators, out)
+
+
+def of_videos(args: argparse.Namespace, model: Any, bank: Any, options: dict[str, Any]) -> tuple[Any, list, dict]:
+    """What is measured, on whom, and that in words: of a method that learns from videos."""
+    from dataclasses import replace
+
+    from avatar_jax.eval.evaluation import subject
+    from avatar_jax.eval.personal import check_baseline, measure_video
+    from avatar_jax.methods.model import choose_model
+    from data_pipelines.test_videos import video_items
+
+    for name, default in _OF_PORTRAITS:
+        if getattr(args, name) != default:
+            flag = '--' + name.replace('_', '-')
+            raise UserError(f'{flag}: says nothing about people who are learned from a video; leave it out')
+    if args.frames < 2 or args.video_frames < 2:
+        raise UserError('--frames and --video-frames: must be at least 2')
+    one = choose_model(None, None)
+    reason = check_baseline(model, one)
+    if reason:
+        print(f'avatar-jax: no comparison with an avatar of one frame: {reason}', file=sys.stderr)
+        one = None
+
+    def measure(case: Any, on_step: Any) -> Any:
+        work = str(args.out / 'training' / case.name)
+        case = replace(case, source=replace(case.source, work=work))
+        return measure_video(case, model, options, bank, lambda done, **_: on_step(done), one)
+
+    items, data = video_items(args.dataset, args.identities, args.seed, args.frames, args.video_frames, args.out)
+    return replace(subject(model, bank, **options), measure=measure), items, data
+
+
+def finish(
+    args: argparse.Namespace,
+    measured: Any,
+    items: list,
+    data: dict[str, str],
+    protocol: dict[str, Any],
+    estimators: Any,
+    out: Path,
+) -> int:
+    """Evaluates and prints the table; returns the exit status."""
+    from avatar_jax.eval.evaluation import REPORT, TABLE, evaluate
+    from launch.batch import share_of
+
     report = evaluate(
         out,
         measured,
         [items[i] for i in share_of(len(items), args.share)],
         estimators=estimators,
         seed=args.seed,
-        settings={**data, 'protocol': asdict(protocol)},
+        settings={**data, 'protocol': protocol},
         title=f'{measured.name} on people that it never saw',
         sheets=not args.no_sheets,
         save_frames=args.save_frames,

@@ -2,14 +2,16 @@
 
 Some methods make one avatar of all pictures, in a folder named after the first; the others make one of each picture. An
 avatar's folder holds the avatar, a picture (portraits | reconstruction | side views) and a report; report.json in --out
-lists all avatars. A picture that cannot be used is reported and skipped. An avatar can only be as good as what its
-weights were trained on: weights of procedural heads make a likeness in the style of procedural heads.
+lists all avatars. The training of an avatar of a video keeps its state and a preview in --out; the same command goes on
+where it was interrupted. A picture that cannot be used is reported and skipped. An avatar can only be as good as what
+its weights were trained on: weights of procedural heads make a likeness in the style of procedural heads.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +124,11 @@ def run(args: argparse.Namespace) -> int:
 
     batch.run(mine, read_one, name=lambda i: args.image[i])
     read = [(mine[k], *found) for k, found in batch.numbered]
-    clips = [Person(source, [best]) for _, best, source in read if isinstance(source, Source)]
+    clips = [
+        Person(replace(source, work=str(out / f'{source.name}.training')), [best])
+        for _, best, source in read
+        if isinstance(source, Source)
+    ]
     read = [entry for entry in read if not isinstance(entry[2], Source)]
     if model.method.joins_portraits and read:
         portraits, measured = [p for _, _, p in read], [m for _, m, _ in read]

@@ -57,7 +57,7 @@ class Pictures:
         landmarks = self.args.landmarks[i] if self.args.landmarks else None
         options = {'background': self.args.background, 'face': self.args.face, 'landmarks': landmarks}
         source = read_clip(self.args.image[i], config, **options)
-        return source.portraits.clip.best(), replace(source, name=self.names[i])
+        return source.portraits.best(), replace(source, name=self.names[i])
 
     def _motion(self, i: int, basis: str) -> Any:
         from avatar_jax.io.motion import load_motion

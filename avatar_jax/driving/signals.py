@@ -71,6 +71,12 @@ def known_signals(method: Any) -> dict[str, Signal]:
     return {**SIGNALS, **own}
 
 
+def needed_parts(method: Any, config: Any) -> set[str]:
+    """What a driver must have for a model of this configuration: names of ``GIVEN_BY``."""
+    known = known_signals(method)
+    return {part for name in method.signals_of(config) for part in known[name].needs}
+
+
 def make_drive(method: Any, config: Any, parts: Mapping[str, Any], fps: float = 25.0, source: str = '') -> Drive:
     """The signals that a method reads, and only those.
 
