@@ -11,6 +11,7 @@ in every way in which it can be driven, with the mean frame and with an avatar o
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -207,7 +208,9 @@ def of_videos(args: argparse.Namespace, model: Any, bank: Any, options: dict[str
     def measure(case: Any, on_step: Any) -> Any:
         work = str(args.out / 'training' / case.name)
         case = replace(case, source=replace(case.source, work=work))
-        return measure_video(case, model, options, bank, lambda done, **_: on_step(done), one)
+        found = measure_video(case, model, options, bank, lambda done, **_: on_step(done), one)
+        shutil.rmtree(work, ignore_errors=True)  # measured: nothing is left to go on with
+        return found
 
     items, data = video_items(args.dataset, args.identities, args.seed, args.frames, args.video_frames, args.out)
     return replace(subject(model, bank, **options), measure=measure), items, data
