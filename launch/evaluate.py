@@ -199,6 +199,7 @@ def of_videos(args: argparse.Namespace, model: Any, bank: Any, options: dict[str
             raise UserError(f'{flag}: says nothing about people who are learned from a video; leave it out')
     if args.frames < 2 or args.video_frames < 2:
         raise UserError('--frames and --video-frames: must be at least 2')
+    items, data = video_items(args.dataset, args.identities, args.seed, args.frames, args.video_frames, args.out)
     one = choose_model(None, None)
     reason = check_baseline(model, one)
     if reason:
@@ -212,7 +213,6 @@ def of_videos(args: argparse.Namespace, model: Any, bank: Any, options: dict[str
         shutil.rmtree(work, ignore_errors=True)  # measured: nothing is left to go on with
         return found
 
-    items, data = video_items(args.dataset, args.identities, args.seed, args.frames, args.video_frames, args.out)
     return replace(subject(model, bank, **options), measure=measure), items, data
 
 
