@@ -57,13 +57,19 @@ def fields_of(cls: type) -> dict[str, dataclasses.Field]:
     return {f.name: f for f in dataclasses.fields(cls) if 'text' in f.metadata}
 
 
+def help_of(field: dataclasses.Field) -> str:
+    """The text of an option, with its default where that is a value and the text does not say it."""
+    text, default = field.metadata['text'], field.default
+    if default is None or default is False or default in ((), '') or '(default' in text or '; default' in text:
+        return text
+    return f'{text} (default: {default:g})' if isinstance(default, float) else f'{text} (default: {default})'
+
+
 def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
     """Adds an option for each field of ``cls`` that was made by ``option``; the help says the default."""
     for name, field in fields_of(cls).items():
         about, kind, default = field.metadata, kind_of(cls, name), field.default
-        text = about['text']
-        if default not in (None, False, (), '') and '(default' not in text:
-            text += f' (default: {default:g})' if kind is float else f' (default: {default})'
+        text = help_of(field)
         more: dict[str, Any] = {k: about[k] for k in ('choices', 'nargs', 'const', 'metavar') if k in about}
         if kind is bool:
             more['action'] = 'store_true'

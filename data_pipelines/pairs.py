@@ -91,6 +91,7 @@ class Pairs:
             'labels': np.stack([r['label'] for r in rows]),
             'landmarks': np.stack([r['landmarks'] for r in rows]),
             'identity': rows[0]['identity'],
+            **({'latent': rows[0]['latent']} if 'latent' in rows[0] else {}),
             'person': np.int64(table.person[clip]),
             'clip': np.int64(clip),
             'frames': np.array(frames, np.int64),
@@ -110,7 +111,8 @@ def pair_batches(
     Returns:
         Iterator of dicts of numpy arrays, B = batch_size / process_count, F = frames: ``images`` [B,F,H,W,3] in [-1,1],
         ``masks`` [B,F,H,W,1] in [0,1], ``windows`` [B,F,27,70], ``labels`` [B,F,25], ``landmarks`` [B,F,68,2] pixels,
-        ``identity`` [B,192], ``person`` [B], ``clip`` [B], ``frames`` [B,F], ``cameras`` [B,F].
+        ``identity`` [B,192], ``latent`` [B,200] (of heads that are made with one), ``person`` [B], ``clip`` [B],
+        ``frames`` [B,F], ``cameras`` [B,F].
     Raises:
         UserError: the batch does not divide among the processes, or there are fewer people than processes.
     """

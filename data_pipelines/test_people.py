@@ -157,6 +157,8 @@ def portrait_sets(people: int, most: int, resolution: int, seed: int = 0) -> Cal
             'windows': np.stack([r['window'] for r in rows]),
             'labels': np.stack([r['label'] for r in rows]),
             'masks': np.stack([r['mask'] for r in rows]),
+            'landmarks': np.stack([r['landmarks'] for r in rows]),
+            'identity': rows[0]['identity'],
         }
 
     return person

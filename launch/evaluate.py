@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_perception(parser, f'{text}...; default: stand-ins)')
     text = (
         'the network of the identity similarity, if several face recognition networks are given (default: the first '
-        'of arcface18, arcface18_se, iresnet18 ... iresnet100, ir50, irse50 that is)'
+        'of arcface18, arcface18_se, iresnet18 ... iresnet100, ir50, irse50, dlib_face that is given)'
     )
     add('--csim', default='auto', metavar='NAME', help=text)
     text = 'also write the driven and the true frames as pictures, into frames/'

@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'files of 5, 68, 98 or 478 facial landmarks, one for each input (default: the file beside the input; without '
     )
     add('--landmarks', nargs='+', metavar='FILE', help=f'{text}one, landmarks are detected)')
-    add('--mediapipe', metavar='FILE', help='detect landmarks with MediaPipe and your face_landmarker.task')
+    text = (
+        "MediaPipe's face_landmarker.task, which knows real faces, or none for the network in the package (default: "
+        'the file, where avatar-jax assets --get face-landmarker has fetched it)'
+    )
+    add('--mediapipe', metavar='FILE|none', help=text)
     text = 'head model to fit: procedural (default), or the file of a BFM, FLAME or ICT-FaceKit model'
     add('--model', default='procedural', metavar='FILE|procedural', help=text)
     text = 'which of several faces: the largest (size, default), the N-th largest, or the one most similar to the face '

@@ -201,6 +201,7 @@ def test_config_variant_and_overrides(config_file):
     [
         ('', ['--config.stesp=5'], r'--config.stesp=5: .*did you mean .steps.'),
         ('', ['--config.model.widht=5'], r'--config.model.widht=5: model has no option .widht.; did you mean .width.'),
+        ('', ['--config.widht=5'], r'no option .widht.; did you mean .model.width.'),
         ('', ['--config.steps=many'], '--config.steps=many: .*invalid literal'),
         (':tiyn', [], 'choose tiny'),
     ],

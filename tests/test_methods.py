@@ -53,6 +53,10 @@ def run(toy, monkeypatch, capsys):
     return command
 
 
+def test_the_toy_is_short():
+    assert len((ROOT / 'tests' / 'toy_method.py').read_text().splitlines()) <= 200
+
+
 def test_the_toy_is_found(toy):
     assert base.names()[-1] == 'toy' and base.method('toy') is toy_method.METHOD
     assert choose_model(None, toy / 'toy.safetensors').method.name == 'toy'

@@ -253,6 +253,11 @@ def test_chunks_of_rays_change_nothing():
     close(raw_chunked, raw, atol=1e-5, what='picture')
     jax.tree.map(lambda a, b: close(a, b, rtol=1e-3, scale=1e-4, atol=1e-9, what='gradient'), grads_chunked, grads)
     assert all(float(jnp.abs(g).max()) > 0 for g in (grads['dnet']['0']['weight'], grads['wnet']['0']['weight']))
+    # Single pixels are those of the whole picture, in any order.
+    pixels = jnp.asarray([[7, 250, 120], [0, 33, 8]])
+    deform = nofa.deformation_of(AWAKE, config, SHAPES, EXPRESSIONS)
+    single = nofa.render_pixels(AWAKE, config, planes, LABELS, pixels, raw.shape[1], deform).raw
+    close(single, jnp.take_along_axis(raw.reshape(2, -1, 3), pixels[..., None], 1), atol=1e-5, what='pixels')
 
 
 # ------------------------------------------------------------------------------------------------- avatars and frames

@@ -19,9 +19,7 @@ from avatar_jax.track.track import TrackConfig
 from tests import nonfaces
 from tests.test_track_measure import head
 
-GOOD = (
-    0.8  # probability of a face from which on a frame can be graded 'good': twice it less one is a factor of the grade
-)
+GOOD = 0.92  # probability of a face from which on a frame can be graded 'good'
 
 
 @pytest.fixture(scope='module')

@@ -26,6 +26,7 @@ from einops import reduce
 
 from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator
+from avatar_jax.options import option
 from avatar_jax.render import marching
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group
@@ -60,14 +61,14 @@ class PriorConfig:
 
     generator: GeneratorConfig
     controller: ControllerConfig
-    steps: int = 15000
-    ray_steps: int = 11500
-    frame_steps: int = 1000
-    batch: int = 4
-    ray_batch: int = 4
-    frame_batch: int = 2
-    points: int = 1024
-    rays: int = 512
+    steps: int = option(15000, 'training steps of all three kinds: points, then rays, then frames')
+    ray_steps: int = option(11500, 'how many of them are rays')
+    frame_steps: int = option(1000, 'how many of them are frames')
+    batch: int = option(4, 'heads per step of points')
+    ray_batch: int = option(4, 'heads per step of rays')
+    frame_batch: int = option(2, 'heads per step of frames')
+    points: int = option(1024, 'rays of each head in a step of points, with two points each')
+    rays: int = option(512, 'rays of each head in a step of rays')
     coarse: int = 10
     near: int = 6
     near_std: float = 0.02
@@ -77,16 +78,16 @@ class PriorConfig:
     depth: float = 1.5
     density: float = 0.0005
     codes: float = 1e-4
-    lr: float = 1e-2
-    codes_lr: float = 2e-4
-    controller_lr: float = 1e-3
-    noise_lr: float = 2e-3
-    frame_lr: float = 3e-3
+    lr: float = option(1e-2, 'peak learning rate of the generator')
+    codes_lr: float = option(2e-4, 'peak learning rate of the matrix from traits to codes')
+    controller_lr: float = option(1e-3, 'peak learning rate of the controller')
+    noise_lr: float = option(2e-3, 'peak learning rate of the noise maps')
+    frame_lr: float = option(3e-3, 'peak learning rate in the steps of frames')
     warmup: int = 100
     final_lr: float = 0.04
-    ema: float = 0.996
+    ema: float = option(0.996, 'decay of the moving average of the parameters')
     max_norm: float = 1.0
-    seed: int = 0
+    seed: int = option(0, 'random seed')
 
 
 @flax.struct.dataclass

@@ -18,7 +18,7 @@ import numpy as np
 from avatar_jax.faces.alignment import align
 from avatar_jax.faces.recon import METHOD as RECON
 from avatar_jax.io.images import to_uint8
-from avatar_jax.losses.identity import FACE_NETWORKS, face_matrix
+from avatar_jax.losses.identity import FACE_NETWORKS
 from avatar_jax.losses.perception import LPIPS_TRUNK, PerceptionBank
 from avatar_jax.models.perception.inception import fid_features
 from avatar_jax.models.perception.lpips import NETS
@@ -127,7 +127,8 @@ def from_bank(bank: PerceptionBank, csim: str = 'auto') -> Estimators:
 
     kind = bank.identity_kind(csim, '--csim')
     if kind in FACE_NETWORKS:
-        embed = jax.jit(lambda b, x, lm: b.apply(kind, FACE_NETWORKS[kind].cut(x, face_matrix(lm))))
+        seen = FACE_NETWORKS[kind]
+        embed = jax.jit(lambda b, x, lm: b.apply(kind, seen.cut(x, seen.place(lm))))
         title = f'{FACE_NETWORKS[kind].title} ({sources[kind]})'
         identity = Network(title, lambda x, lm: embed(bank, x, lm), True)
     elif kind == 'head_identity':

@@ -64,8 +64,8 @@ class ProtocolConfig:
     )
     steady: int = option(
         0,
-        'further frames, one after the other: how much they change, beside the changes of the true pictures '
-        '(default: 0)',
+        'further driven frames, one after the other, to measure how much pictures change from frame to frame '
+        '(default: 0, none)',
     )
 
     def __post_init__(self):

@@ -192,7 +192,7 @@ ASSETS = (
         'avatar-jax assets --get face-recognition, or the dlib project',
         ('dlib_face_recognition_resnet_model_v1.dat',),
         ('perception/dlib_face',),
-        5_500_000,
+        5_614_592,
         PARCELS['face-recognition'].sha256[:12],
     ),
 )

@@ -30,6 +30,7 @@ from avatar_jax.faces.recon import METHOD as RECON_METHOD
 from avatar_jax.faces.recon import ReconConfig, ReconNet, abstract_recon
 from avatar_jax.losses.identity import FACE_NETWORKS
 from avatar_jax.models.perception.arcface import IRBackbone, IResNet, ResNetArcFace
+from avatar_jax.models.perception.dlib_face import DlibFace
 from avatar_jax.models.perception.head_nets import HeadCoefficients, HeadIdentity, HeadNetsConfig
 from avatar_jax.models.perception.inception import FIDInception
 from avatar_jax.models.perception.lpips import CHECKSUM_LIN0, NETS, lin_weights, lpips_features, lpips_layers, trunk
@@ -75,6 +76,7 @@ NETWORKS: dict[str, NetworkKind] = {
     'iresnet100': NetworkKind(lambda: IResNet(100), (112, 112, 3), 'face recognition'),
     'ir50': NetworkKind(lambda: IRBackbone(False), (112, 112, 3), 'face recognition (pSp family)'),
     'irse50': NetworkKind(lambda: IRBackbone(True), (112, 112, 3), 'face recognition (pSp family)'),
+    'dlib_face': NetworkKind(DlibFace, (150, 150, 3), 'identity loss and CSIM of real faces'),
     'inception': NetworkKind(FIDInception, (299, 299, 3), 'FID'),
     RECON_METHOD: NetworkKind(ReconNet, (224, 224, 3), 'expression and pose (Deep3DFaceRecon): AED, APD'),
     'head_identity': NetworkKind(HeadIdentity, (128, 128, 3), 'identity of procedural heads', stand_in=True),

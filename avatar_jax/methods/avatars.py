@@ -69,7 +69,7 @@ def build_avatars(
                 bar.update(done - shown, **numbers)
                 shown = done
                 if done >= total:
-                    bar.describe(f'{title}: looking at it')
+                    bar.describe(f'{title}: rendering it')
 
             sources = [p.source for p in part]
             own = None if key is None else jax.random.fold_in(key, start)

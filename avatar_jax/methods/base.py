@@ -181,9 +181,12 @@ class Table:
         claims: (better, worse) pairs of rows, as the paper concludes.
         scores: name of a score -> whether higher is better.
         run: (variant, size, seed, steps or None, folder for shared pictures) -> ``FILE:VARIANT`` of the config to
-            train, and its overrides.
+            train, and its overrides; or a list of such pairs, trained one after the other: each but the first goes on
+            from the weights of the one before (``--config.init``).
         protocol: how a trained model is scored: 'portraits' (``eval.portraits``), or (model, people) -> {key: {score:
             number}}.
+        builds: with the protocol 'portraits', key -> options with which avatars of one portrait are built; empty: keys
+            are numbers of portraits.
         sizes: of networks and data; the first is the default.
         note: what to know about the scores.
     """
@@ -194,6 +197,7 @@ class Table:
     scores: Mapping[str, bool]
     run: Callable
     protocol: Any
+    builds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sizes: tuple[str, ...] = ('tiny', 'full')
     note: str = ''
 

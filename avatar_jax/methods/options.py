@@ -7,7 +7,7 @@ from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import Method, methods
-from avatar_jax.options import METAVARS, converted, fields_of, flag, kind_of
+from avatar_jax.options import METAVARS, converted, fields_of, flag, help_of, kind_of
 
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     for name, having in owners.items():
         texts: dict[str, list[str]] = {}
         for owner in having:
-            texts.setdefault(fields_of(owner.build_options)[name].metadata['text'], []).append(owner.name)
+            texts.setdefault(help_of(fields_of(owner.build_options)[name]), []).append(owner.name)
         help_text = '; '.join(f'{", ".join(names)}: {text}' for text, names in texts.items())
         kind, about = kind_of(having[0].build_options, name), fields_of(having[0].build_options)[name].metadata
         by_kind = '|'.join(about.get('choices', ())) or METAVARS.get(kind, 'TEXT')

@@ -22,7 +22,7 @@ from avatar_jax.models.synthesis import SynthesisNetwork, num_style_rows
 from avatar_jax.render.cameras import unpack_label
 from avatar_jax.render.config import RenderConfig
 from avatar_jax.render.rays import sample_rays
-from avatar_jax.render.renderer import Deform, decode_points, render_rays
+from avatar_jax.render.renderer import Deform, RayOutput, decode_points, render_rays
 from avatar_jax.render.sampling import RenderDraws
 
 # Constructor options of the release that change nothing here: how kernels are fused, half precision (`dtype` instead),
@@ -350,6 +350,17 @@ class TriPlaneGenerator(nn.Module):
         out = render_rays(self._decode(), planes, origins, directions, config, draws, deform)
         maps = [a.reshape(a.shape[0], size, size, a.shape[-1]) for a in (out.features, out.depth, out.opacity)]
         return Rendered(maps[0][..., :3], *maps)
+
+    def render_rays(
+        self,
+        planes: jax.Array,
+        origins: jax.Array,
+        directions: jax.Array,
+        draws: RenderDraws | None = None,
+        deform: Deform | None = None,
+    ) -> RayOutput:
+        """Volume-renders single rays [N, M, 3]; see `renderer.render_rays`."""
+        return render_rays(self._decode(), planes, origins, directions, self.config.rendering, draws, deform)
 
     def superresolve(self, rgb: jax.Array, features: jax.Array, ws: jax.Array) -> jax.Array:
         """Rendered colours [N, R, R, 3] and features [N, R, R, K] -> image [N, H, W, 3], not clamped.

@@ -16,7 +16,7 @@ import numpy as np
 from avatar_jax.render.config import RenderConfig
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 
 @flax.struct.dataclass
@@ -142,3 +142,13 @@ def importance_depths(
         u = jnp.broadcast_to((jnp.arange(count, dtype=jnp.float32) + 0.5) / count, (*depths.shape[:-1], count))
     middles = 0.5 * (depths[..., 1:] + depths[..., :-1])
     return jax.lax.stop_gradient(inverse_cdf(middles, smooth_weights(weights)[..., 1:-1], u))
+
+
+def draw_pixels(key: jax.Array, importance: Float[jax.Array, 'h w'], count: int) -> Int[jax.Array, ' count']:
+    """Random pixels of a picture (row * W + column), drawn with probability in proportion to ``importance``.
+
+    The draws are spread evenly over the cumulated importance, so that no region is missed or met twice by chance.
+    """
+    sums = jnp.cumsum(importance.reshape(-1))
+    places = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count * sums[-1]
+    return jnp.minimum(jnp.searchsorted(sums, places, side='right'), sums.size - 1)

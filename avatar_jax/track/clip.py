@@ -12,6 +12,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.track import fit
 from avatar_jax.track.camera import POSE, to_translation
+from avatar_jax.track.face_numbers import GAZE
 from avatar_jax.track.landmark_model import MOTION_WIDTH, LandmarkModel
 from avatar_jax.track.numbers import read_numbers
 from avatar_jax.track.observe import Observed
@@ -22,6 +23,7 @@ from avatar_jax.track.track import Track, TrackConfig
 _OVERLAP = 12  # frames of the next run that are solved along, so that a run ends as if the clip went on
 # Focal length of an unknown camera in units of the picture's longer side, and how uncertain that is (logarithm).
 FOCAL_USUAL, FOCAL_SPREAD = 1.6, 0.6
+_GAZE_SPREAD = 0.5  # a large change of where eyes look
 
 
 def track_clip(
@@ -164,6 +166,8 @@ def _segment(
         fitted = project_clip(points3d, pose, focal, centre)
         landmarks = np.where((found[:, None] & known)[..., None], measured, fitted)
         angle, translation = in_crop()
+    if observed.gaze is not None and landmark_model.basis == 'procedural':
+        expression = _with_gaze(expression, observed.gaze[rows], times, config.steady)
     residual = np.linalg.norm(np.where(known[:, None], measured - fitted, 0), axis=-1).sum(-1) / known.sum() / eyes
     residual = np.where(found, residual, np.nan)
     return {
@@ -193,6 +197,17 @@ def _extent(points: np.ndarray, known: np.ndarray) -> np.ndarray:
         left, right = points[:, 36:42][:, known[36:42]].mean(1), points[:, 42:48][:, known[42:48]].mean(1)
         return np.maximum(np.linalg.norm(left - right, axis=-1), 0.9 * np.linalg.norm(eyes - mouth, axis=-1))
     return np.ptp(points[:, known], axis=1).max(-1) / 2
+
+
+def _with_gaze(expression: np.ndarray, gaze: np.ndarray, times: np.ndarray, strength: float) -> np.ndarray:
+    """Expressions [T,64] that look where the irises were seen to look [T,2]; NaN is interpolated, or held."""
+    seen = np.isfinite(gaze).all(-1)
+    if not seen.any():
+        return expression
+    filled = np.stack([np.interp(times, times[seen], column[seen]) for column in gaze.T], 1)
+    out = expression.copy()
+    out[:, list(GAZE)] = steady(filled[:, None], times, strength, spread=_GAZE_SPREAD)[:, 0]
+    return out
 
 
 def _with_guesses(measured, sigma, observed, rows, landmark_model, config, calibration) -> fit.Observations:

@@ -34,21 +34,24 @@ class LandmarkReader:
     Args:
         path: ``face_landmarker.task``.
         network: the project's own, which cuts masks; kept for who asks for it.
+        numbers: 'shipped', or None to read no expressions.
 
     Raises:
         UserError: no such file, or not one that can be run.
     """
 
-    def __init__(self, path: str | Path, network: FaceReader | None = None):
+    def __init__(
+        self, path: str | Path, network: FaceReader | None = None, numbers: FaceNumbers | str | None = 'shipped'
+    ):
         self.task = FaceTask(path)
         self.network = network
-        self.numbers = FaceNumbers.shipped()
+        self.numbers = FaceNumbers.shipped() if numbers == 'shipped' else numbers
         self.name = f'{NAME} {self.task.sha256[:12]}'
 
     @property
     def calibration(self) -> dict[str, np.ndarray]:
         """Errors of the expression numbers on procedural heads, as the fit asks for them."""
-        return {'expression': self.numbers.error}
+        return {} if self.numbers is None else {'expression': self.numbers.error}
 
     def find(self, pixels: np.ndarray, *, search: bool = True, careful: bool = True) -> list[Reading]:
         """All faces of a picture, the largest first.
@@ -100,6 +103,11 @@ class LandmarkReader:
         points = np.mean([r.points for r in readings], 0)
         return Reading(points, reading.sigma, reading.expression, None, reading.present, gaze=reading.gaze)
 
+    def measure(self, pixels: np.ndarray, points: np.ndarray) -> np.ndarray | None:
+        """``face_numbers.features`` [58] of the face at landmarks [68,2]; None where there is none."""
+        mesh = self.task.mesh(cut(pixels, crop_of(points), MESH_SIDE))
+        return features(self.task.blendshapes(mesh.points), mesh.points) if mesh.present > PRESENT else None
+
     def _in_square(self, pixels: np.ndarray, square: tuple[np.ndarray, float], turn: float) -> list[Reading]:
         """Readings of the faces in one square (centre, side), turned by ``turn`` degrees."""
         matrix = _matrix(*square, np.deg2rad(turn), DETECTOR_SIDE)
@@ -123,7 +131,7 @@ class LandmarkReader:
         eyes = np.linalg.norm(points[36:42].mean(0) - points[42:48].mean(0))
         sigma = np.full(68, FILE_SIGMA * max(float(eyes), 0.5 * float(np.ptp(points[:, 1]))))
         sigma[:17] *= OUTLINE_SIGMA
-        if mirrored or mesh.present < PRESENT:
+        if mirrored or mesh.present < PRESENT or self.numbers is None:
             return Reading(points, sigma, present=mesh.present)
         expression = self.numbers(features(self.task.blendshapes(mesh.points), mesh.points))
         return Reading(points, sigma, expression, None, mesh.present, gaze=self.numbers.gaze(expression))

@@ -41,6 +41,7 @@ class Observed:
         size: (width, height) of the frames.
         source: name of the landmark backend. notes: what happened, one line each.
         likeness: cosine of each segment's person with the first segment's (NaN where there was none to compare).
+        gaze: [T,2] to the right of the picture and up, 1 is 24 degrees; NaN or None where it was not measured.
     """
 
     times: np.ndarray
@@ -55,6 +56,7 @@ class Observed:
     source: str
     notes: list[str]
     likeness: list[float]
+    gaze: np.ndarray | None = None
 
     @property
     def num_frames(self) -> int:
@@ -74,7 +76,7 @@ class _Rows:
                 reading,
                 **{
                     k: np.asarray(v, np.float32)
-                    for k in ('points', 'sigma', 'expression', 'angle')
+                    for k in ('points', 'sigma', 'expression', 'angle', 'gaze')
                     if (v := getattr(reading, k)) is not None
                 },
             )
@@ -85,13 +87,14 @@ class _Rows:
         t = len(self.rows)
         points, sigma = np.full((t, 68, 2), np.nan, np.float32), np.full((t, 68), np.inf, np.float32)
         expression, angle = np.full((t, 64), np.nan, np.float32), np.full((t, 3), np.nan, np.float32)
-        present = np.zeros(t, np.float32)
+        gaze, present = np.full((t, 2), np.nan, np.float32), np.zeros(t, np.float32)
         for i, (_, reading, _) in enumerate(self.rows):
             if reading is None:
                 continue
             points[i], sigma[i], present[i] = reading.points, reading.sigma, reading.present
-            if reading.expression is not None:
-                expression[i], angle[i] = reading.expression, reading.angle
+            for array, value in ((expression, reading.expression), (angle, reading.angle), (gaze, reading.gaze)):
+                if value is not None:
+                    array[i] = value
         return {
             'times': increasing(np.array([r[0] for r in self.rows])),
             'found': np.array([r[1] is not None for r in self.rows]),
@@ -100,6 +103,7 @@ class _Rows:
             'expression': expression,
             'angle': angle,
             'present': present,
+            'gaze': gaze,
             'segment': np.array([r[2] for r in self.rows], np.int32),
         }
 

@@ -19,6 +19,7 @@ from avatar_jax.track.choose import Chooser
 from avatar_jax.track.fit import FitConfig
 from avatar_jax.track.inputs import Input
 from avatar_jax.track.measure import Tracker, track_beside
+from avatar_jax.track.tracker import NONE
 
 LISTED = ('name', 'file', 'kind', 'frames', 'faces_found', 'quality')  # of each report, in the report of all
 
@@ -78,9 +79,9 @@ def landmark_files(items: Sequence[Input], files: Sequence[str] | None, options:
     """Name of an input -> its file of landmarks.
 
     Raises:
-        UserError: not one file for each, or MediaPipe is to find them.
+        UserError: not one file for each, or MediaPipe's networks are to find them.
     """
-    if files and options.mediapipe:
+    if files and options.mediapipe not in (None, NONE):
         raise UserError(f'--mediapipe {options.mediapipe}: finds the landmarks that --landmarks has; give one of them')
     if files and len(files) != len(items):
         raise UserError(f'--landmarks: {len(files)} files for {len(items)} inputs; give one for each')
@@ -108,7 +109,8 @@ def track_into(
     """
     try:
         frames = item.open()
-        beside = SideFile() if landmarks or options.mediapipe else side_file(item.path)
+        asked = options.mediapipe not in (None, NONE)
+        beside = SideFile() if landmarks or asked else side_file(item.path)
         began = time.monotonic()
         clip = track_beside(
             tracker,

@@ -201,7 +201,8 @@ def prepare_target(
     who = bank.identity_kind(config.identity_network)
     if config.identity and who != 'none' and (who == 'head_identity' or landmarks is not None):
         seen = FACE_NETWORKS.get(who)
-        identity = identity_target(bank.embed(who), image, landmarks if seen else None, *([seen.cut] if seen else []))
+        looks = (landmarks, seen.cut, seen.place) if seen else (None,)
+        identity = identity_target(bank.embed(who), image, *looks)
     return Target(image, perceptual, features, local, identity)
 
 
