@@ -12,145 +12,74 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
-from avatar_jax.methods.base import DEFAULT, methods
+from avatar_jax.eval.options import ProtocolConfig
+from avatar_jax.methods.base import methods
 from avatar_jax.methods.options import add_build_options, given_options
+from avatar_jax.options import add_options, from_arguments
+from launch.common import add_model, add_perception, say
+from launch.program import at_least
 
 VIDEO_FRAMES = 3000
-# Options that say nothing about a video: (name, default).
-_OF_PORTRAITS = (
-    ('source_yaw', 0.0),
-    ('steady', 0),
-    ('portraits', 1),
-    ('protocol', 'own'),
-    ('driver', ''),
-    ('portrait_frames', 'spread'),
-    ('measured', None),
-)
+# Fields of ``ProtocolConfig`` that say something about a video of one person.
+_OF_VIDEOS = ('resolution', 'frames', 'clip_frames')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``avatar-jax evaluate``."""
-    parser.add_argument(
-        '--out', type=Path, required=True, metavar='DIR', help='folder for the results; an unfinished run continues'
+    add = parser.add_argument
+    text = 'folder for the results; an unfinished run continues'
+    add('--out', type=Path, required=True, metavar='DIR', help=text)
+    add('--identities', type=int, default=16, metavar='N', help='number of people (default: 16)')
+    add('--seed', type=int, default=0, metavar='N', help='chooses the people (default: 0)')
+    add_model(parser)
+    text = 'a built data set, or processed clips (LMDB, docs/datasets.md), instead of fresh procedural heads'
+    add('--dataset', type=Path, metavar='DIR', help=text)
+    text = 'split of --dataset, or of the procedural heads (default: test)'
+    add('--split', default='test', metavar='NAME', help=text)
+    add_options(parser, ProtocolConfig)
+    text = 'length of the talking videos that are drawn for methods that learn from a video (default: %(default)s)'
+    add('--video-frames', type=int, default=VIDEO_FRAMES, metavar='N', help=text)
+    text = 'weights of frozen networks for losses and scores (vgg19, arcface18, lpips_alex with alexnet, deep3d_recon, '
+    add_perception(parser, f'{text}...; default: stand-ins)')
+    text = (
+        'the network of the identity similarity, if several face recognition networks are given (default: the first '
+        'of arcface18, arcface18_se, iresnet18 ... iresnet100, ir50, irse50, dlib_face that is given)'
     )
-    parser.add_argument('--identities', type=int, default=16, metavar='N', help='number of people (default: 16)')
-    parser.add_argument('--seed', type=int, default=0, metavar='N', help='chooses the people (default: 0)')
-    able = ', '.join(m.name for m in methods() if m.has_avatars)
-    parser.add_argument('--method', metavar='NAME', help=f'{able}; default: that of --weights, else {DEFAULT}')
-    parser.add_argument('--weights', metavar='FILE|NAME', help='weight file, or the name of one in the package')
-    parser.add_argument(
-        '--dataset',
-        type=Path,
-        metavar='DIR',
-        help='a built data set, or processed clips (LMDB, docs/datasets.md), instead of fresh procedural heads',
+    add('--csim', default='auto', metavar='NAME', help=text)
+    text = 'also write the driven and the true frames as pictures, into frames/'
+    add('--save-frames', action='store_true', help=text)
+    text = (
+        'scores of what other programs measured on those pictures: DIR/NAME.npz for each person (landmarks, '
+        'expression, pose, action units, embeddings, vertices, SyncNet features; docs/evaluation.md)'
     )
-    parser.add_argument(
-        '--split', default='test', metavar='NAME', help='split of --dataset, or of the procedural heads (default: test)'
+    add('--measured', type=Path, metavar='DIR', help=text)
+    text = (
+        'only the K-th of N equal shares of the people, for several machines with one --out; the command without this '
+        'option then writes the report of all'
     )
-    parser.add_argument('--frames', type=int, default=24, metavar='N', help='driven frames per person (default: 24)')
-    parser.add_argument(
-        '--video-frames',
-        type=int,
-        default=VIDEO_FRAMES,
-        metavar='N',
-        help='length of the talking videos that are drawn for methods that learn from a video (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--source-yaw',
-        type=float,
-        default=0.0,
-        metavar='DEGREES',
-        help='turn the camera of the portraits to the side (procedural people; default: 0)',
-    )
-    parser.add_argument(
-        '--steady',
-        type=int,
-        default=0,
-        metavar='N',
-        help="N frames more, one after the other: how much they change, beside the true pictures' changes (default: 0)",
-    )
-    parser.add_argument(
-        '--portraits',
-        type=int,
-        default=1,
-        metavar='N',
-        help='pictures of each person that the avatar is made of, for methods that take several (default: 1)',
-    )
-    parser.add_argument(
-        '--perception',
-        action='append',
-        default=[],
-        metavar='NAME=FILE',
-        help='weights of a frozen network (vgg19, arcface18, lpips_alex with alexnet, deep3d_recon, ...); may be '
-        'repeated; one that neither the method nor a score uses is refused',
-    )
-    parser.add_argument(
-        '--csim',
-        default='auto',
-        metavar='NAME',
-        help='the network of the identity similarity, if several face recognition networks are given (default: the '
-        'first of arcface18, arcface18_se, iresnet18 ... iresnet100, ir50, irse50 that is)',
-    )
-    parser.add_argument(
-        '--protocol',
-        choices=('own', 'cross', 'views'),
-        default='own',
-        help="with --dataset: own: a frame of a clip is driven by the rest of it; cross: by another person's clip; "
-        'views: the first frontal frame is driven by what follows and seen by all cameras (default: own)',
-    )
-    parser.add_argument(
-        '--driver',
-        default='',
-        metavar='CLIP',
-        help='with --protocol cross: the clip that drives everybody (default: each person is driven by the next)',
-    )
-    parser.add_argument(
-        '--portrait-frames',
-        choices=('spread', 'paper'),
-        default='spread',
-        help='with --dataset, which frames --portraits takes: spread over the clip, or those of the paper on several '
-        'portraits: first; first and last; first, middle, last; first, at 30 and 60 percent, last (default: spread)',
-    )
-    parser.add_argument(
-        '--save-frames', action='store_true', help='also write the driven and the true frames as pictures, into frames/'
-    )
-    parser.add_argument(
-        '--measured',
-        type=Path,
-        metavar='DIR',
-        help='scores of what other programs measured on those pictures: DIR/NAME.npz for each person (landmarks, '
-        'expression, pose, action units, embeddings, vertices, SyncNet features; docs/evaluation.md)',
-    )
-    parser.add_argument(
-        '--share',
-        metavar='K/N',
-        help='only the K-th of N equal shares of the people, for several machines with one --out; the command without '
-        'this option then writes the report of all',
-    )
-    parser.add_argument('--no-sheets', action='store_true', help='write no contact sheets')
+    add('--share', metavar='K/N', help=text)
+    add('--no-sheets', action='store_true', help='write no contact sheets')
     add_build_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates a method as the options say and prints the table; returns the exit status."""
-    from avatar_jax.eval.cases import ProtocolConfig
-    from avatar_jax.eval.estimators import Estimators, from_bank, looks_through
-    from avatar_jax.eval.evaluation import subject
+    from avatar_jax.eval.estimators import from_bank, looks_through
+    from avatar_jax.eval.evaluation import REPORT, TABLE, evaluate, subject
     from avatar_jax.faces.conventions import of_model
     from avatar_jax.io import atomic
     from avatar_jax.losses.networks import bank_of, refuse_unused
     from avatar_jax.methods.model import choose_model
     from data_pipelines.test_people import items_of
+    from launch.batch import share_of
 
     out = atomic.output_folder(args.out)
-    if args.identities < 1 or args.portraits < 1:
-        raise UserError('--identities and --portraits: must be at least 1')
+    at_least(args, identities=1, portraits=1, seed=0)
     model = choose_model(args.method, args.weights)
     config, owner = model.config, model.method
     if args.portraits > 1 and not owner.joins_portraits:
@@ -164,78 +93,22 @@ def run(args: argparse.Namespace) -> int:
     if used is not None:
         refuse_unused(args.perception, {*used, *looks_through(bank, args.csim)}, 'the evaluation')
     measured = subject(model, bank, **options)
+    length = max(ProtocolConfig.clip_frames, args.frames, args.steady)
+    protocol = from_arguments(ProtocolConfig, args, resolution=config.img_resolution, clip_frames=length)
     if owner.sources == ('video',):
-        measured, items, data = of_videos(args, model, bank, options)
-        return finish(args, measured, items, data, {'frames': args.frames}, Estimators(), out)
-    if args.video_frames != VIDEO_FRAMES:
+        items, data = videos(args, protocol, out)
+        measured = replace(measured, measure=measuring(model, options, bank, out))
+    elif args.video_frames != VIDEO_FRAMES:
         raise UserError(f'--video-frames {args.video_frames}: {owner.title} learns from pictures; leave it out')
-    protocol = ProtocolConfig(
-        resolution=config.img_resolution,
-        frames=args.frames,
-        clip_frames=max(120, args.frames, args.steady),
-        portraits=args.portraits,
-        kind=args.protocol,
-        driver=args.driver,
-        rule=args.portrait_frames,
-        source_yaw=args.source_yaw,
-        steady=args.steady,
-    )
-    items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))
-    return finish(args, measured, items, data, asdict(protocol), estimators, out)
-
-
-def of_videos(args: argparse.Namespace, model: Any, bank: Any, options: dict[str, Any]) -> tuple[Any, list, dict]:
-    """What is measured, on whom, and that in words: of a method that learns from videos."""
-    from dataclasses import replace
-
-    from avatar_jax.eval.evaluation import subject
-    from avatar_jax.eval.personal import check_baseline, measure_video
-    from avatar_jax.methods.model import choose_model
-    from data_pipelines.test_videos import video_items
-
-    for name, default in _OF_PORTRAITS:
-        if getattr(args, name) != default:
-            flag = '--' + name.replace('_', '-')
-            raise UserError(f'{flag}: says nothing about people who are learned from a video; leave it out')
-    if args.frames < 2 or args.video_frames < 2:
-        raise UserError('--frames and --video-frames: must be at least 2')
-    items, data = video_items(args.dataset, args.identities, args.seed, args.frames, args.video_frames, args.out)
-    one = choose_model(None, None)
-    reason = check_baseline(model, one)
-    if reason:
-        print(f'avatar-jax: no comparison with an avatar of one frame: {reason}', file=sys.stderr)
-        one = None
-
-    def measure(case: Any, on_step: Any) -> Any:
-        work = str(args.out / 'training' / case.name)
-        case = replace(case, source=replace(case.source, work=work))
-        found = measure_video(case, model, options, bank, lambda done, **_: on_step(done), one)
-        shutil.rmtree(work, ignore_errors=True)  # measured: nothing is left to go on with
-        return found
-
-    return replace(subject(model, bank, **options), measure=measure), items, data
-
-
-def finish(
-    args: argparse.Namespace,
-    measured: Any,
-    items: list,
-    data: dict[str, str],
-    protocol: dict[str, Any],
-    estimators: Any,
-    out: Path,
-) -> int:
-    """Evaluates and prints the table; returns the exit status."""
-    from avatar_jax.eval.evaluation import REPORT, TABLE, evaluate
-    from launch.batch import share_of
-
+    else:
+        items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))
     report = evaluate(
         out,
         measured,
         [items[i] for i in share_of(len(items), args.share)],
         estimators=estimators,
         seed=args.seed,
-        settings={**data, 'protocol': protocol},
+        settings={**data, 'protocol': asdict(protocol)},
         title=f'{measured.name} on people that it never saw',
         sheets=not args.no_sheets,
         save_frames=args.save_frames,
@@ -244,5 +117,40 @@ def finish(
     print((out / TABLE).read_text())
     print(f'written: {out / TABLE}, {out / REPORT}, {out / "identities"}')
     if report['failed']:
-        print(f'avatar-jax: {len(report["failed"])} of {len(items)} people failed', file=sys.stderr)
+        say(f'{len(report["failed"])} of {len(items)} people failed')
     return 2 if report['failed'] else 0
+
+
+def videos(args: argparse.Namespace, protocol: ProtocolConfig, out: Path) -> tuple[list, dict[str, str]]:
+    """The people of a method that learns from videos, and that in words."""
+    from data_pipelines.test_videos import video_items
+
+    default = ProtocolConfig()
+    for name in type(default).__dataclass_fields__:
+        if name not in _OF_VIDEOS and getattr(protocol, name) != getattr(default, name):
+            flag = {'kind': 'protocol', 'rule': 'portrait_frames'}.get(name, name).replace('_', '-')
+            raise UserError(f'--{flag}: says nothing about people who are learned from a video; leave it out')
+    if args.measured is not None:
+        raise UserError('--measured: is not known of people who are learned from a video; leave it out')
+    at_least(args, video_frames=2)
+    return video_items(args.dataset, args.identities, args.seed, args.frames, args.video_frames, out)
+
+
+def measuring(model: Any, options: dict[str, Any], bank: Any, out: Path) -> Any:
+    """(case, on_step) -> the scores of a method that learns from videos, beside those of an avatar of one frame."""
+    from avatar_jax.eval.personal import check_baseline, measure_video
+    from avatar_jax.methods.model import choose_model
+
+    one = choose_model(None, None)
+    if reason := check_baseline(model, one):
+        say(f'no comparison with an avatar of one frame: {reason}')
+        one = None
+
+    def measure(case: Any, on_step: Any) -> Any:
+        work = str(out / 'training' / case.name)
+        case = replace(case, source=replace(case.source, work=work))
+        found = measure_video(case, model, options, bank, lambda done, **_: on_step(done), one)
+        shutil.rmtree(work, ignore_errors=True)  # measured: nothing is left to go on with
+        return found
+
+    return measure

@@ -11,6 +11,7 @@ import pytest
 from avatar_jax.cli import main
 from avatar_jax.driving.audio import FeatureFile
 from avatar_jax.driving.drivers import ClipPictures
+from avatar_jax.driving.reading import read_request
 from avatar_jax.driving.request import Request
 from avatar_jax.errors import UserError
 from avatar_jax.eval import personal
@@ -91,22 +92,24 @@ def test_a_sound_alone(tmp_path):
     write_wav(tmp_path / 'a.wav', np.zeros(16000 * 2))
     label = label_from_pose(np.array([[0.1, 0.2, 0.0]]), np.zeros((1, 3)), 'raw')[0]
     avatar = Avatar({}, camera=Camera.from_label(label))
-    driving = Request(None, sound=str(tmp_path / 'a.wav')).read('procedural', avatar, None)
+    driving = read_request(Request(None, sound=str(tmp_path / 'a.wav')), 'procedural', avatar, None)
     assert driving.motion.num_frames == 50 and driving.heard is driving.track and driving.pictures is None
     np.testing.assert_allclose(driving.motion.angle[7], [0.1, 0.2, 0.0], atol=1e-5)
     for name, shape, count in (('windows', (30, 16, 29), 30), ('logits', (100, 29), 50)):
         np.save(tmp_path / f'{name}.npy', np.zeros(shape, np.float32))
-        driving = Request(None, sound=str(tmp_path / f'{name}.npy')).read('procedural', avatar, None)
+        driving = read_request(Request(None, sound=str(tmp_path / f'{name}.npy')), 'procedural', avatar, None)
         assert driving.motion.num_frames == count and driving.track is None
         assert driving.heard == FeatureFile(tmp_path / f'{name}.npy')
-    assert Request(None, sound=str(tmp_path / 'a.wav'), frames=9).read('x', avatar, None).motion.num_frames == 9
+    assert (
+        read_request(Request(None, sound=str(tmp_path / 'a.wav'), frames=9), 'x', avatar, None).motion.num_frames == 9
+    )
     np.save(tmp_path / 'one.npy', np.zeros(5, np.float32))
     for name, text in (('one.npy', 'sound features are windows'), ('none.npy', 'no such file')):
         with pytest.raises(UserError, match=text):
-            Request(None, sound=str(tmp_path / name)).read('procedural', avatar, None)
+            read_request(Request(None, sound=str(tmp_path / name)), 'procedural', avatar, None)
     write_wav(tmp_path / 'short.wav', np.zeros(100))
     with pytest.raises(UserError, match='shorter than one frame'):
-        Request(None, sound=str(tmp_path / 'short.wav')).read('procedural', avatar, None)
+        read_request(Request(None, sound=str(tmp_path / 'short.wav')), 'procedural', avatar, None)
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ MIN_SIDE = 32
 MAX_SIDE = 4096
 WHITE = (255, 255, 255)
 
+_COLOURS = 'avatar_jax colours'  # in ``Image.info``: how the colours are coded (``colour.Tags``), if unusual
 _ORIENTATION = 'avatar_jax orientation'  # in ``Image.info``: EXIF's, where it is not in the picture's EXIF data
 
 # What Pillow's decoders raise for damaged files.
@@ -124,6 +125,7 @@ def _read(file: Any, path: Path, max_side: int, min_side: int, background: tuple
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow warns of large or odd files that it then reads correctly
             with Image.open(file) as image:
+                image.info |= coded_colours(image, file)
                 _keep_orientation(image, file)
                 return decoded(image, path, max_side, min_side, background)
     except UnidentifiedImageError as error:
@@ -140,6 +142,22 @@ def _read(file: Any, path: Path, max_side: int, min_side: int, background: tuple
         raise UserError(f'{path}: not enough memory to decode the picture; reduce it first') from error
     except DAMAGED as error:
         raise UserError(f'{path}: the picture is damaged ({first_line(error)}); get the file again') from error
+
+
+def coded_colours(image: PIL.Image.Image, file: Any) -> dict[str, Any]:
+    """What PNG, AVIF and HEIC files say of their colours, for ``Image.info`` and ``decoded``; {} for ordinary ones.
+
+    Pillow heeds colour profiles only.
+    """
+    from avatar_jax.io.colour import tags_of_still
+
+    if image.info.get('icc_profile'):
+        return {}
+    place = file.tell()
+    file.seek(0)
+    tags = tags_of_still(file.read(1 << 16))
+    file.seek(place)
+    return {} if tags.plain else {_COLOURS: tags}
 
 
 def _keep_orientation(image: PIL.Image.Image, file: Any) -> None:
@@ -263,7 +281,7 @@ def _to_rgb(image: PIL.Image.Image, notes: list[str]) -> tuple[PIL.Image.Image, 
     alpha = image.getchannel('A') if image.mode in ('RGBA', 'LA') else None
     if alpha is not None:
         image = image.convert('RGB' if image.mode == 'RGBA' else 'L')
-    converted = _through_profile(image, profile, notes)
+    converted = _from_tags(image, notes) or _through_profile(image, profile, notes)
     if converted is None:
         if image.mode not in ('RGB', 'L'):
             notes.append(f'converted from {image.mode}')
@@ -282,6 +300,20 @@ def _eight_bits(image: PIL.Image.Image) -> np.ndarray:
         largest = values.max(initial=0.0)
         top = next((t for t in (1.0, 255.0, 65535.0) if largest <= t and (image.mode == 'F' or t > 1)), largest)
     return np.rint(np.clip(values / top, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def _from_tags(image: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image | None:
+    """The picture in sRGB, where its file says that its colours are others (``coded_colours``)."""
+    from PIL import Image
+
+    from avatar_jax.io import colour
+
+    tags = image.info.get(_COLOURS)
+    if tags is None:
+        return None
+    notes.append(colour.note(tags))
+    signal = np.asarray(image.convert('RGB')).astype(np.uint16) * 257
+    return Image.fromarray(colour.signal_to_srgb(signal, tags))
 
 
 def _through_profile(image: PIL.Image.Image, profile: bytes | None, notes: list[str]) -> PIL.Image.Image | None:

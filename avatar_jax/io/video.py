@@ -308,13 +308,16 @@ class VideoReader:
             scale = self._max_side / max(width, height)
             notes.append(f'reduced from {width}x{height} pixels')
             width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        tags = colour.tags_of(frame, stream.codec_context)
+        if helps := colour.unshowable(tags, frame, stream.codec_context):
+            raise UserError(f'{self.path}: {helps}')
         self._turn = turn_of(frame)
         self._first_size = frame.width, frame.height
         self.size = self._turn.size(width, height)
         return (
             *notes,
             *filter(None, [self._turn.note]),
-            *colour.notes(colour.tags_of(frame, stream.codec_context), frame),
+            *colour.notes(tags, frame),
         )
 
     @staticmethod

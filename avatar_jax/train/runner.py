@@ -18,8 +18,7 @@ from avatar_jax.parallel import Parallel, StepFn, device_order, parallelise, to_
 from avatar_jax.train.costs import estimate
 from avatar_jax.train.loop import fit, skip_nonfinite
 from avatar_jax.train.state import TrainState
-
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 def one_kind(number: int) -> Hashable:

@@ -18,11 +18,12 @@ from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.io.weights import check_config, weight_file
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.gpavatar import train as training
-from avatar_jax.methods.gpavatar.config import LossConfig, ModelConfig, TrainConfig
+from avatar_jax.methods.gpavatar.config import ModelConfig
 from avatar_jax.methods.gpavatar.losses import alexnet_of, network_of
 from avatar_jax.methods.gpavatar.mesh import NUM_SHAPE, load_mesh
 from avatar_jax.methods.gpavatar.model import abstract, init, load_model, save_model, views_of, with_coefficients
 from avatar_jax.methods.gpavatar.train import RunConfig
+from avatar_jax.methods.gpavatar.train_config import LossConfig, TrainConfig
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run, devices_for
 from avatar_jax.train.state import TrainState

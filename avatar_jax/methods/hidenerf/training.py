@@ -20,8 +20,9 @@ from avatar_jax.losses.networks import named_files
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.hidenerf import adversary, model, secc
 from avatar_jax.methods.hidenerf import train as training
-from avatar_jax.methods.hidenerf.config import LossConfig, ModelConfig, TrainConfig
+from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.methods.hidenerf.losses import network_of
+from avatar_jax.methods.hidenerf.parts import LossConfig, TrainConfig
 from avatar_jax.methods.hidenerf.train import RunConfig
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run, devices_for
