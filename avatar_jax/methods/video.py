@@ -165,8 +165,10 @@ def sources_of(folder: str | os.PathLike, request: Request, options: VideoOption
     sources = {AVATAR_FILE: file_sha256(folder / AVATAR_FILE if folder.is_dir() else folder)}
     if options.towards is not None:
         sources['towards'] = str(options.towards)
-    if request.motion is None:
+    if request.motion is None and request.sliders:
         sources['sliders'] = ' '.join(request.sliders)
+    elif request.motion is None:
+        sources[Path(request.sound).name] = file_sha256(request.sound)
     elif Path(request.motion).is_file():
         sources[Path(request.motion).name] = file_sha256(request.motion)
     elif motion.source:
