@@ -183,7 +183,7 @@ def test_from_a_video_to_videos(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_evaluation_on_unseen_frames(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_talking_video('people/anna', 3, 0, TalkOptions(frames=60, fps=10.0, size=32, supersample=1))
+    write_talking_video('people/anna', 3, 0, TalkOptions(frames=70, fps=10.0, size=32, supersample=1))
     config = ModelConfig.tiny('paper', 'coefficients', 'sound')
     settings = config.settings.with_options({'encoder': {'coefficients': 64}})
     config = dataclasses.replace(config, settings=settings)
@@ -203,8 +203,8 @@ def test_evaluation_on_unseen_frames(tmp_path, monkeypatch, capsys):
     assert len(person['frames']['truth.mouth_opening']) == 4 and (tmp_path / 'e' / 'identities' / 'anna.png').is_file()
     # The true pictures tell the opening that the mouth has.
     case = next(item.make() for item in video_items(tmp_path / 'people', 1, 0, 4, 9, tmp_path)[0])
-    assert len(case.source.portraits) == 48 and len(case.motion.expression) == 12 and case.start == pytest.approx(4.8)
-    assert personal.best_frame(case.source) in range(48)
+    assert len(case.source.portraits) == 56 and len(case.motion.expression) == 14 and case.start == pytest.approx(5.6)
+    assert personal.best_frame(case.source) in range(56)
     for option in (['--portraits', '2'], ['--steady', '3'], ['--frames', '1'], ['--dataset', str(tmp_path / 'e')]):
         assert main([*command[:-1], 'f', *options, *option]) == 2
         assert capsys.readouterr().err.count('\n') == 1
