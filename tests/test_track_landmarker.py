@@ -10,6 +10,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.ops.landmark_layouts import FROM_478, MIRROR
 from avatar_jax.procedural.expressions import EXPRESSION_NAMES
 from avatar_jax.track import face_task, landmarker
+from avatar_jax.track.background import separate
 from avatar_jax.track.choose import Chooser
 from avatar_jax.track.clip import _with_gaze
 from avatar_jax.track.face_numbers import GAZE, NUM_FEATURES, FaceNumbers, features, fit_map
@@ -17,6 +18,7 @@ from avatar_jax.track.face_task import BLENDSHAPES, READ, Box, FaceTask, Mesh, a
 from avatar_jax.track.landmarker import LandmarkReader, crop_of
 from avatar_jax.track.network import VARIATIONS
 from avatar_jax.track.observe import observe
+from avatar_jax.track.person_mask import NAME, PersonMask
 from avatar_jax.track.tracker import Tracker
 
 SIDE = 256
@@ -220,6 +222,48 @@ def test_files_that_are_none(tmp_path):
 def test_the_file_is_used_where_it_is(seer, monkeypatch, tmp_path):
     _, eyes = seer(face((120, 130), 45))
     assert Tracker().name.startswith('face_net')
-    monkeypatch.setattr('avatar_jax.track.tracker.located', lambda name: tmp_path / 'there.task')
+    monkeypatch.setattr(
+        'avatar_jax.track.tracker.located', lambda name: tmp_path / 'a.task' if name == 'face-landmarker' else None
+    )
     assert Tracker().reader.task is eyes and Tracker().name.startswith('face landmarker ffff')
     assert Tracker(mediapipe='none').name.startswith('face_net')
+
+
+# --------------------------------------------------------------------------------------------------------------- masks
+
+
+def test_the_mask_is_the_person_at_the_landmarks(monkeypatch, tmp_path):
+    import cv2
+
+    answer = np.zeros((1, 1, 256, 256))
+    given = []
+
+    class Network:
+        def setInput(self, value):
+            given.append(value)
+
+        def forward(self):
+            return answer
+
+    monkeypatch.setattr(cv2.dnn, 'readNetFromTFLite', lambda data: Network())
+    (tmp_path / 'a.tflite').write_bytes(b'any')
+    masker = PersonMask(tmp_path / 'a.tflite')
+    picture = np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)
+    five = np.array([[52.0, 56], [76, 56], [64, 68], [56, 80], [72, 80]])
+    answer[..., 60:256, 60:196] = 0.9
+    answer[..., 100:200, 220:250] = 0.9  # somebody else
+    answer[..., 10:20, 10:20] = 0.5
+    mask = masker.masks(picture[None])[0]
+    assert given[-1].shape == (1, 3, 256, 256) and 0 < given[-1].max() <= 1
+    assert mask[64, 64] == 1 and mask[75, 118] == 1 and abs(mask[7, 7] - 0.5) < 0.05 and mask[2, 60] == 0
+    matte = separate(picture, np.ones((128, 128)), five, masker)
+    assert matte.trusted and matte.made_by == NAME and matte.alpha[64, 64] == 1
+    assert matte.alpha[75, 118] == 0 and matte.alpha[7, 7] == 0
+    answer[:] = 0
+    assert separate(picture, np.ones((128, 128)), five, masker).made_by != NAME
+
+
+def test_a_file_that_is_no_network(tmp_path):
+    (tmp_path / 'a.tflite').write_bytes(b'no network')
+    with pytest.raises(UserError, match='cannot run this network'):
+        PersonMask(tmp_path / 'a.tflite')

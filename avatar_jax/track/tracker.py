@@ -25,6 +25,7 @@ from avatar_jax.track.landmarker import LandmarkReader
 from avatar_jax.track.measured import MeasuredClip
 from avatar_jax.track.network import FaceReader
 from avatar_jax.track.observe import FileLandmarks, Observed, observe
+from avatar_jax.track.person_mask import ASSET, PersonMask
 from avatar_jax.track.placing import with_head_translation
 from avatar_jax.track.quality import frame_quality, sentences
 from avatar_jax.track.track import Track, TrackConfig
@@ -61,7 +62,7 @@ class Tracker:
         weights: file of the landmark network; the shipped one by default.
         mediapipe: MediaPipe's ``face_landmarker.task``, which knows real faces (``track.landmarker``). None takes the
             one that ``avatar-jax assets --get face-landmarker`` fetched, if it is here; 'none' the landmark network in
-            any case.
+            any case, and nothing of MediaPipe's for the masks (``track.person_mask``).
         fit, steady, crop: see ``track.TrackConfig``.
         pixels: refine pose and expression on the pixels, and find light and albedo.
         translation: let labels also follow the head through the uncropped video.
@@ -85,6 +86,8 @@ class Tracker:
         self.network = FaceReader(None if weights is None else str(weights))
         task = located(LANDMARKER) if mediapipe is None else None if str(mediapipe) == NONE else mediapipe
         self.reader = self.network if task is None else LandmarkReader(task)
+        cutter = None if str(mediapipe) == NONE else located(ASSET)
+        self.masker = None if cutter is None else PersonMask(cutter)
         self.model = load_head(model) if isinstance(model, (str, os.PathLike)) else model
         self.basis = self.model.basis
         self.config = TrackConfig(FitConfig() if fit is None else fit, steady, crop)
@@ -144,9 +147,9 @@ class Tracker:
         if self.translation:
             track = with_head_translation(track)
         if still:
-            pictures = still_pictures(frames, track, background, masked)
+            pictures = still_pictures(frames, track, background, masked, self.masker)
         else:
-            network = self.network if masked or background != 'keep' else None
+            network = (self.masker or self.network) if masked or background != 'keep' else None
             pictures = moving_pictures(frames, track, network, background)
         return measured_clip(track, frames, pictures, self.parts, label_mode)
 

@@ -19,6 +19,7 @@ from avatar_jax.losses.networks import bank_of
 from avatar_jax.methods.eg3d.files import load_generator
 from avatar_jax.methods.nofa import losses, model
 from avatar_jax.methods.nofa import train as training
+from avatar_jax.methods.nofa.code_metric import code_metric
 from avatar_jax.methods.nofa.config import ModelConfig
 from avatar_jax.methods.nofa.foreign import BACKBONES, GFPGAN, state_dict
 from avatar_jax.methods.nofa.release import gfpgan_variables
@@ -45,6 +46,8 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     devices = devices_for(config.parallel, stage.batch_size, field)
     variables, digest = first_variables(config)
     frozen = frozen_of(config)
+    if config.stage == 'general' and model_config.settings.train.code_steps:
+        frozen = frozen.replace(metric=code_metric(variables, model_config))
     notes: list[str] = []
     conventions = getattr(model_config, 'conventions', None) or conventions_of(model_config)
     source = streams.clips(config.data, model_config.img_resolution, conventions, notes)
