@@ -31,7 +31,7 @@ class BuildOptions:
         'bigger)',
     )
     pti_hold: float = option(
-        1.0,
+        0.0,
         'with --pti: how firmly the shape is held where the code had it, and the unseen side near the mirror image of '
         'the seen one (0: not at all)',
     )
