@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, Plan)
     text = "track (default): the head turns as the driver's; orbit: the camera circles around the head; fixed: the "
     add('--camera', choices=('track', 'orbit', 'fixed'), default='track', help=f'{text}camera of the portrait')
+    text = "let the head move through the picture as the driver's, where the weights' cameras keep one distance (those "
+    text += 'of released generators do): shift: sideways, up and down; zoom: also nearer and farther (default: none)'
+    add('--move', choices=('none', 'shift', 'zoom'), default='none', help=text)
     text = 'another avatar of the same weights: the person turns into that one in the course of the video'
     add('--towards', metavar='DIR', help=text)
     text = 'with --towards: the share of the other avatar in every frame, 0 to 1'

@@ -9,8 +9,12 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.nofa import train as training
+from avatar_jax.methods.nofa.code_metric import code_error, code_metric
 from avatar_jax.methods.nofa.config import ModelConfig, StageConfig
+from avatar_jax.methods.nofa.model import network, w_avg
 from avatar_jax.methods.nofa.teacher import Teacher
+from avatar_jax.models.triplane import TriPlaneGenerator
+from avatar_jax.render.cameras import frontal_label
 from tests.comparison import close, close_l2
 from tests.nofa_tiny import awake, batch, variables_of
 
@@ -19,7 +23,8 @@ CONFIG = ModelConfig.tiny(
     train__encoder__discriminator=0.1, train__encoder__delta=1e-3, train__encoder__pool=5, train__rays=12
 )
 VARIABLES = awake(variables_of(CONFIG), CONFIG, 0.02)
-TRUTH = training.Frozen(teacher=Teacher('truth'))
+WIDTH = CONFIG.generator.w_dim
+TRUTH = training.Frozen(teacher=Teacher('truth'), metric=jnp.diag(jnp.arange(1.0, WIDTH + 1) / WIDTH))
 BATCH = jax.tree.map(jnp.asarray, batch(4))
 RAYS = BATCH | {'masks': jnp.ones(BATCH['images'].shape[:-1]), 'importance': jnp.ones(BATCH['images'].shape[:-1])}
 CODES = {k: BATCH[k] for k in ('images', 'labels')} | {
@@ -135,6 +140,28 @@ def test_the_identity_teacher_teaches_nothing_and_the_generator_can_stay():
     assert float(metrics['teeth']) == 0
     assert float(metrics['encoder/grad_norm']) == 0
     assert not differing(VARIABLES, training.variables_of(after))
+
+
+@pytest.mark.slow
+def test_codes_are_compared_by_what_is_seen():
+    """Small differences: the form is the mean squared error of raw pictures; large ones are told apart at all."""
+    metric = np.asarray(code_metric(VARIABLES, CONFIG, side=8, step=0.05), np.float64)
+    np.testing.assert_allclose(metric, metric.T, atol=1e-6 * metric.max())
+    assert np.linalg.eigvalsh(metric).min() > 0
+    difference = 0.02 * np.random.default_rng(0).normal(size=(2, WIDTH))
+    want = [d @ metric @ d for d in difference]
+    close(code_error(jnp.asarray(metric, jnp.float32), jnp.asarray(difference, jnp.float32)), np.mean(want), rtol=1e-4)
+    generator, mean = network(VARIABLES, 'generator'), np.asarray(w_avg(VARIABLES))
+    model, label = TriPlaneGenerator(CONFIG.generator), frontal_label()
+
+    @jax.jit
+    def picture(code):
+        rows = jnp.broadcast_to(code, (1, CONFIG.generator.num_ws, WIDTH))
+        return model.apply(generator, model.apply(generator, rows, method='planes'), label, 8, method='render').rgb
+
+    errors = [float(jnp.mean((picture(mean + d) - picture(mean)) ** 2)) for d in difference]
+    # One camera of the three that the matrix was measured with.
+    assert all(0.3 < a / b < 3 for a, b in zip(errors, want, strict=True)), (errors, want)
 
 
 def test_kinds_of_steps_and_learning_rates():

@@ -67,6 +67,16 @@ def translate_label(label: Array, offset: Array, zoom: Array | None = None) -> A
     return make_label(translate_pose(pose, offset, camera[..., 0, 0], zoom), camera)
 
 
+def pivot_place(label: Array, pivot: tuple = PIVOT) -> tuple[Array, Array]:
+    """Where labels [..., 25] show the pivot: [..., 2] in picture sides (y down), and its depth [...]."""
+    pose, camera = split_label(label)
+    xp = namespace(pose)
+    offset = xp.asarray(pivot, dtype=pose.dtype) - pose[..., :3, 3]
+    seen = (xp.swapaxes(pose[..., :3, :3], -1, -2) @ offset[..., None])[..., 0]
+    place = (camera @ seen[..., None])[..., 0]
+    return place[..., :2] / place[..., 2:], seen[..., 2]
+
+
 def head_sizes(points: Array) -> Array:
     """Mean distance of landmarks [..., N, 2] from their mean: the size whose ratio is the zoom."""
     xp = namespace(points)

@@ -33,7 +33,7 @@ class VideoOptions:
 
     Attributes:
         out: the video, .mp4. png: folder for every frame as a PNG, or None.
-        camera: of ``driving.cameras.CAMERAS``. raw: show the volume rendering beside the final picture.
+        camera, move: of ``driving.cameras.camera_labels``. raw: show the volume rendering beside the final picture.
         towards: folder of another avatar of the same weights, which the person turns into. amount: its share in every
             frame; None: from 0 to 1 in the course of the video.
         per_call, side_by_side: frames of a call, and of those that a device computes as one batch (``render.stream``).
@@ -42,6 +42,7 @@ class VideoOptions:
     out: str | os.PathLike
     png: str | os.PathLike | None = None
     camera: str = 'track'
+    move: str = 'none'
     raw: bool = False
     towards: str | os.PathLike | None = None
     amount: float | None = None
@@ -97,7 +98,7 @@ def make_video(
     for text in notes:
         note(f'{request.motion or "sliders"}: {text}')
     drive = make_drive(model.method, model.config, {'motion': motion, 'sound': sound}, motion.fps, motion.source)
-    labels = camera_labels(options.camera, model.config, avatar, motion)
+    labels = camera_labels(options.camera, model.config, avatar, motion, options.move)
     other = mixture(options, avatar, model, motion.num_frames)
     sources = sources_of(folder, request, options, motion)
     provenance = Provenance(synthetic=True, weights=model.sha256, command='animate', sources=sources)

@@ -220,7 +220,8 @@ class TrainConfig:
         same_frame: how often the source picture is its own target in the first two stages.
         own_view: the same in the stage of compensation; the paper's single pictures leave no choice (1).
         code_steps: in so many first steps of the stage 'general' the encoder alone learns, from codes that the mapping
-            network gives for the known latent numbers of procedural people (not in the paper).
+            network gives for the known latent numbers of procedural people, compared by what is seen of them
+            (``code_metric``; not in the paper).
         rays: where not 0, most steps of the stages 'general' and 'compensation' render so many pixels of every target
             and compare colours and opacities alone; whole_every: every so many-th step renders whole pictures, with
             all terms. importance: how these pixels are drawn (not in the paper: it saves most of the time).

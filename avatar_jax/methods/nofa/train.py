@@ -27,6 +27,7 @@ from avatar_jax.faces.importance import importance, part_boxes
 from avatar_jax.losses import codes
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.nofa import losses
+from avatar_jax.methods.nofa.code_metric import code_error
 from avatar_jax.methods.nofa.config import METHOD, STAGES, ModelConfig, StageConfig
 from avatar_jax.methods.nofa.model import (
     deformation_of,
@@ -127,10 +128,13 @@ def check_stage(config: ModelConfig, stage: str) -> None:
 
 @flax.struct.dataclass
 class Frozen:
-    """What a step reads and never changes: the networks of the losses, and the teacher."""
+    """What a step reads and never changes: the networks of the losses, the teacher, and for steps of codes the matrix
+    of ``code_metric``.
+    """
 
     bank: PerceptionBank = flax.struct.field(default_factory=PerceptionBank)
     teacher: Teacher = flax.struct.field(default_factory=Teacher)
+    metric: jax.Array | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------- state
@@ -230,7 +234,7 @@ def train_step(
         the state, and loss, weighted terms, ``psnr`` (dB) and norms.
     """
     if 'latents' in batch:
-        return _code_step(config, state, batch, axis_name)
+        return _code_step(config, state, batch, frozen.metric, axis_name)
     settings, train = config.settings, config.settings.train
     weights = settings.loss.weights(stage)
     fixed, key = state.extra['variables'], step_key(seed, state.step)
@@ -336,7 +340,7 @@ def _ray_terms(variables, config, weights, volume, target, deform, draws, keys):
     return terms, error
 
 
-def _code_step(config, state, batch, axis_name):
+def _code_step(config, state, batch, metric, axis_name):
     """The encoder alone, towards the codes of known latent numbers: of both pictures of a person the same code."""
     train, fixed = config.settings.train, state.extra['variables']
     generator = network(variables_of(state), 'generator')
@@ -348,8 +352,7 @@ def _code_step(config, state, batch, axis_name):
 
     def loss(params):
         offsets, statistics = encode(assembled(fixed, {'encoder': params}), config, images, None, True, axis_name)
-        error = jnp.mean((offsets - wanted) ** 2)
-        return error, (statistics, jnp.mean(wanted**2))
+        return code_error(metric, offsets - wanted), (statistics, code_error(metric, wanted))
 
     (value, (statistics, size)), grads = jax.value_and_grad(loss, has_aux=True)(state.groups['encoder'].params)
     value, size, grads = mean_over_devices((value, size, grads), axis_name)
@@ -359,7 +362,7 @@ def _code_step(config, state, batch, axis_name):
     own = {**network(fixed, 'encoder'), 'batch_stats': statistics}
     extra = {**state.extra, 'variables': with_network(fixed, 'encoder', own)}
     state = state.with_groups(**{**state.groups, 'encoder': group}).replace(step=state.step + 1, extra=extra)
-    # In dB like the pictures' error: how much of the codes is left unexplained.
+    # In dB: how much less than with the mean code for everybody.
     psnr = 10 * jnp.log10(size / jnp.maximum(value, 1e-10))
     return state, {'loss': value, 'psnr': psnr, 'codes': value, **{f'encoder/{k}': v for k, v in found.items()}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from avatar_jax.losses.networks import bank_of
 from avatar_jax.methods.eg3d.files import load_generator
 from avatar_jax.methods.nofa import losses, model
 from avatar_jax.methods.nofa import train as training
+from avatar_jax.methods.nofa.code_metric import code_metric
 from avatar_jax.methods.nofa.config import ModelConfig
 from avatar_jax.methods.nofa.foreign import BACKBONES, GFPGAN, state_dict
 from avatar_jax.methods.nofa.release import gfpgan_variables
@@ -38,13 +39,15 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     return from_plain(RunConfig, values)
 
 
-def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
+def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     """A run that is ready to begin; see ``methods.base.Training``."""
     model_config, stage = config.model, config.model.settings.train.stage(config.stage)
     field = f'model.settings.train.{config.stage}.batch_size'
     devices = devices_for(config.parallel, stage.batch_size, field)
     variables, digest = first_variables(config)
     frozen = frozen_of(config)
+    if config.stage == 'general' and model_config.settings.train.code_steps:
+        frozen = frozen.replace(metric=code_metric(variables, model_config))
     notes: list[str] = []
     conventions = getattr(model_config, 'conventions', None) or conventions_of(model_config)
     source = streams.clips(config.data, model_config.img_resolution, conventions, notes)
