@@ -33,7 +33,7 @@ class BuildOptions:
     pti_hold: float = option(
         0.0,
         'with --pti: how firmly the shape is held where the code had it, and the unseen side near the mirror image of '
-        'the seen one (0: not at all)',
+        'the seen one (default: 0, not at all)',
     )
 
 
