@@ -52,7 +52,7 @@ def kind_of(cls: type, name: str) -> type:
     return typing.get_origin(hint) or hint
 
 
-def fields_of(cls: type) -> dict[str, dataclasses.Field]:
+def option_fields(cls: type) -> dict[str, dataclasses.Field]:
     """The fields that are options, by name."""
     return {f.name: f for f in dataclasses.fields(cls) if 'text' in f.metadata}
 
@@ -67,7 +67,7 @@ def help_of(field: dataclasses.Field) -> str:
 
 def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
     """Adds an option for each field of ``cls`` that was made by ``option``; the help says the default."""
-    for name, field in fields_of(cls).items():
+    for name, field in option_fields(cls).items():
         about, kind, default = field.metadata, kind_of(cls, name), field.default
         text = help_of(field)
         more: dict[str, Any] = {k: about[k] for k in ('choices', 'nargs', 'const', 'metavar') if k in about}
@@ -89,7 +89,7 @@ def from_arguments(cls: type[T], args: argparse.Namespace, **others: Any) -> T:
     Raises:
         UserError: of the checks of ``cls``.
     """
-    given = {name: getattr(args, name) for name in fields_of(cls)}
+    given = {name: getattr(args, name) for name in option_fields(cls)}
     return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}, **others)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from avatar_jax.cli import COMMANDS, Parser
-from avatar_jax.options import fields_of
+from avatar_jax.options import option_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -236,7 +236,7 @@ def test_every_field_of_drawn_heads_is_an_option():
     for module, config in (('fast_heads', 'FastHeadsConfig'), ('face_crops', 'FaceCropsConfig')):
         module = importlib.import_module(f'data_pipelines.{module}')
         names = {f.name for f in dataclasses.fields(getattr(module, config))}
-        assert {*fields_of(getattr(module, config)), 'version'} == names
+        assert {*option_fields(getattr(module, config)), 'version'} == names
 
 
 def test_what_is_missing_is_noticed():

@@ -8,6 +8,7 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval import cases, estimators, protocols, tables
+from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.eval.recorded import own_case
 from avatar_jax.eval.statistics import Summary
 from avatar_jax.ops.coefficients import SLICES
@@ -17,7 +18,7 @@ from avatar_jax.types import Frames, Motion
 from data_pipelines.clips import evaluation_clips
 from tests.recordings import recording_of
 
-CONFIG = cases.ProtocolConfig(resolution=48, frames=5, clip_frames=60)
+CONFIG = ProtocolConfig(resolution=48, frames=5, clip_frames=60)
 
 
 @pytest.fixture(scope='module')
@@ -263,7 +264,7 @@ def test_recorded_clip(case, renderer):
 
 def test_protocol_options_are_checked():
     with pytest.raises(UserError, match='frames'):
-        cases.ProtocolConfig(frames=200)
+        ProtocolConfig(frames=200)
 
 
 def test_summary_skips_what_is_missing():

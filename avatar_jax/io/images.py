@@ -23,6 +23,7 @@ from avatar_jax.io.provenance import Provenance
 
 if TYPE_CHECKING:
     import PIL.Image
+    from numpy.typing import ArrayLike
 
 MIN_SIDE = 32
 MAX_SIDE = 4096
@@ -62,7 +63,7 @@ def to_float(image: np.ndarray) -> np.ndarray:
     return np.asarray(image, np.float32) / 127.5 - 1.0
 
 
-def to_uint8(image: Any) -> np.ndarray:
+def to_uint8(image: ArrayLike) -> np.ndarray:
     """float [-1, 1] -> uint8 by EG3D's rule, the exact inverse of ``to_float``; values outside are clipped.
 
     Raises:
@@ -338,7 +339,7 @@ def _through_profile(image: PIL.Image.Image, profile: bytes | None, notes: list[
     return result
 
 
-def encode_png(image: Any, provenance: Provenance | None = None) -> bytes:
+def encode_png(image: ArrayLike, provenance: Provenance | None = None) -> bytes:
     """PNG file as bytes. Arguments as ``write_png``."""
     from PIL import Image, PngImagePlugin
 
@@ -355,7 +356,7 @@ def encode_png(image: Any, provenance: Provenance | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def write_png(path: str | os.PathLike, image: Any, provenance: Provenance | None = None) -> None:
+def write_png(path: str | os.PathLike, image: ArrayLike, provenance: Provenance | None = None) -> None:
     """Writes a PNG, completely or not at all.
 
     Args:
@@ -370,7 +371,7 @@ def write_png(path: str | os.PathLike, image: Any, provenance: Provenance | None
     atomic.write_bytes(path, encode_png(image, provenance))
 
 
-def grid(images: Any, columns: int, *, gap: int = 4, background: int = 255) -> np.ndarray:
+def grid(images: ArrayLike, columns: int, *, gap: int = 4, background: int = 255) -> np.ndarray:
     """Lays [N, H, W, 3] pictures out in rows of ``columns``; returns uint8 [H', W', 3]."""
     images = to_uint8(images)
     number, height, width, channels = images.shape

@@ -246,11 +246,11 @@ def with_config(model: Model, config: Config) -> Model:
 # --------------------------------------------------------------------------------------------------------- avatar files
 
 
-def save_avatar(folder: str | os.PathLike, avatar: Avatar, provenance: Mapping[str, Any]) -> Path:
+def save_avatar(folder: str | os.PathLike, avatar: Avatar, provenance: Mapping[str, Any] | None = None) -> Path:
     """Writes ``avatar.safetensors`` into a folder (made if missing); returns its path.
 
     The file holds the identity's arrays and the camera; its metadata the method, basis, source and the SHA-256 of the
-    weights it belongs to.
+    weights it belongs to, and where the avatar comes from (``provenance``, plain values).
     """
     from avatar_jax.configure import to_plain
     from avatar_jax.io.weights import save_weights
@@ -266,7 +266,7 @@ def save_avatar(folder: str | os.PathLike, avatar: Avatar, provenance: Mapping[s
         'source': avatar.source,
         'config': to_plain(avatar.config),
     }
-    save_weights(path, variables, method='avatar', config=config, provenance=provenance)
+    save_weights(path, variables, method='avatar', config=config, provenance=provenance or {})
     return path
 
 

@@ -7,22 +7,22 @@ from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import Method, methods
-from avatar_jax.options import METAVARS, converted, fields_of, flag, help_of, kind_of
+from avatar_jax.options import METAVARS, converted, flag, help_of, kind_of, option_fields
 
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of all methods, each once; which method has it is said in its help."""
     owners: dict[str, list[Method]] = {}
     for owner in methods():
-        for name in fields_of(owner.build_options) if owner.has_avatars else ():
+        for name in option_fields(owner.build_options) if owner.has_avatars else ():
             owners.setdefault(name, []).append(owner)
     group = parser.add_argument_group('options of the methods')
     for name, having in owners.items():
         texts: dict[str, list[str]] = {}
         for owner in having:
-            texts.setdefault(help_of(fields_of(owner.build_options)[name]), []).append(owner.name)
+            texts.setdefault(help_of(option_fields(owner.build_options)[name]), []).append(owner.name)
         help_text = '; '.join(f'{", ".join(names)}: {text}' for text, names in texts.items())
-        kind, about = kind_of(having[0].build_options, name), fields_of(having[0].build_options)[name].metadata
+        kind, about = kind_of(having[0].build_options, name), option_fields(having[0].build_options)[name].metadata
         by_kind = '|'.join(about.get('choices', ())) or METAVARS.get(kind, 'TEXT')
         more: dict[str, Any] = {'metavar': about.get('metavar', by_kind)}
         if kind is bool:
@@ -38,7 +38,7 @@ def given_options(args: argparse.Namespace, owner: Method) -> dict[str, Any]:
     Raises:
         UserError: an option that the method does not have, or a value of a wrong kind.
     """
-    prefix, fields = 'build_', fields_of(owner.build_options)
+    prefix, fields = 'build_', option_fields(owner.build_options)
     given = {k.removeprefix(prefix): v for k, v in vars(args).items() if k.startswith(prefix) and v is not None}
     values = {}
     for name, text in given.items():

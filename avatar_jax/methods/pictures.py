@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadFile:
     """A file that was read: the source it is, what was measured (of a video: on its best frame), and where the
     expression is from ('' for a video)."""
 
@@ -66,13 +66,13 @@ class Pictures:
         self.files, self.names = list(files), unique_names(files)
         self._motion, self._landmarks, self._note, self._options = motion, landmarks, note, options
 
-    def read(self, i: int, config: Config, *, clips: bool = False) -> Reading:
+    def read(self, i: int, config: Config, *, clips: bool = False) -> ReadFile:
         """File ``i`` for a model of that configuration; with ``clips`` a video as one, else as its best frame."""
         options = {**self._options, 'landmarks': self._landmarks[i] if self._landmarks else None}
         if clips and is_clip(self.files[i]):
             options.pop('aligned', None)
             source = read_clip(self.files[i], config, **options)
-            return Reading(replace(source, name=self.names[i]), source.portraits.clip.best())
+            return ReadFile(replace(source, name=self.names[i]), source.portraits.best())
         measured = measured_as(self.files[i], config, **options)
         portrait, notes = portrait_of(measured, config)
         if (own := self._motion_of(i, config.basis)) is not None:
@@ -80,14 +80,14 @@ class Pictures:
         for text in (*measured.warnings, *notes):
             self._note(f'{measured.path}: {text}')
         expression = expression_source(measured, portrait, own)
-        return Reading(Source([portrait], name=self.names[i]), measured, expression)
+        return ReadFile(Source([portrait], name=self.names[i]), measured, expression)
 
     def _motion_of(self, i: int, basis: str) -> Motion | None:
         files = self._motion
         return None if not files else load_motion(files[i] if len(files) > 1 else files[0], basis=basis)
 
 
-def people_of(readings: Sequence[Reading], owner: Method, name: str) -> list[Person]:
+def people_of(readings: Sequence[ReadFile], owner: Method, name: str) -> list[Person]:
     """Whom avatars are made of: one person of all portraits where the method joins them, else one of each; and one of
     each video. ``name``: of the person of all portraits.
     """
@@ -97,6 +97,13 @@ def people_of(readings: Sequence[Reading], owner: Method, name: str) -> list[Per
         return [*(Person(r.source, [r.measured], r.expression) for r in portraits), *clips]
     joined = Source([r.source.portraits[0] for r in portraits], name=name)
     return [Person(joined, [r.measured for r in portraits], portraits[0].expression), *clips]
+
+
+def with_work(person: Person, out: Path) -> Person:
+    """A person of a video with a folder in ``out`` for what a long training keeps."""
+    if person.source.kind != 'video':
+        return person
+    return replace(person, source=replace(person.source, work=str(out / f'{person.source.name}.training')))
 
 
 def with_motion(portrait: Portrait, motion: Motion | None, basis: str) -> Portrait:
