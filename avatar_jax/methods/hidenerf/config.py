@@ -177,6 +177,8 @@ class LossConfig:
         opacity: squared difference of the rendered opacity to the head's mask (not in the paper).
         focus: adds the squared error weighted by ``faces.importance`` (mouth and eyes; not in the paper), which the
             batch then has to bring along.
+        depth: difference of the rendered depth to the head's surface, world units (not in the paper); for
+            ``data.source='heads'``, which has depths.
     """
 
     pixel: float = 1.0
@@ -188,12 +190,13 @@ class LossConfig:
     r1_gamma: float = 0.0002
     opacity: float = 0.0
     focus: float = 0.0
+    depth: float = 0.0
 
     def __post_init__(self):
         check = Check(self, 'loss')
         check.one_of('network', 'auto', 'vgg16', 'pyramid', 'none')
         check.one_of('reduce', 'mean', 'sum')
-        check.at_least(0, 'pixel', 'perceptual', 'adversarial', 'deformation', 'r1_gamma', 'opacity', 'focus')
+        check.at_least(0, 'pixel', 'perceptual', 'adversarial', 'deformation', 'r1_gamma', 'opacity', 'focus', 'depth')
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,8 @@ class TrainConfig:
         iterations, batch_size: length of the run; pairs of frames per step over all devices.
         accumulate: each device works off its share in so many parts.
         gan_from: first step of the discriminators and of what they say; without ``loss.adversarial`` there are none.
+        refine_from: first step of the refine network (not in the paper); before it the raw picture alone is compared,
+            which costs less, and the parts that make it settle.
         r1_every: steps between two gradient penalties; they count as often as they are left out.
         flip_source: how often the source picture, and nothing else, is flipped.
         flip_both: how often source and driver are flipped together (not in the paper).
@@ -212,12 +217,15 @@ class TrainConfig:
         milestones, gamma: after each of these steps the learning rates are multiplied by gamma.
         ema: decay of the average of the generator's parameters; 0 keeps none.
         remat: recompute activations in the backward pass, to save memory.
+        codes: drawn on the 'device' in every step, or on the 'host' by the data pipeline, which keeps them in memory
+            (not for ``deformation.pose_coupled``).
     """
 
     iterations: int = 300_000
     batch_size: int = 32
     accumulate: int = 1
     gan_from: int = 10_000
+    refine_from: int = 0
     r1_every: int = 16
     flip_source: float = 0.5
     flip_both: float = 0.0
@@ -228,11 +236,13 @@ class TrainConfig:
     gamma: float = 0.3
     ema: float = 0.999
     remat: bool = False
+    codes: str = 'device'
 
     def __post_init__(self):
         check = Check(self, 'train')
+        check.one_of('codes', 'device', 'host')
         check.at_least(1, 'iterations', 'batch_size', 'accumulate', 'r1_every')
-        check.at_least(0, 'gan_from')
+        check.at_least(0, 'gan_from', 'refine_from')
         check.within(0, 1, 'flip_source', 'flip_both')
         check.decay('ema')
         check.above(0, 'clip')
@@ -306,6 +316,16 @@ class ModelConfig:
         )
         check.need(self.secc.sampling == 'centre', 'secc.sampling', "only 'centre' can be compiled")
         check.need(self.secc.signed, 'secc.signed', 'the networks take codes in [-1, 1]; set it to True')
+        check.need(
+            self.train.codes == 'device' or not self.deformation.pose_coupled,
+            'train.codes',
+            "'host' cannot draw pose-coupled codes, which depend on flipped cameras; use 'device'",
+        )
+        check.need(
+            not self.adversarial or self.train.gan_from >= self.train.refine_from,
+            'train.gan_from',
+            f'must not be before train.refine_from ({self.train.refine_from}), as final pictures are judged',
+        )
         for name in ('raw_discriminator', 'discriminator'):
             check.need(getattr(self, name).kind == 'single', f'{name}.kind', "it judges one picture; use 'single'")
 
@@ -400,7 +420,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     'full': {},
     'no_multi_scale': {'appearance__single_scale': True},
     'no_camera_to_world': {'appearance__transform': 'none'},
-    'no_secc': {'deformation__pose_coupled': True},
+    'no_secc': {'deformation__pose_coupled': True, 'train__codes': 'device'},
     'plane_warp': {'appearance__transform': 'plane_warp'},
 }
 
@@ -419,7 +439,7 @@ _HEADS: dict[str, Any] = {
     'deformation__position': (32, 32),
     'deformation__decoder': (40, 64),
     'deformation__residual': 1,
-    'volume__samples': 18,
+    'volume__samples': 16,
     'volume__near': 2.4,
     'volume__far': 3.12,
     'volume__hidden': 48,
@@ -435,8 +455,11 @@ _HEADS: dict[str, Any] = {
     'loss__adversarial': 0.0,
     'loss__opacity': 0.5,
     'loss__focus': 1.0,
+    'loss__depth': 0.5,
     'train__batch_size': 4,
     'train__iterations': 8_000,
+    'train__refine_from': 2_500,
+    'train__codes': 'host',
     'train__generator': OptimizerConfig('adam', 1.5e-3, 0.9, 0.99),
     'train__milestones': (5_000, 6_800, 7_600),
     'train__ema': 0.998,
@@ -466,6 +489,8 @@ SMALL: dict[str, Any] = {
     'secc__size': 64,
     'train__batch_size': 8,
     'train__iterations': 1_500,
+    'train__refine_from': 0,
+    'train__codes': 'device',
     'train__generator': OptimizerConfig('adam', 2e-3, 0.9, 0.99),
     'train__milestones': (1_000, 1_300),
     'train__ema': 0.99,
@@ -492,8 +517,11 @@ _TINY: dict[str, Any] = {
     'refine__hidden': 4,
     'refine__inject': 'all',
     'secc__size': 32,
+    'loss__depth': 0.0,
     'train__batch_size': 2,
     'train__iterations': 4,
+    'train__refine_from': 0,
+    'train__codes': 'device',
     'train__gan_from': 1,
     'train__r1_every': 2,
     'train__milestones': (3,),
