@@ -9,6 +9,7 @@ A field that is None, where None is allowed, passes all checks of numbers. Of a 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -57,7 +58,10 @@ class Check:
 
     def one_of(self, name: str, *allowed: Any) -> None:
         """The field's value is among those that are allowed."""
-        self.need(self._value(name) in allowed, name, f'use one of {", ".join(map(_word, allowed))}')
+        value = self._value(name)
+        close = difflib.get_close_matches(str(value), [a for a in allowed if isinstance(a, str)], 1)
+        hint = f' (did you mean {close[0]}?)' if close else ''
+        self.need(value in allowed, name, f'use one of {", ".join(map(_word, allowed))}{hint}')
 
     def at_least(self, least: float, *names: str) -> None:
         """No number is below ``least``, and none is NaN."""

@@ -16,6 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -52,11 +53,22 @@ class Terminated(BaseException):
     """SIGTERM: unwinds like Ctrl-C, so that temporary files are removed."""
 
 
+# What stands for the value of an option in a help text, by the option's type.
+_VALUES = {int: 'N', float: 'F', Path: 'PATH', None: 'TEXT'}
+
+
 class Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line, with a suggestion for typos."""
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """As argparse's; a value is called N, F, PATH or TEXT in the help, where nothing else is said."""
+        takes_value = options.get('action', 'store') in ('store', 'append', 'extend')
+        if takes_value and names and names[0].startswith('-') and not options.get('choices'):
+            options.setdefault('metavar', _VALUES.get(options.get('type'), 'TEXT'))
+        return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raises ``UserError`` with argparse's message in this project's form."""
@@ -112,6 +124,9 @@ def _run(argv: Sequence[str]) -> int:
         args.overrides, unknown = _overrides(unknown)
     if unknown:
         parser.unknown(unknown)
+    from avatar_jax import compiled_programs  # needs numpy, which --help does not
+
+    compiled_programs.keep()
     return module.run(args) or 0
 
 

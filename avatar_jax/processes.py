@@ -26,8 +26,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from avatar_jax.errors import UserError
 
 FAILED_STATUS = 2
@@ -76,8 +74,9 @@ class ProcessOptions:
         host, _, port = c.rpartition(':')
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise UserError(f'--coordinator {c}: not HOST:PORT, e.g. node1:12345')
-        if n < 1 or i < 0:
-            raise UserError('--coordinator: also needs --num-processes and --process-id')
+        for name, value, least in (('num-processes', n, 1), ('process-id', i, 0)):
+            if value < least:
+                raise UserError(f'--{name}: give it with --coordinator {c}, in every process')
         if i >= n:
             raise UserError(f'--process-id {i}: must be less than --num-processes {n}; numbers start at 0')
 
@@ -204,6 +203,7 @@ def agree(what: str, value: Any) -> None:
     """
     if not several():
         return
+    import numpy as np
     from jax.experimental import multihost_utils
 
     text = json.dumps(value, sort_keys=True, default=str)
@@ -221,6 +221,7 @@ def told_by_first(text: str) -> str:
     """``text`` of process 0 in every process (cut to 1,000 bytes); all must call it."""
     if not several():
         return text
+    import numpy as np
     from jax.experimental import multihost_utils
 
     line = np.zeros(1000, np.uint8)

@@ -1,4 +1,7 @@
-"""Progress on stderr: a bar with rate and remaining time on a terminal, one line every few seconds in a log file."""
+"""Progress on stderr: a bar with rate and remaining time on a terminal, one line every few seconds in a log file.
+
+While JAX compiles, which may take longer than the steps, bars say so.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,34 @@ class _Lines:
         self._stream.flush()
 
 
+class _Compiler:
+    """Whether JAX is compiling at the moment (tracing included), by its own events."""
+
+    _PREFIX = '/jax/core/compile/'  # each event comes as a scalar when it begins and as a duration when it ends
+
+    def __init__(self):
+        self._depth, self._watching = 0, False
+
+    def watch(self) -> None:
+        """Listens from now on, where JAX is in use."""
+        monitoring = getattr(sys.modules.get('jax'), 'monitoring', None)
+        if self._watching or monitoring is None:
+            return
+        self._watching = True
+        monitoring.register_scalar_listener(lambda event, *_, **__: self._count(event, 1))
+        monitoring.register_event_duration_secs_listener(lambda event, *_, **__: self._count(event, -1))
+
+    def _count(self, event: str, by: int) -> None:
+        if event.startswith(self._PREFIX):
+            self._depth = max(0, self._depth + by)
+
+    def __bool__(self) -> bool:
+        return self._depth > 0
+
+
+_COMPILER = _Compiler()
+
+
 class Progress:
     """A bar of ``total`` steps with rate and remaining time.
 
@@ -88,7 +119,9 @@ class Progress:
             dynamic_ncols=terminal,
             ascii=not terminal,
         )
-        # A step may take minutes (it compiles first): the clock of the bar goes on meanwhile.
+        self._title = description
+        _COMPILER.watch()
+        # A step may take minutes: the clock of the bar goes on meanwhile.
         self._closed, self._moved = threading.Event(), time.monotonic()
         self._interval = 1.0 if terminal else LOG_INTERVAL
         threading.Thread(target=self._tick, daemon=True).start()
@@ -96,7 +129,16 @@ class Progress:
     def _tick(self) -> None:
         while not self._closed.wait(self._interval):
             if time.monotonic() - self._moved >= self._interval:
+                self._say()
                 self._bar.refresh()
+
+    def _say(self) -> None:
+        self._bar.set_description(f'{self._title} (compiling)' if _COMPILER else self._title, refresh=False)
+
+    def describe(self, description: str) -> None:
+        """Says what is done from now on."""
+        self._title = description
+        self._say()
 
     def __enter__(self) -> Self:
         return self
@@ -109,6 +151,7 @@ class Progress:
         if numbers:
             self._bar.set_postfix({k: f'{float(v):.4g}' for k, v in numbers.items()}, refresh=False)
         self._moved = time.monotonic()
+        self._say()
         self._bar.update(steps)
 
     def note(self, text: str) -> None:

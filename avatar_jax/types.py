@@ -7,7 +7,7 @@ Optional arrays are ``None`` when they were not measured.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,23 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 Array = jax.Array | np.ndarray
+PyTree = Any  # nested mappings, sequences and dataclasses of arrays
+
+
+class Config(Protocol):
+    """A model's configuration, as everything outside its method knows it: a frozen dataclass.
+
+    Attributes:
+        img_resolution: side of the pictures. basis: of the expression coefficients that drive it.
+        label_mode: how camera labels are normalised (``faces.camera_labels.MODES``).
+    """
+
+    img_resolution: int
+    basis: str
+    label_mode: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as weight files store them."""
 
 
 @struct.dataclass

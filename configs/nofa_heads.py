@@ -6,7 +6,8 @@
 
 The first command trains the stage 'general' (encoder, deformation, generator), the second the compensation network.
 
-Variants (``nofa_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), the stages ``teeth``
+Variants (``nofa_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), ``small`` (32 pixels
+from nothing, to compare variants in minutes), the stages ``teeth``
 and ``compensation`` (both need ``init``), and rows of the paper's Tables 3 and 5: without_compensation, without_wnet,
 without_identity. Join with commas.
 """
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 from avatar_jax.configure import run_fields, unknown_variant
 from configs._nofa import STAGES, stage_of
+
+SIZES = ('tiny', 'small')
 
 
 def get_config(variant: str = ''):
@@ -26,8 +29,8 @@ def get_config(variant: str = ''):
 
     names = [v for v in variant.split(',') if v]
     for name in names:
-        if name not in ('tiny', *STAGES, *ABLATIONS):
-            raise unknown_variant(name, ['tiny', *STAGES, *ABLATIONS])
+        if name not in (*SIZES, *STAGES, *ABLATIONS):
+            raise unknown_variant(name, [*SIZES, *STAGES, *ABLATIONS])
     changes = {k: v for name in names for k, v in ABLATIONS.get(name, {}).items()}
     start = stage_of(names)
     if 'tiny' in names:
@@ -35,6 +38,13 @@ def get_config(variant: str = ''):
             model=ModelConfig.tiny(**changes),
             data=ClipsConfig(people=2, frames=4, resolution=32, in_memory=True),
             output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
+            **start,
+        )
+    elif 'small' in names:
+        config = RunConfig(
+            model=ModelConfig.small(**changes),
+            data=ClipsConfig('heads', 'data/nofa_heads32', people=1000, frames=4),
+            output=PeopleOutput(log_every=20, sample_every=500, sample_people=4, checkpoint_every=250),
             **start,
         )
     else:

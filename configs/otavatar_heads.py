@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from avatar_jax.configure import run_fields, unknown_variant
+from avatar_jax.configure import run_fields
 from configs._heads import heads_controller, heads_generator
+from configs._otavatar import names_of, tiny_run
 
 
 def get_config(variant: str = ''):
@@ -25,18 +26,10 @@ def get_config(variant: str = ''):
     from avatar_jax.train.optimizers import OptimizerConfig
     from avatar_jax.train.run import PeopleOutput
 
-    names = [v for v in variant.split(',') if v]
-    for name in names:
-        if name not in ('tiny', 'release', 'paper', *ABLATIONS):
-            raise unknown_variant(name, ['tiny', 'release', 'paper', *ABLATIONS])
-    preset = 'release' if 'release' in names else 'paper'
+    names, preset = names_of(variant)
     if 'tiny' in names:
-        config = RunConfig(
-            model=ModelConfig.tiny(preset),
-            data=DataConfig(people=3, frames=30, resolution=32, in_memory=True),
-            output=PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1),
-        )
-        settings = config.model.settings.replace(train__iterations=4)
+        config = tiny_run(preset)
+        settings = config.model.settings
     else:
         generator = heads_generator()
         base = OTAvatarConfig.release() if preset == 'release' else OTAvatarConfig.paper()

@@ -29,11 +29,11 @@ def seen_from(
     The rig's cameras stand on a sphere around the head's resting place and look at its centre.
 
     Args:
-      angle, translation: [..., 3] as the front camera sees them (rad, dm).
-      camera_yaw: rad; a camera moved to the right of the picture (positive) sees the head turned to the left.
-      camera_pitch: rad; a camera moved up (positive) sees the head look down.
+        angle, translation: [..., 3] as the front camera sees them (rad, dm).
+        camera_yaw: rad; a camera moved to the right of the picture (positive) sees the head turned to the left.
+        camera_pitch: rad; a camera moved up (positive) sees the head look down.
     Returns:
-      angles [..., 3] and translations [..., 3] in that camera's frame, float64.
+        angles [..., 3] and translations [..., 3] in that camera's frame, float64.
     """
     head = np.swapaxes(rotation_matrix(np.asarray(angle, np.float64)), -1, -2)  # maps column vectors
     about_y = rotation_matrix(np.array([0.0, -camera_yaw, 0.0])).T

@@ -48,14 +48,14 @@ class Clip:
     """One talking clip of one person, seen by one or several synchronous cameras.
 
     Attributes:
-      name: unique within a data set, ``<split>-<person>-<clip>``.
-      split, person, number: where it stands; ``person`` identifies the identity within the split.
-      identity: [192] shape 80, texture 80, style 32.
-      expression: [T,64]; angle [T,3] rad and translation [T,3] dm as the front camera sees them.
-      gamma: [27] light.
-      camera_yaws: [C] rad, 0 first.
-      speech_seed, style: of the motion, which decide the sound as well; style None: drawn from the seed.
-      voice_seed: whose voice it is.
+        name: unique within a data set, ``<split>-<person>-<clip>``.
+        split, person, number: where it stands; ``person`` identifies the identity within the split.
+        identity: [192] shape 80, texture 80, style 32.
+        expression: [T,64]; angle [T,3] rad and translation [T,3] dm as the front camera sees them.
+        gamma: [27] light.
+        camera_yaws: [C] rad, 0 first.
+        speech_seed, style: of the motion, which decide the sound as well; style None: drawn from the seed.
+        voice_seed: whose voice it is.
     """
 
     name: str
@@ -173,12 +173,12 @@ def make_clip(seed: int, split: str, person: int, number: int = 0, options: Clip
     """The clip of one place in the world of ``seed``.
 
     Args:
-      seed: world; other seeds have other people.
-      split: 'train', 'val' or 'test'.
-      person, number: which person, and which of the person's clips.
-      options: length, cameras, light; defaults when absent.
+        seed: world; other seeds have other people.
+        split: 'train', 'val' or 'test'.
+        person, number: which person, and which of the person's clips.
+        options: length, cameras, light; defaults when absent.
     Raises:
-      UserError: unknown split.
+        UserError: unknown split.
     """
     from avatar_jax.procedural import sample_identity
 

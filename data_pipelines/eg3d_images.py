@@ -39,7 +39,7 @@ def check_labels(
     """Checks camera labels [N,25]: pose, axes, distance, intrinsics.
 
     Raises:
-      UserError: names the first picture whose label is wrong, what is wrong and what is expected.
+        UserError: names the first picture whose label is wrong, what is wrong and what is expected.
     """
     pose, k = labels[:, :16].reshape(-1, 4, 4).astype(np.float64), labels[:, 16:].reshape(-1, 3, 3).astype(np.float64)
     rotation, position = pose[:, :3, :3], pose[:, :3, 3]
@@ -83,15 +83,15 @@ class Eg3dImages:
     """Random access to an EG3D folder or zip.
 
     Args:
-      path: folder, or zip file.
-      mirror: 'off'; 'images+labels' doubles the set with mirrored pictures and mirrored cameras; 'images' mirrors the
-        pictures only, as EG3D's own loader does (wrong for camera labels, kept for comparison).
-      max_size: largest number of pictures to keep, chosen by ``seed``.
-      seed: see ``max_size``.
-      use_labels: False gives zeros [25] and needs no ``dataset.json``.
-      radius: plausible distances of the cameras from the origin.
+        path: folder, or zip file.
+        mirror: 'off'; 'images+labels' doubles the set with mirrored pictures and mirrored cameras; 'images' mirrors the
+            pictures only, as EG3D's own loader does (wrong for camera labels, kept for comparison).
+        max_size: largest number of pictures to keep, chosen by ``seed``.
+        seed: see ``max_size``.
+        use_labels: False gives zeros [25] and needs no ``dataset.json``.
+        radius: plausible distances of the cameras from the origin.
     Raises:
-      UserError: missing or damaged files, no pictures, wrong labels.
+        UserError: missing or damaged files, no pictures, wrong labels.
     """
 
     def __init__(
@@ -273,13 +273,13 @@ def image_batches(
     """Endless shuffled batches of single pictures: ``image`` [B,H,W,3] float32 in [-1,1], ``label`` [B,25].
 
     Args:
-      source: ``Eg3dImages``, or any source of ``data_pipelines.sources``.
-      batch_size, start_step, process_index, process_count, num_workers, num_threads, prefetch: see
-        ``data_pipelines.stream.Batches``.
-      seed: decides the order.
-      as_bytes: ``image`` is uint8 instead.
+        source: ``Eg3dImages``, or any source of ``data_pipelines.sources``.
+        batch_size, start_step, process_index, process_count, num_workers, num_threads, prefetch: see
+            ``data_pipelines.stream.Batches``.
+        seed: decides the order.
+        as_bytes: ``image`` is uint8 instead.
     Raises:
-      UserError: fewer pictures than processes, or a batch that does not divide.
+        UserError: fewer pictures than processes, or a batch that does not divide.
     """
     if len(source) < process_count:
         raise UserError(f'data set: {len(source)} pictures are too few for {process_count} processes')
@@ -302,7 +302,7 @@ def write_eg3d(destination: str | Path, pictures: Iterable[tuple[np.ndarray, np.
     as EG3D's own tool makes them.
 
     Raises:
-      UserError: the destination exists, cannot be written, nothing was given, sizes differ, or a label is wrong.
+        UserError: the destination exists, cannot be written, nothing was given, sizes differ, or a label is wrong.
     """
     destination = Path(destination)
     if destination.exists():

@@ -10,51 +10,41 @@ is left to ``avatar_jax.bundled.face_augment``. A sample is a function of (seed,
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
-import time
-import zipfile
-import zlib
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
 from avatar_jax.checks import OPTION, Check
-from avatar_jax.errors import UserError
 from avatar_jax.faces.pose import CAMERA_DISTANCE
 from avatar_jax.ops.windows import RADIUS
+from avatar_jax.options import option
 from avatar_jax.procedural.streams import Stream
 from data_pipelines.cameras import pose_labels
 from data_pipelines.fast_heads import SPLITS, FastHeadsConfig, sample_parameters
-from data_pipelines.fast_heads import TEXTS as HEADS_TEXTS
-from data_pipelines.fingerprint import head_fingerprint, same_head
+from data_pipelines.shards import Shards
 
 FIELDS = ('rgb', 'mask', 'landmarks', 'expression', 'angle', 'shape')
-_SHARED = ('seed', 'split', 'resolution', 'speech_share', 'yaw_degrees', 'pitch_degrees', 'light')
-TEXTS = {name: HEADS_TEXTS[name] for name in _SHARED} | {  # of the options, by field of the configuration
-    'zoom': 'factor on the focal length of the aligned crop; below 1 the picture shows more than that crop',
-    'nearest': 'smallest distance of the camera, in units of the usual one',
-    'farthest': 'largest distance of the camera, in units of the usual one',
-}
 
 
 @dataclass(frozen=True)
 class FaceCropsConfig:
     """What decides the samples; stored beside the shards and checked when a run is resumed."""
 
-    seed: int = 0
-    split: str = 'train'
-    resolution: int = 192
-    zoom: float = 0.69  # of the focal length: below 1 the picture shows more than the EG3D crop
-    nearest: float = 0.5  # camera distance in units of the usual one
-    farthest: float = 2.0
-    speech_share: float = 0.3
-    yaw_degrees: float = 60.0
-    pitch_degrees: float = 30.0
-    light: float = 1.6
+    seed: int = option(0, 'chooses people, expressions and cameras')
+    split: str = option('train', 'train, val or test, whose people are different ones')
+    resolution: int = option(192, 'side of the pictures in pixels')
+    zoom: float = option(
+        0.69, 'factor on the focal length of the aligned crop; below 1 the picture shows more than that crop'
+    )
+    nearest: float = option(0.5, 'smallest distance of the camera, in units of the usual one')
+    farthest: float = option(2.0, 'largest distance of the camera, in units of the usual one')
+    speech_share: float = option(
+        0.3, 'share of the samples that are frames of speech; the others have random expressions'
+    )
+    yaw_degrees: float = option(60.0, 'largest yaw of the random expressions, to both sides')
+    pitch_degrees: float = option(30.0, 'largest pitch, up and down')
+    light: float = option(1.6, 'strength of the random light; 0: always the default light')
     version: int = 1
 
     def __post_init__(self):
@@ -99,115 +89,13 @@ def sample(config: FaceCropsConfig, index: int) -> dict[str, np.ndarray]:
     }
 
 
-def generate(
-    config: FaceCropsConfig, folder: Path, start: int, count: int, shard: int = 250, progress: bool = True
-) -> None:
-    """Makes the samples ``start .. start + count - 1`` that are not there yet.
-
-    Raises:
-      UserError: the folder holds samples of another configuration, or cannot be written.
-    """
-    check = Check.values(OPTION, start=start, count=count, shard=shard)
-    check.at_least(0, 'start')
-    check.at_least(1, 'count', 'shard')
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / 'config.json'
-        if not path.exists():
-            path.write_text(json.dumps({**asdict(config), 'head': head_fingerprint()}))
-    except OSError as e:
-        raise UserError(f'{folder}: cannot write ({e.strerror or e}); choose another --out') from e
-    if read_config(folder) != config:
-        raise UserError(f'{folder}: holds samples of another configuration; choose another --out or the same options')
-    began, made = time.perf_counter(), 0
-    for first in range(start, start + count, shard):
-        n = min(shard, start + count - first)
-        path = folder / f'faces-{first:09d}-{n:05d}.npz'
-        if path.exists():
-            continue
-        samples = [sample(config, i) for i in range(first, first + n)]
-        temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-        try:
-            with open(temporary, 'wb') as f:
-                np.savez_compressed(f, **{k: np.stack([s[k] for s in samples]) for k in FIELDS})
-            os.replace(temporary, path)
-        except OSError as e:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f'{path}: cannot write ({e.strerror or e}); free some space or choose another --out') from e
-        made += n
-        if progress:
-            rate = made / (time.perf_counter() - began)
-            print(
-                f'{first + n - start}/{count} samples, {rate:.1f}/s, {(start + count - first - n) / rate / 60:.1f} '
-                'min left',
-                flush=True,
-            )
-
-
-def read_config(folder: Path) -> FaceCropsConfig:
-    """The configuration of a folder of shards.
-
-    Raises:
-      UserError: ``config.json`` is missing, damaged, or of another head model.
-    """
-    path = Path(folder) / 'config.json'
-    try:
-        stored = json.loads(path.read_text())
-        head = stored.pop('head')
-        config = FaceCropsConfig(**stored)
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise UserError(f'{path}: not a configuration of face crops ({e}); make the shards again') from e
-    if not same_head(head):
-        raise UserError(f'{folder}: holds pictures of another version of the head model; make the shards again')
-    return config
-
-
-def load_shards(folder: Path, limit: int | None = None) -> dict[str, np.ndarray]:
-    """All samples of a folder in memory: name -> [N, ...].
-
-    Raises:
-      UserError: no shards, or a damaged one.
-    """
-    read_config(folder)
-    files = sorted(Path(folder).glob('faces-*.npz'))
-    if not files:
-        raise UserError(f'{folder}: no shards (faces-*.npz); make some with python -m data_pipelines.face_crops')
-    parts: dict[str, list[np.ndarray]] = {k: [] for k in FIELDS}
-    for path in files:
-        try:
-            with np.load(path) as z:
-                for k, part in parts.items():
-                    part.append(z[k])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-            raise UserError(f'{path}: damaged shard ({e}); delete it and make it again') from e
-        if limit is not None and sum(map(len, parts['rgb'])) >= limit:
-            break
-    return {k: np.concatenate(v)[:limit] for k, v in parts.items()}
+SHARDS = Shards('face crops', 'data_pipelines.face_crops', 'faces', FaceCropsConfig, sample, FIELDS, shard=250)
+generate, load_shards = SHARDS.generate, SHARDS.load
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog='python -m data_pipelines.face_crops', description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add('--out', type=Path, required=True, metavar='DIR', help='folder for the files')
-    add('--start', type=int, default=0, metavar='N', help='number of the first sample (default: 0)')
-    add('--count', type=int, required=True, metavar='N', help='number of samples')
-    add('--shard', type=int, default=250, metavar='N', help='samples per file (default: 250)')
-    defaults = asdict(FaceCropsConfig())
-    for name, text in TEXTS.items():
-        value, flag = defaults[name], '--' + name.replace('_', '-')
-        add(
-            flag, type=type(value), default=value, metavar=name.split('_')[0].upper(), help=f'{text} (default: {value})'
-        )
-    options = vars(parser.parse_args(argv))
-    try:
-        where = {k: options.pop(k) for k in ('out', 'start', 'count', 'shard')}
-        generate(FaceCropsConfig(**options), where.pop('out'), **where)
-    except UserError as e:
-        print(f'error: {e}', file=sys.stderr)
-        return 2
-    return 0
+    return SHARDS.main(__doc__, argv)
 
 
 if __name__ == '__main__':

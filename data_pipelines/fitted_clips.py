@@ -21,11 +21,13 @@ from avatar_jax.procedural.streams import Stream
 from avatar_jax.progress import Progress
 from avatar_jax.track.camera import from_translation
 from avatar_jax.track.choose import Chooser
-from avatar_jax.track.clip import TrackConfig, project_clip, track_clip
+from avatar_jax.track.clip import track_clip
 from avatar_jax.track.fit import FitConfig
 from avatar_jax.track.landmark_model import LandmarkModel, at_landmarks
 from avatar_jax.track.network import FaceReader
 from avatar_jax.track.observe import Observed, observe
+from avatar_jax.track.placing import project_clip
+from avatar_jax.track.track import TrackConfig
 from data_pipelines.speaking_heads import speaking_head
 
 SPEECH, RENDERED = 100_000, 200_000  # first seeds; the clips of tests and figures have others
@@ -111,7 +113,7 @@ def fitted_clips(folder: Path, clips: int, rendered_clips: int) -> list[FittedCl
     """All fitted clips; those that are in ``folder`` already are read.
 
     Args:
-      clips: of simulated landmarks. rendered_clips: which are rendered and read by the landmark network.
+        clips: of simulated landmarks. rendered_clips: which are rendered and read by the landmark network.
     """
     landmark_model, found = at_landmarks(ProceduralHead()), []
     folder.mkdir(parents=True, exist_ok=True)

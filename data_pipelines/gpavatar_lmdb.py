@@ -55,15 +55,15 @@ class GPAvatarFrames:
     ``bbox`` [4], ``kps`` [5,2], ``shape`` [100], ``expression`` [50], ``pose`` [6], ``transform`` [3,4].
 
     Args:
-      folder: has ``dataset.pkl``, ``camera.json`` (optional) and the LMDB environment (in it or in a sub-folder).
-      split: 'train', 'val' or 'test'.
+        folder: has ``dataset.pkl``, ``camera.json`` (optional) and the LMDB environment (in it or in a sub-folder).
+        split: 'train', 'val' or 'test'.
 
     Raises:
-      UserError: a part is missing or damaged.
+        UserError: a part is missing or damaged.
 
     Attributes:
-      videos: video name -> numbers of its items, in the order of the frames.
-      camera: ``flame_scale``, ``focal_length``, ``principal_point``.
+        videos: video name -> numbers of its items, in the order of the frames.
+        camera: ``flame_scale``, ``focal_length``, ``principal_point``.
     """
 
     def __init__(self, folder: str | Path, split: str = 'train'):
@@ -131,7 +131,7 @@ class GPAvatarFrames:
         """The movement of a video in FLAME's basis. Translations are zero: crops are centred on the face.
 
         Raises:
-          UserError: no such video.
+            UserError: no such video.
         """
         if video not in self.videos:
             raise UserError(f'{self.folder}: {self.split} has no video {video!r}')
@@ -210,7 +210,7 @@ def load_records(path: str | Path) -> Records:
     """Reads ``dataset.pkl`` (or its quick form, if that was made from the same file).
 
     Raises:
-      UserError: missing, damaged, something in it is no data, or a field is missing.
+        UserError: missing, damaged, something in it is no data, or a field is missing.
     """
     path = input_file(path)
     quick, digest = path.with_name('dataset.records.npz'), file_sha256(path)

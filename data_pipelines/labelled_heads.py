@@ -17,9 +17,9 @@ def heads(folder: Path, split: str, people: int, pictures: int, resolution: int,
     """Renders (or finds) heads of one split: the arrays that ``avatar_jax.bundled.head_nets`` takes.
 
     Args:
-      folder: gets a folder of shards for the split; complete ones are kept.
-      split, people, pictures: so many pictures of each of so many people of a split.
-      resolution, seed, workers: of the rendering.
+        folder: gets a folder of shards for the split; complete ones are kept.
+        split, people, pictures: so many pictures of each of so many people of a split.
+        resolution, seed, workers: of the rendering.
     """
     config = FastHeadsConfig(seed=seed, split=split, resolution=resolution, frames_per_identity=pictures)
     folder = Path(folder) / split

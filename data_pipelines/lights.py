@@ -14,8 +14,8 @@ def random_gamma(rng: Stream, strength: float = 1.0) -> np.ndarray:
     The lamp stands mostly in front and above. Channel-major, as in the 257-number layout; fixed to the head.
 
     Args:
-      rng: source of randomness.
-      strength: 1 for the full spread, 0 for the default light itself.
+        rng: source of randomness.
+        strength: 1 for the full spread, 0 for the default light itself.
     """
     direction = rng.normal(0, [0.45, 0.3, 0.0], 3) + np.array([0.0, 0.3, 0.6])
     direction /= np.linalg.norm(direction)

@@ -21,10 +21,10 @@ class LmdbFile:
     """Bytes by key.
 
     Args:
-      folder: the environment's folder (with ``data.mdb``), or the file itself.
+        folder: the environment's folder (with ``data.mdb``), or the file itself.
 
     Raises:
-      UserError: nothing there, or not an LMDB environment.
+        UserError: nothing there, or not an LMDB environment.
     """
 
     def __init__(self, folder: str | Path):
@@ -84,7 +84,7 @@ class LmdbFile:
         """float32 array [rows, *columns] of raw bytes.
 
         Raises:
-          UserError: missing, not that many numbers, or not finite.
+            UserError: missing, not that many numbers, or not finite.
         """
         data = self.need(key)
         width = 4 * int(np.prod(columns, dtype=np.int64))

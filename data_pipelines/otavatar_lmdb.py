@@ -35,12 +35,12 @@ class OTAvatarFrames:
     """Frames of one split, see ``data_pipelines.sources``; ``mask`` is full, because the data have none.
 
     Args:
-      folder: the data set's root.
-      split: 'train' or 'test'.
-      resolution: name of the sub-folder; None takes the largest there is.
+        folder: the data set's root.
+        split: 'train' or 'test'.
+        resolution: name of the sub-folder; None takes the largest there is.
 
     Raises:
-      UserError: not such a folder, a clip of the list is missing, or its entries do not fit each other.
+        UserError: not such a folder, a clip of the list is missing, or its entries do not fit each other.
     """
 
     def __init__(self, folder: str | Path, split: str = 'train', resolution: int | None = None):

@@ -24,15 +24,15 @@ class PairConfig:
     """What decides the stream of batches (all of it belongs into a run's metadata), and how it is read.
 
     Attributes:
-      batch_size: pairs per step over all processes.
-      seed: order of people, choice of clips and frames.
-      sampling: 'expression' draws frames in proportion to the size of their expression (as OTAvatar's release does),
-        'uniform' draws them evenly; the frames of an element are independent.
-      cameras: which camera each frame of an element comes from: 'any' (independent), 'same' (one for all), 'front'.
-      num_workers: worker processes; 0 reads in threads. Does not change the batches.
-      num_threads: reading threads. Does not change the batches.
-      prefetch: elements read ahead.
-      frames: of one element.
+        batch_size: pairs per step over all processes.
+        seed: order of people, choice of clips and frames.
+        sampling: 'expression' draws frames in proportion to the size of their expression (as OTAvatar's release does),
+            'uniform' draws them evenly; the frames of an element are independent.
+        cameras: which camera each frame of an element comes from: 'any' (independent), 'same' (one for all), 'front'.
+        num_workers: worker processes; 0 reads in threads. Does not change the batches.
+        num_threads: reading threads. Does not change the batches.
+        prefetch: elements read ahead.
+        frames: of one element.
     """
 
     batch_size: int = 4
@@ -56,8 +56,8 @@ class Pairs:
     """The pair at any position of the endless stream.
 
     Args:
-      source: one of ``data_pipelines.sources``.
-      config: see ``PairConfig``.
+        source: one of ``data_pipelines.sources``.
+        config: see ``PairConfig``.
     """
 
     def __init__(self, source, config: PairConfig):
@@ -91,6 +91,7 @@ class Pairs:
             'labels': np.stack([r['label'] for r in rows]),
             'landmarks': np.stack([r['landmarks'] for r in rows]),
             'identity': rows[0]['identity'],
+            **({'latent': rows[0]['latent']} if 'latent' in rows[0] else {}),
             'person': np.int64(table.person[clip]),
             'clip': np.int64(clip),
             'frames': np.array(frames, np.int64),
@@ -104,15 +105,16 @@ def pair_batches(
     """Endless batches of pairs, beginning at ``start_step``.
 
     Args:
-      source: one of ``data_pipelines.sources``.
-      config: see ``PairConfig``.
-      start_step, process_index, process_count: see ``data_pipelines.stream.Batches``.
+        source: one of ``data_pipelines.sources``.
+        config: see ``PairConfig``.
+        start_step, process_index, process_count: see ``data_pipelines.stream.Batches``.
     Returns:
-      Iterator of dicts of numpy arrays, B = batch_size / process_count, F = frames: ``images`` [B,F,H,W,3] in [-1,1],
-      ``masks`` [B,F,H,W,1] in [0,1], ``windows`` [B,F,27,70], ``labels`` [B,F,25], ``landmarks`` [B,F,68,2] pixels,
-      ``identity`` [B,192], ``person`` [B], ``clip`` [B], ``frames`` [B,F], ``cameras`` [B,F].
+        Iterator of dicts of numpy arrays, B = batch_size / process_count, F = frames: ``images`` [B,F,H,W,3] in [-1,1],
+        ``masks`` [B,F,H,W,1] in [0,1], ``windows`` [B,F,27,70], ``labels`` [B,F,25], ``landmarks`` [B,F,68,2] pixels,
+        ``identity`` [B,192], ``latent`` [B,200] (of heads that are made with one), ``person`` [B], ``clip`` [B],
+        ``frames`` [B,F], ``cameras`` [B,F].
     Raises:
-      UserError: the batch does not divide among the processes, or there are fewer people than processes.
+        UserError: the batch does not divide among the processes, or there are fewer people than processes.
     """
     pairs = Pairs(source, config)
     if len(pairs.people) < process_count:

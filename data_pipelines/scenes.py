@@ -11,7 +11,8 @@ SWING = np.deg2rad(20.0)  # of the camera, to both sides, once per clip
 
 def make_scene(seed: int, frames: int, size: int) -> dict[str, Any]:
     """Two unseen people: the first one's portrait, the second one's motion under a swinging camera, and the truth."""
-    from avatar_jax.eval.cases import ProtocolConfig, keep_expression, source_frame
+    from avatar_jax.eval.cases import keep_expression, source_frame
+    from avatar_jax.eval.options import ProtocolConfig
     from avatar_jax.ops.windows import RADIUS, windows
     from avatar_jax.procedural import EXPRESSION_NAMES, render_head
     from avatar_jax.types import Camera, Portrait

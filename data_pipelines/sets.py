@@ -20,10 +20,10 @@ class SetConfig:
     """What decides the stream of batches, and how it is read.
 
     Attributes:
-      batch_size: sets per step over all processes.
-      frames: per set.
-      seed: order of people, choice of clips, cameras and frames.
-      num_threads, prefetch: reading threads, and elements read ahead; they do not change the batches.
+        batch_size: sets per step over all processes.
+        frames: per set.
+        seed: order of people, choice of clips, cameras and frames.
+        num_threads, prefetch: reading threads, and elements read ahead; they do not change the batches.
     """
 
     batch_size: int = 4
@@ -50,7 +50,7 @@ class Sets:
         """Clip, cameras, frames.
 
         Raises:
-          UserError: a clip with fewer frames than a set.
+            UserError: a clip with fewer frames than a set.
         """
         rng, table = Stream(self.config.seed, 'set', position), self.source.table
         clips = table.clips_of(self.people[self._order[position]])
@@ -90,14 +90,14 @@ def set_batches(
     """Endless batches of sets, beginning at ``start_step``.
 
     Args:
-      start_step, process_index, process_count: see ``data_pipelines.stream.Batches``.
+        start_step, process_index, process_count: see ``data_pipelines.stream.Batches``.
 
     Returns:
-      Iterator of dicts of numpy arrays, B = batch_size / process_count: ``images`` [B,F,H,W,3] in [-1,1], ``labels``
-      [B,F,25], ``windows`` [B,F,27,70], ``masks`` [B,F,H,W] uint8 (255 = head), ``landmarks``
-      [B,F,68,2] pixels, ``identity`` [B,192] (both where the source has them), ``person`` [B]; from some sources
-      ``boxes`` [B,F,4] of the faces, relative to the picture, ``depths`` [B,F,H,W] along
-      the ray, ``shapes`` [B,F,S] of the heads in the data's basis.
+        Iterator of dicts of numpy arrays, B = batch_size / process_count: ``images`` [B,F,H,W,3] in [-1,1], ``labels``
+        [B,F,25], ``windows`` [B,F,27,70], ``masks`` [B,F,H,W] uint8 (255 = head), ``landmarks``
+        [B,F,68,2] pixels, ``identity`` [B,192] (both where the source has them), ``person`` [B]; from some sources
+        ``boxes`` [B,F,4] of the faces, relative to the picture, ``depths`` [B,F,H,W] along
+        the ray, ``shapes`` [B,F,S] of the heads in the data's basis.
     """
     return Batches(
         Sets(source, config),

@@ -31,7 +31,7 @@ def open_source(folder: str | Path, split: str) -> Any:
     (``dataset.pkl``), or of a folder of folders that ``avatar-jax track`` wrote.
 
     Raises:
-      UserError: none of them, or no such split.
+        UserError: none of them, or no such split.
     """
     if (Path(folder) / 'dataset.pkl').is_file():
         from data_pipelines.gpavatar_lmdb import GPAvatarClips
@@ -50,10 +50,10 @@ class BuiltFrames:
     """Frames of a data set that ``python -m data_pipelines.heads`` or ``python -m data_pipelines.tracked`` built.
 
     Args:
-      folder: the data set's folder (the commands that build data sets print it).
-      split: 'train', 'validation' or 'test'.
+        folder: the data set's folder (the commands that build data sets print it).
+        split: 'train', 'validation' or 'test'.
     Raises:
-      UserError: not such a folder, or unknown split.
+        UserError: not such a folder, or unknown split.
     """
 
     def __init__(self, folder: str | Path, split: str = 'train'):
@@ -114,8 +114,8 @@ class RenderedFrames:
     """Frames of procedural clips, rendered when asked for; nothing is stored.
 
     Args:
-      clips: the clips, e.g. from ``clips.evaluation_clips``.
-      resolution: pixels per side.
+        clips: the clips, e.g. from ``clips.evaluation_clips``.
+        resolution: pixels per side.
     """
 
     def __init__(self, clips: list[Clip], resolution: int = 128):
@@ -162,26 +162,31 @@ class RenderedFrames:
 class HeadShards:
     """The frames of ``data_pipelines.fast_heads``, whose people have some independent poses and expressions; in memory.
 
-    They also have ``depth`` [H,W] float16: along the ray in units of the labels' world, 0 where nothing is. Every
-    person counts as one clip. Its frames do not follow one another: each has the motion window that it was made with.
+    They also have ``depth`` [H,W] float16: along the ray in units of the labels' world, 0 where nothing is, and
+    ``latent`` [200]: person and light as the shipped generator's mapping network takes them.
+
+    Every person counts as one clip. Its frames do not follow one another: each has the motion window that it was made
+    with.
 
     Args:
-      folder: of the shards. people: the first ones only; None: all.
+        folder: of the shards. people: the first ones only; None: all.
     Raises:
-      UserError: no shards, damaged ones, or fewer people.
+        UserError: no shards, damaged ones, or fewer people.
     """
 
     def __init__(self, folder: str | Path, people: int | None = None):
         from data_pipelines.fast_heads import load_shards, read_config
+        from data_pipelines.prior_batches import latents
 
         config = read_config(Path(folder))
         each = config.frames_per_identity
-        fields = ('rgb', 'mask', 'depth', 'label', 'landmarks', 'identity', 'window')
+        fields = ('rgb', 'mask', 'depth', 'label', 'landmarks', 'identity', 'window', 'gamma')
         found = load_shards(Path(folder), fields, None if people is None else people * each)
         count = len(found['rgb']) // each
         if count < (people or 1):
             raise UserError(f'{folder}: has {count} people of {each} frames, {people or 1} are asked for; make more')
         self._arrays = {k: v[: count * each] for k, v in found.items()}
+        self._arrays['latent'] = latents(found['identity'], self._arrays.pop('gamma'))[: count * each]
         person = np.arange(count)
         self.table = WindowTable(
             name=np.array([f'{config.split}-{p:06d}' for p in person]),
@@ -199,7 +204,8 @@ class HeadShards:
         return self.table.num_records
 
     def __getitem__(self, record: int) -> dict[str, np.ndarray]:
-        found = {k: self._arrays[k][record] for k in ('mask', 'depth', 'label', 'landmarks', 'identity')}
+        names = ('mask', 'depth', 'label', 'landmarks', 'identity', 'latent')
+        found = {k: self._arrays[k][record] for k in names}
         return {'image': self._arrays['rgb'][record], 'shape': found['identity'][:NUM_ID], **found}
 
 

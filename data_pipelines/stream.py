@@ -22,8 +22,8 @@ class Order:
     """Endless order of ``count`` items in which every epoch is another permutation.
 
     Args:
-      count: number of items.
-      keys: what the order depends on (see ``Stream``).
+        count: number of items.
+        keys: what the order depends on (see ``Stream``).
     """
 
     def __init__(self, count: int, *keys: int | str):
@@ -57,15 +57,15 @@ class Batches:
     """Iterator of batches; use as a context manager or call ``close``.
 
     Args:
-      load: position -> dict of numpy arrays; must pickle when ``num_workers`` > 0.
-      batch_size: elements per step over all processes.
-      start_step: number of the first batch; 0 for a new run.
-      process_index, process_count: this process gets the ``process_index``-th of ``process_count`` equal blocks of a
-          step.
-      num_workers: worker processes; 0 reads in threads. Does not change the batches.
-      num_threads, prefetch: reading threads, and elements read ahead. Do not change the batches.
+        load: position -> dict of numpy arrays; must pickle when ``num_workers`` > 0.
+        batch_size: elements per step over all processes.
+        start_step: number of the first batch; 0 for a new run.
+        process_index, process_count: this process gets the ``process_index``-th of ``process_count`` equal blocks of a
+                step.
+        num_workers: worker processes; 0 reads in threads. Does not change the batches.
+        num_threads, prefetch: reading threads, and elements read ahead. Do not change the batches.
     Raises:
-      UserError: the batch does not divide among the processes.
+        UserError: the batch does not divide among the processes.
     """
 
     def __init__(

@@ -27,11 +27,11 @@ class ClipTable:
     """Clips of one split.
 
     Attributes:
-      name: [K] text, person: [K] int, first: [K] first record, num_frames: [K], num_cameras: [K].
-      motion: [N,70] float32, one row per record.
-      fps: frames per second (the usual one, where clips differ).
-      basis: of the expression numbers.
-      clip_fps: [K] frames per second of each clip, or None where all have ``fps``.
+        name: [K] text, person: [K] int, first: [K] first record, num_frames: [K], num_cameras: [K].
+        motion: [N,70] float32, one row per record.
+        fps: frames per second (the usual one, where clips differ).
+        basis: of the expression numbers.
+        clip_fps: [K] frames per second of each clip, or None where all have ``fps``.
     """
 
     name: np.ndarray
@@ -106,7 +106,7 @@ def load_table(folder: str | Path, split: str) -> ClipTable:
     """The clip table of a built data set.
 
     Raises:
-      UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged.
     """
     path = Path(folder) / TABLE_NAME.format(split=split)
     try:

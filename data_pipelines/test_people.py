@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.eval.cases import Case, ProtocolConfig, procedural_case
+from avatar_jax.eval.cases import Case, procedural_case
 from avatar_jax.eval.evaluation import TestItem
+from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.eval.recorded import Recording, cross_case, own_case, remembering, views_case
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.types import Motion
@@ -63,12 +64,12 @@ def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem
     """The first clip of up to ``count`` people of a source of frames, as ``config.kind`` tests it.
 
     Args:
-      source: one of ``data_pipelines.sources``.
-      count: people.
-      config: see ``ProtocolConfig``; its resolution must be that of the pictures.
+        source: one of ``data_pipelines.sources``.
+        count: people.
+        config: see ``ProtocolConfig``; its resolution must be that of the pictures.
 
     Raises:
-      UserError: pictures of another size; no such driver, or nobody who could be one; one camera for 'views'.
+        UserError: pictures of another size; no such driver, or nobody who could be one; one camera for 'views'.
     """
     table = source.table
     size = source[0]['image'].shape[0]
@@ -82,7 +83,7 @@ def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem
     if config.driver and config.driver not in names:
         raise UserError(f'--driver {config.driver}: no such clip; there are {", ".join(names[:4])}, ...')
     if config.kind == 'cross' and not config.driver and len(clips) < 2:
-        raise UserError('--protocol cross: needs two people at least, or --driver')
+        raise UserError('--protocol cross: the data set has one person; name the clip that drives with --driver')
     if config.kind == 'views' and int(table.num_cameras.max()) < 2:
         raise UserError('--protocol views: the clips were seen by one camera each; give multi-view data')
     items = []
@@ -109,20 +110,21 @@ def items_of(
     """The people of an evaluation, and what they are, in words.
 
     Args:
-      dataset: folder of a data set; None: fresh procedural people. weights: conventions of the model.
+        dataset: folder of a data set; None: fresh procedural people. weights: conventions of the model.
 
     Raises:
-      UserError: data that do not fit the model's conventions.
+        UserError: data that do not fit the model's conventions.
     """
     from data_pipelines.fitted import fitted
     from data_pipelines.sources import open_source
 
     if dataset is None:
-        if config.kind != 'own' or config.rule != 'spread':
-            raise UserError(
-                '--protocol and --portrait-frames are of recorded clips; give a data set with --dataset (procedural '
-                'people are seen from three sides and driven by others as it is)'
-            )
+        for flag, value, default in (('protocol', config.kind, 'own'), ('portrait-frames', config.rule, 'spread')):
+            if value != default:
+                raise UserError(
+                    f'--{flag} {value}: is of recorded clips; give a data set with --dataset (procedural people are '
+                    'seen from three sides and driven by others as it is)'
+                )
         if weights.basis != 'procedural':
             raise UserError(
                 f"--weights: these read the basis '{weights.basis}', fresh people are procedural; give a data set "
@@ -155,6 +157,8 @@ def portrait_sets(people: int, most: int, resolution: int, seed: int = 0) -> Cal
             'windows': np.stack([r['window'] for r in rows]),
             'labels': np.stack([r['label'] for r in rows]),
             'masks': np.stack([r['mask'] for r in rows]),
+            'landmarks': np.stack([r['landmarks'] for r in rows]),
+            'identity': rows[0]['identity'],
         }
 
     return person

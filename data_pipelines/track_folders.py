@@ -38,10 +38,10 @@ class TrackFrames:
     """Frames of one split, see ``data_pipelines.sources``.
 
     Args:
-      folder: of the tracked folders. split: 'train', 'validation' or 'test'.
+        folder: of the tracked folders. split: 'train', 'validation' or 'test'.
 
     Raises:
-      UserError: no such split; a folder without crops; folders in different bases, or of different sizes.
+        UserError: no such split; a folder without crops; folders in different bases, or of different sizes.
     """
 
     def __init__(self, folder: str | Path, split: str = 'train'):

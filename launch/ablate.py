@@ -13,6 +13,7 @@ from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import methods
+from launch.program import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.io import atomic
     from avatar_jax.progress import Progress
 
-    if args.seeds < 1 or args.people < 1 or (args.steps is not None and args.steps < 1):
-        raise UserError('--seeds, --people and --steps must be at least 1')
+    at_least(args, seeds=1, people=1, steps=1)
     owner = next(m for m in methods() if args.table in m.tables)
     table = owner.tables[args.table]
     args.size = table.sizes[0] if args.size is None else args.size
@@ -79,19 +79,28 @@ def measured(table: Any, out: Path, variant: str, seed: int, args: argparse.Name
         known = json.loads(result.read_text())
         if known['settings'] == settings:
             return known['scores']
-    training, config = load_run(*table.run(variant, args.size, seed, args.steps, out / 'pictures'))
-    train(training.start, config, folder, streams, resume=True, quiet=True)
+    runs = table.run(variant, args.size, seed, args.steps, out / 'pictures')
+    runs, before = [runs] if isinstance(runs, tuple) else runs, []
+    for number, (spec, overrides) in enumerate(runs, 1):
+        place = folder if number == len(runs) else folder / f'stage{number}'
+        training, config = load_run(spec, [*overrides, *before])
+        train(training.start, config, place, streams, resume=True, quiet=True)
+        before = [f'--config.init={place / "weights.safetensors"}']
     model = load_model(folder / 'weights.safetensors')
-    scores = score(table.protocol, model, args.people)
+    scores = score(table, variant, model, args.people)
     atomic.write_json(result, {'settings': settings, 'scores': scores})
     return scores
 
 
-def score(protocol: Any, model: Any, people: int) -> dict[str, dict[str, float]]:
+def score(table: Any, variant: str, model: Any, people: int) -> dict[str, dict[str, float]]:
     """What a table's protocol measures of a trained model."""
-    if callable(protocol):
-        return protocol(model, people)
-    from avatar_jax.eval.portraits import MOST, portrait_scores
+    if callable(table.protocol):
+        return table.protocol(model, people)
+    from avatar_jax.eval.portraits import MOST, built_scores, portrait_scores
     from data_pipelines.test_people import portrait_sets
 
-    return portrait_scores(model, portrait_sets(people, MOST, model.config.img_resolution), people)
+    sets = portrait_sets(people, MOST, model.config.img_resolution)
+    if table.builds:
+        keys = {row.key for row in table.rows.values() if row.variant == variant}
+        return built_scores(model, sets, people, {k: v for k, v in table.builds.items() if k in keys})
+    return portrait_scores(model, sets, people)

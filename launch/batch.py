@@ -34,21 +34,18 @@ class Batch:
     return batch.finish()       # exit status
 
     Attributes:
-        results: what ``work`` returned, for the inputs that went well. numbered: the same with the inputs' numbers.
-        skipped: (name, reason) of the others.
+        results: what ``work`` returned, for the inputs that went well. skipped: (name, reason) of the others.
     """
 
     def __init__(self):
         self.results: list[Any] = []
-        self.numbered: list[tuple[int, Any]] = []
         self.skipped: list[tuple[str, str]] = []
 
     def run(self, items: Iterable[T], work: Callable[[T], Any], name: Callable[[T], str] = str) -> None:
         """Calls ``work(item)`` for every item; a ``UserError`` skips the item, other exceptions pass through."""
-        for number, item in enumerate(items):
+        for item in items:
             try:
                 self.results.append(work(item))
-                self.numbered.append((number, self.results[-1]))
             except UserError as error:
                 self.skip(name(item), str(error))
 

@@ -18,62 +18,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     able = [m for m in methods() if m.bench is not None]
     presets = '; '.join(f'{m.name}: {", ".join(m.bench.presets)}' for m in able)
     stages = '; '.join(f'{m.name}: {", ".join(m.bench.stages)}' for m in able)
-    parser.add_argument(
-        '--method', metavar='NAME', default=DEFAULT, help=f'{", ".join(m.name for m in able)} (default: %(default)s)'
-    )
-    parser.add_argument(
-        '--preset', metavar='NAME', help=f'size of the model (default: the first of the method). {presets}'
-    )
-    parser.add_argument(
-        '--stages', nargs='+', metavar='STAGE', help=f'measure only these stages (default: all). {stages}'
-    )
-    parser.add_argument(
-        '--batch-sizes', nargs='+', type=int, default=[1], metavar='N', help='images per call (default: 1)'
-    )
-    parser.add_argument('--repeats', type=int, default=5, metavar='N', help='timed calls per stage (default: 5)')
-    parser.add_argument(
-        '--dtype',
-        choices=('float32', 'bfloat16'),
-        help='type of the activations of convolutions (default: as the preset has it)',
-    )
-    parser.add_argument(
-        '--ray-chunk', type=int, metavar='N', help='rays that are rendered at a time (default: as the preset has it)'
-    )
-    parser.add_argument('--out', metavar='FILE.json', help='file for all figures')
-    train = parser.add_argument_group('training steps')
-    train.add_argument(
-        '--train', action='store_true', help='measure the training step of --config instead of the stages'
-    )
-    train.add_argument(
-        '--config',
-        metavar='FILE[:VARIANT]',
-        default=f'{an_example()}:tiny',
-        help='config file of the training (default: %(default)s)',
-    )
-    train.add_argument(
-        '--devices',
-        nargs='+',
-        type=int,
-        default=[1],
-        metavar='N',
-        help='numbers of devices to measure with (default: 1)',
-    )
-    train.add_argument(
-        '--rows',
-        type=int,
-        default=0,
-        metavar='N',
-        help="batch size per device (default: the config's batch over the largest number of devices)",
-    )
-    train.add_argument(
-        '--parallel',
-        choices=('pmap', 'shard_map', 'sharded'),
-        default='pmap',
-        help='how the step is distributed (default: pmap)',
-    )
-    train.add_argument(
-        '--count-only', action='store_true', help='count operations and collectives; compile and run nothing'
-    )
+    add = parser.add_argument
+    text = f'{", ".join(m.name for m in able)} (default: %(default)s)'
+    add('--method', metavar='NAME', default=DEFAULT, help=text)
+    text = f'size of the model (default: the first of the method). {presets}'
+    add('--preset', metavar='NAME', help=text)
+    add('--stages', nargs='+', metavar='STAGE', help=f'measure only these stages (default: all). {stages}')
+    add('--batch-sizes', nargs='+', type=int, default=[1], metavar='N', help='images per call (default: 1)')
+    add('--repeats', type=int, default=5, metavar='N', help='timed calls per stage or step (default: 5)')
+    text = 'type of the activations of convolutions (default: as the preset has it)'
+    add('--dtype', choices=('float32', 'bfloat16'), help=text)
+    text = 'rays that are rendered at a time (default: as the preset has it)'
+    add('--ray-chunk', type=int, metavar='N', help=text)
+    add('--out', metavar='FILE.json', help='file for all figures')
+    add = parser.add_argument_group('training steps').add_argument
+    add('--train', action='store_true', help='measure the training step of --config instead of the stages')
+    text, example = 'config file of the training (default: %(default)s)', f'{an_example()}:tiny'
+    add('--config', metavar='FILE[:VARIANT]', default=example, help=text)
+    text = 'numbers of devices to measure with (default: 1)'
+    add('--devices', nargs='+', type=int, default=[1], metavar='N', help=text)
+    text = "batch size per device (default: the config's batch over the largest number of devices)"
+    add('--rows', type=int, default=0, metavar='N', help=text)
+    text = 'how the step is distributed (default: pmap)'
+    add('--parallel', choices=('pmap', 'shard_map', 'sharded'), default='pmap', help=text)
+    add('--count-only', action='store_true', help='count operations and collectives; compile and run nothing')
     parser.set_defaults(overrides=())
     processes.add_arguments(parser)
 
@@ -81,22 +49,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """``avatar-jax bench``."""
     if args.train:
-        from avatar_jax.bench.training import run_train_benchmark
-        from launch.config_args import load_run
+        _train(args)
+    else:
+        _stages(args)
 
-        processes.join(processes.from_arguments(args))
-        training, config = load_run(args.config, args.overrides)
-        run_train_benchmark(
-            training.program(config),
-            args.devices,
-            args.rows,
-            args.repeats,
-            args.parallel,
-            args.out,
-            print,
-            args.count_only,
-        )
-        return
+
+def _train(args: argparse.Namespace) -> None:
+    from avatar_jax.bench.training import run_train_benchmark
+    from launch.config_args import load_run
+
+    processes.join(processes.from_arguments(args))
+    training, config = load_run(args.config, args.overrides)
+    program, how = training.program(config), (args.rows, args.repeats, args.parallel, args.out)
+    run_train_benchmark(program, args.devices, *how, print, args.count_only)
+
+
+def _stages(args: argparse.Namespace) -> None:
     from avatar_jax.bench.stages import run_benchmark
 
     if args.overrides:

@@ -8,114 +8,56 @@ person who fails is reported without stopping the others.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from avatar_jax.errors import UserError
-from avatar_jax.methods.base import DEFAULT, methods
+from avatar_jax.eval.options import ProtocolConfig
+from avatar_jax.methods.base import methods
 from avatar_jax.methods.options import add_build_options, given_options
+from avatar_jax.options import add_options, from_arguments
+from launch.common import add_model, add_perception, say
+from launch.program import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``avatar-jax evaluate``."""
-    parser.add_argument(
-        '--out', type=Path, required=True, metavar='DIR', help='folder for the results; an unfinished run continues'
+    add = parser.add_argument
+    text = 'folder for the results; an unfinished run continues'
+    add('--out', type=Path, required=True, metavar='DIR', help=text)
+    add('--identities', type=int, default=16, metavar='N', help='number of people (default: 16)')
+    add('--seed', type=int, default=0, metavar='N', help='chooses the people (default: 0)')
+    add_model(parser)
+    text = 'a built data set, or processed clips (LMDB, docs/datasets.md), instead of fresh procedural heads'
+    add('--dataset', type=Path, metavar='DIR', help=text)
+    text = 'split of --dataset, or of the procedural heads (default: test)'
+    add('--split', default='test', metavar='NAME', help=text)
+    add_options(parser, ProtocolConfig)
+    text = 'weights of frozen networks for losses and scores (vgg19, arcface18, lpips_alex with alexnet, deep3d_recon, '
+    add_perception(parser, f'{text}...; default: stand-ins)')
+    text = (
+        'the network of the identity similarity, if several face recognition networks are given (default: the first '
+        'of arcface18, arcface18_se, iresnet18 ... iresnet100, ir50, irse50, dlib_face that is given)'
     )
-    parser.add_argument('--identities', type=int, default=16, metavar='N', help='number of people (default: 16)')
-    parser.add_argument('--seed', type=int, default=0, metavar='N', help='chooses the people (default: 0)')
-    able = ', '.join(m.name for m in methods() if m.has_avatars)
-    parser.add_argument('--method', metavar='NAME', help=f'{able}; default: that of --weights, else {DEFAULT}')
-    parser.add_argument('--weights', metavar='FILE|NAME', help='weight file, or the name of one in the package')
-    parser.add_argument(
-        '--dataset',
-        type=Path,
-        metavar='DIR',
-        help='a built data set, or processed clips (LMDB, docs/datasets.md), instead of fresh procedural heads',
+    add('--csim', default='auto', metavar='NAME', help=text)
+    text = 'also write the driven and the true frames as pictures, into frames/'
+    add('--save-frames', action='store_true', help=text)
+    text = (
+        'scores of what other programs measured on those pictures: DIR/NAME.npz for each person (landmarks, '
+        'expression, pose, action units, embeddings, vertices, SyncNet features; docs/evaluation.md)'
     )
-    parser.add_argument(
-        '--split', default='test', metavar='NAME', help='split of --dataset, or of the procedural heads (default: test)'
+    add('--measured', type=Path, metavar='DIR', help=text)
+    text = (
+        'only the K-th of N equal shares of the people, for several machines with one --out; the command without this '
+        'option then writes the report of all'
     )
-    parser.add_argument('--frames', type=int, default=24, metavar='N', help='driven frames per person (default: 24)')
-    parser.add_argument(
-        '--source-yaw',
-        type=float,
-        default=0.0,
-        metavar='DEGREES',
-        help='turn the camera of the portraits to the side (procedural people; default: 0)',
-    )
-    parser.add_argument(
-        '--steady',
-        type=int,
-        default=0,
-        metavar='N',
-        help="N frames more, one after the other: how much they change, beside the true pictures' changes (default: 0)",
-    )
-    parser.add_argument(
-        '--portraits',
-        type=int,
-        default=1,
-        metavar='N',
-        help='pictures of each person that the avatar is made of, for methods that take several (default: 1)',
-    )
-    parser.add_argument(
-        '--perception',
-        action='append',
-        default=[],
-        metavar='NAME=FILE',
-        help='weights of a frozen network (vgg19, arcface18, lpips_alex with alexnet, deep3d_recon, ...); may be '
-        'repeated; one that neither the method nor a score uses is refused',
-    )
-    parser.add_argument(
-        '--csim',
-        default='auto',
-        metavar='NAME',
-        help='the network of the identity similarity, if several face recognition networks are given (default: the '
-        'first of arcface18, arcface18_se, iresnet18 ... iresnet100, ir50, irse50 that is)',
-    )
-    parser.add_argument(
-        '--protocol',
-        choices=('own', 'cross', 'views'),
-        default='own',
-        help="with --dataset: own: a frame of a clip is driven by the rest of it; cross: by another person's clip; "
-        'views: the first frontal frame is driven by what follows and seen by all cameras (default: own)',
-    )
-    parser.add_argument(
-        '--driver',
-        default='',
-        metavar='CLIP',
-        help='with --protocol cross: the clip that drives everybody (default: each person is driven by the next)',
-    )
-    parser.add_argument(
-        '--portrait-frames',
-        choices=('spread', 'paper'),
-        default='spread',
-        help='with --dataset, which frames --portraits takes: spread over the clip, or those of the paper on several '
-        'portraits: first; first and last; first, middle, last; first, at 30 and 60 percent, last (default: spread)',
-    )
-    parser.add_argument(
-        '--save-frames', action='store_true', help='also write the driven and the true frames as pictures, into frames/'
-    )
-    parser.add_argument(
-        '--measured',
-        type=Path,
-        metavar='DIR',
-        help='scores of what other programs measured on those pictures: DIR/NAME.npz for each person (landmarks, '
-        'expression, pose, action units, embeddings, vertices, SyncNet features; docs/evaluation.md)',
-    )
-    parser.add_argument(
-        '--share',
-        metavar='K/N',
-        help='only the K-th of N equal shares of the people, for several machines with one --out; the command without '
-        'this option then writes the report of all',
-    )
-    parser.add_argument('--no-sheets', action='store_true', help='write no contact sheets')
+    add('--share', metavar='K/N', help=text)
+    add('--no-sheets', action='store_true', help='write no contact sheets')
     add_build_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates a method as the options say and prints the table; returns the exit status."""
-    from avatar_jax.eval.cases import ProtocolConfig
     from avatar_jax.eval.estimators import from_bank, looks_through
     from avatar_jax.eval.evaluation import REPORT, TABLE, evaluate, subject
     from avatar_jax.faces.conventions import of_model
@@ -126,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.batch import share_of
 
     out = atomic.output_folder(args.out)
-    if args.identities < 1 or args.portraits < 1:
-        raise UserError('--identities and --portraits: must be at least 1')
+    at_least(args, identities=1, portraits=1, seed=0)
     model = choose_model(args.method, args.weights)
     config, owner = model.config, model.method
     if args.portraits > 1 and not owner.joins_portraits:
@@ -141,17 +82,8 @@ def run(args: argparse.Namespace) -> int:
     if used is not None:
         refuse_unused(args.perception, {*used, *looks_through(bank, args.csim)}, 'the evaluation')
     measured = subject(model, bank, **options)
-    protocol = ProtocolConfig(
-        resolution=config.img_resolution,
-        frames=args.frames,
-        clip_frames=max(120, args.frames, args.steady),
-        portraits=args.portraits,
-        kind=args.protocol,
-        driver=args.driver,
-        rule=args.portrait_frames,
-        source_yaw=args.source_yaw,
-        steady=args.steady,
-    )
+    length = max(ProtocolConfig.clip_frames, args.frames, args.steady)
+    protocol = from_arguments(ProtocolConfig, args, resolution=config.img_resolution, clip_frames=length)
     items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))
     report = evaluate(
         out,
@@ -168,5 +100,5 @@ def run(args: argparse.Namespace) -> int:
     print((out / TABLE).read_text())
     print(f'written: {out / TABLE}, {out / REPORT}, {out / "identities"}')
     if report['failed']:
-        print(f'avatar-jax: {len(report["failed"])} of {len(items)} people failed', file=sys.stderr)
+        say(f'{len(report["failed"])} of {len(items)} people failed')
     return 2 if report['failed'] else 0

@@ -20,13 +20,13 @@ from launch.program import main
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument('--weights', help='weight file (default: the one in the package)')
+    parser.add_argument('--weights', metavar='FILE', help='weight file (default: the one in the package)')
     parser.add_argument('--heads', type=int, default=100, help='held-out procedural heads (default: 100)')
-    parser.add_argument('--ict', type=Path, help='imported ICT-FaceKit model (.npz)')
+    parser.add_argument('--ict', type=Path, metavar='FILE', help='imported ICT-FaceKit model (.npz)')
     parser.add_argument('--ict-heads', type=int, default=40, help='heads of that model (default: 40)')
-    parser.add_argument('--pictures', type=Path, help='folder of photographs with landmark files')
+    parser.add_argument('--pictures', type=Path, metavar='DIR', help='folder of photographs with landmark files')
     parser.add_argument('--clips', type=int, default=0, help='rendered clips of 100 frames to track (default: 0)')
-    parser.add_argument('--report', type=Path, help='file for the figures (.json)')
+    parser.add_argument('--report', type=Path, metavar='FILE', help='file for the figures (.json)')
 
 
 def run(args: argparse.Namespace) -> int:

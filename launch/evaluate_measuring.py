@@ -1,12 +1,13 @@
 """Measures how portraits are measured: which faces are found, and how far crop, camera, landmarks and mask are off.
 
-    python -m launch.evaluate_measuring [--heads N] [--pictures DIR] [--report FILE]
+    python -m launch.evaluate_measuring [--heads N] [--pictures DIR] [--backends FILE...] [--report FILE]
 
 ``--heads``: procedural heads nobody was trained on, before random backgrounds, where everything is known. Each is
 measured from the picture alone, with a file of its five true points, and, cut out truly, as an aligned frame with and
 without the network. ``--pictures``: a folder of portraits with one clear face each; they are turned, cut, darkened,
-covered, and so on, and looked for by the cascade, by the network, and by both as ``track.search`` does. Distances are
-in eye distances.
+covered, and so on, and looked for by the cascade, by the network, and by both as ``track.search`` does.
+``--backends``: pictures and videos, read by the landmark network and by the face landmarker. Distances are in eye
+distances.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument('--heads', type=int, default=0, metavar='N', help='procedural heads to measure')
     parser.add_argument('--pictures', type=Path, metavar='DIR', help='portraits to find faces in')
+    text = 'pictures and videos to compare the landmark network and the face landmarker on'
+    parser.add_argument('--backends', nargs='+', type=Path, default=(), metavar='FILE', help=text)
     parser.add_argument('--report', type=Path, metavar='FILE', help='write the figures here (.json)')
 
 
@@ -36,14 +39,19 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.io.atomic import write_json
     from data_pipelines.clips import evaluation_clips
 
-    if not args.heads and args.pictures is None:
-        raise UserError('give --heads N, --pictures DIR, or both')
+    if not args.heads and args.pictures is None and not args.backends:
+        raise UserError('give --heads N, --pictures DIR or --backends FILE')
     report: dict[str, Any] = {}
     if args.heads:
         clips = (evaluation_clips(1, seed=1000 + i, num_frames=FRAMES)[0] for i in range(args.heads))
         report['heads'] = measure_heads(clips)
     if args.pictures:
         report['pictures'] = search_pictures(args.pictures)
+    if args.backends:
+        from avatar_jax.bundled.landmark_figures import compare_backends
+
+        files = compare_backends(args.backends)
+        report['backends'] = {f'{file}, {name}': row for file, rows in files.items() for name, row in rows.items()}
     for part in report.values():
         for name, values in part.items():
             print(name, {k: round(v, 4) for k, v in values.items()})

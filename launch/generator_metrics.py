@@ -26,18 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='weight file, the name of one in the package, or the folder of a training run',
     )
     parser.add_argument('--out', required=True, type=Path, metavar='DIR', help='folder for features and scores')
-    parser.add_argument(
-        '--source', default='rendered', help="real pictures: 'eg3d', 'built', 'fast_heads', 'rendered' (default)"
+    text = (
+        "kind of the real pictures: 'eg3d' (a folder or zip with a dataset.json), 'built' (a TFDS data set), "
+        "'fast_heads' (of python -m data_pipelines.fast_heads), or 'rendered' (drawn by the command, default)"
     )
+    parser.add_argument('--source', default='rendered', metavar='NAME', help=text)
     parser.add_argument(
         '--data', default='', metavar='PATH', help='folder or zip of the real pictures (not for rendered)'
     )
-    parser.add_argument('--split', default='val', help='split of the real pictures (default: val)')
+    parser.add_argument('--split', default='val', metavar='NAME', help='split of the real pictures (default: val)')
     parser.add_argument('--count', type=int, default=50000, help='number of generated pictures (default: 50000)')
     parser.add_argument(
         '--real-count', type=int, default=0, help='number of real ones (default: all; rendered: --count)'
     )
-    parser.add_argument('--inception', type=Path, help='weights of the Inception network that FIDs are defined with')
+    parser.add_argument(
+        '--inception', type=Path, metavar='FILE', help='weights of the Inception network that FIDs are defined with'
+    )
     parser.add_argument(
         '--batch', type=int, default=16, help='pictures per batch, on all devices together (default: 16)'
     )

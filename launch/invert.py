@@ -9,79 +9,58 @@ weights were trained on: weights of procedural heads make a likeness in the styl
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.names import shown
+from avatar_jax.methods.base import Method
 from avatar_jax.methods.options import add_build_options, given_options
-
-SHARE_HELP = (
-    'only the K-th of N equal shares of the pictures, for several machines that work on one list; each writes its own '
-    'report_K_of_N.json'
-)
+from launch.common import add_model, add_perception, say
+from launch.program import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    from avatar_jax.methods.base import DEFAULT, methods
-
-    able = ', '.join(
-        f'{m.name} ({"one avatar of all portraits" if m.joins_portraits else "an avatar of each portrait"})'
-        for m in methods()
-        if m.has_avatars
-    )
     add = parser.add_argument
-    add(
-        '--image',
-        nargs='+',
-        required=True,
-        metavar='FILE',
-        help='pictures of faces, or folders that avatar-jax track wrote',
-    )
+    text = 'pictures of faces, or folders that avatar-jax track wrote; for methods that learn from one also videos'
+    add('--image', nargs='+', required=True, metavar='FILE', help=text)
     add('--out', required=True, metavar='DIR', help='folder for the avatars')
-    add('--method', metavar='NAME', help=f'{able}; default: that of --weights, else {DEFAULT}')
-    add('--weights', metavar='FILE|NAME', help='weight file, or the name of one in the package')
-    add(
-        '--motion',
-        nargs='+',
-        metavar='FILE',
-        help='motion files whose first frame has the expression and pose of the portrait, one for each picture or one '
-        'for all (default: what was measured on the picture, else a neutral face in the estimated pose)',
+    add_model(parser, makes)
+    text = (
+        'motion files whose first frame has the expression and pose of the portrait, one for each picture or one for '
+        'all (default: what was measured on the picture, else a neutral face in the estimated pose)'
     )
+    add('--motion', nargs='+', metavar='FILE', help=text)
     add('--aligned', action='store_true', help='the pictures are aligned crops already; no face is searched for')
-    add(
-        '--landmarks',
-        nargs='+',
-        metavar='FILE',
-        help="5, 68, 98 or 478 points, one file per image, or 'network' (default: a file beside the picture, else the "
-        'network; of --aligned pictures without a file only the camera is measured, with a simple detector)',
+    text = (
+        "5, 68, 98 or 478 points, one file per image, or 'network' (default: a file beside the picture, else the "
+        'network; of --aligned pictures without a file only the camera is measured, with a simple detector)'
     )
-    add(
-        '--face',
-        metavar='size|N|FILE',
-        help='which face to take: the largest, the N-th largest, or the one most like a picture (default: the largest '
-        'if it is clearly so)',
+    add('--landmarks', nargs='+', metavar='FILE', help=text)
+    text = 'which face to take: the largest, the N-th largest, or the one most like a picture (default: the largest if '
+    add('--face', metavar='size|N|FILE', help=f'{text}it is clearly so)')
+    text = 'what is behind the head (default: what the weights were trained with)'
+    add('--background', choices=('weights', 'white', 'black', 'keep'), default='weights', help=text)
+    add_perception(parser, 'weights of networks for the losses, e.g. vgg19=vgg19.npz (default: stand-ins)')
+    text = 'sample at random where the method does in training, e.g. along the rays'
+    add('--jitter', action='store_true', help=text)
+    text = 'avatars that are optimised at the same time (default: 4)'
+    add('--group', type=int, default=4, metavar='N', help=text)
+    text = (
+        'only the K-th of N equal shares of the pictures, for several machines that work on one list; each writes its '
+        'own report_K_of_N.json'
     )
-    add(
-        '--background',
-        choices=('weights', 'white', 'black', 'keep'),
-        default='weights',
-        help='what is behind the head (default: what the weights were trained with)',
-    )
-    add(
-        '--perception',
-        nargs='+',
-        default=(),
-        metavar='NAME=FILE',
-        help='weights of networks for the losses, e.g. vgg19=vgg19.npz (default: stand-ins)',
-    )
-    add('--jitter', action='store_true', help='sample at random where the method does in training, e.g. along the rays')
-    add('--group', type=int, default=4, metavar='N', help='avatars that are optimised at the same time (default: 4)')
-    add('--share', metavar='K/N', help=SHARE_HELP)
+    add('--share', metavar='K/N', help=text)
     add('--seed', type=int, default=0, metavar='N', help='random seed (default: 0)')
     add_build_options(parser)
+
+
+def makes(owner: Method) -> str:
+    """What a method makes of the pictures, for the help."""
+    if owner.sources == ('video',):
+        return ' (an avatar of each video)'
+    return ' (one avatar of all portraits)' if owner.joins_portraits else ' (an avatar of each portrait)'
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,64 +69,42 @@ def run(args: argparse.Namespace) -> int:
 
     from avatar_jax.io.atomic import output_folder
     from avatar_jax.losses.networks import bank_of, refuse_unused
-    from avatar_jax.methods.avatars import Person, build_avatars, write_summary
-    from avatar_jax.methods.base import Source
+    from avatar_jax.methods.avatars import build_avatars, write_summary
     from avatar_jax.methods.model import choose_model
-    from avatar_jax.methods.reading import is_clip
+    from avatar_jax.methods.pictures import Pictures, people_of
     from launch.batch import Batch, share_of
-    from launch.pictures import Pictures
 
-    if args.group < 1 or args.seed < 0:
-        raise UserError('--group: must be at least 1, and --seed not negative')
-    pictures = Pictures(args)
-    share_of(1, args.share)
+    at_least(args, group=1, seed=0)
+    how = {name: getattr(args, name) for name in ('motion', 'landmarks', 'background', 'aligned', 'face')}
+    pictures, mine = Pictures(args.image, note=say, **how), share_of(len(args.image), args.share)
     out = output_folder(args.out)
     model = choose_model(args.method, args.weights)
-    if args.share is not None and model.method.joins_portraits:
-        raise UserError(f'--share {args.share}: {model.method.title} makes one avatar of all pictures; leave it out')
-    options = given_options(args, model.method)
+    owner, config = model.method, model.config
+    if args.share is not None and owner.joins_portraits:
+        raise UserError(f'--share {args.share}: {owner.title} makes one avatar of all pictures; leave it out')
+    options = given_options(args, owner)
     model.steps(**options)  # their checks, before anything is read
-    bank = bank_of(args.perception, model.config.img_resolution)
-    used = model.method.used_networks(model.config, bank)
+    bank = bank_of(args.perception, config.img_resolution)
+    used = owner.used_networks(config, bank)
     if used is not None:
-        refuse_unused(args.perception, used, f'making an avatar of {model.method.title}')
-
-    batch = Batch()
-    mine = share_of(len(args.image), args.share)
-    takes_clips = 'video' in model.method.sources
-
-    def read_one(i: int) -> tuple[Any, Any]:
-        one = pictures.clip if takes_clips and is_clip(args.image[i]) else pictures.read
-        return one(i, model.config)
-
-    batch.run(mine, read_one, name=lambda i: args.image[i])
-    read = [(mine[k], *found) for k, found in batch.numbered]
-    clips = [Person(source, [best]) for _, best, source in read if isinstance(source, Source)]
-    read = [entry for entry in read if not isinstance(entry[2], Source)]
-    if model.method.joins_portraits and read:
-        portraits, measured = [p for _, _, p in read], [m for _, m, _ in read]
-        first = pictures.expressions[read[0][0]]
-        people = [Person(Source(portraits, name=pictures.names[0]), measured, first)]
-    else:
-        people = [
-            Person(Source([portrait], name=pictures.names[i]), [measured], pictures.expressions[i])
-            for i, measured, portrait in read
-        ]
-    people += clips
+        refuse_unused(args.perception, used, f'making an avatar of {owner.title}')
+    batch, clips = Batch(), 'video' in owner.sources
+    batch.run(mine, lambda i: pictures.read(i, config, clips=clips), name=lambda i: args.image[i])
+    people = people_of(batch.results, owner, pictures.names[0])
     key, reports = jax.random.key(args.seed) if args.jitter else None, []
     for report in build_avatars(model, people, out, options, bank=bank, key=key, group=args.group, seed=args.seed):
         reports.append(report)
-        say(out / report['name'], report)
+        tell(out / report['name'], report)
     if reports:
         name = 'report.json' if args.share is None else f'report_{args.share.replace("/", "_of_")}.json'
         write_summary(out / name, model, options, bank, reports, batch.skipped, args.seed)
     return batch.finish()
 
 
-def say(folder: Path, report: dict[str, Any]) -> None:
+def tell(folder: Path, report: dict[str, Any]) -> None:
     """One avatar in a line, and what its maker should know."""
     for note in report['notes']:
-        print(shown(f'avatar-jax: {note}'), file=sys.stderr)
+        say(note)
     count = len(report['portraits'])
     which = 'the portrait' if count == 1 else f'the first of {count} portraits'
     print(shown(f'{folder}: {report["psnr"]:.1f} dB to {which}, alignment {report["alignment"]}'))

@@ -19,13 +19,15 @@ from launch.program import at_least, main
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument('--out', type=Path, required=True)
     from avatar_jax.methods.base import methods
 
     shipped = next(m.weights for m in methods() if m.joins_portraits and m.weights)
-    parser.add_argument('--weights', default=shipped, help='weight file, or a shipped one (default: %(default)s)')
-    parser.add_argument('--people', type=int, default=4)
-    parser.add_argument('--seed', type=int, default=11)
+    add = parser.add_argument
+    add('--out', type=Path, required=True, metavar='DIR', help='folder for the two pictures')
+    text = 'weight file, or the name of one in the package (default: %(default)s)'
+    add('--weights', default=shipped, metavar='FILE|NAME', help=text)
+    add('--people', type=int, default=4, help='people, one in a row (default: 4)')
+    add('--seed', type=int, default=11, help='chooses the people (default: 11)')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from avatar_jax.checks import OPTION, Check
+from avatar_jax.cli import Parser
 from avatar_jax.errors import UserError
 
 
@@ -22,10 +23,14 @@ def main(
         doc: text of ``--help``. add_arguments, run: as of a subcommand.
         argv: arguments without the program's name; ``sys.argv`` by default.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    started = sys.modules['__main__'].__spec__
+    parser = Parser(prog=f'python -m {started.name}' if started else None, description=doc)
     try:
         add_arguments(parser)
-        return run(parser.parse_args(argv)) or 0
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            parser.unknown(unknown)
+        return run(args) or 0
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -18,10 +18,13 @@ from launch.program import at_least, main
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument('--config', required=True)
-    parser.add_argument('--devices', nargs='+', type=int, default=[1, 8, 64, 512])
-    parser.add_argument('--kinds', nargs='+', default=['H100', 'TPU v5p'])
-    parser.add_argument('--rows', type=int, default=4, help='samples of each device in weak scaling')
+    add = parser.add_argument
+    add('--config', required=True, metavar='FILE[:VARIANT]', help='config file of the training')
+    text = 'numbers of devices (default: 1 8 64 512)'
+    add('--devices', nargs='+', type=int, default=[1, 8, 64, 512], help=text)
+    text = "kinds of devices, of avatar_jax.train.costs.DEVICES (default: H100 'TPU v5p')"
+    add('--kinds', nargs='+', default=['H100', 'TPU v5p'], metavar='NAME', help=text)
+    add('--rows', type=int, default=4, help='samples of each device in weak scaling (default: 4)')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,11 +9,11 @@ set of pictures with camera labels. An input that cannot be used is reported and
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import fields
 from typing import Any
 
 from avatar_jax.io.names import shown
+from launch.common import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'files of 5, 68, 98 or 478 facial landmarks, one for each input (default: the file beside the input; without '
     )
     add('--landmarks', nargs='+', metavar='FILE', help=f'{text}one, landmarks are detected)')
-    add('--mediapipe', metavar='FILE', help='detect landmarks with MediaPipe and your face_landmarker.task')
+    text = (
+        "MediaPipe's face_landmarker.task, which knows real faces, or none for the network in the package (default: "
+        'the file, where avatar-jax assets --get face-landmarker has fetched it)'
+    )
+    add('--mediapipe', metavar='FILE|none', help=text)
     text = 'head model to fit: procedural (default), or the file of a BFM, FLAME or ICT-FaceKit model'
     add('--model', default='procedural', metavar='FILE|procedural', help=text)
     text = 'which of several faces: the largest (size, default), the N-th largest, or the one most similar to the face '
@@ -83,8 +87,3 @@ def run(args: argparse.Namespace) -> int:
     for report in batch.results:
         print(shown(f'{out / report["name"]}: {summary(report)}'))
     return batch.finish()
-
-
-def say(text: str) -> None:
-    """A sentence for the person who asked."""
-    print(shown(f'avatar-jax: {text}'), file=sys.stderr)

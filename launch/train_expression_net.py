@@ -19,12 +19,14 @@ from launch.program import at_least, main
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument('--out', type=Path, required=True, help='folder for weights, report, log and checkpoints')
-    parser.add_argument('--data', type=Path, help='folder for the fitted clips (default: data in --out)')
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder for weights, report, log and checkpoints'
+    )
+    parser.add_argument('--data', type=Path, metavar='DIR', help='folder for the fitted clips (default: data in --out)')
     parser.add_argument('--clips', type=int, default=420, help='clips of simulated landmarks (default: 420)')
     parser.add_argument('--rendered', type=int, default=20, help='clips that are rendered and read (default: 20)')
     parser.add_argument(
-        '--motions', type=int, default=2000, help='motions for training, disturbed as fits are (default: 2000)'
+        '--motions', type=int, default=2000, help='motions for training, with the errors that fits have (default: 2000)'
     )
     parser.add_argument('--steps', type=int, default=9000, help='training steps (default: 9000)')
     parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')

@@ -18,8 +18,12 @@ from launch.program import at_least, main
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument('--out', type=Path, required=True, help='folder for weights, report, log and checkpoints')
-    parser.add_argument('--data', type=Path, help='folder for the rendered heads (default: data in --out)')
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder for weights, report, log and checkpoints'
+    )
+    parser.add_argument(
+        '--data', type=Path, metavar='DIR', help='folder for the rendered heads (default: data in --out)'
+    )
     parser.add_argument('--count', type=int, default=7000, help='heads to train on (default: 7000)')
     parser.add_argument('--held-out', type=int, default=250, help='heads to test on, of other people (default: 250)')
     parser.add_argument('--steps', type=int, default=4000, help='training steps (default: 4000)')
@@ -28,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--present',
         metavar='FILE',
-        help='no training: only solve anew, in these weights, what tells faces from other things',
+        help='do not train: fit only the part of these weights again that tells faces from other things',
     )
     parser.add_argument('--resume', action='store_true', help='continue the run in --out')
 

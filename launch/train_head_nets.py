@@ -18,8 +18,12 @@ from launch.program import at_least, main
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument('--out', type=Path, required=True, help='folder for weights, report, log and checkpoints')
-    parser.add_argument('--data', type=Path, help='folder for the rendered heads (default: data in --out)')
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder for weights, report, log and checkpoints'
+    )
+    parser.add_argument(
+        '--data', type=Path, metavar='DIR', help='folder for the rendered heads (default: data in --out)'
+    )
     parser.add_argument('--people', type=int, default=1000, help='people to train on (default: 1000)')
     parser.add_argument('--pictures', type=int, default=5, help='pictures of each person (default: 5)')
     parser.add_argument(

@@ -100,12 +100,12 @@ def within_spread(results: list[np.ndarray], expected, *, factor: float = 8.0, w
     """Asserts that the first result is as near ``expected`` as the program is to itself with moved arguments.
 
     Args:
-      results: arrays of ``with_moved``, one shape; the first is the program's answer.
-      expected: the reference, same shape.
-      factor: how often the largest L2 distance between the answer and a moved one the L2 error may be. An order of
-        sums rounds in every layer, a move only at its inputs and weights; measured over instruction sets, the error
-        was at most 2.5 times the spread, and planted errors are beyond 8 times it.
-      what: name in messages.
+        results: arrays of ``with_moved``, one shape; the first is the program's answer.
+        expected: the reference, same shape.
+        factor: how often the largest L2 distance between the answer and a moved one the L2 error may be. An order of
+            sums rounds in every layer, a move only at its inputs and weights; measured over instruction sets, the error
+            was at most 2.5 times the spread, and planted errors are beyond 8 times it.
+        what: name in messages.
     """
     actual, reference = _pair(results[0], expected, what)
     spread = max(np.linalg.norm(_pair(other, results[0], what)[0] - actual) for other in results[1:])

@@ -30,6 +30,7 @@ def _xla_takes(flags: str) -> bool:
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'avatar_jax_tests_{os.getuid()}'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+os.environ['AVATAR_CACHE'] = os.devnull  # what this machine has fetched changes no test
 if not os.environ.get('XLA_FLAGS'):  # the processes of pytest-xdist inherit what the first one finds here
     os.environ['XLA_FLAGS'] = _QUICK if _xla_takes(_QUICK) else '--xla_backend_optimization_level=0'
 

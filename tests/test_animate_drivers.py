@@ -265,9 +265,9 @@ def test_every_name_drives_and_is_written(animate, place, capsys):
 
 
 def test_places_that_cannot_be_written_are_said_before_anything_is_rendered(animate, place, monkeypatch, capsys):
-    from avatar_jax.driving.request import Request
+    from avatar_jax.methods import video
 
-    monkeypatch.setattr(Request, 'read', lambda *a: pytest.fail('too late'))
+    monkeypatch.setattr(video, 'read_request', lambda *a: pytest.fail('too late'))
     (place / 'file').write_text('x')
     (place / 'folder.mp4').mkdir(exist_ok=True)
     (place / 'kept.mp4').write_text('old')

@@ -12,6 +12,7 @@ from tests.configs_found import configs
 
 # What else a config needs to be made, where its fields have no defaults.
 NEEDED = {
+    'avatar_jax.driving.request.Request': {'motion': 'speech:0'},
     'avatar_jax.train.loop.LoopConfig': {'total_steps': 10},
     'avatar_jax.train.run.PersonConfig': {'folder': 'talk'},
 }

@@ -1,9 +1,11 @@
 """What README and docs/ mention exists: files, links, modules, commands, their options, and fields of configs."""
 
+import ast
 import contextlib
 import dataclasses
 import importlib
 import io
+import itertools
 import re
 import runpy
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from avatar_jax.cli import COMMANDS, Parser
+from avatar_jax.options import option_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -59,6 +62,26 @@ def exists(path):
 
 def test_readme_is_short():
     assert len((ROOT / 'README.md').read_text().splitlines()) <= 130
+
+
+def sections(path):
+    """(line, text of the docstring) of every section of a docstring whose entries are not four columns to the right."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+            lines = (ast.get_docstring(node) or '').splitlines()
+            for head, first in itertools.pairwise(lines):
+                if head in ('Args:', 'Attributes:', 'Returns:', 'Yields:', 'Raises:') and not re.match(
+                    r' {4}\S', first
+                ):
+                    yield getattr(node, 'name', path.stem), head
+
+
+def test_docstrings_have_one_layout():
+    files = [
+        p for folder in ('avatar_jax', 'launch', 'data_pipelines', 'configs') for p in (ROOT / folder).rglob('*.py')
+    ]
+    wrong = [(str(p.relative_to(ROOT)), *where) for p in files for where in sections(p)]
+    assert len(files) > 400 and wrong == []
 
 
 @each_doc
@@ -212,7 +235,8 @@ def test_every_option_has_a_text(command):
 def test_every_field_of_drawn_heads_is_an_option():
     for module, config in (('fast_heads', 'FastHeadsConfig'), ('face_crops', 'FaceCropsConfig')):
         module = importlib.import_module(f'data_pipelines.{module}')
-        assert {*module.TEXTS, 'version'} == {f.name for f in dataclasses.fields(getattr(module, config))}
+        names = {f.name for f in dataclasses.fields(getattr(module, config))}
+        assert {*option_fields(getattr(module, config)), 'version'} == names
 
 
 def test_what_is_missing_is_noticed():

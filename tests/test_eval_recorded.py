@@ -7,10 +7,10 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval import evaluation, faces, tables
-from avatar_jax.eval.cases import ProtocolConfig
 from avatar_jax.eval.distributions import frechet_distance
 from avatar_jax.eval.estimators import Estimators, Network
 from avatar_jax.eval.measured import measured_scores
+from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.eval.protocols import run_case
 from avatar_jax.eval.recorded import cross_case, own_case, paper_frames
 from avatar_jax.eval.sync import sync_scores
@@ -99,7 +99,7 @@ def test_another_person_drives():
         ({'driver': 'c'}, '--protocol cross only'),
         ({'kind': 'views', 'portraits': 2}, 'first frontal frame'),
         ({'kind': 'views'}, 'one camera each'),
-        ({'kind': 'all'}, 'kind is one of'),
+        ({'kind': 'all'}, 'use one of own, cross, views'),
     ):
         with pytest.raises(UserError, match=text):
             items(**options)
@@ -111,7 +111,7 @@ def test_many_cameras_see_what_follows():
     first = 16 * 3
     assert seen(case.source) == [first + LENGTH]
     assert seen(case.driven)[:3] == [first + 1, first + LENGTH + 1, first + 2 * LENGTH + 1] and len(case.driven) == 12
-    with pytest.raises(UserError, match='--protocol and --portrait-frames are of recorded clips'):
+    with pytest.raises(UserError, match='is of recorded clips'):
         people.items_of(None, 'test', 2, 0, ProtocolConfig(kind='cross'), types.SimpleNamespace(basis='procedural'))
 
 

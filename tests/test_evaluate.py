@@ -7,7 +7,7 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval import evaluation as launcher
-from avatar_jax.eval.cases import ProtocolConfig
+from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.eval.recorded import own_case
 from avatar_jax.io.provenance import from_metadata
 from avatar_jax.losses.networks import named_files

@@ -17,7 +17,7 @@ from avatar_jax.faces.recon import METHOD as RECON
 from avatar_jax.faces.recon import ReconConfig, ReconNet
 from avatar_jax.io.weights import save_weights
 from avatar_jax.losses import perception
-from avatar_jax.losses.identity import FACE_NETWORKS, aligned_colour, aligned_gray, face_matrix
+from avatar_jax.losses.identity import FACE_NETWORKS, aligned_colour, aligned_dlib, aligned_gray, face_matrix
 from avatar_jax.losses.networks import refuse_unused
 from avatar_jax.losses.perception import NetworkKind, PerceptionBank
 from avatar_jax.methods.base import Source, method
@@ -47,7 +47,7 @@ def bank(monkeypatch):
     found = PerceptionBank()
     for name, seen in FACE_NETWORKS.items():
         channels = 1 if seen.cut is aligned_gray else 3
-        side = 128 if channels == 1 else 112
+        side = 128 if channels == 1 else 150 if seen.cut is aligned_dlib else 112
         kind = NetworkKind(lambda c=channels: Mean(c), (side, side, channels), 'tiny')
         monkeypatch.setitem(perception.NETWORKS, name, kind)
         found = found.with_network(name, {'params': {'weight': np.eye(channels, 3)}}, f'{name}.npz')
@@ -172,7 +172,7 @@ def test_deep3d_measures_expression_and_pose(tmp_path):
 
     def measured(marks):
         views = TrueViews(np.zeros((2, 27, 70)), np.zeros((2, 25)), np.asarray(images), None, marks)
-        case, result = types.SimpleNamespace(source=views), CaseResult()
+        case, result = types.SimpleNamespace(source=views, cross=False), CaseResult()
         _through_networks(result, 'driven', np.asarray(images), views, case, found)
         return result
 

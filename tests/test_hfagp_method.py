@@ -96,7 +96,7 @@ def test_variants_of_the_config(variant):
 
 def test_the_shipped_prior_is_taken():
     found = choose_model('hfagp', None)
-    assert found.settings is METHOD and found.config.settings.drivers == ('coefficients',)
+    assert found.method is METHOD and found.config.settings.drivers == ('coefficients',)
     assert not prior.knows_a_person(found.variables) and found.sha256 == load_model('heads128').sha256
     with pytest.raises(UserError, match='holds a generator alone'):
         prior.with_person(found.variables, found.config, jax.random.key(0), True, 'heads128')

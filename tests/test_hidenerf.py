@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from avatar_jax.configure import differences
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import method
 from avatar_jax.methods.hidenerf import config as configuration
-from avatar_jax.methods.hidenerf import field, model, secc
+from avatar_jax.methods.hidenerf import field, model, parts, secc
 from avatar_jax.methods.hidenerf.appearance import Appearance, Extractor, Pyramid, look_up
 from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.methods.hidenerf.deformation import Deformation, to_channels, to_points
@@ -258,7 +259,7 @@ def test_chunks_of_rays_change_nothing(fresh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('inject', configuration.INJECTIONS)
+@pytest.mark.parametrize('inject', parts.INJECTIONS)
 def test_identity_features_by_injection(fresh, inject):
     """Where the source's features stand matters with 'all', and with 'to_raw' less; 'pooled' knows no places."""
     config = CONFIG.replace(refine__inject=inject)
@@ -422,7 +423,7 @@ def test_configurations():
     for name in configuration.PRESETS:
         config = configuration.preset(name)
         assert ModelConfig.from_dict(config.to_dict()) == config
-    assert configuration.describe(ModelConfig.paper()) == {} and 'raw_size' in configuration.describe(CONFIG)
+    assert 'raw_size' in differences(CONFIG, ModelConfig.paper())
     for name in configuration.ABLATIONS:
         assert (ModelConfig.paper().ablation(name) == ModelConfig.paper()) == (name == 'full')
     bad = {

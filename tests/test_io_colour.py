@@ -1,13 +1,20 @@
 """Colours of video frames: HDR and wide gamuts come out as the sRGB that was meant."""
 
+import struct
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from PIL import Image, features
 
+from avatar_jax.errors import UserError
 from avatar_jax.io import colour
+from avatar_jax.io.animation import open_video
 from avatar_jax.io.colour import Tags
+from avatar_jax.io.images import read_image
 from avatar_jax.io.video import VideoReader
 
 CASES = Path(__file__).parents[1] / '../shared/cases'
@@ -48,6 +55,29 @@ def test_signals_become_the_srgb_that_was_meant(transfer, primaries):
         pytest.skip('HLG is defined with the luminance of BT.2020')
     signal = np.rint(65535 * coded(transfer, primaries)).astype(np.uint16)
     assert np.abs(colour.signal_to_srgb(signal, Tags(primaries, transfer)).astype(int) - MEANT).max() <= 1
+
+
+@pytest.mark.parametrize('transfer', [PQ, HLG, colour._SRGB])
+@pytest.mark.parametrize('suffix', ['png', *(['avif'] if features.check('avif') else [])])
+def test_stills_and_animations_say_their_colours_without_a_profile(tmp_path, transfer, suffix):
+    pixels = np.rint(255 * coded(transfer)).astype(np.uint8)[None].repeat(48, 0).repeat(32, 1)
+    image, path, numbers = Image.fromarray(pixels), tmp_path / f'a.{suffix}', bytes([0, BT2020, 0, transfer])
+    for many in (False, True):
+        image.save(path, save_all=many, append_images=[image.rotate(180)] * many, quality=100, subsampling='4:4:4')
+        data = path.read_bytes()
+        if suffix == 'png':
+            chunk = b'cICP' + numbers[1::2] + b'\0\1'
+            chunk = b'\0\0\0\4' + chunk + zlib.crc32(chunk).to_bytes(4, 'big')
+            data = data[:33] + chunk + data[33:]
+        else:
+            assert b'colrnclx' in data
+            head, *rest = data.split(b'colrnclx')
+            data = head + b''.join(b'colrnclx' + numbers + r[4:] for r in rest)
+        path.write_bytes(data)
+        picture = next(iter(open_video(path))).pixels if many else read_image(path).pixels
+        notes = (open_video(path) if many else read_image(path)).notes
+        assert np.abs(picture[24, 16::32].astype(int) - MEANT).max(1)[[0, 2, 3, 4, 5]].max() <= 12  # in 8 bits
+        assert any('BT.2020' in n and 'converted' in n for n in notes)
 
 
 def test_known_values_of_the_standards():
@@ -99,6 +129,23 @@ def test_films_become_the_srgb_that_was_meant(tmp_path, transfer, primaries, mat
     found = frame[32, 16::32].astype(int)
     assert np.abs(found - MEANT).max() <= 5, found
     assert any(said in n and 'sRGB' in n for n in reader.notes)
+
+
+def test_dolby_vision_alone_is_refused_with_a_conversion(tmp_path):
+    """Its profile 5 has no tags; phones' profile 8 has those of the HLG that it is for everybody else."""
+    for name, transfer, primaries, matrix in (('five.mp4', 2, 2, 2), ('eight.mp4', HLG, 9, 9)):
+        path = film(tmp_path / name, transfer, primaries, matrix)
+        data = path.read_bytes()
+        assert data.count(b'hev1') >= 1
+        path.write_bytes(data.replace(b'hev1', b'dvh1'))
+    with pytest.raises(UserError, match='five.mp4: .*Dolby Vision.*libplacebo'):
+        VideoReader(tmp_path / 'five.mp4')
+    assert any('HLG' in n for n in VideoReader(tmp_path / 'eight.mp4').notes)
+    metadata = struct.pack('=3Q', 24, 24, 24) + bytes(185) + b'\2'
+    for tags, data in ((Tags(9, PQ, 15), None), (Tags(9, PQ, 9), metadata)):
+        frame = SimpleNamespace(side_data={} if data is None else {'DOVI_METADATA': data})
+        assert colour.unshowable(tags, frame, SimpleNamespace(codec_tag='hvc1'))
+    assert not colour.unshowable(Tags(9, PQ, 9), SimpleNamespace(side_data={}), SimpleNamespace(codec_tag='hvc1'))
 
 
 def test_untagged_hd_is_said(tmp_path):

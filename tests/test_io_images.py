@@ -34,11 +34,16 @@ def test_plain_formats_are_exact(tmp_path, photo, name):
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_exif_orientation(tmp_path, photo, orientation):
-    undo = {
-        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
-        5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    undo = {  # what a camera with this orientation stores
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
         8: lambda a: np.rot90(a, -1),
-    }[orientation]  # fmt: skip  # what a camera with this orientation stores
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(undo(photo))).save(tmp_path / 'a.png', exif=exif)

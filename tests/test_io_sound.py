@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from avatar_jax.errors import UserError
-from avatar_jax.io.sound import SoundTrack, has_sound, sound_of
+from avatar_jax.io.sound import SPEECH_RATE, SoundTrack, has_sound, read_sound, sound_of
 from avatar_jax.io.video import VideoReader, write_video
 
 RATE = 44100
@@ -136,4 +136,8 @@ def test_of_several_sound_tracks_the_default_one_is_taken(tmp_path, default):
     spectrum = np.abs(np.fft.rfft(wave[RATE // 4 : RATE // 2]))
     heard_tone = spectrum.argmax() * RATE / (RATE // 2 - RATE // 4)
     assert heard_tone == pytest.approx(tones[default or 0], rel=0.02)
-    assert f'sound track {(default or 0) + 1} of 2' in track.notes[0]
+    driving = read_sound(path)
+    spectrum = np.abs(np.fft.rfft(driving.samples[:SPEECH_RATE]))
+    assert spectrum.argmax() == pytest.approx(tones[default or 0], rel=0.02)
+    for notes in (track.notes, driving.notes):
+        assert f'sound track {(default or 0) + 1} of 2' in notes[0]

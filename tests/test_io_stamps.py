@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from avatar_jax.io.sound import SoundTrack
+from avatar_jax.io.sound import SoundTrack, read_sound
 from avatar_jax.io.stamps import Mender, Stamps, snapped, true_rate
 from avatar_jax.io.video import VideoReader, write_video
 from avatar_jax.track.smooth import even_rate as evenly
@@ -92,7 +92,10 @@ def test_joined_streams_are_mended_and_keep_their_sound(tmp_path):
     with av.open(str(tmp_path / 'out.mp4')) as file:
         heard = [f.time for f in file.decode(audio=0)]
     assert 1.8 < heard[-1] < 2.1 and min(np.diff(heard)) > 0
-    assert any('go back' in n for n in track.notes)
+    driving = read_sound(joined)  # on the mended clock of the frames
+    assert times[-1] + 0.04 - driving.seconds == pytest.approx(0, abs=0.15)
+    for notes in (track.notes, driving.notes):
+        assert any('go back' in n for n in notes)
 
 
 def test_jumps_are_mended_but_pauses_with_sound_are_kept(tmp_path):

@@ -85,7 +85,7 @@ def test_tpu_pods_by_queued_resource_and_on_gke(capsys):
         (slurm, ['--', 'train', '--config', 'x'], 'give --out'),
         (tpu, ['--name', 'a', '--accelerator', 'v5p-8', *TRAIN], '--zone: needed'),
         (tpu, ['--name', 'a', '--accelerator', 'v9-8', '--zone', 'z', *TRAIN], 'unknown family'),
-        (tpu, ['--gke', '--name', 'a', '--accelerator', 't', *TRAIN], 'needs --topology and --image'),
+        (tpu, ['--gke', '--name', 'a', '--accelerator', 't', *TRAIN], '--topology: needed with --gke'),
     ],
 )
 def test_refusals(wrapper, arguments, message, capsys):

@@ -8,9 +8,10 @@ import pytest
 from avatar_jax.driving.bases import BFM, ICT, PROCEDURAL
 from avatar_jax.faces.camera_labels import canonical_label
 from avatar_jax.methods import reading
+from avatar_jax.methods.pictures import Pictures
 from avatar_jax.procedural.motion import speech_motion
 from avatar_jax.track.measure import Measured
-from launch.pictures import Pictures
+from launch.common import say
 
 
 def measured(tmp_path, **parts):
@@ -44,19 +45,11 @@ def read(found, basis, monkeypatch, own=None):
         return SimpleNamespace(best=lambda: found)
 
     monkeypatch.setattr(reading, 'measure', measure)
-    monkeypatch.setattr(Pictures, '_motion', lambda self, i, basis: own)
-    args = SimpleNamespace(
-        image=['a.png', 'b.png'],
-        background='black',
-        aligned=False,
-        landmarks=['l.txt', 'm.txt'],
-        face='2',
-        motion=None,
-    )
+    monkeypatch.setattr(Pictures, '_motion_of', lambda self, i, basis: own)
     config = SimpleNamespace(label_mode='cor', basis=basis, img_resolution=64)
-    pictures = Pictures(args)
-    one, made = pictures.read(1, config)
-    return one, made, pictures.expressions[1], asked
+    options = {'background': 'black', 'aligned': False, 'landmarks': ['l.txt', 'm.txt'], 'face': '2'}
+    one = Pictures(['a.png', 'b.png'], note=say, **options).read(1, config)
+    return one.measured, one.source.portraits[0], one.expression, asked
 
 
 def test_the_weights_say_how_cameras_are_labelled(full, monkeypatch, capsys):

@@ -11,9 +11,11 @@ import pytest
 
 from avatar_jax.cli import main
 from avatar_jax.errors import UserError
+from avatar_jax.io.video import write_video
 from avatar_jax.methods import base
 from avatar_jax.methods.model import choose_model, load_avatar, load_model
 from tests import toy_method
+from tests.test_track_measure import head
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +51,10 @@ def run(toy, monkeypatch, capsys):
         return status, *capsys.readouterr()
 
     return command
+
+
+def test_the_toy_is_short():
+    assert len((ROOT / 'tests' / 'toy_method.py').read_text().splitlines()) <= 200
 
 
 def test_the_toy_is_found(toy):
@@ -94,11 +100,24 @@ def test_invert_and_animate(run, toy, tmp_path):
     assert (tmp_path / 'v.mp4').stat().st_size > 100
     assert run('animate', '--motion', 'speech:0:3', '--towards', tmp_path / 'one' / 'a', *film)[0] == 0
     status, _, err = run('animate', '--motion', 'speech:0:3', '--amount', 0.5, *film)
-    assert status == 2 and '--amount: goes with --towards' in err
+    assert status == 2 and '--amount 0.5: goes with --towards' in err
     status, _, err = run('invert', '--image', toy / 'a.png', '--out', tmp_path / 'x', '--steps', 3, *weights)
     assert status == 2 and '--steps: Toy has no such option; leave it out (it has --darker)' in err
     status, _, err = run('invert', '--image', toy / 'a.png', '--out', tmp_path / 'x', '--darker', 'much', *weights)
     assert status == 2 and '--darker much: give a number' in err
+
+
+def test_invert_a_video(run, toy, tmp_path):
+    """Two frames of a head with landmarks beside them: one avatar of all frames, read one after the other."""
+    pixels, landmarks, _, _ = head()
+    write_video(tmp_path / 'talk.mp4', [pixels] * 2, 10)
+    np.save(tmp_path / 'talk.landmarks68.npy', np.stack([landmarks] * 2))
+    options = ('--weights', toy / 'toy.safetensors', '--background', 'keep', '--out', tmp_path / 'out')
+    status, _, err = run('invert', '--image', tmp_path / 'talk.mp4', *options)
+    assert status == 0, err
+    report = json.loads((tmp_path / 'out' / 'talk' / 'report.json').read_text())
+    assert report['pictures'] == 2 and len(report['portraits']) == 1
+    assert load_avatar(tmp_path / 'out' / 'talk').identity['color'].shape == (3,)
 
 
 def test_evaluate(run, toy, tmp_path):

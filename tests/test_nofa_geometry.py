@@ -1,17 +1,22 @@
 """Mirrored scenes and moved heads (NOFA's invariants 7 and 11), and the renderer's deformation of samples."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.faces.camera_labels import make_label
-from avatar_jax.faces.translation import translate_label
+from avatar_jax.driving.cameras import camera_labels
+from avatar_jax.errors import UserError
+from avatar_jax.faces.camera_labels import label_from_pose, make_label
+from avatar_jax.faces.translation import pivot_place, translate_label
 from avatar_jax.ops.grid_sample import PLANE_AXES
 from avatar_jax.render.cameras import look_at_pose, mirror_label, unpack_label
 from avatar_jax.render.config import RenderConfig
 from avatar_jax.render.rays import sample_rays
 from avatar_jax.render.renderer import render_rays
+from avatar_jax.types import Avatar, Motion
 from tests.comparison import close
 
 PIVOT = (0.0, 0.0, 0.2)
@@ -70,26 +75,45 @@ def test_a_deformation_that_moves_nothing_changes_nothing():
     assert float(jnp.abs(features(None) - features(sway)).max()) > 1e-3
 
 
-def pivot_in_picture(label):
-    """(x, y) of the head's pivot in picture sides."""
-    pose, camera = (np.asarray(x, np.float64) for x in unpack_label(jnp.asarray(label)))
-    seen = np.einsum('nij,ni->nj', pose[:, :3, :3], np.asarray(PIVOT) - pose[:, :3, 3])
-    projected = np.einsum('nij,nj->ni', camera, seen)
-    return projected[:, :2] / projected[:, 2:], seen[:, 2]
-
-
 def test_a_moved_head_moves_in_the_picture():
     first, second = np.asarray([[0.1, -0.05], [0.02, 0.2]]), np.asarray([[-0.03, 0.07], [0.1, 0.1]])
     labels = np.asarray(LABELS, np.float64)
-    before, depth = pivot_in_picture(labels)
+    before, depth = pivot_place(labels)
     moved = translate_label(labels, first)
-    after, depth_after = pivot_in_picture(moved)
+    after, depth_after = pivot_place(moved)
     close(after - before, first, atol=1e-6, what='offset in the picture')
     close(depth_after, depth, rtol=1e-6, what='depth')
     close(translate_label(labels, 0 * first), labels, atol=1e-7, what='no offset')
     both = translate_label(np.asarray(moved, np.float64), second)
     close(both, translate_label(labels, first + second), atol=1e-6, what='offsets add')
     zoomed = translate_label(labels, first, np.asarray([1.25, 0.8]))
-    after, depth_after = pivot_in_picture(zoomed)
+    after, depth_after = pivot_place(zoomed)
     close(depth_after, depth / np.asarray([1.25, 0.8]), rtol=1e-6, what='zoom')
     close(after - before, first, atol=1e-6, what='offset with zoom')
+
+
+def test_a_driver_that_moves_through_the_picture_takes_the_avatar_along():
+    """Cameras of one distance lose the driver's way; ``move`` gives it back, from the first frame on."""
+    rng = np.random.default_rng(0)
+    angle = rng.normal(0, 0.2, (4, 3)).astype(np.float32)
+    translation = rng.normal(0, 0.3, (4, 3)).astype(np.float32)
+    motion = Motion(np.zeros((4, 64), np.float32), angle, translation, 25.0, 'procedural')
+    config = SimpleNamespace(label_mode='orig')
+
+    def place(move):
+        return pivot_place(camera_labels('track', config, Avatar({}), motion, move).astype(np.float64))
+
+    (still, depth), (shifted, same), (zoomed, changed) = (place(m) for m in ('none', 'shift', 'zoom'))
+    truth, true_depth = pivot_place(np.asarray(label_from_pose(angle, translation, 'raw'), np.float64))
+    close(shifted - still, truth - truth[:1], atol=1e-5, what='shift')
+    close(zoomed - still, truth - truth[:1], atol=1e-5, what='shift with zoom')
+    close(same, depth, rtol=1e-5, what='depth')
+    close(changed / depth, true_depth / true_depth[0], rtol=1e-5, what='zoom')
+    assert np.abs(truth - truth[:1]).max() > 0.02 and np.abs(true_depth / true_depth[0] - 1).max() > 0.01
+    for kind, mode, move, said in (
+        ('track', 'raw', 'shift', 'follow the head already'),
+        ('orbit', 'orig', 'zoom', 'goes with --camera track'),
+        ('track', 'orig', 'jump', 'use one of none, shift, zoom'),
+    ):
+        with pytest.raises(UserError, match=f'--move {move}: .*{said}'):
+            camera_labels(kind, SimpleNamespace(label_mode=mode), Avatar({}), motion, move)

@@ -9,20 +9,44 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.nofa import train as training
-from avatar_jax.methods.nofa.config import STAGES, ModelConfig
+from avatar_jax.methods.nofa.code_metric import code_error, code_metric
+from avatar_jax.methods.nofa.config import ModelConfig, StageConfig
+from avatar_jax.methods.nofa.model import network, w_avg
 from avatar_jax.methods.nofa.teacher import Teacher
+from avatar_jax.models.triplane import TriPlaneGenerator
+from avatar_jax.render.cameras import frontal_label
 from tests.comparison import close, close_l2
 from tests.nofa_tiny import awake, batch, variables_of
 
-CONFIG = ModelConfig.tiny()
+# One model for all tests, so that each kind of step is compiled once.
+CONFIG = ModelConfig.tiny(
+    train__encoder__discriminator=0.1, train__encoder__delta=1e-3, train__encoder__pool=5, train__rays=12
+)
 VARIABLES = awake(variables_of(CONFIG), CONFIG, 0.02)
-TRUTH = training.Frozen(teacher=Teacher('truth'))
+WIDTH = CONFIG.generator.w_dim
+TRUTH = training.Frozen(teacher=Teacher('truth'), metric=jnp.diag(jnp.arange(1.0, WIDTH + 1) / WIDTH))
 BATCH = jax.tree.map(jnp.asarray, batch(4))
+RAYS = BATCH | {'masks': jnp.ones(BATCH['images'].shape[:-1]), 'importance': jnp.ones(BATCH['images'].shape[:-1])}
+CODES = {k: BATCH[k] for k in ('images', 'labels')} | {
+    'latents': jax.random.normal(jax.random.key(0), (4, CONFIG.generator.z_dim))
+}
 MOVES = {
     'general': {'encoder', 'generator', 'deformation'},
     'teeth': {'encoder', 'generator'},
     'compensation': {'compensation'},
+    'codes': {'encoder'},
 }
+TERMS = {
+    'general': {'reconstruction', 'mouth', 'latent', 'delta', 'adversarial', 'latent_discriminator'},
+    'teeth': {'reconstruction', 'teeth', 'latent'},
+    'compensation': {'reconstruction', 'opacity', 'depth'},
+    'codes': {'codes'},
+}
+BATCHES = {'compensation': RAYS, 'codes': CODES}
+
+
+def stage_of(kind):
+    return 'general' if kind == 'codes' else kind
 
 
 @lru_cache(maxsize=8)
@@ -42,91 +66,115 @@ def differing(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('stage', STAGES)
-def test_a_stage_moves_its_networks_alone(stage):
+@pytest.mark.parametrize('kind', MOVES)
+def test_a_step_moves_its_networks_alone(kind):
+    """Whole pictures in the first two stages, single rays in the third, and the encoder's codes."""
+    stage = stage_of(kind)
     state = training.init_state(CONFIG, VARIABLES, stage)
-    back = training.variables_of(state)
-    assert not differing(VARIABLES, back)
+    assert not differing(VARIABLES, training.variables_of(state))
     losses = []
     for _ in range(6):
-        state, metrics = step_of(CONFIG, stage)(state, BATCH, TRUTH)
+        state, metrics = step_of(CONFIG, stage)(state, BATCHES.get(kind, BATCH), TRUTH)
         losses.append(float(metrics['loss']))
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0], 'one batch is learnt'
     moved = differing(VARIABLES, training.variables_of(state))
-    expected = {('params', name) for name in MOVES[stage]}
+    expected = {('params', name) for name in MOVES[kind]}
     assert moved == (expected | {('batch_stats', 'encoder')} if stage == 'general' else expected)
     before, after = (v['params']['generator']['backbone']['mapping'] for v in (VARIABLES, training.variables_of(state)))
     jax.tree.map(np.testing.assert_array_equal, before, after)
-    names = {
-        'general': {'reconstruction', 'mouth', 'latent'},
-        'teeth': {'reconstruction', 'teeth', 'latent'},
-        'compensation': {'reconstruction', 'depth'},
-    }[stage]
-    assert names <= set(metrics)
-    assert not {'mouth', 'teeth', 'depth', 'latent'} - names & set(metrics)
+    names = set.union(*TERMS.values())
+    assert names & set(metrics) == TERMS[kind]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('stage', ['general', 'compensation'])
-def test_devices_share_a_batch(stage):
+@pytest.mark.parametrize('kind', ['general', 'compensation'])
+def test_devices_share_a_batch(kind):
     """An axis of ``vmap`` stands for devices; the first stage has batch norm and the latent discriminator."""
-    config = ModelConfig.tiny(train__encoder__discriminator=0.1, train__encoder__delta=1e-3, train__encoder__pool=5)
-    state = training.init_state(config, VARIABLES, stage)
+    stage, shown = stage_of(kind), BATCHES.get(kind, BATCH)
+    state = training.init_state(CONFIG, VARIABLES, stage)
     # A few steps on, with rows that differ.
     state = state.replace(step=jnp.int32(4))
-    results = {}
-    for devices in (1, 2):
-        shares = jax.tree.map(lambda x, d=devices: x.reshape(d, -1, *x.shape[1:]), BATCH)
-        body = partial(training.train_step, config, stage, 3, frozen=TRUTH, axis_name='data')
-        results[devices] = jax.jit(jax.vmap(body, in_axes=(None, 0), axis_name='data'))(state, shares)
-    (one, metrics), (two, metrics_two) = results[1], results[2]
+    one, metrics = step_of(CONFIG, stage)(state, shown, TRUTH)
+    shares = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), shown)
+    body = partial(training.train_step, CONFIG, stage, 3, frozen=TRUTH, axis_name='data')
+    two, metrics_two = jax.jit(jax.vmap(body, in_axes=(None, 0), axis_name='data'))(state, shares)
     for name in metrics:
-        close(metrics_two[name][0], metrics[name][0], rtol=2e-3, atol=1e-5, what=name)
+        close(metrics_two[name][0], metrics[name], rtol=2e-3, atol=1e-5, what=name)
     # Adam divides by the gradient's own size, which can be nothing but rounding (a bias before batch norm): the first
     # moments of a network are compared as one vector.
     for name, group in one.groups.items():
-        a, b = (
-            np.concatenate([np.ravel(x[0]) for x in jax.tree.leaves(g.opt_state.mu)]) for g in (group, two.groups[name])
-        )
+        a = np.concatenate([np.ravel(x) for x in jax.tree.leaves(group.opt_state.mu)])
+        b = np.concatenate([np.ravel(x[0]) for x in jax.tree.leaves(two.groups[name].opt_state.mu)])
         close_l2(b, a, 1e-4, f'{name} gradient')
         jax.tree.map(
             lambda x: np.testing.assert_array_equal(x[0], x[1], err_msg='devices differ'), two.groups[name].params
         )
-    jax.tree.map(
-        lambda a, b: close(b[0], a[0], rtol=1e-3, scale=1e-4, atol=1e-6, what='untrained'), one.extra, two.extra
-    )
+    jax.tree.map(lambda a, b: close(b[0], a, rtol=1e-3, scale=1e-4, atol=1e-6, what='untrained'), one.extra, two.extra)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_where_it_stopped():
-    step = step_of(CONFIG, 'general')
-    state = training.init_state(CONFIG, VARIABLES, 'general')
+@pytest.mark.parametrize('kind', MOVES)
+def test_a_run_goes_on_where_it_stopped(kind):
+    """A state that was taken apart into plain arrays, as a checkpoint does, gives the same next step bit for bit."""
+    stage, shown = stage_of(kind), BATCHES.get(kind, BATCH)
+    step, state = step_of(CONFIG, stage), training.init_state(CONFIG, VARIABLES, stage)
     for _ in range(2):
-        state, _ = step(state, BATCH, TRUTH)
+        state, _ = step(state, shown, TRUTH)
     saved = jax.tree.map(np.array, state)
-    state, metrics = step(state, BATCH, TRUTH)
-    again, metrics_again = step(jax.tree.map(jnp.asarray, saved), BATCH, TRUTH)
+    state, metrics = step(state, shown, TRUTH)
+    again, metrics_again = step(jax.tree.map(jnp.asarray, saved), shown, TRUTH)
     jax.tree.map(np.testing.assert_array_equal, (state, metrics), (again, metrics_again))
 
 
 @pytest.mark.slow
-def test_the_generator_can_stay_and_learn_slowly():
-    config = ModelConfig.tiny(train__train_generator=False)
-    state = training.init_state(config, VARIABLES, 'general')
-    assert set(state.groups) == {'encoder', 'deformation'}
-    state, _ = step_of(config, 'general')(state, BATCH, TRUTH)
-    assert ('params', 'generator') not in differing(VARIABLES, training.variables_of(state))
+def test_the_identity_teacher_teaches_nothing_and_the_generator_can_stay():
+    config = ModelConfig.tiny(
+        train__train_generator=False,
+        loss__teeth={'reconstruction': 0.0, 'teeth': 1.0, 'identity': 0.0, 'latent': 0.0},
+    )
+    state = training.init_state(config, VARIABLES, 'teeth')
+    assert set(state.groups) == {'encoder'}
+    assert set(training.init_state(config, VARIABLES, 'general').groups) == {'encoder', 'deformation'}
+    after, metrics = step_of(config, 'teeth')(state, BATCH, training.Frozen())
+    assert float(metrics['teeth']) == 0
+    assert float(metrics['encoder/grad_norm']) == 0
+    assert not differing(VARIABLES, training.variables_of(after))
 
 
 @pytest.mark.slow
-def test_the_identity_teacher_teaches_nothing():
-    config = ModelConfig.tiny(loss__teeth={'reconstruction': 0.0, 'teeth': 1.0, 'identity': 0.0, 'latent': 0.0})
-    state = training.init_state(config, VARIABLES, 'teeth')
-    after, metrics = step_of(config, 'teeth')(state, BATCH, training.Frozen())
-    assert float(metrics['teeth']) == 0
-    assert float(metrics['encoder/grad_norm']) == float(metrics['generator/grad_norm']) == 0
-    assert not differing(VARIABLES, training.variables_of(after))
+def test_codes_are_compared_by_what_is_seen():
+    """Small differences: the form is the mean squared error of raw pictures; large ones are told apart at all."""
+    metric = np.asarray(code_metric(VARIABLES, CONFIG, side=8, step=0.05), np.float64)
+    np.testing.assert_allclose(metric, metric.T, atol=1e-6 * metric.max())
+    assert np.linalg.eigvalsh(metric).min() > 0
+    difference = 0.02 * np.random.default_rng(0).normal(size=(2, WIDTH))
+    want = [d @ metric @ d for d in difference]
+    close(code_error(jnp.asarray(metric, jnp.float32), jnp.asarray(difference, jnp.float32)), np.mean(want), rtol=1e-4)
+    generator, mean = network(VARIABLES, 'generator'), np.asarray(w_avg(VARIABLES))
+    model, label = TriPlaneGenerator(CONFIG.generator), frontal_label()
+
+    @jax.jit
+    def picture(code):
+        rows = jnp.broadcast_to(code, (1, CONFIG.generator.num_ws, WIDTH))
+        return model.apply(generator, model.apply(generator, rows, method='planes'), label, 8, method='render').rgb
+
+    errors = [float(jnp.mean((picture(mean + d) - picture(mean)) ** 2)) for d in difference]
+    # One camera of the three that the matrix was measured with.
+    assert all(0.3 < a / b < 3 for a, b in zip(errors, want, strict=True)), (errors, want)
+
+
+def test_kinds_of_steps_and_learning_rates():
+    train = ModelConfig.tiny(train__rays=8, train__whole_every=3, train__code_steps=2).settings.train
+    assert [train.kind('general', n) for n in range(7)] == ['codes'] * 2 + ['whole', 'rays', 'rays', 'whole', 'rays']
+    assert train.kind('compensation', 0) == 'rays' and train.kind('teeth', 0) == 'whole'
+    assert ModelConfig.tiny().settings.train.kind('general', 0) == 'whole'
+    with pytest.raises(UserError, match='whole_every'):
+        ModelConfig.tiny(train__whole_every=3)
+    falling = StageConfig(100, warm_up=10, final_lr=0.2)
+    rates = [float(training.learning_rate(falling, n)) for n in (0, 9, 50, 100)]
+    np.testing.assert_allclose(rates, [0.1, 0.9840, 0.6, 0.2], atol=2e-4)
+    assert float(training.learning_rate(StageConfig(100), 70)) == 1
 
 
 def test_host_arrays_come_from_pairs():
@@ -149,6 +197,15 @@ def test_host_arrays_come_from_pairs():
     with pytest.raises(UserError, match='landmarks: missing'):
         training.with_host_arrays(CONFIG, 'general', without)
     assert 'landmarks' not in training.with_host_arrays(CONFIG, 'compensation', without)
+    masked = raw | {'masks': np.ones((*people['images'].shape[:-1], 1), np.float32), 'latent': np.zeros((2, 16))}
+    rays = training.with_host_arrays(CONFIG, 'general', masked, 'rays')
+    assert rays['importance'].shape == rays['masks'].shape == (2, 2, 32, 32)
+    assert rays['importance'].max() > rays['importance'].min(), 'mouths and eyes count more'
+    assert sorted(training.with_host_arrays(CONFIG, 'general', masked, 'codes')) == ['images', 'labels', 'latents']
+    with pytest.raises(UserError, match='code_steps: these data have no latent numbers'):
+        training.with_host_arrays(CONFIG, 'general', raw, 'codes')
+    with pytest.raises(UserError, match='rays: these data have no landmarks and masks'):
+        training.with_host_arrays(CONFIG, 'general', raw, 'rays')
 
 
 def test_runs_that_cannot_be_are_refused():

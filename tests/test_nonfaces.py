@@ -10,17 +10,16 @@ from avatar_jax.errors import UserError
 from avatar_jax.models.perception.face_net import crop_matrix
 from avatar_jax.procedural import ProceduralHead
 from avatar_jax.track.choose import Chooser
-from avatar_jax.track.clip import TrackConfig, track_clip
+from avatar_jax.track.clip import track_clip
 from avatar_jax.track.landmark_model import at_landmarks
 from avatar_jax.track.network import FaceReader, cut
 from avatar_jax.track.observe import observe
 from avatar_jax.track.quality import frame_quality, grade
+from avatar_jax.track.track import TrackConfig
 from tests import nonfaces
 from tests.test_track_measure import head
 
-GOOD = (
-    0.8  # probability of a face from which on a frame can be graded 'good': twice it less one is a factor of the grade
-)
+GOOD = 0.92  # probability of a face from which on a frame can be graded 'good'
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods import base
 from avatar_jax.methods import model as models
-from avatar_jax.methods.otavatar import invert, model
+from avatar_jax.methods.otavatar import finetune, invert, model
 from avatar_jax.models.triplane import GeneratorConfig
 from avatar_jax.types import Avatar, Camera, Motion
 from tests.tiny_model import portrait, random_variables
@@ -82,7 +82,7 @@ def test_many_people_side_by_side_equal_one_person_alone():
     assert np.isfinite(report['psnr']) and report['psnr_raw'] > 0
 
     # A tuned copy of the generator fits its person better and leaves the mapping network alone.
-    tuned, curve = invert.finetune_generator(VARIABLES, SHORT, portraits[0], found[0], steps=4)
+    tuned, curve = finetune.finetune_generator(VARIABLES, SHORT, portraits[0], found[0], steps=4)
     assert curve[-1] < curve[0] and float(tuned.psnr) > float(found[0].psnr)
     own, common = tuned.avatar.identity['generator'], VARIABLES['params']['generator']
     assert jax.tree.structure(own) == jax.tree.structure(common)

@@ -194,7 +194,7 @@ def test_the_command_joins_before_anything_computes(config, tmp_path):
         (ProcessOptions(num_processes=2), '--coordinator: missing'),
         (ProcessOptions('node1'), 'not HOST:PORT'),
         (ProcessOptions('node1:99999', 2, 0), 'not HOST:PORT'),
-        (ProcessOptions('node1:1234', 2), 'also needs --num-processes and --process-id'),
+        (ProcessOptions('node1:1234', 2), '--process-id: give it with --coordinator node1:1234'),
         (ProcessOptions('node1:1234', 2, 2), '--process-id 2: must be less than --num-processes 2'),
         (ProcessOptions(join_timeout=0), '--join-timeout 0: give a positive'),
     ],

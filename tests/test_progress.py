@@ -38,13 +38,33 @@ def test_log_files_get_lines_with_rate_and_remaining_time(monkeypatch):
 def test_the_clock_goes_on_within_a_step(monkeypatch, terminal):
     monkeypatch.setattr(progress, 'LOG_INTERVAL', 0.02)
     stream = Terminal() if terminal else io.StringIO()
-    bar = Progress(2, 'inversion (compiles first)', stream=stream)
+    bar = Progress(2, 'inversion', stream=stream)
     time.sleep(2.3)  # the clock shows whole seconds
     bar.close()
     text = stream.getvalue()
     assert '0/2 [00:01<' in text and '0/2 [00:02<' in text
     time.sleep(0.1)
     assert stream.getvalue() == text, 'it stops with the bar'
+
+
+def test_bars_tell_compiling_from_running(monkeypatch):
+    import jax
+
+    monkeypatch.setattr(progress, 'LOG_INTERVAL', 0.02)
+    stream = io.StringIO()
+    with Progress(2, 'inversion', stream=stream) as bar:
+
+        def traced(x):
+            time.sleep(0.3)
+            return jax.pure_callback(lambda y: (time.sleep(0.3), y)[1], x, x)
+
+        jax.block_until_ready(jax.jit(traced)(jax.numpy.zeros(())))
+        bar.describe('looking')
+        bar.update(1)
+    said = [line.partition(':')[0] for line in stream.getvalue().splitlines()]
+    first = said.index('inversion (compiling)')
+    assert 'inversion' in said[first:], 'it runs after it was compiled'
+    assert said[-1] == 'looking'
 
 
 def test_terminals_get_one_line_that_is_redrawn():

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import types
 import typing
 
 import jax
@@ -53,6 +54,8 @@ def hints(value):
 def fits(value, hint):
     if typing.get_origin(hint) is tuple:
         return all(fits(v, h) for v, h in zip(value, typing.get_args(hint), strict=True))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(fits(value, h) for h in typing.get_args(hint))
     return isinstance(value, hint)
 
 

@@ -82,7 +82,8 @@ def test_tracking_beside_captions_and_other_numbers(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count('ignored') == 3 and '7 frames' in error
     sources = {n: json.loads((tmp_path / 'o' / n / 'report.json').read_text()) for n in 'abcd'}
-    assert all(any('ignored' in note for note in sources[n]['notes']) for n in 'abc') and not sources['d']['notes']
+    assert all(any('ignored' in text for text in sources[n]['warnings']) for n in 'abc')
+    assert sources['d']['warnings'] == []
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason='the shared cases are not here')

@@ -263,7 +263,7 @@ def test_bad_inputs_are_skipped_and_listed(person, tmp_path, capsys):
         (('--model', 'none.mat'), 'no such head model'),
         (('--mediapipe', 'none.task'), 'no such file'),
         (('--landmarks', 'a', 'b'), '2 files for 1 inputs'),
-        (('--fps', '0'), 'frame rate'),
+        (('--fps', '0'), '--fps 0.0: must be between'),
         (('--mediapipe', 'a', '--landmarks', 'b'), 'give one of them'),
     ],
 )

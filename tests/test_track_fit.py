@@ -15,16 +15,11 @@ from avatar_jax.faces.pose import head_to_world
 from avatar_jax.procedural.render import project
 from avatar_jax.track import fit
 from avatar_jax.track.camera import from_translation, seen, to_translation
-from avatar_jax.track.clip import (
-    TrackConfig,
-    crop_placement,
-    key_frames,
-    project_clip,
-    track_clip,
-    with_head_translation,
-)
+from avatar_jax.track.clip import key_frames, track_clip
 from avatar_jax.track.landmark_model import at_landmarks, load_head, procedural_expressions
 from avatar_jax.track.observe import FileLandmarks
+from avatar_jax.track.placing import crop_placement, project_clip, with_head_translation
+from avatar_jax.track.track import TrackConfig
 from tests.toy_head import ToyHead, toy_clip
 
 SIZE = (640, 480)

@@ -313,13 +313,13 @@ def test_the_network_looks_where_the_cascade_finds_nothing():
     tight = np.ascontiguousarray(pixels[low[1] : high[1], low[0] : high[0]])
     lying = np.ascontiguousarray(np.rot90(pixels))  # counter-clockwise: (x, y) -> (y, side - 1 - x)
     turned = np.stack([landmarks[:, 1], SIZE - 1 - landmarks[:, 0]], 1)
+    # What lies on its side no build of OpenCV's cascade finds; it may find what fills its picture.
+    assert not detect_faces(lying) and find_faces(lying, reader, search=False) == []
     for picture, truth in ((tight, landmarks - low), (lying, turned)):
-        assert not detect_faces(picture)
         ((face, reading),) = find_faces(picture, reader)
         size = eye_distance(five_points(landmarks))
         assert np.linalg.norm(reading.points - 0.5 - truth, axis=1).mean() < 0.12 * size and reading.is_face
         assert np.linalg.norm(face.center - truth.mean(0)) < 0.3 * size
-        assert find_faces(picture, reader, search=False) == []
     assert search_faces(np.ascontiguousarray(pixels[:90, :90]), reader, *COARSE) == []
     patterns = reader.around(pixels, landmarks * 0.3 + [0, 160])  # shoulder and background
     assert not patterns.is_face

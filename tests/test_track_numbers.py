@@ -10,10 +10,12 @@ from avatar_jax.bundled.face_net_figures import expression_figures
 from avatar_jax.models.perception.expression_net import MARGIN, RATE
 from avatar_jax.procedural import ProceduralHead, motion, sample_identity
 from avatar_jax.track.camera import from_translation
-from avatar_jax.track.clip import TrackConfig, project_clip, track_clip
+from avatar_jax.track.clip import track_clip
 from avatar_jax.track.landmark_model import at_landmarks
 from avatar_jax.track.numbers import SIGMA, expected_numbers, read_numbers
 from avatar_jax.track.observe import FileLandmarks
+from avatar_jax.track.placing import project_clip
+from avatar_jax.track.track import TrackConfig
 from data_pipelines.fitted_clips import motions, simulated
 
 SIDE = 512

@@ -16,7 +16,6 @@ from avatar_jax.io.landmarks import find_landmarks, read_landmark_frames, read_l
 from avatar_jax.ops.landmark_layouts import FROM_98, FROM_478, five_as_68, to_68
 from avatar_jax.track import smooth
 from avatar_jax.track.inputs import PictureFrames, Selected, find_inputs, is_photograph, open_frames
-from avatar_jax.track.mediapipe import MediaPipeReader, file_error
 from avatar_jax.track.network import Reading
 from avatar_jax.track.observe import FileLandmarks, increasing
 from tests.comparison import close
@@ -174,13 +173,6 @@ def test_five_points_are_completed_by_the_network():
     whole = FileLandmarks(truth[None], network(read)).observe([frame], 'clip')
     np.testing.assert_allclose(whole.points[0] - 0.5, truth, atol=1e-4)  # 68 points need no help
     assert whole.notes == []
-
-
-def test_mediapipe_errors(tmp_path):
-    assert 'no such file' in file_error(tmp_path / 'face_landmarker.task')
-    (tmp_path / 'a.task').write_bytes(b'something else')
-    with pytest.raises(UserError, match='not a MediaPipe task file'):
-        MediaPipeReader(tmp_path / 'a.task')
 
 
 # ------------------------------------------------------------------------------------------------------ head

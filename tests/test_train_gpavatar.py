@@ -115,7 +115,7 @@ def test_super_resolution_learns_apart():
 def test_runs_survive_their_files():
     run = tiny_run()
     assert from_plain(RunConfig, to_plain(run)) == run
-    with pytest.raises(UserError, match="method: 'nerf'; use one of gpavatar"):
+    with pytest.raises(UserError, match="method: 'nerf'; this configuration is of 'gpavatar'"):
         dataclasses.replace(run, method='nerf')
     boxes = training.face_boxes(np.array([[[10.0, 20], [30, 40]]]), 100)
     np.testing.assert_allclose(boxes, [[0.075, 0.175, 0.325, 0.425]])

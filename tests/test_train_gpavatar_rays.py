@@ -11,11 +11,13 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.importance import Importance, importance, part_boxes
 from avatar_jax.methods.gpavatar import cameras, head
 from avatar_jax.methods.gpavatar import train as training
-from avatar_jax.methods.gpavatar.config import ModelConfig, TrainConfig
+from avatar_jax.methods.gpavatar.config import ModelConfig
 from avatar_jax.methods.gpavatar.model import encode, init, render_rays, render_views, superresolve
+from avatar_jax.methods.gpavatar.train_config import TrainConfig
 from avatar_jax.models import styleunet
 from avatar_jax.ops.resize import resize
 from avatar_jax.ops.windows import RADIUS
+from avatar_jax.render.sampling import draw_pixels
 from avatar_jax.train.logging import read_jsonl
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from data_pipelines.sets import SetConfig, Sets
@@ -159,7 +161,7 @@ def test_rays_through_pixel_centres_give_the_rendered_picture():
 
 def test_drawn_pixels_follow_their_importance():
     weight = jnp.asarray(np.array([[0, 1, 0, 3], [0, 0, 4, 0]], np.float32))
-    draw = jax.jit(lambda k: training.draw_pixels(k, weight, 8))
+    draw = jax.jit(lambda k: jnp.divmod(draw_pixels(k, weight, 8), 4))
     counts = np.zeros((2, 4))
     for k in range(40):
         rows, columns = draw(jax.random.key(k))

@@ -219,7 +219,7 @@ def test_config_mistakes_are_named():
         from_plain(RunConfig, {'model': {'settings': {'loss': {'perceptul': 1}}}})
     with pytest.raises(UserError, match=r"seed: '3' is not int"):
         from_plain(RunConfig, {'seed': '3'})
-    with pytest.raises(UserError, match='settings.controller: makes codes of'):
+    with pytest.raises(UserError, match=r'controller\.w_dim: 512; the generator reads 8'):
         ModelConfig.from_dict({'generator': {'w_dim': 8}})
     with pytest.raises(UserError, match='data.folder'):
         from_plain(RunConfig, {'data': {'source': 'built'}})

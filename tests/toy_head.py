@@ -5,7 +5,7 @@ known.
 import numpy as np
 
 from avatar_jax.track.camera import from_translation
-from avatar_jax.track.clip import project_clip
+from avatar_jax.track.placing import project_clip
 
 
 class ToyHead:

@@ -6,6 +6,7 @@ found through the entry-point group ``avatar_jax.methods`` (tests/test_methods.p
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -141,15 +142,13 @@ def step_of(config: RunConfig) -> Any:
 
 def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     def batches(first):
-        while True:
-            yield make_batch(config.data.people, config.batch, first)
-            first += 1
+        return (make_batch(config.data.people, config.batch, number) for number in itertools.count(first))
 
     def export(state, folder, provenance):
         save(folder / 'weights.safetensors', {'params': state.groups['gain'].params}, config.model, provenance)
 
-    step, size = step_of(config), config.batch
-    return Run(fresh_state(config), lambda kind: step, batches, export, size, 'colours', size)
+    step = step_of(config)
+    return Run(fresh_state(config), lambda kind: step, batches, export, config.batch, 'colours', config.batch)
 
 
 def program(config: RunConfig) -> Program:

@@ -13,15 +13,19 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from avatar_jax.methods.base import Bench
+    from avatar_jax.types import Config
+
 
 def run_benchmark(
-    bench: Any,
-    config: Any,
+    bench: Bench,
+    config: Config,
     stages: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = (1,),
     repeats: int = 5,
@@ -31,19 +35,20 @@ def run_benchmark(
     """Measures the stages of a model with random weights.
 
     Args:
-      bench: ``methods.base.Bench`` of its method.
-      config: the model's configuration; how it is computed (``dtype``, ``ray_chunk``) is part of what is measured.
-      stages: names from ``bench.stages``; None: all.
-      batch_sizes: images per call; every stage runs with each.
-      repeats: timed calls per stage, after one that is not counted.
-      out_json: where to write the result, or None.
-      report: receives one line per finished measurement, e.g. ``print``.
+        bench: ``methods.base.Bench`` of its method.
+        config: the model's configuration; how it is computed (``dtype``, ``ray_chunk``) is part of what is measured.
+        stages: names from ``bench.stages``; None: all.
+        batch_sizes: images per call; every stage runs with each.
+        repeats: timed calls per stage, after one that is not counted.
+        out_json: where to write the result, or None.
+        report: receives one line per finished measurement, e.g. ``print``.
 
     Returns:
-      {'machine', 'config', 'load_average', 'results': [{'stage', 'batch', 'trace_s', 'compile_s', 'min_s', 'median_s',
-      'processor_min_s' (seconds summed over the cores: tells more than the clock on a busy machine), 'times_s',
-      'flops' (counted from shapes; loops of unknown length count once), 'temp_bytes', 'argument_bytes',
-      'output_bytes', 'peak_rss_bytes', 'device_peak_bytes'}]}; what the platform does not tell is None.
+        {'machine', 'config', 'load_average', 'results': [{'stage', 'batch', 'trace_s', 'compile_s', 'min_s',
+            'median_s',
+        'processor_min_s' (seconds summed over the cores: tells more than the clock on a busy machine), 'times_s',
+        'flops' (counted from shapes; loops of unknown length count once), 'temp_bytes', 'argument_bytes',
+        'output_bytes', 'peak_rss_bytes', 'device_peak_bytes'}]}; what the platform does not tell is None.
     """
     import jax
 

@@ -18,13 +18,16 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avatar_jax.bench.stages import machine
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.processes import is_first
 from avatar_jax.train.program import Program
+
+if TYPE_CHECKING:
+    from avatar_jax.train.costs import Costs
 
 
 def run_train_benchmark(
@@ -109,7 +112,7 @@ def _devices(wanted: int) -> list:
     return jax.devices()
 
 
-def _counted(program: Any, count: int, rows: int) -> dict[str, Any]:
+def _counted(program: Program, count: int, rows: int) -> dict[str, Any]:
     import jax
 
     from avatar_jax.train.costs import Costs, count_step, tree_bytes
@@ -122,7 +125,9 @@ def _counted(program: Any, count: int, rows: int) -> dict[str, Any]:
     return _record(program, count, rows, costs, tree_bytes(state), tree_bytes(constants))
 
 
-def _record(program: Any, count: int, rows: int, costs: Any, state_bytes: int, constant_bytes: int) -> dict[str, Any]:
+def _record(
+    program: Program, count: int, rows: int, costs: Costs, state_bytes: int, constant_bytes: int
+) -> dict[str, Any]:
     return {
         'devices': count,
         'rows': rows,
@@ -136,7 +141,7 @@ def _record(program: Any, count: int, rows: int, costs: Any, state_bytes: int, c
     }
 
 
-def _measured(program: Any, count: int, rows: int, repeats: int, kind: str) -> dict[str, Any]:
+def _measured(program: Program, count: int, rows: int, repeats: int, kind: str) -> dict[str, Any]:
     import jax
 
     from avatar_jax.parallel import parallelise

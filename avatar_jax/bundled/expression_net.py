@@ -36,8 +36,8 @@ class FittedClip:
     """A clip whose truth is known.
 
     Attributes:
-      fitted, truth: [T,64] expression numbers. angle: [T,3] radians.
-      kind: clips of a kind share a ``FitModel``.
+        fitted, truth: [T,64] expression numbers. angle: [T,3] radians.
+        kind: clips of a kind share a ``FitModel``.
     """
 
     fitted: np.ndarray
@@ -65,9 +65,10 @@ class FitModel:
     """How a kind of fits answers.
 
     Attributes:
-      response: [321,64] from the numbers of five frames and 1. steady, wandering: [64,64] factors of the errors'
-        covariances (rows are independent directions). memory: correlation of wandering errors of neighbouring frames.
-      weight: share of the clips.
+        response: [321,64] from the numbers of five frames and 1. steady, wandering: [64,64] factors of the errors'
+            covariances (rows are independent directions). memory: correlation of wandering errors of neighbouring
+            frames.
+        weight: share of the clips.
     """
 
     response: np.ndarray
@@ -122,7 +123,7 @@ def batches(
     """Endless batches from step ``start`` on; each is a function of (seed, step).
 
     Args:
-      motions: 'spoken' and 'unspoken' lists of (expression [T,64], angle [T,3]).
+        motions: 'spoken' and 'unspoken' lists of (expression [T,64], angle [T,3]).
     """
     models, step = fit_models(clips), start
     weights = np.array([m.weight for m in models])
@@ -229,11 +230,11 @@ def train(
     """Trains, tests on three tenths of the clips, and writes ``expression_net.safetensors`` and ``report.json``.
 
     Args:
-      motions: as of ``batches``. clips: in one order, as their places say which are held out.
-      out: folder. resume: continue the run in it.
+        motions: as of ``batches``. clips: in one order, as their places say which are held out.
+        out: folder. resume: continue the run in it.
 
     Returns:
-      the report.
+        the report.
     """
     began = time.monotonic()
     held_out = [c for i, c in enumerate(clips) if i % 10 in HELD_OUT]

@@ -52,14 +52,14 @@ def example(
     """One training example from sample ``index`` of ``data_pipelines.face_crops``.
 
     Args:
-      rng: decides everything that varies.
-      data: name -> [N, ...] arrays of ``face_crops.load_shards``.
-      index: which head.
-      side: of the picture that the network reads.
+        rng: decides everything that varies.
+        data: name -> [N, ...] arrays of ``face_crops.load_shards``.
+        index: which head.
+        side: of the picture that the network reads.
 
     Returns:
-      rgb [side, side, 3] uint8, mask [side, side] uint8, landmarks [68, 2] in units of the side (0..1 inside),
-      expression [64], angle [3] radians as seen in the turned crop.
+        rgb [side, side, 3] uint8, mask [side, side] uint8, landmarks [68, 2] in units of the side (0..1 inside),
+        expression [64], angle [3] radians as seen in the turned crop.
     """
     import cv2
 

@@ -27,6 +27,7 @@ from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNet, Face
 from avatar_jax.train.loop import LoopConfig, fit
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState
+from avatar_jax.types import PyTree
 
 Data = Mapping[str, np.ndarray]
 
@@ -36,11 +37,11 @@ class FaceTrainConfig:
     """One training.
 
     Attributes:
-      net: sizes of the network.
-      steps, batch, seed: length, pictures per step, seed of everything.
-      optimizer: its rate is full after ``warmup`` steps and falls to zero over the last ``cooling`` of the run.
-      average: decay of the moving average of the parameters, which is what is kept.
-      landmarks, openings, uncertainty, mask, expression, angle, present: weights of the terms.
+        net: sizes of the network.
+        steps, batch, seed: length, pictures per step, seed of everything.
+        optimizer: its rate is full after ``warmup`` steps and falls to zero over the last ``cooling`` of the run.
+        average: decay of the moving average of the parameters, which is what is kept.
+        landmarks, openings, uncertainty, mask, expression, angle, present: weights of the terms.
     """
 
     net: FaceNetConfig = field(default_factory=FaceNetConfig)
@@ -116,7 +117,7 @@ def _huber(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(x) < 1, 0.5 * x**2, jnp.abs(x) - 0.5)
 
 
-def loss(params: Any, stats: Any, config: FaceTrainConfig, batch: Mapping[str, jax.Array]):
+def loss(params: PyTree, stats: PyTree, config: FaceTrainConfig, batch: Mapping[str, jax.Array]):
     """``(loss, (new batch statistics, weighted terms))``."""
     image = batch['rgb'].astype(jnp.float32) / 127.5 - 1
     out, changed = FaceNet(config.net).apply(
@@ -294,7 +295,7 @@ def evaluate(variables: Mapping[str, Any], net: FaceNetConfig, data: Data, seed:
     """Held-out figures, and how wrong expression and angle are: every head of ``data`` once, augmented as in training.
 
     Returns:
-      (figures, {'expression': [64], 'angle': [3]} root-mean-square errors, float32).
+        (figures, {'expression': [64], 'angle': [3]} root-mean-square errors, float32).
     """
     examples = [example(np.random.default_rng([seed, i]), data, i, net.side) for i in range(len(data['rgb']))]
     truth = {k: np.stack([e[k] for e in examples]) for k in examples[0]}

@@ -19,12 +19,13 @@ from avatar_jax.io.landmarks import find_landmarks, read_landmarks
 from avatar_jax.models.perception.face_net import crop_matrix
 from avatar_jax.procedural import ProceduralHead
 from avatar_jax.track.choose import Chooser, plausible
-from avatar_jax.track.clip import TrackConfig, track_clip
+from avatar_jax.track.clip import track_clip
 from avatar_jax.track.detect import detect_faces
 from avatar_jax.track.inputs import frame_files
 from avatar_jax.track.landmark_model import LandmarkModel, at_landmarks
 from avatar_jax.track.network import VARIATIONS, FaceReader
 from avatar_jax.track.observe import FileLandmarks, observe
+from avatar_jax.track.track import TrackConfig
 
 
 def read_pictures(reader: FaceReader, pictures: list[tuple[np.ndarray, np.ndarray]], seed: int) -> dict[str, float]:
@@ -99,9 +100,9 @@ def track_clips(
     landmarks.
 
     Args:
-      clips: with ``frames`` (25 a second), ``landmarks`` [T,68,2] (first pixel centred at 0.5), ``expression`` [T,64]
-        and ``angle`` [T,3], e.g. ``data_pipelines.speaking_heads``.
-      say: is called with the figures of each clip.
+        clips: with ``frames`` (25 a second), ``landmarks`` [T,68,2] (first pixel centred at 0.5), ``expression`` [T,64]
+            and ``angle`` [T,3], e.g. ``data_pipelines.speaking_heads``.
+        say: is called with the figures of each clip.
     """
     landmark_model = at_landmarks(ProceduralHead())
     rows = []

@@ -18,7 +18,7 @@ def conditions(pixels: np.ndarray, points: np.ndarray, seed: int = 0) -> Iterato
     """(name, picture, landmarks) of a portrait under what makes faces hard to find.
 
     Args:
-      pixels: [H,W,3] uint8. points: [68,2] its landmarks.
+        pixels: [H,W,3] uint8. points: [68,2] its landmarks.
     """
     import cv2
 

@@ -38,6 +38,7 @@ from avatar_jax.ops.resize import resize
 from avatar_jax.train.loop import LoopConfig, fit
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
+from avatar_jax.types import PyTree
 
 Data = Mapping[str, np.ndarray]
 
@@ -47,11 +48,11 @@ class HeadTrainConfig:
     """One training of both networks.
 
     Attributes:
-      nets: their sizes.
-      steps, batch, seed: length, pictures per step, seed of everything.
-      optimizer: its rate falls from full to zero along half a cosine, after `warmup` steps.
-      margin, scale: of the identity classification.
-      identity, coefficients, landmarks, openings: weights of the terms.
+        nets: their sizes.
+        steps, batch, seed: length, pictures per step, seed of everything.
+        optimizer: its rate falls from full to zero along half a cosine, after `warmup` steps.
+        margin, scale: of the identity classification.
+        identity, coefficients, landmarks, openings: weights of the terms.
     """
 
     nets: HeadNetsConfig = field(default_factory=HeadNetsConfig)
@@ -138,7 +139,7 @@ def _openings(landmarks: jax.Array) -> jax.Array:
     return jnp.stack(gaps, -1)
 
 
-def loss(params: Any, stats: Any, config: HeadTrainConfig, batch: Mapping[str, jax.Array], key: jax.Array):
+def loss(params: PyTree, stats: PyTree, config: HeadTrainConfig, batch: Mapping[str, jax.Array], key: jax.Array):
     """``(loss, (new batch statistics, weighted terms and figures))``."""
     rgb = augment(key, batch['rgb'].astype(jnp.float32) / 255) * 2 - 1
     names = ('head_identity', 'head_coefficients')
@@ -223,7 +224,7 @@ def verification(embedding: np.ndarray, person: np.ndarray, seed: int = 0) -> di
     The threshold is chosen on one half of the people and tested on the other, then the other way round.
 
     Raises:
-      UserError: fewer than four people with two pictures each.
+        UserError: fewer than four people with two pictures each.
     """
     rng = np.random.default_rng(seed)
     names = np.unique(person)

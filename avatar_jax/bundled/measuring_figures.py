@@ -73,8 +73,8 @@ def measure_heads(clips: Iterable[Clip]) -> dict[str, dict[str, float]]:
     from PIL import Image
 
     from avatar_jax.faces.alignment import eg3d_crop, five_points
-    from avatar_jax.track.clip import crop_placement
     from avatar_jax.track.measure import measure
+    from avatar_jax.track.placing import crop_placement
 
     rows: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ def _errors(found: Measured, matrix: np.ndarray, ideal: np.ndarray, true: Simple
 
     from avatar_jax.faces.camera_labels import CROP, FOCAL_1024, label_from_pose
     from avatar_jax.track.camera import from_translation, to_translation
-    from avatar_jax.track.clip import crop_poses, project_clip
+    from avatar_jax.track.placing import crop_poses, project_clip
 
     seen = true.points @ matrix[:, :2].T + matrix[:, 2]  # the true landmarks in the crop that was made
     eyes = float(np.linalg.norm(seen[36:42].mean(0) - seen[42:48].mean(0)))

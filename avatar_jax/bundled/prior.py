@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import flax.struct
 import jax
@@ -27,11 +26,12 @@ from einops import reduce
 
 from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator
+from avatar_jax.options import option
 from avatar_jax.render import marching
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group
+from avatar_jax.types import PyTree
 
-PyTree = Any
 TRAIT_DIM = 239  # of `data_pipelines.prior_batches.traits`
 # Raw density is read as a logit of being solid: 0 is undecided, and hardly seen by the renderer. Downwards it counts in
 # units of 6, upwards in units of 24, as it takes about 100 to stop the light within a pixel's width.
@@ -44,31 +44,31 @@ class PriorConfig:
     """The warm start's options.
 
     Attributes:
-      generator, controller: the networks.
-      steps: of all kinds together; the last `frame_steps` are frames, the `ray_steps` before them rays.
-      batch, ray_batch, frame_batch: images per step of each kind.
-      points: rays per image in a points step; rays: in a rays step.
-      coarse, near: samples of a rays step over the whole range and around the known depth; near_std: standard
-        deviation of the latter, in world units.
-      solid, opacity, depth, density, codes: weights of the solidity, mask, depth, density-smoothness and code-size
-        terms (the colour term has weight 1); squared: share of the squared error in the colour term, the rest is
-        absolute.
-      lr, codes_lr, controller_lr, noise_lr: peak learning rates of generator, traits-to-code matrix, controller and
-        noise maps; they rise over `warmup` steps and fall to `final_lr` of the peak. frame_lr: of the frames steps.
-      ema: decay of the moving average that is shipped.
-      max_norm: gradient clipping of each group.
+        generator, controller: the networks.
+        steps: of all kinds together; the last `frame_steps` are frames, the `ray_steps` before them rays.
+        batch, ray_batch, frame_batch: images per step of each kind.
+        points: rays per image in a points step; rays: in a rays step.
+        coarse, near: samples of a rays step over the whole range and around the known depth; near_std: standard
+            deviation of the latter, in world units.
+        solid, opacity, depth, density, codes: weights of the solidity, mask, depth, density-smoothness and code-size
+            terms (the colour term has weight 1); squared: share of the squared error in the colour term, the rest is
+            absolute.
+        lr, codes_lr, controller_lr, noise_lr: peak learning rates of generator, traits-to-code matrix, controller and
+            noise maps; they rise over `warmup` steps and fall to `final_lr` of the peak. frame_lr: of the frames steps.
+        ema: decay of the moving average that is shipped.
+        max_norm: gradient clipping of each group.
     """
 
     generator: GeneratorConfig
     controller: ControllerConfig
-    steps: int = 15000
-    ray_steps: int = 11500
-    frame_steps: int = 1000
-    batch: int = 4
-    ray_batch: int = 4
-    frame_batch: int = 2
-    points: int = 1024
-    rays: int = 512
+    steps: int = option(15000, 'training steps of all three kinds: points, then rays, then frames')
+    ray_steps: int = option(11500, 'how many of them are rays')
+    frame_steps: int = option(1000, 'how many of them are frames')
+    batch: int = option(4, 'heads per step of points')
+    ray_batch: int = option(4, 'heads per step of rays')
+    frame_batch: int = option(2, 'heads per step of frames')
+    points: int = option(1024, 'rays of each head in a step of points, with two points each')
+    rays: int = option(512, 'rays of each head in a step of rays')
     coarse: int = 10
     near: int = 6
     near_std: float = 0.02
@@ -78,16 +78,16 @@ class PriorConfig:
     depth: float = 1.5
     density: float = 0.0005
     codes: float = 1e-4
-    lr: float = 1e-2
-    codes_lr: float = 2e-4
-    controller_lr: float = 1e-3
-    noise_lr: float = 2e-3
-    frame_lr: float = 3e-3
+    lr: float = option(1e-2, 'peak learning rate of the generator')
+    codes_lr: float = option(2e-4, 'peak learning rate of the matrix from traits to codes')
+    controller_lr: float = option(1e-3, 'peak learning rate of the controller')
+    noise_lr: float = option(2e-3, 'peak learning rate of the noise maps')
+    frame_lr: float = option(3e-3, 'peak learning rate in the steps of frames')
     warmup: int = 100
     final_lr: float = 0.04
-    ema: float = 0.996
+    ema: float = option(0.996, 'decay of the moving average of the parameters')
     max_norm: float = 1.0
-    seed: int = 0
+    seed: int = option(0, 'random seed')
 
 
 @flax.struct.dataclass
@@ -95,10 +95,10 @@ class PriorState:
     """What is trained; the step number and the seed determine everything else.
 
     Attributes:
-      codes: {'weight': [TRAIT_DIM, w_dim]}, which turns traits into w. The average code is the origin.
-      generator: its parameters; those of the mapping network stay as they are until `fit_mapping`.
-      noise: the generator's constant noise maps, which start from zero and become a layout of the mean head.
-      controller: its parameters.
+        codes: {'weight': [TRAIT_DIM, w_dim]}, which turns traits into w. The average code is the origin.
+        generator: its parameters; those of the mapping network stay as they are until `fit_mapping`.
+        noise: the generator's constant noise maps, which start from zero and become a layout of the mean head.
+        controller: its parameters.
     """
 
     codes: Group
@@ -381,12 +381,12 @@ def fit_mapping(
     """Fits the mapping network to ``traits @ weight`` on random latents, without pictures.
 
     Args:
-      mapping: its parameters at the start.
-      draw: function of a step number: (latents [batch, z_dim], traits [batch, TRAIT_DIM]) of random heads.
-      lr: peak learning rate. The network stores its weights 100 times larger than it uses them (multiplier 0.01).
+        mapping: its parameters at the start.
+        draw: function of a step number: (latents [batch, z_dim], traits [batch, TRAIT_DIM]) of random heads.
+        lr: peak learning rate. The network stores its weights 100 times larger than it uses them (multiplier 0.01).
 
     Returns:
-      its parameters, and the share of the codes' variance that it does not explain.
+        its parameters, and the share of the codes' variance that it does not explain.
     """
     generator, tx = TriPlaneGenerator(config.generator), make_optimizer(_adam(lr))
     group = Group.create(mapping, tx)

@@ -17,6 +17,7 @@ from avatar_jax.methods.otavatar import model
 from avatar_jax.methods.otavatar.config import OTAvatarConfig
 from avatar_jax.train.checkpoints import Checkpoints
 from avatar_jax.train.logging import JsonlLog, RunProgress, check_finite, metrics_to_host, nonfinite_terms
+from avatar_jax.types import PyTree
 
 Batch = dict[str, np.ndarray]
 
@@ -101,7 +102,7 @@ def train(
     return state
 
 
-def render(config: prior.PriorConfig, trees: dict[str, Any], constants: Any, batch: Batch) -> dict[str, jax.Array]:
+def render(config: prior.PriorConfig, trees: dict[str, Any], constants: PyTree, batch: Batch) -> dict[str, jax.Array]:
     """Deterministic pictures of a batch from its known traits: dict of NHWC arrays."""
     w, w_x = prior.codes(config, trees, batch)
     generator = prior.TriPlaneGenerator(config.generator)
@@ -112,7 +113,7 @@ _render = jax.jit(render, static_argnums=0)
 
 
 def validate(
-    config: prior.PriorConfig, state: prior.PriorState, constants: Any, val: Batches, count: int = 16
+    config: prior.PriorConfig, state: prior.PriorState, constants: PyTree, val: Batches, count: int = 16
 ) -> dict[str, float]:
     """PSNR inside the head mask on people never seen, from their known latents."""
     trees = state.trees(average=True)
@@ -130,7 +131,7 @@ def validate(
     return {k: float(np.mean(v)) for k, v in scores.items()}
 
 
-def preview(config: prior.PriorConfig, state: prior.PriorState, constants: Any, val: Batches, path: Path) -> None:
+def preview(config: prior.PriorConfig, state: prior.PriorState, constants: PyTree, val: Batches, path: Path) -> None:
     """A sheet: truth, raw (enlarged), image of eight validation samples."""
     from PIL import Image
 
@@ -152,7 +153,7 @@ def export(
     config: prior.PriorConfig,
     settings: OTAvatarConfig,
     state: prior.PriorState,
-    constants: Any,
+    constants: PyTree,
     draw: Callable[[int], tuple[np.ndarray, np.ndarray]],
     path: Path,
     facts: dict[str, Any],

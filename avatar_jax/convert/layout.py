@@ -71,16 +71,16 @@ def from_torch(
     """Variable tree from a flat dictionary.
 
     Args:
-      flat: dotted key -> array.
-      template: variables of the module, or their ``jax.eval_shape``. If given, names and shapes must agree with it.
-      keep: endings of keys whose arrays are not transposed.
-      optional: collections that may be missing on either side; what the template does not know of them is dropped.
+        flat: dotted key -> array.
+        template: variables of the module, or their ``jax.eval_shape``. If given, names and shapes must agree with it.
+        keep: endings of keys whose arrays are not transposed.
+        optional: collections that may be missing on either side; what the template does not know of them is dropped.
 
     Returns:
-      {'params': ..., 'noise': ..., ...} with contiguous numpy arrays of the given dtypes.
+        {'params': ..., 'noise': ..., ...} with contiguous numpy arrays of the given dtypes.
 
     Raises:
-      UserError: if the dictionary lacks entries of the template, has unknown ones, or shapes differ.
+        UserError: if the dictionary lacks entries of the template, has unknown ones, or shapes differ.
     """
     keep, optional = tuple(keep), tuple(optional)
     tree: dict[str, Any] = {}

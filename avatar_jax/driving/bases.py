@@ -31,7 +31,6 @@ FLAME_WIDTH = 59
 # Beyond any tracker's result; statistical components count in standard deviations or close to it.
 STATISTICAL_LIMIT = 10.0
 
-REGIONS = ('mouth', 'eyes', 'brows', 'expression', 'pose')
 _EYES = ('blink', 'squint', 'wide', 'gaze', 'eyeBlink', 'eyeLook', 'eyeSquint', 'eyeWide')
 _BROWS = ('brow',)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from avatar_jax.driving.bases import REGIONS, one_sided, ranges, region_channels, width
+from avatar_jax.driving.bases import one_sided, ranges, region_channels, width
+from avatar_jax.driving.request import REGIONS
 from avatar_jax.errors import UserError
 from avatar_jax.faces.pose import euler_angles, rotation_matrix
 from avatar_jax.types import Motion
@@ -144,7 +145,7 @@ def only(
     """Keeps some regions of a motion; the others stay as in the source for the whole clip.
 
     Args:
-        regions: of ``bases.REGIONS``.
+        regions: of ``request.REGIONS``.
         source_expression, source_angle, source_translation: the source's own values; None is a face at rest that looks
             straight ahead.
         region_maps: region -> [64, 64] matrix that takes the region's share out of expression rows, for bases whose

@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from avatar_jax.driving.bases import REGIONS, region_channels
+from avatar_jax.driving.bases import region_channels
 from avatar_jax.driving.edit import amplified, neutral_frame, only, relative_to
 from avatar_jax.driving.fields import HeadModels, load_head_model
+from avatar_jax.driving.request import Plan
 from avatar_jax.driving.retarget import region_map, retarget
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import pose_from_label
 from avatar_jax.types import Avatar, Motion
-
-RELATIVE = ('none', 'expression', 'pose', 'all')
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a driver is used.
-
-    Attributes:
-        relative: 'none' takes the driver's numbers as they are; 'expression', 'pose' or 'all' takes their change from
-            the neutral frame and adds it to the avatar (a face at rest; the head as in the portrait).
-        neutral: number of the neutral frame; None finds it.
-        only: regions that are taken over (of ``bases.REGIONS``); empty takes everything.
-        amplify, amplify_pose: factors on expression and pose, about the neutral frame where there is one (relative, or
-            given), else about rest.
-    """
-
-    relative: str = 'none'
-    neutral: int | None = None
-    only: tuple[str, ...] = ()
-    amplify: float = 1.0
-    amplify_pose: float = 1.0
-
-    def __post_init__(self):
-        if self.relative not in RELATIVE:
-            raise UserError(f'--relative {self.relative}: choose from {", ".join(RELATIVE)}')
-        for region in self.only:
-            if region not in REGIONS:
-                raise UserError(f'--only {region}: choose from {", ".join(REGIONS)}')
 
 
 def apply_plan(

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.ops.windows import RADIUS
-from avatar_jax.types import Drive, Motion
+from avatar_jax.types import Array, Config, Drive, Motion, Portrait
 
 # What a driver may have -> the drivers that have it.
+
+if TYPE_CHECKING:
+    from avatar_jax.methods.base import Method
+
+
 GIVEN_BY = {
     'motion': 'a motion file, coefficients, a video, a picture, speech:SEED or --slider',
     'pictures': 'a video or a picture',
@@ -46,15 +51,15 @@ def sliding_windows(rows: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.lib.stride_tricks.sliding_window_view(padded, 2 * RADIUS + 1, axis=0), -1, 1)
 
 
-def _expression(parts: Mapping[str, Any], config: Any) -> np.ndarray:
+def _expression(parts: Mapping[str, Any], config: Config) -> np.ndarray:
     return np.asarray(parts['motion'].expression, np.float32)
 
 
-def _pose(parts: Mapping[str, Any], config: Any) -> np.ndarray:
+def _pose(parts: Mapping[str, Any], config: Config) -> np.ndarray:
     return np.asarray(parts['motion'].coefficients, np.float32)[:, -6:]
 
 
-def _windows(parts: Mapping[str, Any], config: Any) -> np.ndarray:
+def _windows(parts: Mapping[str, Any], config: Config) -> np.ndarray:
     return sliding_windows(np.asarray(parts['motion'].coefficients))
 
 
@@ -65,13 +70,13 @@ SIGNALS = {
 }
 
 
-def known_signals(method: Any) -> dict[str, Signal]:
+def known_signals(method: Method) -> dict[str, Signal]:
     """The signals that a method may name: those of all, and its own."""
     own = method.own_signals() if callable(method.own_signals) else method.own_signals
     return {**SIGNALS, **own}
 
 
-def make_drive(method: Any, config: Any, parts: Mapping[str, Any], fps: float = 25.0, source: str = '') -> Drive:
+def make_drive(method: Method, config: Config, parts: Mapping[str, Any], fps: float = 25.0, source: str = '') -> Drive:
     """The signals that a method reads, and only those.
 
     Args:
@@ -99,13 +104,13 @@ def make_drive(method: Any, config: Any, parts: Mapping[str, Any], fps: float = 
     return Drive(signals, fps, source)
 
 
-def drive_of(method: Any, config: Any, motion: Motion) -> Drive:
+def drive_of(method: Method, config: Config, motion: Motion) -> Drive:
     """The signals of a motion alone."""
     return make_drive(method, config, {'motion': motion}, motion.fps, motion.source)
 
 
 def drive_of_rows(
-    method: Any, config: Any, rows: Any, fps: float = 25.0, others: Mapping[str, Any] | None = None
+    method: Method, config: Config, rows: Array, fps: float = 25.0, others: Mapping[str, Any] | None = None
 ) -> Drive:
     """The signals of frames that stand alone: rows [T, 70] of expression, angle, translation, or windows [T, 27, 70] of
     which each is a frame's own. ``others``: what the driver has besides a motion.
@@ -118,7 +123,7 @@ def drive_of_rows(
     return made.replace(signals=made.signals | ({'windows': own} if 'windows' in made.signals else {}))
 
 
-def still_parts(portrait: Any, count: int, fps: float = 25.0) -> dict[str, Any]:
+def still_parts(portrait: Portrait, count: int, fps: float = 25.0) -> dict[str, Any]:
     """What a portrait can drive with besides its coefficients: its picture, ``count`` times, and silence as long."""
     from avatar_jax.io.sound import SPEECH_RATE, Sound
 
@@ -126,7 +131,7 @@ def still_parts(portrait: Any, count: int, fps: float = 25.0) -> dict[str, Any]:
     return {'pictures': [picture] * count, 'sound': Sound(silence, SPEECH_RATE)}
 
 
-def still_rows(portrait: Any) -> np.ndarray:
+def still_rows(portrait: Portrait) -> np.ndarray:
     """[1, 70]: a portrait's own expression, angle and translation; zero where they were not measured."""
     row = [
         np.zeros(n, np.float32) if v is None else np.asarray(v, np.float32)

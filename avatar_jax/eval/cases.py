@@ -11,68 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.eval import faces
+from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.ops.windows import RADIUS, WINDOW
 from avatar_jax.types import Camera, Portrait
-
-KINDS, RULES = ('own', 'cross', 'views'), ('spread', 'paper')
-
-
-@dataclass(frozen=True)
-class ProtocolConfig:
-    """How talking clips are used for testing.
-
-    Attributes:
-      resolution: side of the true pictures of procedural heads; that of the avatar's output.
-      frames: driven frames per identity, spread over the driver's clip (the strongest blink is always among them).
-      clip_frames: length of the clips that ``launch.evaluate`` makes.
-      source_max_yaw: degrees; the source is a frame with open eyes whose yaw is at most this.
-      eye_closed: blink weight from which the driver's eye counts as closed.
-      portraits: pictures of the person that the method sees: the source, and others of the same clip, from its cameras
-        in turn.
-      kind: of recorded clips: 'own', 'cross' or 'views' (``eval.recorded``). driver: of 'cross': the name of the clip
-        that drives everybody; '': the next person's. rule: which frames are the portraits: 'spread' or 'paper'
-        (``eval.recorded.paper_frames``).
-      source_yaw: degrees by which the camera of a procedural person's portrait is turned to the side; the view from the
-        front is then one of the unseen ones.
-      steady: further driven frames, one after the other from the middle of the driver's clip, that tell how steady the
-        avatar is; 0: none.
-    """
-
-    resolution: int = 128
-    frames: int = 24
-    clip_frames: int = 120
-    source_max_yaw: float = 15.0
-    eye_closed: float = 0.8
-    portraits: int = 1
-    kind: str = 'own'
-    driver: str = ''
-    rule: str = 'spread'
-    source_yaw: float = 0.0
-    steady: int = 0
-
-    def __post_init__(self):
-        check = Check(self, 'evaluation')
-        check.one_of('kind', *KINDS)
-        check.one_of('rule', *RULES)
-        if self.driver and self.kind != 'cross':
-            raise UserError(f'--driver {self.driver}: drives people with --protocol cross only')
-        if self.kind == 'views' and self.portraits > 1:
-            raise UserError(f'--portraits {self.portraits}: --protocol views has one, the first frontal frame')
-        check.at_least(16, 'resolution')
-        check.at_least(2, 'clip_frames')
-        check.within(1, self.clip_frames, 'portraits')
-        check.within(2, self.clip_frames, 'frames')
-        check.within(-90, 90, 'source_yaw')
-        if self.steady and self.kind != 'own':
-            raise UserError(f'--steady {self.steady}: is of --protocol own, where the truth shows the same person')
-        check.need(
-            self.steady == 0 or 3 <= self.steady <= self.clip_frames,
-            'steady',
-            f'needs 3 to {self.clip_frames} frames one after the other, or 0',
-        )
 
 
 @dataclass(frozen=True)
@@ -80,11 +23,11 @@ class TrueViews:
     """T pictures that are to be made, and the truth.
 
     Attributes:
-      windows: [T, 27, 70] motion windows.
-      labels: [T, 25] camera labels.
-      truth: [T, H, W, 3] in [-1, 1].
-      mask: [T, H, W] head coverage 0..1, or None.
-      landmarks: [T, 68, 2] pixels (first pixel centre at 0.5), y down, or None.
+        windows: [T, 27, 70] motion windows.
+        labels: [T, 25] camera labels.
+        truth: [T, H, W, 3] in [-1, 1].
+        mask: [T, H, W] head coverage 0..1, or None.
+        landmarks: [T, 68, 2] pixels (first pixel centre at 0.5), y down, or None.
     """
 
     windows: np.ndarray
@@ -102,21 +45,21 @@ class Case:
     """One person to be rebuilt from one picture and then driven.
 
     Attributes:
-      name: for reports.
-      portrait: the picture that the method sees.
-      more: further ones.
-      source: the portrait's own view; its motion window repeats the one known frame.
-      novel: unseen views of the source expression, or None.
-      novel_names: of each unseen view, e.g. 'view_-30' for a camera 30 degrees to the left.
-      driven: the driver's frames; the truth shows the source person.
-      frozen_truth: [T, H, W, 3] perfect pictures of the driven poses with the source expression kept, or None.
-      closed, opened: [T, H, W, 3] the driven views with mouth and eyes closed and wide open, or None.
-      mouth, eyes: [T] openings of the driver, from its geometry, or None.
-      eyes_shut: [T] where the driver's eyes are closed, or None.
-      cross: the truth of ``driven`` shows the driver, another person.
-      real: [R, H, W, 3] true pictures of the person, which a FID compares with the driven ones; None: those of
-        ``driven``.
-      steady: frames of the driver that follow one another, or None.
+        name: for reports.
+        portrait: the picture that the method sees.
+        more: further ones.
+        source: the portrait's own view; its motion window repeats the one known frame.
+        novel: unseen views of the source expression, or None.
+        novel_names: of each unseen view, e.g. 'view_-30' for a camera 30 degrees to the left.
+        driven: the driver's frames; the truth shows the source person.
+        frozen_truth: [T, H, W, 3] perfect pictures of the driven poses with the source expression kept, or None.
+        closed, opened: [T, H, W, 3] the driven views with mouth and eyes closed and wide open, or None.
+        mouth, eyes: [T] openings of the driver, from its geometry, or None.
+        eyes_shut: [T] where the driver's eyes are closed, or None.
+        cross: the truth of ``driven`` shows the driver, another person.
+        real: [R, H, W, 3] true pictures of the person, which a FID compares with the driven ones; None: those of
+            ``driven``.
+        steady: frames of the driver that follow one another, or None.
     """
 
     name: str
@@ -146,7 +89,7 @@ def other_frames(count: int, source: int, wanted: int) -> list[int]:
     """``wanted`` frames of a clip of ``count``, evenly spread, without the source.
 
     Raises:
-      UserError: the clip is too short.
+        UserError: the clip is too short.
     """
     others = np.delete(np.arange(count), source)
     if wanted > len(others):
@@ -158,7 +101,7 @@ def following_frames(count: int, wanted: int) -> np.ndarray:
     """``wanted`` frames one after the other from the middle of a clip of ``count``.
 
     Raises:
-      UserError: the clip is too short.
+        UserError: the clip is too short.
     """
     if wanted > count:
         raise UserError(f'--steady {wanted}: a clip has {count} frames; use fewer')
@@ -220,9 +163,9 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
     """One procedural person, seen once, driven by another's motion; the truth is rendered.
 
     Args:
-      person: clip (``data_pipelines.clips.Clip``) of the person to rebuild. Its other cameras are the unseen views.
-      driver: clip of another person.
-      config: see ``ProtocolConfig``.
+        person: clip (``data_pipelines.clips.Clip``) of the person to rebuild. Its other cameras are the unseen views.
+        driver: clip of another person.
+        config: see ``ProtocolConfig``.
     """
     from avatar_jax.procedural import EXPRESSION_NAMES, ProceduralHead, render_head
 

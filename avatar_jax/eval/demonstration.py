@@ -27,15 +27,15 @@ def demonstrate(model: Model, scene: dict[str, Any], out: Path, *, seed: int = 0
     report.json into ``out``.
 
     Args:
-      scene: of ``data_pipelines.scenes.make_scene``.
-      options: of the method's ``build``.
+        scene: of ``data_pipelines.scenes.make_scene``.
+        options: of the method's ``build``.
 
     Returns:
-      the report.
+        the report.
     """
     frames, portrait = len(scene['labels']), scene['portrait']
     bank, began, done_before = default_bank(model.config.img_resolution), time.monotonic(), 0
-    with Progress(model.steps(**options), 'making an avatar of one picture (compiles first)') as bar:
+    with Progress(model.steps(**options), 'making an avatar of one picture') as bar:
 
         def on_step(done: int, **numbers: float) -> None:
             nonlocal done_before
@@ -96,7 +96,7 @@ def _enlarge(pictures: np.ndarray) -> np.ndarray:
     )
 
 
-def write_video(path: Path, scene: dict, pictures: np.ndarray, provenance: Any) -> None:
+def write_video(path: Path, scene: dict, pictures: np.ndarray, provenance: Provenance) -> None:
     """driver | avatar | truth."""
     from avatar_jax.io.video import write_video as write
 
@@ -104,7 +104,7 @@ def write_video(path: Path, scene: dict, pictures: np.ndarray, provenance: Any) 
     write(path, (np.concatenate(list(_enlarge(np.stack(row))), 1) for row in rows), scene['fps'], provenance=provenance)
 
 
-def write_sheet(path: Path, scene: dict, rebuilt: np.ndarray, pictures: np.ndarray, provenance: Any) -> None:
+def write_sheet(path: Path, scene: dict, rebuilt: np.ndarray, pictures: np.ndarray, provenance: Provenance) -> None:
     """First row: the only picture and its reconstruction; then driver, avatar and truth at six moments."""
     from avatar_jax.io.images import grid, write_png
 

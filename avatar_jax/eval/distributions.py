@@ -58,10 +58,10 @@ def kernel_distance(
     """KID: unbiased squared MMD with the kernel (x.y / D + 1)^3.
 
     Args:
-      features_a, features_b: [N, D], [M, D] with at least two samples each.
-      subsets: None uses all samples once; else the mean over this many random subsets (EG3D: 100 of 1000).
-      subset_size: samples per subset, at most min(N, M).
-      seed: of the subsets.
+        features_a, features_b: [N, D], [M, D] with at least two samples each.
+        subsets: None uses all samples once; else the mean over this many random subsets (EG3D: 100 of 1000).
+        subset_size: samples per subset, at most min(N, M).
+        seed: of the subsets.
     """
     x, y = np.asarray(features_a, np.float64), np.asarray(features_b, np.float64)
     if min(len(x), len(y)) < 2:
@@ -84,8 +84,8 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, neighbours: int = 3, bl
     (EG3D: 3, on VGG-16 features; with other features values are comparable among themselves only).
 
     Args:
-      real, fake: features [N, D], [M, D], more than ``neighbours`` of each.
-      block: rows of the distance matrix in memory at once.
+        real, fake: features [N, D], [M, D], more than ``neighbours`` of each.
+        block: rows of the distance matrix in memory at once.
     """
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     if min(len(real), len(fake)) <= neighbours:

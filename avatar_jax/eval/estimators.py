@@ -18,7 +18,7 @@ import numpy as np
 from avatar_jax.faces.alignment import align
 from avatar_jax.faces.recon import METHOD as RECON
 from avatar_jax.io.images import to_uint8
-from avatar_jax.losses.identity import FACE_NETWORKS, face_matrix
+from avatar_jax.losses.identity import FACE_NETWORKS
 from avatar_jax.losses.perception import LPIPS_TRUNK, PerceptionBank
 from avatar_jax.models.perception.inception import fid_features
 from avatar_jax.models.perception.lpips import NETS
@@ -43,15 +43,15 @@ class Estimators:
     Images are [T, H, W, 3] in [-1, 1], landmarks [T, 68, 2] pixels of the true picture (y down).
 
     Attributes:
-      coefficients: (images, landmarks) -> [T, 257].
-      landmarks: (images) -> [T, 68, 2] pixels.
-      identity: (images, landmarks) -> [T, D] embeddings.
-      lpips: (images, images) -> [T], of the variant 'alex'.
-      units: (images, landmarks) -> [T, U] action units, present above 0.5.
-      head: the head model that is fitted to landmarks for the average vertex distance (``eval.shape``).
-      missing: reason for each absent one.
-      inception: (images) -> [T, 2048], for the FID.
-      more: further distances of pictures: name of the score -> as ``lpips``.
+        coefficients: (images, landmarks) -> [T, 257].
+        landmarks: (images) -> [T, 68, 2] pixels.
+        identity: (images, landmarks) -> [T, D] embeddings.
+        lpips: (images, images) -> [T], of the variant 'alex'.
+        units: (images, landmarks) -> [T, U] action units, present above 0.5.
+        head: the head model that is fitted to landmarks for the average vertex distance (``eval.shape``).
+        missing: reason for each absent one.
+        inception: (images) -> [T, 2048], for the FID.
+        more: further distances of pictures: name of the score -> as ``lpips``.
     """
 
     coefficients: Network | None = None
@@ -127,7 +127,8 @@ def from_bank(bank: PerceptionBank, csim: str = 'auto') -> Estimators:
 
     kind = bank.identity_kind(csim, '--csim')
     if kind in FACE_NETWORKS:
-        embed = jax.jit(lambda b, x, lm: b.apply(kind, FACE_NETWORKS[kind].cut(x, face_matrix(lm))))
+        seen = FACE_NETWORKS[kind]
+        embed = jax.jit(lambda b, x, lm: b.apply(kind, seen.cut(x, seen.place(lm))))
         title = f'{FACE_NETWORKS[kind].title} ({sources[kind]})'
         identity = Network(title, lambda x, lm: embed(bank, x, lm), True)
     elif kind == 'head_identity':

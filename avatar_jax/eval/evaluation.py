@@ -45,15 +45,15 @@ class Subject:
     """What is measured.
 
     Attributes:
-      name: for the report.
-      build: (portrait or list of them, on_step) -> avatar; it calls ``on_step(done)`` with the number of its steps done
-          so far.
-      animate: (avatar, windows [B, 27, 70], labels [B, 25]) -> Frames.
-      weights: SHA-256 of its weights.
-      networks: what its own losses look through, in words.
-      settings: everything else that decides its results, plain values.
-      steps: of one ``build``.
-      bank: the frozen networks at hand, for estimators.
+        name: for the report.
+        build: (portrait or list of them, on_step) -> avatar; it calls ``on_step(done)`` with the number of its steps
+            done so far.
+        animate: (avatar, windows [B, 27, 70], labels [B, 25]) -> Frames.
+        weights: SHA-256 of its weights.
+        networks: what its own losses look through, in words.
+        settings: everything else that decides its results, plain values.
+        steps: of one ``build``.
+        bank: the frozen networks at hand, for estimators.
     """
 
     name: str
@@ -80,7 +80,7 @@ def subject(model: Model, bank: PerceptionBank, **options: Any) -> Subject:
     """A loaded model with its options, as something to be measured.
 
     Args:
-      bank: networks of the losses and for the estimators. options: of the method's ``build``.
+        bank: networks of the losses and for the estimators. options: of the method's ``build``.
     """
     owner, config = model.method, model.config
 
@@ -124,22 +124,22 @@ def evaluate(
     """Runs all identities that are not done yet and writes the report.
 
     Args:
-      out: folder: ``report.json``, ``report.txt``, ``identities/<name>.json`` and ``.png``.
-      method: what is measured.
-      items: the identities.
-      estimators: networks for scores that need one.
-      seed: of the data and of the confidence intervals.
-      settings: how the items were made, plain values; a folder only continues a run of equal settings.
-      title: of the report.
-      sheets: whether to write a contact sheet per identity. save_frames: also write the driven frames and the true
-        ones, for other programs. measured: folder with what those measured (``eval.measured``).
-      batch: frames per call of ``method.animate``.
+        out: folder: ``report.json``, ``report.txt``, ``identities/<name>.json`` and ``.png``.
+        method: what is measured.
+        items: the identities.
+        estimators: networks for scores that need one.
+        seed: of the data and of the confidence intervals.
+        settings: how the items were made, plain values; a folder only continues a run of equal settings.
+        title: of the report.
+        sheets: whether to write a contact sheet per identity. save_frames: also write the driven frames and the true
+            ones, for other programs. measured: folder with what those measured (``eval.measured``).
+        batch: frames per call of ``method.animate``.
 
     Returns:
-      The report.
+        The report.
 
     Raises:
-      UserError: ``out`` holds another evaluation, or cannot be written.
+        UserError: ``out`` holds another evaluation, or cannot be written.
     """
     out = atomic.output_folder(out)
     estimators = Estimators() if estimators is None else estimators
@@ -229,7 +229,7 @@ def add_measured(records: Mapping[str, dict], folder: Path) -> None:
     """Adds the scores of what other programs measured: ``folder/NAME.npz`` for each person that has one.
 
     Raises:
-      UserError: no file of any person, or one that cannot be used.
+        UserError: no file of any person, or one that cannot be used.
     """
     found = {name: folder / f'{name}.npz' for name, r in records.items() if r['status'] == 'done'}
     found = {name: path for name, path in found.items() if path.is_file()}

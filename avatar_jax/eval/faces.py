@@ -121,11 +121,11 @@ def response(images: Array, closed: Array, opened: Array, mask: Array) -> Array:
     share cancels.
 
     Args:
-      images, closed, opened: [T, H, W, 3].
-      mask: [T, H, W] weights of the region (mouth or eyes).
+        images, closed, opened: [T, H, W, 3].
+        mask: [T, H, W] weights of the region (mouth or eyes).
 
     Returns:
-      [T]; NaN where the references do not differ.
+        [T]; NaN where the references do not differ.
     """
     direction = (opened - closed) * mask[..., None]
     size = (direction * (opened - closed)).sum((-1, -2, -3))
@@ -138,12 +138,12 @@ def region_boxes(landmarks: Array, size: int, padding: float = 10 / 128) -> dict
     """Pixel masks around mouth and eyes.
 
     Args:
-      landmarks: [T, 68, 2] pixels (x, y), y down, the first pixel's centre at 0.5.
-      size: height and width of the pictures.
-      padding: added on every side, as a fraction of ``size`` (half of it vertically around the eyes' landmarks).
+        landmarks: [T, 68, 2] pixels (x, y), y down, the first pixel's centre at 0.5.
+        size: height and width of the pictures.
+        padding: added on every side, as a fraction of ``size`` (half of it vertically around the eyes' landmarks).
 
     Returns:
-      'mouth', 'eyes' and their union 'mouth_eyes', each [T, size, size] with 0 or 1.
+        'mouth', 'eyes' and their union 'mouth_eyes', each [T, size, size] with 0 or 1.
     """
     xp = namespace(landmarks)
     axis = xp.arange(size) + 0.5

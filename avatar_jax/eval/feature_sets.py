@@ -21,8 +21,7 @@ from jax.sharding import PartitionSpec as P
 from avatar_jax.errors import UserError
 from avatar_jax.io.atomic import atomic_path, write_json
 from avatar_jax.progress import Progress
-
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 def spread(function: Callable, devices: list | None = None) -> Callable[..., np.ndarray]:

@@ -17,11 +17,12 @@ from avatar_jax.eval.distributions import frechet_distance, kernel_distance, pre
 from avatar_jax.eval.feature_sets import bytes_of, spread
 from avatar_jax.eval.statistics import pearson
 from avatar_jax.faces.camera_labels import pose_from_label, yaw_label
+from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.models.fresh_noise import noise_size, planes_of
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator
 from avatar_jax.render.sampling import RenderDraws
+from avatar_jax.types import PyTree
 
-PyTree = Any
 Embed = Callable[[jax.Array], jax.Array]
 
 
@@ -62,7 +63,7 @@ def fake_features(
     variables: Mapping[str, PyTree],
     config: GeneratorConfig,
     labels: np.ndarray,
-    bank: Any,
+    bank: PerceptionBank,
     features: Callable[[Any, jax.Array], jax.Array],
     seed: int,
     batch: int,
@@ -93,7 +94,7 @@ def fake_features(
 
 
 def real_features(
-    source: Any, bank: Any, features: Callable[[Any, jax.Array], jax.Array], batch: int
+    source: Any, bank: PerceptionBank, features: Callable[[Any, jax.Array], jax.Array], batch: int
 ) -> Callable[[int, int], np.ndarray]:
     """(first, count) -> features of the pictures of a source (``data_pipelines.image_sources``)."""
     compiled = spread(lambda bank, images: features(bank, images.astype(jnp.float32) / 255))

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.eval.estimators import from_bank
 from avatar_jax.eval.faces import expression_distance, identity_similarity, pose_rmse
+from avatar_jax.faces.importance import part_boxes
 from avatar_jax.losses.networks import default_bank
 from avatar_jax.methods.model import Model
 from avatar_jax.ops.coefficients import SLICES
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import resize
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.types import Camera, Portrait
 
 MOST = 4  # portraits
 NETWORK_SIDE = 128  # pixels that the stand-ins for coefficients and identity were trained on
+NUM_SHAPE = 80  # of the numbers of a procedural person: those of its shape
 SCORES = ('psnr', 'aed', 'prmse', 'csim')
 
 
@@ -35,9 +39,7 @@ def portrait_scores(
             driver frame, and portraits of the same person in poses and expressions of their own.
     """
     most = most if model.method.joins_portraits else 1
-    known = from_bank(default_bank(NETWORK_SIDE))
-    estimate, identity = known.coefficients, known.identity
-    found: dict[str, dict[str, list[float]]] = {str(n): {k: [] for k in SCORES} for n in range(1, most + 1)}
+    judge, found = _Judge(), {str(n): [] for n in range(1, most + 1)}
     for k in range(people):
         item = sets(k)
         portraits = [
@@ -49,18 +51,73 @@ def portrait_scores(
             )
             for i in range(1, 1 + most)
         ]
-        truth = item['images'][:1]
         for n in range(1, most + 1):
             avatar = model.build(portraits[:n]).avatar
-            picture = model.frames(avatar, item['windows'][:1], item['labels'][:1]).rgb
-            scores = found[str(n)]
-            scores['psnr'].append(float(psnr(to_unit(picture), to_unit(truth))[0]))
-            pair = [resize(jnp.asarray(x), NETWORK_SIDE) for x in (picture, truth)]
-            if estimate is not None:
-                codes = [np.asarray(estimate.call(x, None)) for x in pair]
-                scores['aed'].append(float(np.mean(expression_distance(*codes))))
-                angles = [np.rad2deg(x[:, SLICES['angle']]) for x in codes]
-                scores['prmse'].append(float(np.mean(pose_rmse(*angles))))
-            if identity is not None and not identity.needs_landmarks:
-                scores['csim'].append(float(np.mean(identity_similarity(*(identity.call(x, None) for x in pair)))))
-    return {n: {k: float(np.mean(v)) if v else float('nan') for k, v in s.items()} for n, s in found.items()}
+            found[str(n)].append(judge(driven(model, avatar, item), item['images'][:1]))
+    return {n: _means(rows) for n, rows in found.items()}
+
+
+def built_scores(
+    model: Model,
+    sets: Callable[[int], Mapping[str, np.ndarray]],
+    people: int,
+    builds: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, float]]:
+    """The same scores of avatars of one portrait, with all that is known of it, built in several ways; and ``mouth``,
+    the PSNR of the mouth alone.
+
+    Args:
+        sets: as above, also with ``landmarks`` [2, 68, 2] and ``identity`` [192].
+        builds: name -> options of ``Model.build``.
+    """
+    judge, found = _Judge(), {name: [] for name in builds}
+    for k in range(people):
+        item = sets(k)
+        portrait = Portrait(
+            image=item['images'][1],
+            camera=Camera.from_label(item['labels'][1]),
+            mask=item['masks'][1].astype(np.float32) / 255,
+            landmarks=item['landmarks'][1],
+            expression=item['windows'][1, RADIUS, :64],
+            shape=item['identity'][:NUM_SHAPE],
+            basis='procedural',
+            source=f'person {k}',
+        )
+        for name, options in builds.items():
+            avatar = model.build([portrait], **options).avatar
+            picture, truth = driven(model, avatar, item), item['images'][:1]
+            (x0, y0, x1, y1), side = part_boxes(item['landmarks'][:1])[0, 0], truth.shape[1]
+            mouth = np.s_[:, max(y0, 0) : min(max(y1, 1), side), max(x0, 0) : min(max(x1, 1), side)]
+            own = {'mouth': float(psnr(to_unit(picture[mouth]), to_unit(truth[mouth]))[0])}
+            found[name].append(judge(picture, truth) | own)
+    return {name: _means(rows) for name, rows in found.items()}
+
+
+def driven(model: Model, avatar: Any, item: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The picture [1, H, W, 3] of an avatar in the pose and expression of the first frame."""
+    return model.frames(avatar, item['windows'][:1], item['labels'][:1]).rgb
+
+
+class _Judge:
+    """Scores of a picture against the true one, both [1, H, W, 3]."""
+
+    def __init__(self):
+        self.known = from_bank(default_bank(NETWORK_SIDE))
+
+    def __call__(self, picture: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+        found = dict.fromkeys(SCORES, float('nan'))
+        found['psnr'] = float(psnr(to_unit(picture), to_unit(truth))[0])
+        pair = [resize(jnp.asarray(x), NETWORK_SIDE) for x in (picture, truth)]
+        estimate, identity = self.known.coefficients, self.known.identity
+        if estimate is not None:
+            codes = [np.asarray(estimate.call(x, None)) for x in pair]
+            found['aed'] = float(np.mean(expression_distance(*codes)))
+            angles = [np.rad2deg(x[:, SLICES['angle']]) for x in codes]
+            found['prmse'] = float(np.mean(pose_rmse(*angles)))
+        if identity is not None and not identity.needs_landmarks:
+            found['csim'] = float(np.mean(identity_similarity(*(identity.call(x, None) for x in pair))))
+        return found
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

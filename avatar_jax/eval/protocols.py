@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +37,7 @@ from avatar_jax.eval.statistics import pearson
 from avatar_jax.ops import image_metrics as image
 from avatar_jax.ops.coefficients import SLICES
 from avatar_jax.ops.windows import RADIUS
+from avatar_jax.types import Avatar
 
 ANIMATE_BATCH = 8
 NEEDS_OWN_TRUTH = ('csim_truth', 'csim_ceiling', 'lpips', 'lpips_vgg', 'lpips_squeeze', 'avd_floor')
@@ -48,11 +48,11 @@ class CaseResult:
     """Scores of one case.
 
     Attributes:
-      scores: dotted name -> number; NaN where the case does not define it.
-      unavailable: dotted name -> reason, for scores that need something which is not at hand.
-      frames: per-frame measurements, name -> [T].
-      pictures: name -> [T, H, W, 3] in [-1, 1], for a contact sheet.
-      features: 'made' and 'real' -> [T, D] of the FID's network, where there is one.
+        scores: dotted name -> number; NaN where the case does not define it.
+        unavailable: dotted name -> reason, for scores that need something which is not at hand.
+        frames: per-frame measurements, name -> [T].
+        pictures: name -> [T, H, W, 3] in [-1, 1], for a contact sheet.
+        features: 'made' and 'real' -> [T, D] of the FID's network, where there is one.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
@@ -62,14 +62,14 @@ class CaseResult:
     features: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def animate_all(animate: Callable, avatar: Any, windows: np.ndarray, labels: np.ndarray, batch: int) -> np.ndarray:
+def animate_all(animate: Callable, avatar: Avatar, windows: np.ndarray, labels: np.ndarray, batch: int) -> np.ndarray:
     """All frames through ``animate`` in batches of one size (one compilation), the last one padded.
 
     Returns:
-      rgb [T, H, W, 3].
+        rgb [T, H, W, 3].
 
     Raises:
-      FloatingPointError: a frame has NaN or infinite pixels.
+        FloatingPointError: a frame has NaN or infinite pixels.
     """
     count, frames = len(windows), []
     for start in range(0, count, batch):
@@ -91,13 +91,13 @@ def run_case(
     """Rebuilds, drives and scores one person; see the module docstring.
 
     Args:
-      case: the person and the truth.
-      build, animate: the method.
-      estimators: networks for the scores that need one; without, those are ``unavailable``.
-      batch: frames per call of ``animate``.
+        case: the person and the truth.
+        build, animate: the method.
+        estimators: networks for the scores that need one; without, those are ``unavailable``.
+        batch: frames per call of ``animate``.
 
     Raises:
-      ValueError: the avatar's pictures have another size than the truth.
+        ValueError: the avatar's pictures have another size than the truth.
     """
     estimators = Estimators() if estimators is None else estimators
     avatar = build(case.portraits)

@@ -29,10 +29,10 @@ class Recording:
     """A clip of T frames seen by C cameras.
 
     Attributes:
-      name: of the clip. motion: its T frames, as camera 0 sees them.
-      row: (camera, frame) -> dict with ``image`` uint8 [H,W,3], ``label`` [25], and where they are known ``mask``
-        uint8 [H,W], ``landmarks`` [68,2], ``shape`` [S].
-      window: (camera, frame) -> motion window [27,70]. cameras: their number.
+        name: of the clip. motion: its T frames, as camera 0 sees them.
+        row: (camera, frame) -> dict with ``image`` uint8 [H,W,3], ``label`` [25], and where they are known ``mask``
+            uint8 [H,W], ``landmarks`` [68,2], ``shape`` [S].
+        window: (camera, frame) -> motion window [27,70]. cameras: their number.
     """
 
     name: str
@@ -109,10 +109,10 @@ def own_case(clip: Recording, frames: int | None, portraits: int = 1, rule: str 
     """Same-identity reenactment; see the module text.
 
     Args:
-      frames: driven frames, spread over the clip without the source; None: all.
-      portraits: pictures that the method sees. rule: which: 'spread' over the clip, or those of the 'paper'
-        (``paper_frames``).
-      steady: further frames one after the other, from the middle of the clip.
+        frames: driven frames, spread over the clip without the source; None: all.
+        portraits: pictures that the method sees. rule: which: 'spread' over the clip, or those of the 'paper'
+            (``paper_frames``).
+        steady: further frames one after the other, from the middle of the clip.
     """
     (first, *more), own, chosen = portraits_of(clip, portraits, rule)
     targets = _spread(np.delete(np.arange(clip.motion.num_frames), chosen[0]), frames)

@@ -48,10 +48,10 @@ def neutral_vertices(
     """Vertices [T, V, 3] (decimetres) of the heads in T pictures, without expression or pose.
 
     Args:
-      head: the head model, ``faces.base.MorphableModel``.
-      landmarks: [T, 68, 2] as fractions of the picture's side, y down.
-      labels: [T, 25] cameras. expression: [T, 64] coefficients of the head model, zeros beyond its own.
-      noise: deviation of the landmarks, in the same unit.
+        head: the head model, ``faces.base.MorphableModel``.
+        landmarks: [T, 68, 2] as fractions of the picture's side, y down.
+        labels: [T, 25] cameras. expression: [T, 64] coefficients of the head model, zeros beyond its own.
+        noise: deviation of the landmarks, in the same unit.
     """
     zero, still = np.zeros(head.num_id, np.float32), np.zeros(head.num_exp, np.float32)
     mean = np.asarray(head.landmarks(zero, still))

@@ -98,18 +98,18 @@ def align(
     """Scales and crops a picture so that the face has a standard size and place (no rotation).
 
     Args:
-      image: uint8 [H, W, 3].
-      landmarks: [5, 2] or [68, 2] pixels, y down.
-      target_size: side of the result.
-      rescale_factor: pixels per decimetre in the result.
-      resample: 'bicubic' (regressor) or 'lanczos' (HFA-GP's copy), antialiased.
-      standard: five 3-D points to fit.
+        image: uint8 [H, W, 3].
+        landmarks: [5, 2] or [68, 2] pixels, y down.
+        target_size: side of the result.
+        rescale_factor: pixels per decimetre in the result.
+        resample: 'bicubic' (regressor) or 'lanczos' (HFA-GP's copy), antialiased.
+        standard: five 3-D points to fit.
 
     Returns:
-      ``Aligned``.
+        ``Aligned``.
 
     Raises:
-      ValueError: the landmarks have no extent, or are not finite.
+        ValueError: the landmarks have no extent, or are not finite.
     """
     image = np.asarray(image)
     h0, w0 = image.shape[:2]
@@ -145,14 +145,14 @@ def eg3d_crop(
     """The 512 x 512 picture that an FFHQ generator was trained on.
 
     Args:
-      image: uint8 [H, W, 3].
-      landmarks: [5, 2] or [68, 2] pixels, y down.
-      size, rescale_factor: of the alignment.
-      crop: side of its centre that is kept.
-      output: side of the result.
+        image: uint8 [H, W, 3].
+        landmarks: [5, 2] or [68, 2] pixels, y down.
+        size, rescale_factor: of the alignment.
+        crop: side of its centre that is kept.
+        output: side of the result.
 
     Returns:
-      (uint8 [512, 512, 3], the 1024 x 1024 alignment it is the centre of).
+        (uint8 [512, 512, 3], the 1024 x 1024 alignment it is the centre of).
     """
     from PIL import Image
 
@@ -186,11 +186,11 @@ def recognition_matrix(landmarks_up: np.ndarray | jax.Array, height: int) -> jax
     """Similarity transform to the 112 x 112 recognition template.
 
     Args:
-      landmarks_up: [..., 5, 2] or [..., 68, 2] pixels with y up (as ``Aligned`` and the face models give them).
-      height: picture height, to flip y.
+        landmarks_up: [..., 5, 2] or [..., 68, 2] pixels with y up (as ``Aligned`` and the face models give them).
+        height: picture height, to flip y.
 
     Returns:
-      [..., 2, 3] from picture pixels (y down) to template pixels; the identity where the points coincide.
+        [..., 2, 3] from picture pixels (y down) to template pixels; the identity where the points coincide.
     """
     points = five_points(np.asarray(landmarks_up, np.float32)).astype(np.float32)
     points = np.stack([points[..., 0], height - 1 - points[..., 1]], -1)
@@ -210,14 +210,14 @@ def ffhq_quad(landmarks: np.ndarray, enlarge: float = 1.8) -> np.ndarray:
     """Corners of the oriented square that FFHQ-style crops cut out.
 
     Args:
-      landmarks: [5, 2] or [68, 2], y down. With 68 the eye centres are means of all six eye points.
-      enlarge: 1 is FFHQ's own crop; EG3D's in-the-wild images use 1.8.
+        landmarks: [5, 2] or [68, 2], y down. With 68 the eye centres are means of all six eye points.
+        enlarge: 1 is FFHQ's own crop; EG3D's in-the-wild images use 1.8.
 
     Returns:
-      [4, 2] pixels: upper left, lower left, lower right, upper right of the crop.
+        [4, 2] pixels: upper left, lower left, lower right, upper right of the crop.
 
     Raises:
-      ValueError: the landmarks have no extent.
+        ValueError: the landmarks have no extent.
     """
     lm = np.asarray(landmarks, np.float64)
     if lm.shape == (68, 2):
@@ -244,14 +244,14 @@ def in_the_wild_crop(
     Outside the photograph the picture is mirrored, increasingly blurred and drawn towards its median colour.
 
     Args:
-      image: uint8 [H, W, 3].
-      landmarks: [5, 2] or [68, 2], y down.
-      output_size: side of the result.
-      enlarge: see ``ffhq_quad``.
-      transform_size: side of the intermediate picture; the result is its antialiased reduction.
+        image: uint8 [H, W, 3].
+        landmarks: [5, 2] or [68, 2], y down.
+        output_size: side of the result.
+        enlarge: see ``ffhq_quad``.
+        transform_size: side of the intermediate picture; the result is its antialiased reduction.
 
     Returns:
-      uint8 [output_size, output_size, 3].
+        uint8 [output_size, output_size, 3].
     """
     from PIL import Image
 

@@ -52,12 +52,12 @@ def check_basis(model: MorphableModel, basis: str, source: str) -> None:
     """Refuses coefficients of another basis.
 
     Args:
-      model: the head model that is about to use the coefficients.
-      basis: the basis named by the file.
-      source: file or option to name in the message.
+        model: the head model that is about to use the coefficients.
+        basis: the basis named by the file.
+        source: file or option to name in the message.
 
     Raises:
-      UserError: the bases differ.
+        UserError: the bases differ.
     """
     if basis != model.basis:
         raise UserError(
@@ -79,12 +79,12 @@ def ring_normals(points: Array, triangles: np.ndarray, rings: np.ndarray) -> Arr
     """Vertex normals as the unweighted mean of adjacent triangle normals (BFM).
 
     Args:
-      points: [..., V, 3].
-      triangles: [F, 3] vertex ids.
-      rings: [V, K] ids of adjacent triangles, padded with F.
+        points: [..., V, 3].
+        triangles: [F, 3] vertex ids.
+        rings: [V, K] ids of adjacent triangles, padded with F.
 
     Returns:
-      [..., V, 3] unit vectors.
+        [..., V, 3] unit vectors.
     """
     xp = namespace(points)
     p1, p2, p3 = (points[..., triangles[:, k], :] for k in range(3))

@@ -89,14 +89,14 @@ class BFM:
         """Builds the model from arrays with the keys of ``BFM_model_front.mat`` (indices 1-based).
 
         Args:
-          data: the arrays; ``front`` also needs ``tri_mask2`` and, when corrected, ``frontmask2_idx``.
-          recenter: subtract the per-axis mean of the mean shape (the convention of all coefficients).
-          front: 'corrected' maps ``tri_mask2`` through ``frontmask2_idx``; 'release' uses it directly as vertex ids,
-            as the released training code does (many of those triangles are not on the mesh).
-          source: file name for messages.
+            data: the arrays; ``front`` also needs ``tri_mask2`` and, when corrected, ``frontmask2_idx``.
+            recenter: subtract the per-axis mean of the mean shape (the convention of all coefficients).
+            front: 'corrected' maps ``tri_mask2`` through ``frontmask2_idx``; 'release' uses it directly as vertex ids,
+                as the released training code does (many of those triangles are not on the mesh).
+            source: file name for messages.
 
         Raises:
-          UserError: a key is missing or a shape does not fit.
+            UserError: a key is missing or a shape does not fit.
         """
         missing = [k for k in KEYS if k not in data]
         if missing:
@@ -141,7 +141,7 @@ class BFM:
         """Reads ``BFM_model_front.mat`` (needs scipy) or an ``.npz`` with the same keys.
 
         Raises:
-          UserError: no such file, not readable, or not a front model.
+            UserError: no such file, not readable, or not a front model.
         """
         return cls.from_arrays(read_arrays(path), recenter, front, source=str(path))
 
@@ -192,7 +192,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of a MATLAB v5 ``.mat`` (needs scipy), an ``.npz``, or a face model that was imported.
 
     Raises:
-      UserError: missing or unreadable file, or scipy is not installed.
+        UserError: missing or unreadable file, or scipy is not installed.
     """
     path = Path(path)
     if not path.is_file():

@@ -20,15 +20,15 @@ def parse_expression_pca(content: bytes, vertices: int | None = None, source: st
     """Expression components of ``Exp_Pca.bin``.
 
     Args:
-      content: int32 count, then a mean of 3*vertices float32 (unused), then count x 3*vertices float32 components.
-      vertices: vertex count; None derives it from the length.
-      source: file name for messages.
+        content: int32 count, then a mean of 3*vertices float32 (unused), then count x 3*vertices float32 components.
+        vertices: vertex count; None derives it from the length.
+        source: file name for messages.
 
     Returns:
-      [3*vertices, count] float32.
+        [3*vertices, count] float32.
 
     Raises:
-      UserError: the length does not fit.
+        UserError: the length does not fit.
     """
     count = int(np.frombuffer(content[:4], '<i4')[0]) if len(content) >= 4 else 0
     numbers = (len(content) - 4) // 4
@@ -45,14 +45,14 @@ def transfer(
     """The front model's geometry and albedo.
 
     Args:
-      morphable: arrays of ``01_MorphableModel.mat`` (shapePC, shapeEV, shapeMU, texPC, texEV, texMU; micrometres).
-      expression: [3*M, count] components (``parse_expression_pca``).
-      std_exp: [count] standard deviations (``std_exp.txt``).
-      front_idx: [N] 1-based vertices of the expression topology (``BFM_front_idx.mat``: idx).
-      trim_index: [M] 1-based vertices of the shape model (``BFM_exp_idx.mat``: trimIndex).
+        morphable: arrays of ``01_MorphableModel.mat`` (shapePC, shapeEV, shapeMU, texPC, texEV, texMU; micrometres).
+        expression: [3*M, count] components (``parse_expression_pca``).
+        std_exp: [count] standard deviations (``std_exp.txt``).
+        front_idx: [N] 1-based vertices of the expression topology (``BFM_front_idx.mat``: idx).
+        trim_index: [M] 1-based vertices of the shape model (``BFM_exp_idx.mat``: trimIndex).
 
     Returns:
-      meanshape [1, 3N], meantex [1, 3N], idBase [3N, 80], exBase [3N, 64], texBase [3N, 80], float32, decimetres.
+        meanshape [1, 3N], meantex [1, 3N], idBase [3N, 80], exBase [3N, 64], texBase [3N, 80], float32, decimetres.
     """
     in_expression = np.asarray(front_idx).astype(np.int64).reshape(-1) - 1
     in_shape = np.asarray(trim_index).astype(np.int64).reshape(-1)[in_expression] - 1
@@ -83,10 +83,10 @@ def transfer_files(folder: str | Path, out: str | Path) -> Path:
     facemodel_info.mat (topology and masks).
 
     Returns:
-      The path written, ready for ``BFM.load``.
+        The path written, ready for ``BFM.load``.
 
     Raises:
-      UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged.
     """
     folder, out = Path(folder), Path(out)
     binary, deviations = folder / 'Exp_Pca.bin', folder / 'std_exp.txt'

@@ -107,12 +107,12 @@ def normalise_pose(pose: Array, mode: str = 'orig', radius: float = RADIUS, cent
     """Puts the camera at the distance that a generator was trained with.
 
     Args:
-      pose: [..., 4, 4] from ``raw_pose``.
-      mode: 'orig' distance 2.7 from the origin (released FFHQ models), 'cor' distance 2.7 from (0, 0, 0.175),
-        'simplify' the position of 'cor' looking at that point without roll, 'raw' unchanged (HFA-GP), 'hdtf' as
-        'orig': the nearest to OTAvatar's own labels, which are made of another tracker's numbers
-        (``labels_from_conditions``) and have distances of 2.7 to 2.9.
-      radius, center: the distance, and the point that 'cor' and 'simplify' measure it from.
+        pose: [..., 4, 4] from ``raw_pose``.
+        mode: 'orig' distance 2.7 from the origin (released FFHQ models), 'cor' distance 2.7 from (0, 0, 0.175),
+            'simplify' the position of 'cor' looking at that point without roll, 'raw' unchanged (HFA-GP), 'hdtf' as
+            'orig': the nearest to OTAvatar's own labels, which are made of another tracker's numbers
+            (``labels_from_conditions``) and have distances of 2.7 to 2.9.
+        radius, center: the distance, and the point that 'cor' and 'simplify' measure it from.
     """
     xp = namespace(pose)
     if mode not in MODES:
@@ -165,12 +165,12 @@ def look_at(horizontal: Array, vertical: Array, point: tuple = PIVOT, radius: fl
     """Camera on a sphere around the **origin**, looking at ``point``.
 
     Args:
-      horizontal: [...] azimuth, pi/2 is frontal, larger moves the camera to +x.
-      vertical: [...] pi/2 is level, smaller moves the camera up; mapped uniformly in cosine, so that offsets from
-        pi/2 are scaled by about 2/pi.
+        horizontal: [...] azimuth, pi/2 is frontal, larger moves the camera to +x.
+        vertical: [...] pi/2 is level, smaller moves the camera up; mapped uniformly in cosine, so that offsets from
+            pi/2 are scaled by about 2/pi.
 
     Returns:
-      Camera-to-world [..., 4, 4].
+        Camera-to-world [..., 4, 4].
     """
     xp = namespace(horizontal, vertical)
     vertical = xp.clip(vertical, 1e-5, math.pi - 1e-5)
@@ -207,11 +207,11 @@ def labels_from_conditions(condition: Array, release: bool = False) -> Array:
     exclusive: the last frame uses only the one before it, as released.
 
     Args:
-      condition: [T, >=7]; columns 0:3, 3:6 and the last one are read.
-      release: a clip of one frame has an empty window; True gives the released NaN, False uses the frame itself.
+        condition: [T, >=7]; columns 0:3, 3:6 and the last one are read.
+        release: a clip of one frame has an empty window; True gives the released NaN, False uses the frame itself.
 
     Returns:
-      [T, 25] float32.
+        [T, 25] float32.
     """
     xp = namespace(condition)
     length = condition.shape[0]
@@ -234,8 +234,8 @@ def correct_intrinsics(label: Array, bias: Array) -> Array:
     """Learnable correction: K <- K (1 + tanh s) + t on all nine entries.
 
     Args:
-      label: [..., 25]; treated as data.
-      bias: [..., 18] = s (9), t (9); zeros leave the label unchanged.
+        label: [..., 25]; treated as data.
+        bias: [..., 18] = s (9), t (9); zeros leave the label unchanged.
     """
     xp = namespace(label, bias)
     corrected = label[..., 16:] * (1 + xp.tanh(bias[..., :9])) + bias[..., 9:]

@@ -8,13 +8,12 @@ model's configuration, ``data_pipelines.sources`` of data; ``differences`` compa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import MODES, RADIUS
-from avatar_jax.types import Portrait
+from avatar_jax.types import Config, Portrait
 
 BACKGROUNDS = {'white': 1.0, 'black': -1.0}  # in pictures of [-1, 1]
 CROPS = {
@@ -55,7 +54,7 @@ class Conventions:
         return RADIUS if self.labels in ('orig', 'cor', 'simplify') else None
 
 
-def of_model(config: Any) -> Conventions:
+def of_model(config: Config) -> Conventions:
     """What a model's configuration says of the pictures that its weights know.
 
     A configuration may have ``conventions``; one without has white pictures in its ``basis`` and ``label_mode``.
@@ -64,7 +63,7 @@ def of_model(config: Any) -> Conventions:
     return Conventions(config.basis, config.label_mode) if found is None else found
 
 
-def background_of(config: Any, choice: str = 'weights') -> str:
+def background_of(config: Config, choice: str = 'weights') -> str:
     """What ``--background`` stands for: 'weights' asks the weights, everything else is itself."""
     if choice not in ('weights', 'keep', *BACKGROUNDS):
         raise UserError(f'background {choice!r}: choose weights, white, black or keep')

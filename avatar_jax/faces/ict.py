@@ -61,12 +61,12 @@ class ICT:
         """Reads the packaged asset.
 
         Args:
-          path: the ``.npz`` file.
-          frame: 'head' (decimetres, this project's head frame) or 'native' (the model's centimetres).
-          opaque_only: leave out the translucent helper meshes' triangles (all vertices are kept).
+            path: the ``.npz`` file.
+            frame: 'head' (decimetres, this project's head frame) or 'native' (the model's centimetres).
+            opaque_only: leave out the translucent helper meshes' triangles (all vertices are kept).
 
         Raises:
-          UserError: missing file or not the asset.
+            UserError: missing file or not the asset.
         """
         if frame not in ('head', 'native'):
             raise ValueError(f"frame='{frame}': choose 'head' or 'native'")

@@ -35,11 +35,11 @@ def rotation_matrix(angles: Float[Array, '*batch 3']) -> Float[Array, '*batch 3 
     """Euler angles to the row-vector rotation ``(Rz Ry Rx)^T``.
 
     Args:
-      angles: [..., 3] radians: x (pitch, >0 looks down), y (yaw, >0 looks towards image right), z (roll,
-        counter-clockwise in the picture).
+        angles: [..., 3] radians: x (pitch, >0 looks down), y (yaw, >0 looks towards image right), z (roll,
+            counter-clockwise in the picture).
 
     Returns:
-      [..., 3, 3]; ``points @ R`` rotates rows of points.
+        [..., 3, 3]; ``points @ R`` rotates rows of points.
     """
     xp = namespace(angles)
     angles = xp.asarray(angles)

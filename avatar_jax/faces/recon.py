@@ -169,7 +169,7 @@ def load_recon(path: str | os.PathLike) -> tuple[dict[str, Any], ReconConfig]:
     """Variables and configuration of a weight file.
 
     Raises:
-      UserError: missing, damaged or foreign file, or weights that do not fit their configuration.
+        UserError: missing, damaged or foreign file, or weights that do not fit their configuration.
     """
     weights = load_weights(path, method=METHOD)
     config = from_plain(ReconConfig, weights.config)

@@ -90,7 +90,7 @@ def total(terms: dict[str, jax.Array], weights: ReconLossWeights = ReconLossWeig
     """Weighted sum of the given terms, named as the first six fields of ``ReconLossWeights``.
 
     Raises:
-      ValueError: an unknown term.
+        ValueError: an unknown term.
     """
     known = {f.name for f in fields(weights)} - {'id', 'exp', 'tex'}
     unknown = set(terms) - known

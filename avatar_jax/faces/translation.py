@@ -17,13 +17,13 @@ def pixel_offset(driving: Array, source: Array, side: Array | float) -> Array:
     """Offset (x, y) of the head in units of the crop window.
 
     Args:
-      driving: [..., N, 2] landmarks of raw frames, pixels.
-      source: [N, 2] landmarks of the frame whose place counts as zero (the first driving frame, when another person is
-        driven).
-      side: of the crop window in raw pixels.
+        driving: [..., N, 2] landmarks of raw frames, pixels.
+        source: [N, 2] landmarks of the frame whose place counts as zero (the first driving frame, when another person
+            is driven).
+        side: of the crop window in raw pixels.
 
     Returns:
-      [..., 2].
+        [..., 2].
     """
     return (driving.mean(-2) - source.mean(-2)) / side
 
@@ -41,13 +41,13 @@ def translate_pose(
     """Moves cameras so that the pivot's picture moves by ``offset``.
 
     Args:
-      pose: [..., 4, 4] camera-to-world (OpenCV axes).
-      offset: [..., 2] in picture sides, y down (``pixel_offset``).
-      focal: in picture sides.
-      zoom: [...] size of the driving head over that of the source; None leaves the distance alone.
+        pose: [..., 4, 4] camera-to-world (OpenCV axes).
+        offset: [..., 2] in picture sides, y down (``pixel_offset``).
+        focal: in picture sides.
+        zoom: [...] size of the driving head over that of the source; None leaves the distance alone.
 
     Returns:
-      [..., 4, 4]; rotations are unchanged.
+        [..., 4, 4]; rotations are unchanged.
     """
     xp = namespace(pose, offset)
     depth = pivot_depth(pose, pivot)
@@ -65,6 +65,16 @@ def translate_label(label: Array, offset: Array, zoom: Array | None = None) -> A
     """``translate_pose`` for labels [..., 25], with each label's own focal length."""
     pose, camera = split_label(label)
     return make_label(translate_pose(pose, offset, camera[..., 0, 0], zoom), camera)
+
+
+def pivot_place(label: Array, pivot: tuple = PIVOT) -> tuple[Array, Array]:
+    """Where labels [..., 25] show the pivot: [..., 2] in picture sides (y down), and its depth [...]."""
+    pose, camera = split_label(label)
+    xp = namespace(pose)
+    offset = xp.asarray(pivot, dtype=pose.dtype) - pose[..., :3, 3]
+    seen = (xp.swapaxes(pose[..., :3, :3], -1, -2) @ offset[..., None])[..., 0]
+    place = (camera @ seen[..., None])[..., 0]
+    return place[..., :2] / place[..., 2:], seen[..., 2]
 
 
 def head_sizes(points: Array) -> Array:

@@ -10,7 +10,7 @@ place. ``read.read`` is its only entrance (``avatar_jax.io.foreign.read`` is the
 | ``pickle_values``, ``pickle_machine``, ``pickle_instructions``, ``pickle_reader`` | pickles: programs for a machine |
 | ``records``, ``meanings``, ``constructors`` | the names that a pickle may mention, and what comes of each |
 | ``tree`` | from what a pickle built to arrays by name, without endless structures |
-| ``torch_files``, ``numpy_files``, ``mat_files``, ``safetensors_files`` | the containers |
+| ``torch_files``, ``numpy_files``, ``mat_files``, ``safetensors_files``, ``dlib_files`` | the containers |
 | ``read`` | which of them a file is |
 
 Every size that a file announces is compared with the bytes that are there before anything is allocated, and all

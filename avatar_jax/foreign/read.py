@@ -11,6 +11,7 @@
 | ``torch-zip``, ``torch-stream`` | what ``torch.save`` writes since version 1.6, and before |
 | ``pickle`` | numpy, scipy and chumpy arrays, torch tensors, plain values |
 | ``npz``, ``npy``, ``mat``, ``safetensors`` | these |
+| ``dlib`` | networks that the dlib library saved |
 
 What a file is, is found out from its content; its name does not matter.
 """
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from avatar_jax.foreign import mat_files, numpy_files, safetensors_files, torch_files, tree
+from avatar_jax.foreign import dlib_files, mat_files, numpy_files, safetensors_files, torch_files, tree
 from avatar_jax.foreign.archives import Archive
 from avatar_jax.foreign.limits import MAX_BYTES, Budget, Damaged, Refused, Unreadable, shown
 
@@ -136,13 +137,16 @@ def _read(path: Path, data: memoryview, budget: Budget) -> RawFile:
     if safetensors_files.is_safetensors(data):
         tensors, metadata = safetensors_files.read_safetensors(path, data, budget)
         return RawFile(path, 'safetensors', tensors, dict(tensors), facts=metadata)
+    if dlib_files.is_dlib(data):
+        tensors = dlib_files.read_dlib(data, budget)
+        return RawFile(path, 'dlib', tensors, dict(tensors))
     if torch_files.is_stream(data):
         content = torch_files.read_stream(data, budget)
         return _plain(path, 'torch-stream', content.value, budget, content.facts)
     if not _maybe_pickle(head):
         raise Unreadable(
-            f'{path}: is none of the files that weights come in; known are torch files, pickles, .npz, .npy, .mat and '
-            '.safetensors'
+            f'{path}: is none of the files that weights come in; known are torch files, pickles, .npz, .npy, .mat, '
+            '.safetensors and networks of dlib'
         )
     content = torch_files.read_pickle(data, budget)
     return _plain(path, 'network-pickle' if content.persistence else 'pickle', content.value, budget)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,7 @@ from avatar_jax.parallel import mean_over_devices, num_shards, sample_keys, sum_
 from avatar_jax.train.accumulate import value_and_grad_in_parts
 from avatar_jax.train.optimizers import clip_factor, step_decay
 from avatar_jax.train.state import TrainState
-
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 class Objective(NamedTuple):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ import optax
 
 from avatar_jax.checks import Check
 from avatar_jax.train.optimizers import clip_factor, global_norm
+from avatar_jax.types import PyTree
 
-PyTree = Any
 # (code [rows, d], bias [18], key, sr) -> (loss, named terms); all for one person.
 LossFn = Callable[[jax.Array, jax.Array, jax.Array, bool], tuple[jax.Array, Mapping[str, jax.Array]]]
 

@@ -20,8 +20,8 @@ import optax
 
 from avatar_jax.checks import Check
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
+from avatar_jax.types import PyTree
 
-PyTree = Any
 Terms = Mapping[str, jax.Array]
 LossFn = Callable[[PyTree, jax.Array], tuple[jax.Array, Terms]]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.io import kinds
-from avatar_jax.io.images import DAMAGED, MAX_SIDE, decoded, first_line
+from avatar_jax.io.images import DAMAGED, MAX_SIDE, coded_colours, decoded, first_line
 from avatar_jax.io.inputs import input_file
 from avatar_jax.io.stamps import snapped
 from avatar_jax.io.video import VideoFrame, VideoReader, frame_rate
@@ -31,6 +31,7 @@ class AnimationReader:
         self.metadata: dict[str, str] = {}
         self._times = [0.0]
         with self._image() as image:
+            self._colours = coded_colours(image, image.fp)
             self.num_frames = getattr(image, 'n_frames', 1)
             for number in range(self.num_frames):
                 self._seek(image, number)
@@ -59,7 +60,9 @@ class AnimationReader:
 
     def _decoded(self, image: Any, number: int) -> Any:
         with self._damage(number):
-            return decoded(image.copy(), self.path, self._max_side, 1)
+            one = image.copy()
+            one.info |= self._colours
+            return decoded(one, self.path, self._max_side, 1)
 
     @contextlib.contextmanager
     def _damage(self, number: int) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The optional files that this project can use but does not contain: what for, under which licence, from where.
 
-Nothing is ever downloaded. ``find`` looks whether a file, or what was imported from it, is here.
+Nothing is downloaded here. ``find`` looks whether a file, or what was imported from it, is here; those that a package
+carries can be fetched when asked for (``io.parcels``), and lie in the user's cache then.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from avatar_jax.errors import UserError
-from avatar_jax.io.tensor_files import Damaged, read_metadata
+from avatar_jax.io.parcels import PARCELS, cache_folder, fetched
 
 VARIABLE = 'AVATAR_ASSETS'
 _DEPTH = 3
@@ -168,6 +169,32 @@ ASSETS = (
         ('generic_neutral_mesh.obj', 'ict_facekit.npz'),
         ('ict_facekit',),
     ),
+    Asset(
+        'face-landmarker',
+        'landmarks, gaze and expressions of real faces (478 points, 52 numbers)',
+        PARCELS['face-landmarker'].licence,
+        'avatar-jax assets --get face-landmarker, or the MediaPipe project',
+        ('face_landmarker*.task',),
+        sha256=PARCELS['face-landmarker'].sha256[:12],
+    ),
+    Asset(
+        'selfie-segmentation',
+        'cutting a person out of a photograph (soft mask)',
+        PARCELS['selfie-segmentation'].licence,
+        'avatar-jax assets --get selfie-segmentation (npm), or the MediaPipe project',
+        ('selfie_segmentation*.tflite',),
+        sha256=PARCELS['selfie-segmentation'].sha256[:12],
+    ),
+    Asset(
+        'face-recognition',
+        'identity loss and CSIM of real faces (dlib)',
+        PARCELS['face-recognition'].licence,
+        'avatar-jax assets --get face-recognition, or the dlib project',
+        ('dlib_face_recognition_resnet_model_v1.dat',),
+        ('perception/dlib_face',),
+        5_614_592,
+        PARCELS['face-recognition'].sha256[:12],
+    ),
 )
 
 
@@ -182,7 +209,8 @@ class Present:
 
 
 def folders() -> list[Path]:
-    """Where optional files are looked for: those of ``$AVATAR_ASSETS`` (several as in ``$PATH``), and ``./assets``.
+    """Where optional files are looked for: those of ``$AVATAR_ASSETS`` (several as in ``$PATH``), ``./assets``, and the
+    folder of fetched ones.
 
     Raises:
         UserError: the variable names something that is no folder.
@@ -193,7 +221,22 @@ def folders() -> list[Path]:
             if not Path(part).is_dir():
                 raise UserError(f'{VARIABLE}={part}: no such folder; correct or unset the variable')
             found.append(Path(part))
-    return [*found, Path('assets')] if Path('assets').is_dir() else found
+    return [*found, *(place for place in (Path('assets'), cache_folder()) if place.is_dir())]
+
+
+def located(name: str) -> Path | None:
+    """The file of an asset that a package carries, of the pinned SHA-256: in the cache, or in one of ``folders()``."""
+    parcel = PARCELS[name]
+    here = fetched(parcel)
+    if here is not None:
+        return here
+    from avatar_jax.io.inputs import file_sha256
+
+    for place in folders():
+        for path in _files(place):
+            if path.name == parcel.file and path.stat().st_size == parcel.size and file_sha256(path) == parcel.sha256:
+                return path
+    return None
 
 
 def find(places: Iterable[Path] | None = None, check: bool = False, assets: Sequence[Asset] = ASSETS) -> list[Present]:
@@ -237,6 +280,8 @@ def _files(folder: Path, depth: int = _DEPTH) -> list[Path]:
 
 def _method(path: Path) -> str | None:
     """What an imported weight file holds, from its header alone."""
+    from avatar_jax.io.tensor_files import Damaged, read_metadata  # needs numpy, which --help does not
+
     try:
         return json.loads(read_metadata(path)['avatar_jax'])['method']
     except (OSError, Damaged, ValueError, KeyError, TypeError, RecursionError):

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+import struct
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from av import CodecContext, VideoFrame
+
 
 UNSPECIFIED = 2
 _PQ, _HLG, _SRGB = 16, 18, 13  # H.273 transfer characteristics
 _VIDEO_CURVES = (1, 6, 14, 15)  # BT.709, BT.601 and BT.2020 share one curve
 _BT2020_MATRICES = (9, 10)
+_IPT_MATRICES = (14, 15)  # ICtCp, IPT-PQ-C2
+_DOLBY_TAGS = ('dvh1', 'dvhe', 'dva1', 'dvav', 'dav1')
+_SIGNAL_SPACE = 185  # bytes to ``signal_color_space`` in FFmpeg's ``AVDOVIColorMetadata``
 WHITE = 203.0  # cd/m2 of HDR that become sRGB white
 _HLG_PEAK, _HLG_GAMMA = 1000.0, 1.2  # of the reference display
 _LUMINANCE_2020 = np.array([0.2627, 0.6780, 0.0593], np.float32)
@@ -57,7 +65,7 @@ class Tags:
         return not self.dynamic and self.gamut == 1
 
 
-def tags_of(frame: Any, codec: Any) -> Tags:
+def tags_of(frame: VideoFrame, codec: CodecContext) -> Tags:
     """The tags of a decoded frame; the track's where the frame has none."""
     pairs = (('color_primaries', 'color_primaries'), ('color_trc', 'color_trc'), ('colorspace', 'colorspace'))
     found = []
@@ -69,21 +77,66 @@ def tags_of(frame: Any, codec: Any) -> Tags:
     return Tags(*found)
 
 
-def notes(tags: Tags, frame: Any) -> tuple[str, ...]:
+def unshowable(tags: Tags, frame: VideoFrame, codec: CodecContext) -> str:
+    """What helps where a film's colours cannot be shown; '' for all others.
+
+    Dolby Vision of profile 5 has no picture that other programs know: its colours are IPT, bent by hidden tables.
+    Profiles 7 and 8 (phones) are tagged as the HDR or SDR that they are without the tables.
+    """
+    untagged = tags.transfer == UNSPECIFIED and codec.codec_tag in _DOLBY_TAGS
+    if tags.matrix not in _IPT_MATRICES and not untagged and not _is_ipt(frame):
+        return ''
+    return (
+        'its colours are those of Dolby Vision alone (profile 5, IPT or ICtCp), which would be shown green and violet; '
+        'export it as SDR, or convert it by an ffmpeg that has libplacebo: '
+        'ffmpeg -i FILM -vf libplacebo=colorspace=bt709:color_primaries=bt709:color_trc=bt709:format=yuv420p OUT.mp4'
+    )
+
+
+def _is_ipt(frame: VideoFrame) -> bool:
+    """Whether a frame's Dolby Vision metadata (FFmpeg's ``AVDOVIMetadata``) call its colours IPT."""
+    data = frame.side_data.get('DOVI_METADATA')
+    data = b'' if data is None else bytes(data)
+    if len(data) < 24:
+        return False
+    colours = struct.unpack_from('=3Q', data)[2]
+    return data[colours + _SIGNAL_SPACE : colours + _SIGNAL_SPACE + 1] == b'\2'
+
+
+def tags_of_still(head: bytes) -> Tags:
+    """The tags that a picture file has beside or instead of a profile: PNG's ``cICP``, AVIF's and HEIC's ``nclx``.
+
+    Args:
+        head: the beginning of the file, in which such entries stand.
+    """
+    if head.startswith(b'\x89PNG'):
+        at = head.find(b'\0\0\0\x04cICP', 0, max(0, head.find(b'IDAT'))) + 8
+        return Tags(*head[at : at + 3]) if at >= 8 and len(head) >= at + 4 else Tags()
+    at = head.find(b'colrnclx') + 8
+    known = head[4:8] == b'ftyp' and 8 <= at <= len(head) - 6
+    return Tags(*struct.unpack('>3H', head[at : at + 6])) if known else Tags()
+
+
+def notes(tags: Tags, frame: VideoFrame) -> tuple[str, ...]:
     """What is done to the colours, for reports."""
-    if tags.dynamic:
-        name = 'HLG' if tags.transfer == _HLG else 'PQ'
-        gamut = _PRIMARIES[tags.gamut][0]
-        return (f'high dynamic range ({name}, {gamut}) converted to sRGB, {WHITE:g} cd/m2 to white',)
     if not tags.plain:
-        return (f'colours converted from {_PRIMARIES[tags.gamut][0]} to sRGB',)
+        return (note(tags),)
     coded = not frame.format.name.startswith(('rgb', 'bgr', 'gbr', 'gray', 'pal', 'mono'))
     if coded and tags.matrix == UNSPECIFIED and frame.height >= _HD:
         return ('colours are not tagged: read as BT.601, which may be off a little if BT.709 was meant',)
     return ()
 
 
-def to_srgb(frame: Any, width: int, height: int, tags: Tags) -> np.ndarray:
+def note(tags: Tags) -> str:
+    """What is done to colours that are not plain."""
+    gamut = _PRIMARIES[tags.gamut][0]
+    if tags.dynamic:
+        name = 'HLG' if tags.transfer == _HLG else 'PQ'
+        return f'high dynamic range ({name}, {gamut}) converted to sRGB, {WHITE:g} cd/m2 to white'
+    return f'colours converted from {gamut} to sRGB'
+
+
+def to_srgb(frame: VideoFrame, width: int, height: int, tags: Tags) -> np.ndarray:
     """A decoded frame (``av.VideoFrame``) as [height, width, 3] uint8 sRGB."""
     if tags.plain:
         return frame.reformat(width=width, height=height, format='rgb24').to_ndarray()

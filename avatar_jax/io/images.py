@@ -23,11 +23,13 @@ from avatar_jax.io.provenance import Provenance
 
 if TYPE_CHECKING:
     import PIL.Image
+    from numpy.typing import ArrayLike
 
 MIN_SIDE = 32
 MAX_SIDE = 4096
 WHITE = (255, 255, 255)
 
+_COLOURS = 'avatar_jax colours'  # in ``Image.info``: how the colours are coded (``colour.Tags``), if unusual
 _ORIENTATION = 'avatar_jax orientation'  # in ``Image.info``: EXIF's, where it is not in the picture's EXIF data
 
 # What Pillow's decoders raise for damaged files.
@@ -61,7 +63,7 @@ def to_float(image: np.ndarray) -> np.ndarray:
     return np.asarray(image, np.float32) / 127.5 - 1.0
 
 
-def to_uint8(image: Any) -> np.ndarray:
+def to_uint8(image: ArrayLike) -> np.ndarray:
     """float [-1, 1] -> uint8 by EG3D's rule, the exact inverse of ``to_float``; values outside are clipped.
 
     Raises:
@@ -124,6 +126,7 @@ def _read(file: Any, path: Path, max_side: int, min_side: int, background: tuple
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow warns of large or odd files that it then reads correctly
             with Image.open(file) as image:
+                image.info |= coded_colours(image, file)
                 _keep_orientation(image, file)
                 return decoded(image, path, max_side, min_side, background)
     except UnidentifiedImageError as error:
@@ -140,6 +143,22 @@ def _read(file: Any, path: Path, max_side: int, min_side: int, background: tuple
         raise UserError(f'{path}: not enough memory to decode the picture; reduce it first') from error
     except DAMAGED as error:
         raise UserError(f'{path}: the picture is damaged ({first_line(error)}); get the file again') from error
+
+
+def coded_colours(image: PIL.Image.Image, file: Any) -> dict[str, Any]:
+    """What PNG, AVIF and HEIC files say of their colours, for ``Image.info`` and ``decoded``; {} for ordinary ones.
+
+    Pillow heeds colour profiles only.
+    """
+    from avatar_jax.io.colour import tags_of_still
+
+    if image.info.get('icc_profile'):
+        return {}
+    place = file.tell()
+    file.seek(0)
+    tags = tags_of_still(file.read(1 << 16))
+    file.seek(place)
+    return {} if tags.plain else {_COLOURS: tags}
 
 
 def _keep_orientation(image: PIL.Image.Image, file: Any) -> None:
@@ -263,7 +282,7 @@ def _to_rgb(image: PIL.Image.Image, notes: list[str]) -> tuple[PIL.Image.Image, 
     alpha = image.getchannel('A') if image.mode in ('RGBA', 'LA') else None
     if alpha is not None:
         image = image.convert('RGB' if image.mode == 'RGBA' else 'L')
-    converted = _through_profile(image, profile, notes)
+    converted = _from_tags(image, notes) or _through_profile(image, profile, notes)
     if converted is None:
         if image.mode not in ('RGB', 'L'):
             notes.append(f'converted from {image.mode}')
@@ -282,6 +301,20 @@ def _eight_bits(image: PIL.Image.Image) -> np.ndarray:
         largest = values.max(initial=0.0)
         top = next((t for t in (1.0, 255.0, 65535.0) if largest <= t and (image.mode == 'F' or t > 1)), largest)
     return np.rint(np.clip(values / top, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def _from_tags(image: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image | None:
+    """The picture in sRGB, where its file says that its colours are others (``coded_colours``)."""
+    from PIL import Image
+
+    from avatar_jax.io import colour
+
+    tags = image.info.get(_COLOURS)
+    if tags is None:
+        return None
+    notes.append(colour.note(tags))
+    signal = np.asarray(image.convert('RGB')).astype(np.uint16) * 257
+    return Image.fromarray(colour.signal_to_srgb(signal, tags))
 
 
 def _through_profile(image: PIL.Image.Image, profile: bytes | None, notes: list[str]) -> PIL.Image.Image | None:
@@ -306,7 +339,7 @@ def _through_profile(image: PIL.Image.Image, profile: bytes | None, notes: list[
     return result
 
 
-def encode_png(image: Any, provenance: Provenance | None = None) -> bytes:
+def encode_png(image: ArrayLike, provenance: Provenance | None = None) -> bytes:
     """PNG file as bytes. Arguments as ``write_png``."""
     from PIL import Image, PngImagePlugin
 
@@ -323,7 +356,7 @@ def encode_png(image: Any, provenance: Provenance | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def write_png(path: str | os.PathLike, image: Any, provenance: Provenance | None = None) -> None:
+def write_png(path: str | os.PathLike, image: ArrayLike, provenance: Provenance | None = None) -> None:
     """Writes a PNG, completely or not at all.
 
     Args:
@@ -338,7 +371,7 @@ def write_png(path: str | os.PathLike, image: Any, provenance: Provenance | None
     atomic.write_bytes(path, encode_png(image, provenance))
 
 
-def grid(images: Any, columns: int, *, gap: int = 4, background: int = 255) -> np.ndarray:
+def grid(images: ArrayLike, columns: int, *, gap: int = 4, background: int = 255) -> np.ndarray:
     """Lays [N, H, W, 3] pictures out in rows of ``columns``; returns uint8 [H', W', 3]."""
     images = to_uint8(images)
     number, height, width, channels = images.shape

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from avatar_jax.errors import UserError
+from avatar_jax.progress import Console
 
 
 def shown(name: str | os.PathLike) -> str:
@@ -52,7 +53,10 @@ def check_utf8(path: str | os.PathLike, what: str) -> None:
 
 
 def prepare_streams() -> None:
-    """Makes stdout and stderr show what they can of every text, and exist: services have none."""
+    """Makes stdout and stderr show what they can of every text, and exist: services have none.
+
+    A stderr that is full or closed later does not end the work either.
+    """
     for number in (0, 1, 2):  # or else the next file that is opened gets the number, and what libraries print to it
         try:
             os.fstat(number)
@@ -64,3 +68,5 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))  # noqa: SIM115 -- for the whole program
         elif hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = Console(sys.stderr)

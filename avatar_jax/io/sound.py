@@ -36,6 +36,7 @@ COPIED = (
 )  # others (PCM, Vorbis, ...) are not played from MP4 everywhere
 _PAUSE = 0.1  # seconds: longer gaps in encoded sound are filled with silence
 _ENCODED_RATES = (48000, 44100, 32000, 24000, 22050, 16000)
+_MENDED = 'time stamps of the sound go back or jump: what follows was moved along'
 
 
 def has_sound(path: str | os.PathLike) -> bool:
@@ -47,6 +48,21 @@ def has_sound(path: str | os.PathLike) -> bool:
             return bool(container.streams.audio)
     except (av.error.FFmpegError, ValueError, OSError):
         return False
+
+
+def _mender(path: Path) -> stamps.Mender:
+    """Stamps that go back, or jump where the pictures' stamps do, move what follows. Pauses stay."""
+    pictures, sound = stamps.scan(path)
+    pauses = [j for j in sound.jumps if not any(a < j[1] and b > j[0] for a, b in pictures.jumps)]
+    step = sound.step if np.isfinite(sound.step) else 0.02
+    return stamps.Mender(step, tuple(j for j in sound.jumps if j not in pauses), least=0.0)
+
+
+def _taken(tracks: Any, stream: Any) -> list[str]:
+    """A note where a file has several sound tracks."""
+    if len(tracks) < 2:
+        return []
+    return [f'sound track {list(tracks).index(stream) + 1} of {len(tracks)} taken (the default one, else the first)']
 
 
 class SoundTrack:
@@ -79,9 +95,7 @@ class SoundTrack:
             self.close()
             raise UserError(f'{self.path}: has no sound track; leave the sound out or give another file')
         self._stream = sound_track(self._container)
-        if len(tracks) > 1:
-            number = list(tracks).index(self._stream) + 1
-            self.notes.append(f'sound track {number} of {len(tracks)} taken (the default one, else the first)')
+        self.notes += _taken(tracks, self._stream)
         self._output: Any = None
         self._pending: Any = None
         self._packets: Iterator[Any] = iter(())
@@ -126,16 +140,11 @@ class SoundTrack:
 
     @functools.cached_property
     def _mend(self) -> stamps.Mender:
-        """Stamps that go back, or jump where the pictures' stamps do, move what follows. Pauses stay."""
-        pictures, sound = stamps.scan(self.path)
-        pauses = [j for j in sound.jumps if not any(a < j[1] and b > j[0] for a, b in pictures.jumps)]
-        step = sound.step if np.isfinite(sound.step) else 0.02
-        return stamps.Mender(step, tuple(j for j in sound.jumps if j not in pauses), least=0.0)
+        return _mender(self.path)
 
     def _say_mended(self) -> None:
-        note = 'time stamps of the sound go back or jump: what follows was moved along'
-        if (self._mend.back or self._mend.jumped) and note not in self.notes:
-            self.notes.append(note)
+        if (self._mend.back or self._mend.jumped) and _MENDED not in self.notes:
+            self.notes.append(_MENDED)
 
     def _copied(self) -> Iterator[Any]:
         """Packets moved to the output's time, which begins at ``start``."""
@@ -228,7 +237,8 @@ def read_sound(path: str | os.PathLike, rate: int = SPEECH_RATE) -> Sound:
 
     Samples stand where their time stamps put them, so that sample ``n`` is heard at ``n / rate`` seconds, when the
     frame with that ``VideoFrame.time`` is seen: a track that begins late is preceded by zeros, what lies before
-    time 0 is dropped, gaps are filled with zeros. Channels are averaged.
+    time 0 is dropped, gaps are filled with zeros. Stamps that go back or jump are mended as those of the frames are.
+    Channels are averaged. Of several tracks the default one is read.
 
     Args:
         path: any file with sound that FFmpeg reads.
@@ -246,9 +256,8 @@ def read_sound(path: str | os.PathLike, rate: int = SPEECH_RATE) -> Sound:
             tracks = container.streams.audio
             if not tracks:
                 raise UserError(f'{path}: has no sound track; give a file with sound')
-            if len(tracks) > 1:
-                notes.append(f'the first of {len(tracks)} sound tracks')
-            stream = tracks[0]
+            stream, mend = sound_track(container), _mender(path)
+            notes += _taken(tracks, stream)
             source = stream.codec_context.sample_rate or stream.rate
             pieces: list[tuple[int, np.ndarray]] = []
             end = None  # where the samples so far end, in samples of the file's clock
@@ -256,7 +265,7 @@ def read_sound(path: str | os.PathLike, rate: int = SPEECH_RATE) -> Sound:
                 for frame in container.decode(stream):
                     values = _one_channel(frame)
                     source = frame.sample_rate or source
-                    stamp = end if frame.time is None else round(frame.time * source)
+                    stamp = end if frame.time is None else round(mend(frame.time) * source)
                     start = stamp or 0 if end is None or abs((stamp or 0) - end) > _JUMP * source else end
                     end = start + len(values)
                     if end > _LONGEST * source:
@@ -266,6 +275,7 @@ def read_sound(path: str | os.PathLike, rate: int = SPEECH_RATE) -> Sound:
                 if not pieces:
                     raise UserError(f'{path}: the sound is damaged; get the file again') from error
                 notes.append('the sound is damaged and ends early')
+            notes += [_MENDED] if mend.back or mend.jumped else []
     except (av.error.FFmpegError, ValueError) as error:
         raise UserError(f'{path}: is not a video or sound file that can be read, or is damaged') from error
     if end is None or end <= 0:

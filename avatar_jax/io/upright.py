@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from av import VideoFrame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Turn:
         return f'mirrored {"left-right" if self.mirror_x else "upside down"}, as the file says'
 
 
-def turn_of(frame: Any, otherwise: Turn = Turn()) -> Turn:
+def turn_of(frame: VideoFrame, otherwise: Turn = Turn()) -> Turn:
     """How a decoded frame is to be shown, by its display matrix; ``otherwise`` where it has none."""
     data = frame.side_data.get('DISPLAYMATRIX')
     return otherwise if data is None else turn_of_matrix(struct.unpack('<9i', bytes(data)[:36]))

@@ -33,7 +33,7 @@ _BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix alike
 _LIMITED_RANGE = 1
 
 
-def frame_rate(fps: Any) -> Fraction:
+def frame_rate(fps: float | str | Fraction) -> Fraction:
     """A frame rate as an exact ratio: 25 -> 25, '30000/1001' and 29.97 -> 30000/1001.
 
     Raises:
@@ -77,7 +77,7 @@ class VideoWriter:
     def __init__(
         self,
         path: str | os.PathLike,
-        fps: Any,
+        fps: float | str | Fraction,
         *,
         crf: int = 18,
         preset: str = 'medium',
@@ -183,7 +183,7 @@ class VideoWriter:
             self._container = None
 
 
-def write_video(path: str | os.PathLike, frames: Iterable[Any], fps: Any, **options: Any) -> int:
+def write_video(path: str | os.PathLike, frames: Iterable[Any], fps: float | str | Fraction, **options: Any) -> int:
     """Writes ``frames`` (any iterable, read one at a time) as an MP4; returns their number. See ``VideoWriter``."""
     with VideoWriter(path, fps, **options) as video:
         for frame in frames:
@@ -308,13 +308,16 @@ class VideoReader:
             scale = self._max_side / max(width, height)
             notes.append(f'reduced from {width}x{height} pixels')
             width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        tags = colour.tags_of(frame, stream.codec_context)
+        if helps := colour.unshowable(tags, frame, stream.codec_context):
+            raise UserError(f'{self.path}: {helps}')
         self._turn = turn_of(frame)
         self._first_size = frame.width, frame.height
         self.size = self._turn.size(width, height)
         return (
             *notes,
             *filter(None, [self._turn.note]),
-            *colour.notes(colour.tags_of(frame, stream.codec_context), frame),
+            *colour.notes(tags, frame),
         )
 
     @staticmethod

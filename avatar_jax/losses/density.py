@@ -7,10 +7,11 @@ Points are uniform in [-1,1]^3 although the volume is [-0.5,0.5]^3 (box_warp 1);
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from avatar_jax.types import PyTree
 
 Density = Callable[[jax.Array], jax.Array]
 
@@ -56,7 +57,7 @@ def alpha_mutual(alpha: jax.Array, other: jax.Array, target: float = 10.0) -> ja
     return alpha_norm(alpha - other, target)
 
 
-def mean_abs_parameters(params: Any) -> jax.Array:
+def mean_abs_parameters(params: PyTree) -> jax.Array:
     """Mean |theta| over all numbers of a parameter tree."""
     leaves = jax.tree.leaves(params)
     return sum(jnp.sum(jnp.abs(x)) for x in leaves) / sum(x.size for x in leaves)

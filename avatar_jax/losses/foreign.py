@@ -70,6 +70,7 @@ _SIGNATURES: dict[str, tuple[str, Callable[[Flat], bool]]] = {
     **{f'iresnet{d}': ('features.running_mean', partial(_iresnet, d)) for d in IRESNET_LAYERS},
     'ir50': ('output_layer.3.weight', partial(_ir, False)),
     'irse50': ('output_layer.3.weight', partial(_ir, True)),
+    'dlib_face': ('affine28.weight', lambda f: has(f, conv0__weight=(32, 3, 7, 7), fc__weight=(128, 256))),
     'inception': ('Mixed_7c.branch_pool.conv.weight', lambda f: has(f, Conv2d_1a_3x3__conv__weight=(32, 3, 3, 3))),
 }
 _UNUSED = {'classifier.': 'the classifier is not used', 'fc.': 'the classifier is not used'}

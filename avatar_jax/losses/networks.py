@@ -15,8 +15,8 @@ def default_bank(resolution: int) -> PerceptionBank:
     """The shipped stand-ins for pictures of procedural heads, if the package has them.
 
     Args:
-      resolution: side of the model's pictures. Above 256 pixels a model is not one of procedural heads of this
-        project's sizes, and a stand-in would judge pictures of a kind that it never saw: the bank is empty then.
+        resolution: side of the model's pictures. Above 256 pixels a model is not one of procedural heads of this
+            project's sizes, and a stand-in would judge pictures of a kind that it never saw: the bank is empty then.
     """
     from avatar_jax.io.weights import shipped, shipped_names
 

@@ -30,6 +30,7 @@ from avatar_jax.faces.recon import METHOD as RECON_METHOD
 from avatar_jax.faces.recon import ReconConfig, ReconNet, abstract_recon
 from avatar_jax.losses.identity import FACE_NETWORKS
 from avatar_jax.models.perception.arcface import IRBackbone, IResNet, ResNetArcFace
+from avatar_jax.models.perception.dlib_face import DlibFace
 from avatar_jax.models.perception.head_nets import HeadCoefficients, HeadIdentity, HeadNetsConfig
 from avatar_jax.models.perception.inception import FIDInception
 from avatar_jax.models.perception.lpips import CHECKSUM_LIN0, NETS, lin_weights, lpips_features, lpips_layers, trunk
@@ -44,12 +45,12 @@ class NetworkKind:
     """One network that a bank can hold.
 
     Attributes:
-      build: makes the module.
-      input_shape: of one image, to build the abstract parameters with.
-      arguments: further positional arguments of its call.
-      stand_in: trained by this project on procedural heads, instead of a public network.
-      unused: key prefixes of the public file that are ignored.
-      purpose: what it is for.
+        build: makes the module.
+        input_shape: of one image, to build the abstract parameters with.
+        arguments: further positional arguments of its call.
+        stand_in: trained by this project on procedural heads, instead of a public network.
+        unused: key prefixes of the public file that are ignored.
+        purpose: what it is for.
     """
 
     build: Callable[[], nn.Module]
@@ -75,6 +76,7 @@ NETWORKS: dict[str, NetworkKind] = {
     'iresnet100': NetworkKind(lambda: IResNet(100), (112, 112, 3), 'face recognition'),
     'ir50': NetworkKind(lambda: IRBackbone(False), (112, 112, 3), 'face recognition (pSp family)'),
     'irse50': NetworkKind(lambda: IRBackbone(True), (112, 112, 3), 'face recognition (pSp family)'),
+    'dlib_face': NetworkKind(DlibFace, (150, 150, 3), 'identity loss and CSIM of real faces'),
     'inception': NetworkKind(FIDInception, (299, 299, 3), 'FID'),
     RECON_METHOD: NetworkKind(ReconNet, (224, 224, 3), 'expression and pose (Deep3DFaceRecon): AED, APD'),
     'head_identity': NetworkKind(HeadIdentity, (128, 128, 3), 'identity of procedural heads', stand_in=True),
@@ -103,10 +105,10 @@ class PerceptionBank:
     """Weights of frozen networks.
 
     Attributes:
-      weights: network name (a key of `NETWORKS`) -> variables.
-      lin: LPIPS variant ('alex', 'vgg', 'squeeze') -> channel weights per layer.
-      head_nets: sizes of the stand-in networks. recon: those of the coefficient regressor.
-      sources: (name, where the weights come from) of everything held, for reports.
+        weights: network name (a key of `NETWORKS`) -> variables.
+        lin: LPIPS variant ('alex', 'vgg', 'squeeze') -> channel weights per layer.
+        head_nets: sizes of the stand-in networks. recon: those of the coefficient regressor.
+        sources: (name, where the weights come from) of everything held, for reports.
     """
 
     weights: dict[str, Any] = struct.field(default_factory=dict)
@@ -126,7 +128,7 @@ class PerceptionBank:
         """A bank that also holds this network, from a flat dictionary with the public file's keys and layouts.
 
         Raises:
-          UserError: the entries do not fit the network.
+            UserError: the entries do not fit the network.
         """
         unused = NETWORKS[_known(name)].unused
         flat = {k.removeprefix('module.'): v for k, v in flat.items()}
@@ -161,7 +163,7 @@ class PerceptionBank:
         Files are ``.safetensors`` of this project, or ``.npz`` with the keys and layouts of the public state dict.
 
         Raises:
-          UserError: unknown name; missing, damaged or unfitting file.
+            UserError: unknown name; missing, damaged or unfitting file.
         """
         bank = cls() if base is None else base
         for name, path in files.items():
@@ -181,7 +183,7 @@ class PerceptionBank:
         """What a perceptual term with this choice looks through: 'vgg19', 'head_features', 'pyramid' or 'none'.
 
         Raises:
-          UserError: a network is asked for by name and is not here.
+            UserError: a network is asked for by name and is not here.
         """
         return self._resolve('loss.perceptual_network', choice, PERCEPTUAL_CHOICES, ('vgg19', 'pyramid'))
 

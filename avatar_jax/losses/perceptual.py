@@ -23,10 +23,10 @@ class PerceptualTarget:
     """Detached features of a target.
 
     Attributes:
-      features: for each scale a dict tap -> [B,h,w,C].
-      grams: for each scale that has a style term a dict tap -> [B,C,C].
-      mask: [B,H,W,1] or None, multiplied into both feature maps.
-      taps: which activations, in the order of the per-layer results.
+        features: for each scale a dict tap -> [B,h,w,C].
+        grams: for each scale that has a style term a dict tap -> [B,C,C].
+        mask: [B,H,W,1] or None, multiplied into both feature maps.
+        taps: which activations, in the order of the per-layer results.
     """
 
     features: tuple[dict[str, jax.Array], ...]

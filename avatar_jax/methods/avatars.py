@@ -14,6 +14,7 @@ from avatar_jax.configure import to_plain
 from avatar_jax.io.atomic import atomic_folder, write_json
 from avatar_jax.io.images import grid, write_png
 from avatar_jax.io.provenance import Provenance
+from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, Source
 from avatar_jax.methods.model import Model, save_avatar
 from avatar_jax.methods.render import side_labels
@@ -45,7 +46,7 @@ def build_avatars(
     out: Path,
     options: Mapping[str, Any],
     *,
-    bank: Any = None,
+    bank: PerceptionBank = None,
     key: jax.Array | None = None,
     group: int = 4,
     seed: int = 0,
@@ -59,13 +60,16 @@ def build_avatars(
     for start in range(0, len(people), group):
         part = people[start : start + group]
         title = part[0].source.name if len(part) == 1 else f'{len(part)} avatars'
-        with Progress(steps * (1 if model.method.build_many else len(part)), f'{title} (compiles first)') as bar:
+        total = steps * (1 if model.method.build_many else len(part))
+        with Progress(total, title) as bar:
             shown = 0
 
-            def on_step(done: int, bar: Progress = bar, **numbers: Any) -> None:
+            def on_step(done: int, bar=bar, title=title, total=total, **numbers: Any) -> None:
                 nonlocal shown
                 bar.update(done - shown, **numbers)
                 shown = done
+                if done >= total:
+                    bar.describe(f'{title}: rendering it')
 
             sources = [p.source for p in part]
             own = None if key is None else jax.random.fold_in(key, start)
@@ -114,7 +118,7 @@ def write_summary(
     path: Path,
     model: Model,
     options: Mapping[str, Any],
-    bank: Any,
+    bank: PerceptionBank,
     reports: Sequence[Mapping[str, Any]],
     skipped: Sequence[tuple[str, str]],
     seed: int,

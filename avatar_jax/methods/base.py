@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avatar_jax.errors import UserError
+from avatar_jax.options import option as option
 
 if TYPE_CHECKING:
     import numpy as np
 
     from avatar_jax.io.assets import Asset
-    from avatar_jax.types import Avatar, Portrait
+    from avatar_jax.losses.perception import PerceptionBank
+    from avatar_jax.types import Avatar, Config, Portrait
 
 GROUP = 'avatar_jax.methods'
 DEFAULT = 'otavatar'  # of the commands, if neither --method nor weights nor an avatar name one
@@ -113,17 +115,6 @@ class NoOptions:
     """The options of a ``build`` that has none."""
 
 
-def option(default: Any, text: str, **more: Any) -> Any:
-    """A field of ``Method.build_options``: a keyword of ``Model.build`` and a flag of ``avatar-jax invert``.
-
-    Args:
-        default: the value if none is given.
-        text: the flag's help, in plain English.
-        more: ``choices`` and ``metavar`` of the flag.
-    """
-    return field(default=default, metadata={'text': text, **more})
-
-
 # -------------------------------------------------------------------------------------------------------- declarations
 
 
@@ -190,9 +181,12 @@ class Table:
         claims: (better, worse) pairs of rows, as the paper concludes.
         scores: name of a score -> whether higher is better.
         run: (variant, size, seed, steps or None, folder for shared pictures) -> ``FILE:VARIANT`` of the config to
-            train, and its overrides.
+            train, and its overrides; or a list of such pairs, trained one after the other: each but the first goes on
+            from the weights of the one before (``--config.init``).
         protocol: how a trained model is scored: 'portraits' (``eval.portraits``), or (model, people) -> {key: {score:
             number}}.
+        builds: with the protocol 'portraits', key -> options with which avatars of one portrait are built; empty: keys
+            are numbers of portraits.
         sizes: of networks and data; the first is the default.
         note: what to know about the scores.
     """
@@ -203,6 +197,7 @@ class Table:
     scores: Mapping[str, bool]
     run: Callable
     protocol: Any
+    builds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sizes: tuple[str, ...] = ('tiny', 'full')
     note: str = ''
 
@@ -298,11 +293,11 @@ class Method:
         """Whether pictures that are given together become one avatar."""
         return 'portraits' in self.sources
 
-    def signals_of(self, config: Any) -> tuple[str, ...]:
+    def signals_of(self, config: Config) -> tuple[str, ...]:
         """Names of the signals that drive models of this configuration."""
         return tuple(self.signals(config)) if callable(self.signals) else self.signals
 
-    def used_networks(self, config: Any, bank: Any) -> tuple[str, ...] | None:
+    def used_networks(self, config: Config, bank: PerceptionBank) -> tuple[str, ...] | None:
         """The bank's networks that ``build`` looks through; None where the method does not tell."""
         if self.looks_through is not None:
             return self.looks_through(config, bank)

@@ -21,7 +21,7 @@ from avatar_jax.driving.signals import drive_of, drive_of_rows, still_parts, sti
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import DEFAULT, KINDS, Built, Method, Source, method, method_with_avatars
 from avatar_jax.methods.render import stream
-from avatar_jax.types import Array, Avatar, Camera, Drive, Frames, Motion, Portrait
+from avatar_jax.types import Array, Avatar, Camera, Config, Drive, Frames, Motion, Portrait
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -41,7 +41,7 @@ class Model:
     """
 
     method: Method
-    config: Any
+    config: Config
     variables: Mapping[str, Any] = field(repr=False)
     sha256: str = ''
     provenance: Mapping[str, Any] | None = None
@@ -238,7 +238,7 @@ def check_weights(avatar: Avatar, model: Model) -> None:
         )
 
 
-def with_config(model: Model, config: Any) -> Model:
+def with_config(model: Model, config: Config) -> Model:
     """The same weights, used with other settings."""
     return replace(model, config=config)
 
@@ -246,11 +246,11 @@ def with_config(model: Model, config: Any) -> Model:
 # --------------------------------------------------------------------------------------------------------- avatar files
 
 
-def save_avatar(folder: str | os.PathLike, avatar: Avatar, provenance: Mapping[str, Any]) -> Path:
+def save_avatar(folder: str | os.PathLike, avatar: Avatar, provenance: Mapping[str, Any] | None = None) -> Path:
     """Writes ``avatar.safetensors`` into a folder (made if missing); returns its path.
 
     The file holds the identity's arrays and the camera; its metadata the method, basis, source and the SHA-256 of the
-    weights it belongs to.
+    weights it belongs to, and where the avatar comes from (``provenance``, plain values).
     """
     from avatar_jax.configure import to_plain
     from avatar_jax.io.weights import save_weights
@@ -266,7 +266,7 @@ def save_avatar(folder: str | os.PathLike, avatar: Avatar, provenance: Mapping[s
         'source': avatar.source,
         'config': to_plain(avatar.config),
     }
-    save_weights(path, variables, method='avatar', config=config, provenance=provenance)
+    save_weights(path, variables, method='avatar', config=config, provenance=provenance or {})
     return path
 
 

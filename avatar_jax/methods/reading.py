@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avatar_jax.driving.cameras import camera_labels
+from avatar_jax.driving.reading import read_request
 from avatar_jax.driving.request import Request
 from avatar_jax.driving.retarget import retarget
 from avatar_jax.errors import UserError
@@ -19,7 +20,7 @@ from avatar_jax.io.kinds import need_picture
 from avatar_jax.io.sound import has_sound
 from avatar_jax.methods.base import Source
 from avatar_jax.track.measure import Measured, MeasuredClip, is_track, measure, tracked_media
-from avatar_jax.types import Avatar, Motion, Portrait
+from avatar_jax.types import Avatar, Config, Motion, Portrait
 
 if TYPE_CHECKING:
     from avatar_jax.methods.model import Model
@@ -41,7 +42,7 @@ def read_portraits(files: Sequence[str | os.PathLike], model: Model, **options: 
     return [portrait_of(measured_as(file, model.config, **options), model.config)[0] for file in files]
 
 
-def measured_as(file: str | os.PathLike, config: Any, *, background: str = 'weights', **options: Any) -> Measured:
+def measured_as(file: str | os.PathLike, config: Config, *, background: str = 'weights', **options: Any) -> Measured:
     """What is measured on a picture, or on the best frame of a clip, for weights of this configuration.
 
     Args:
@@ -54,7 +55,7 @@ def measured_as(file: str | os.PathLike, config: Any, *, background: str = 'weig
     return measure(file, size=config.img_resolution, label_mode=config.label_mode, background=behind, **options).best()
 
 
-def portrait_of(measured: Measured, config: Any) -> tuple[Portrait, tuple[str, ...]]:
+def portrait_of(measured: Measured, config: Config) -> tuple[Portrait, tuple[str, ...]]:
     """A measured picture as a ``Portrait`` in the model's basis, and what could not be brought there.
 
     Expressions are moved over as a driver's are; shapes mean nothing in another basis and are left out.
@@ -71,7 +72,7 @@ def portrait_of(measured: Measured, config: Any) -> tuple[Portrait, tuple[str, .
         return bare, (f'its expression is taken as neutral: it was measured in {portrait.basis!r}; {error}',)
 
 
-def expression_source(measured: Any, portrait: Portrait, own: Any = None) -> str:
+def expression_source(measured: Measured, portrait: Portrait, own: Motion | None = None) -> str:
     """Where a portrait's expression is from, for reports. ``own``: the motion that was given for it."""
     if own is not None:
         return 'from the motion file'
@@ -86,7 +87,7 @@ class ClipPortraits:
     Iterating reads the clip once, in bounded memory; single frames are read by themselves.
     """
 
-    def __init__(self, clip: MeasuredClip, config: Any):
+    def __init__(self, clip: MeasuredClip, config: Config):
         self.clip, self.config = clip, config
         usable = np.asarray(clip.found) if clip.valid is None else np.asarray(clip.found) & np.asarray(clip.valid)
         self.numbers = np.flatnonzero(usable)
@@ -109,7 +110,7 @@ def is_clip(file: str | os.PathLike) -> bool:
     return os.path.isfile(file) and kinds.kind_of(file) == kinds.VIDEO
 
 
-def read_clip(file: str | os.PathLike, config: Any, *, background: str = 'weights', **options: Any) -> Source:
+def read_clip(file: str | os.PathLike, config: Config, *, background: str = 'weights', **options: Any) -> Source:
     """A video, or a folder that ``avatar-jax track`` wrote of one, as the ``Source`` of a personal avatar.
 
     Raises:
@@ -138,7 +139,7 @@ def read_motion(driver: str | os.PathLike, model: Model, avatar: Avatar | None =
         raise UserError(f'{spec}: no such file')
 
     avatar = Avatar({}) if avatar is None else avatar
-    return Request(os.fspath(driver), **options).read(model.config.basis, avatar, no_clips)[0]
+    return read_request(Request(os.fspath(driver), **options), model.config.basis, avatar, no_clips)[0]
 
 
 def cameras(model: Model, motion: Motion, kind: str = 'track', avatar: Avatar | None = None) -> np.ndarray:

@@ -18,12 +18,11 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import yaw_label
 from avatar_jax.methods.base import Method, method
 from avatar_jax.parallel import on_all, over_devices
-from avatar_jax.types import Array, Avatar, Drive, Frames, Portrait
+from avatar_jax.types import Array, Avatar, Config, Drive, Frames, Portrait, PyTree
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-PyTree = Any
 SIDE_VIEWS = np.deg2rad([-30.0, 30.0])
 
 
@@ -36,7 +35,7 @@ def side_labels(portrait: Portrait) -> np.ndarray:
 def animate(
     owner: Method,
     variables: Mapping[str, Any],
-    config: Any,
+    config: Config,
     avatar: Avatar,
     drive: Drive,
     labels: Float[jax.Array, 'frames 25'],
@@ -105,7 +104,7 @@ def _render(shared, rows, *, name, config, chunk, sr, devices):
 def stream(
     owner: Method,
     variables: Mapping[str, Any],
-    config: Any,
+    config: Config,
     avatar: Avatar,
     drive: Drive,
     labels: Float[Array, 'frames 25'],

@@ -13,13 +13,13 @@ def decode(params: dict[str, Any], features: jax.Array, lr_mul: float = 1.0) -> 
     """Decodes features that were already averaged over the planes.
 
     Args:
-      params: ``{'net': {'0': {'weight', 'bias'}, '2': {'weight', 'bias'}}}``, weights [in, out] before the gain
-        lr_mul/sqrt(in).
-      features: [..., C].
-      lr_mul: learning-rate multiplier that the weights were stored with.
+        params: ``{'net': {'0': {'weight', 'bias'}, '2': {'weight', 'bias'}}}``, weights [in, out] before the gain
+            lr_mul/sqrt(in).
+        features: [..., C].
+        lr_mul: learning-rate multiplier that the weights were stored with.
 
     Returns:
-      colours [..., K] in (-0.001, 1.001) and raw densities [..., 1], float32.
+        colours [..., K] in (-0.001, 1.001) and raw densities [..., 1], float32.
     """
     first, second = params['net']['0'], params['net']['2']
     # Full float32 always: densities are compared and exponentiated along rays.
@@ -67,7 +67,7 @@ class OSGDecoder(nn.Module):
     """Parameters of `decode`. Calling it returns them, since the renderer needs a pure function inside its loops.
 
     Attributes:
-      features: C, plane channels; hidden: width; out: K, colour channels; lr_mul: learning-rate multiplier.
+        features: C, plane channels; hidden: width; out: K, colour channels; lr_mul: learning-rate multiplier.
     """
 
     features: int = 32

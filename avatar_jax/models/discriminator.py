@@ -28,14 +28,14 @@ def minibatch_std(
     """Appends channels with the standard deviation over groups of samples.
 
     Args:
-      x: [N, H, W, C].
-      group_size: samples per group, at most N (None: N); sample n belongs to group n mod (N / size).
-      num_channels: how many channels are appended; each averages C / num_channels channels.
-      contiguous: sample n belongs to group n // size instead, so that the groups of a batch are the same however the
-        batch is divided among devices (into shares of whole groups).
+        x: [N, H, W, C].
+        group_size: samples per group, at most N (None: N); sample n belongs to group n mod (N / size).
+        num_channels: how many channels are appended; each averages C / num_channels channels.
+        contiguous: sample n belongs to group n // size instead, so that the groups of a batch are the same however the
+            batch is divided among devices (into shares of whole groups).
 
     Returns:
-      [N, H, W, C + num_channels] in the dtype of ``x``.
+        [N, H, W, C + num_channels] in the dtype of ``x``.
     """
     n, h, w, c = x.shape
     size = n if group_size is None else min(group_size, n)
@@ -53,12 +53,12 @@ class DiscriminatorBlock(nn.Module):
     """Residual block that halves the size.
 
     Attributes:
-      features: output channels.
-      hidden: channels before the reduction.
-      from_rgb: whether the input is an image, which a 1x1 convolution (``fromrgb``) first brings to ``hidden``.
-      conv_clamp: limit of the convolutions with activation, or None; the shortcut has no limit.
-      resample_filter: FIR taps.
-      dtype: type of the computation.
+        features: output channels.
+        hidden: channels before the reduction.
+        from_rgb: whether the input is an image, which a 1x1 convolution (``fromrgb``) first brings to ``hidden``.
+        conv_clamp: limit of the convolutions with activation, or None; the shortcut has no limit.
+        resample_filter: FIR taps.
+        dtype: type of the computation.
     """
 
     features: int
@@ -105,11 +105,11 @@ class DiscriminatorEpilogue(nn.Module):
     """4x4 features to a vector: minibatch standard deviation, convolution, two linear layers; float32.
 
     Attributes:
-      out_features: size of the result.
-      conv_clamp: limit of the convolution, or None.
-      mbstd_group_size: samples per group of the minibatch standard deviation; None: the whole batch.
-      mbstd_num_channels: appended channels; 0: none.
-      mbstd_contiguous: see ``minibatch_std``.
+        out_features: size of the result.
+        conv_clamp: limit of the convolution, or None.
+        mbstd_group_size: samples per group of the minibatch standard deviation; None: the whole batch.
+        mbstd_num_channels: appended channels; 0: none.
+        mbstd_contiguous: see ``minibatch_std``.
     """
 
     out_features: int
@@ -191,18 +191,18 @@ class DualDiscriminator(_Discriminator):
     """Judges the final image together with the raw rendering.
 
     Attributes:
-      c_dim: size of the camera label; 0: unconditional, one output per sample.
-      img_resolution: height and width of the final image, a power of two from 8 on.
-      img_channels: channels of each of the two images.
-      channel_base, channel_max: ``min(channel_base // r, channel_max)`` channels at resolution r.
-      conv_clamp: limit of activations (256 in the published networks), or None.
-      cmap_dim: size of the mapped label; None: the channels at 4x4.
-      mapping_layers: layers of the label mapping.
-      disc_c_noise: strength of the noise added to labels, in standard deviations of the batch (rng stream ``noise``).
-        The caller's labels are not changed.
-      mbstd_group_size, mbstd_num_channels, mbstd_contiguous: see ``minibatch_std``.
-      resample_filter: FIR taps.
-      dtype: type of the activations of the ``num_half_res`` highest resolutions; the rest is float32.
+        c_dim: size of the camera label; 0: unconditional, one output per sample.
+        img_resolution: height and width of the final image, a power of two from 8 on.
+        img_channels: channels of each of the two images.
+        channel_base, channel_max: ``min(channel_base // r, channel_max)`` channels at resolution r.
+        conv_clamp: limit of activations (256 in the published networks), or None.
+        cmap_dim: size of the mapped label; None: the channels at 4x4.
+        mapping_layers: layers of the label mapping.
+        disc_c_noise: strength of the noise added to labels, in standard deviations of the batch (rng stream ``noise``).
+            The caller's labels are not changed.
+        mbstd_group_size, mbstd_num_channels, mbstd_contiguous: see ``minibatch_std``.
+        resample_filter: FIR taps.
+        dtype: type of the activations of the ``num_half_res`` highest resolutions; the rest is float32.
     """
 
     @nn.compact
@@ -210,12 +210,12 @@ class DualDiscriminator(_Discriminator):
         """Scores images.
 
         Args:
-          image: [N, R, R, img_channels] in [-1, 1].
-          image_raw: [N, r, r, img_channels] in [-1, 1]; brought to R by antialiased bilinear resizing.
-          c: camera labels [N, c_dim].
+            image: [N, R, R, img_channels] in [-1, 1].
+            image_raw: [N, r, r, img_channels] in [-1, 1]; brought to R by antialiased bilinear resizing.
+            c: camera labels [N, c_dim].
 
         Returns:
-          logits [N, 1] float32, larger for real.
+            logits [N, 1] float32, larger for real.
         """
         self._check_image(image)
         raw = filtered_resizing(image_raw, self.img_resolution, filter_mode='antialiased')
@@ -267,11 +267,11 @@ def freeze_labels(params: Mapping[str, Any], count: int) -> dict[str, Any]:
     Fine-tuning with the first layers of the discriminator fixed (Freeze-D): give 'frozen' to ``optax.set_to_zero()``.
 
     Args:
-      params: parameters of a discriminator.
-      count: number of frozen convolutions, counted as in ``frozen_layers``.
+        params: parameters of a discriminator.
+        count: number of frozen convolutions, counted as in ``frozen_layers``.
 
     Returns:
-      A tree like ``params`` with a string at every leaf.
+        A tree like ``params`` with a string at every leaf.
     """
     resolution = max(int(name[1:]) for name in params if name.startswith('b') and name[1:].isdigit())
     frozen = frozen_layers(resolution, count)

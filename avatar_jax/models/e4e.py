@@ -40,6 +40,8 @@ class EncoderConfig:
             the others from the largest.
         shared: rows are offsets from the first one (e4e), or independent (pSp).
         head_width: channels inside the heads; None: ``w_dim``, as published.
+        first: weights that the heads' convolutions start from: 'torch' (uniform by fan-in, as published) or 'he', which
+            keeps the size of what passes through them, so that an encoder learns sooner from nothing.
     """
 
     image_size: int = 256
@@ -53,6 +55,7 @@ class EncoderConfig:
     middle: int = 7
     shared: bool = True
     head_width: int | None = None
+    first: str = 'torch'
 
     def __post_init__(self):
         for name in ('widths', 'units'):
@@ -62,6 +65,7 @@ class EncoderConfig:
         check.at_least(1, 'widths', 'units', 'num_ws', 'head_width')
         check.power_of_two(16, 'image_size')
         check.at_least(0, 'coarse')
+        check.one_of('first', 'torch', 'he')
         check.need(self.middle >= self.coarse, 'middle', f'must not be less than coarse ({self.coarse})')
         check.within(1, min(self.widths), 'reduction')
 
@@ -236,7 +240,8 @@ def init_encoder(config: EncoderConfig, key: jax.Array) -> dict[str, Any]:
             fan_in = leaf.shape[0] * leaf.shape[1] * leaf.shape[2]
             backbone = names[1] in ('input_layer', 'body')
             draw = host_draws.normal if backbone else host_draws.uniform
-            leaves.append(draw(own, leaf.shape, (2 / fan_in) ** 0.5 if backbone else fan_in**-0.5))
+            wide = 6 if config.first == 'he' and names[1] == 'styles' else 1
+            leaves.append(draw(own, leaf.shape, (2 / fan_in) ** 0.5 if backbone else (wide / fan_in) ** 0.5))
     return jax.tree.unflatten(structure, leaves)
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.models.triplane import TriPlaneGenerator
-
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 def noise_size(noise: PyTree) -> int:

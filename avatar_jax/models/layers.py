@@ -47,14 +47,14 @@ def fully_connected(
     """``act(x @ (weight * m / sqrt(in)) + bias * m)`` with the activation's default gain.
 
     Args:
-      x: [..., in].
-      weight: [in, out].
-      bias: [out] or None.
-      act: a name of ``ops.activations.ACTIVATIONS``.
-      lr_multiplier: ``m``, which sets the effective learning rate of the layer.
+        x: [..., in].
+        weight: [in, out].
+        bias: [out] or None.
+        act: a name of ``ops.activations.ACTIVATIONS``.
+        lr_multiplier: ``m``, which sets the effective learning rate of the layer.
 
     Returns:
-      [..., out] in the dtype of ``x``.
+        [..., out] in the dtype of ``x``.
     """
     y = jnp.matmul(x, (weight * (lr_multiplier * weight.shape[0] ** -0.5)).astype(x.dtype))
     return bias_act(y, None if bias is None else bias * lr_multiplier, act)
@@ -64,12 +64,12 @@ class FullyConnected(nn.Module):
     """Fully connected layer with equalised learning rate; see ``fully_connected``.
 
     Attributes:
-      features: output size.
-      activation: 'linear', 'lrelu', ...
-      lr_multiplier: effective learning-rate factor.
-      use_bias: whether there is a bias.
-      bias_init: initial bias, not divided by ``lr_multiplier``.
-      dtype: type of the computation.
+        features: output size.
+        activation: 'linear', 'lrelu', ...
+        lr_multiplier: effective learning-rate factor.
+        use_bias: whether there is a bias.
+        bias_init: initial bias, not divided by ``lr_multiplier``.
+        dtype: type of the computation.
     """
 
     features: int
@@ -93,14 +93,14 @@ class Conv2dLayer(nn.Module):
     """Convolution with equalised learning rate, optional FIR resampling by 2, activation and clamp.
 
     Attributes:
-      features: output channels.
-      kernel_size: 1 or 3; zero padding keeps the size.
-      use_bias: whether there is a bias.
-      activation: its default gain is applied.
-      up, down: resampling factors.
-      resample_filter: FIR taps.
-      conv_clamp: limit of the absolute output, or None.
-      dtype: type of the computation.
+        features: output channels.
+        kernel_size: 1 or 3; zero padding keeps the size.
+        use_bias: whether there is a bias.
+        activation: its default gain is applied.
+        up, down: resampling factors.
+        resample_filter: FIR taps.
+        conv_clamp: limit of the absolute output, or None.
+        dtype: type of the computation.
     """
 
     features: int
@@ -137,14 +137,14 @@ class SynthesisLayer(nn.Module):
     """Modulated convolution, noise, bias, activation.
 
     Attributes:
-      features: output channels.
-      resolution: output height and width, the size of ``noise_const``.
-      kernel_size: 3 or 1.
-      up: 1 or 2.
-      use_noise: whether noise parameters exist.
-      activation: default gain applied.
-      resample_filter: FIR taps for ``up=2``.
-      conv_clamp: limit of the absolute output, or None.
+        features: output channels.
+        resolution: output height and width, the size of ``noise_const``.
+        kernel_size: 3 or 1.
+        up: 1 or 2.
+        use_noise: whether noise parameters exist.
+        activation: default gain applied.
+        resample_filter: FIR taps for ``up=2``.
+        conv_clamp: limit of the absolute output, or None.
     """
 
     features: int
@@ -196,8 +196,8 @@ class ToRGB(nn.Module):
     """1x1 modulated convolution without demodulation, bias, clamp; no activation and no noise.
 
     Attributes:
-      features: output channels.
-      conv_clamp: limit of the absolute output, or None.
+        features: output channels.
+        conv_clamp: limit of the absolute output, or None.
     """
 
     features: int
@@ -218,16 +218,16 @@ class SynthesisBlock(nn.Module):
     """One resolution of the 'skip' generator: one or two synthesis layers and a ToRGB added to the skip image.
 
     Attributes:
-      in_channels: channels of the incoming features; 0 makes the first block, which starts from a learnt constant
-        [H, W, C] and has no ``conv0``.
-      features: output channels.
-      resolution: output height and width.
-      img_channels: channels of the skip image.
-      up: factor of ``conv0`` and of the skip image; 1 keeps both sizes.
-      use_noise: whether noise parameters exist.
-      resample_filter: FIR taps.
-      conv_clamp: limit of activations, or None.
-      dtype: type of the feature activations; the skip image is float32.
+        in_channels: channels of the incoming features; 0 makes the first block, which starts from a learnt constant
+            [H, W, C] and has no ``conv0``.
+        features: output channels.
+        resolution: output height and width.
+        img_channels: channels of the skip image.
+        up: factor of ``conv0`` and of the skip image; 1 keeps both sizes.
+        use_noise: whether noise parameters exist.
+        resample_filter: FIR taps.
+        conv_clamp: limit of activations, or None.
+        dtype: type of the feature activations; the skip image is float32.
     """
 
     in_channels: int
@@ -252,13 +252,14 @@ class SynthesisBlock(nn.Module):
         """Runs the block.
 
         Args:
-          x: [N, H, W, in_channels], or None for the first block.
-          img: skip image [N, H, W, img_channels] or None.
-          ws: [N, num_conv + 1, w_dim]: conv0 (if any), conv1, torgb.
-          noise_mode: 'random', 'const' or 'none'.
+            x: [N, H, W, in_channels], or None for the first block.
+            img: skip image [N, H, W, img_channels] or None.
+            ws: [N, num_conv + 1, w_dim]: conv0 (if any), conv1, torgb.
+            noise_mode: 'random', 'const' or 'none'.
 
         Returns:
-          features [N, resolution, resolution, features] in ``dtype``, image [N, resolution, resolution, img_channels].
+            features [N, resolution, resolution, features] in ``dtype``, image [N, resolution, resolution,
+                img_channels].
         """
         if ws.ndim != 3 or ws.shape[1] != self.num_conv + 1:
             raise ValueError(

@@ -14,13 +14,13 @@ class MappingNetwork(nn.Module):
     """``(z, c) -> w``, in float32 whatever the rest of the network uses.
 
     Attributes:
-      z_dim: size of the latent code; 0: none.
-      c_dim: size of the condition (25 for a camera label); 0: none.
-      w_dim: size of a style row and of every hidden layer.
-      num_ws: rows to repeat the result to; None returns one vector per sample and keeps no average.
-      num_layers: fully connected layers.
-      lr_multiplier: of these layers (the embedding of c has 1).
-      w_avg_beta: decay of the running mean of w (collection ``ema_stats``, variable ``w_avg`` [w_dim]).
+        z_dim: size of the latent code; 0: none.
+        c_dim: size of the condition (25 for a camera label); 0: none.
+        w_dim: size of a style row and of every hidden layer.
+        num_ws: rows to repeat the result to; None returns one vector per sample and keeps no average.
+        num_layers: fully connected layers.
+        lr_multiplier: of these layers (the embedding of c has 1).
+        w_avg_beta: decay of the running mean of w (collection ``ema_stats``, variable ``w_avg`` [w_dim]).
     """
 
     z_dim: int
@@ -43,15 +43,15 @@ class MappingNetwork(nn.Module):
         """Maps codes and conditions to styles.
 
         Args:
-          z: [N, z_dim]; None if ``z_dim`` is 0.
-          c: [N, c_dim]; None if ``c_dim`` is 0.
-          truncation_psi: pull towards the mean style: ``w_avg + psi * (w - w_avg)``; 1 leaves w alone.
-          truncation_cutoff: only the first rows are truncated; None means all.
-          update_emas: move ``w_avg`` towards the batch mean; needs ``mutable=['ema_stats']``. With data parallelism
-            the caller averages the updated collection over the devices.
+            z: [N, z_dim]; None if ``z_dim`` is 0.
+            c: [N, c_dim]; None if ``c_dim`` is 0.
+            truncation_psi: pull towards the mean style: ``w_avg + psi * (w - w_avg)``; 1 leaves w alone.
+            truncation_cutoff: only the first rows are truncated; None means all.
+            update_emas: move ``w_avg`` towards the batch mean; needs ``mutable=['ema_stats']``. With data parallelism
+                the caller averages the updated collection over the devices.
 
         Returns:
-          [N, num_ws, w_dim], or [N, w_dim] if ``num_ws`` is None. float32.
+            [N, num_ws, w_dim], or [N, w_dim] if ``num_ws`` is None. float32.
         """
         parts = []
         if self.z_dim:

@@ -54,16 +54,16 @@ class SuperResolution(nn.Module):
     """Rendered colours and features to the image.
 
     Attributes:
-      variant: '8XDC' (512 pixels), '8X' (512), '4X' (256), '2X' (128) or 'deepfp32' (256).
-      img_resolution: output size; None: that of the published module.
-      channels: output channels of the two blocks; None: those of the published module.
-      img_channels: channels of the colour image.
-      conv_clamp: limit of activations; 256 for networks trained in half precision.
-      sr_antialias: widen the kernel when inputs are reduced ('deepfp32' takes no such option and never does).
-      use_noise: whether noise parameters exist.
-      resample_filter: FIR taps.
-      dtype: type of the feature activations.
-      remat: compute the activations of the blocks again in the backward pass instead of keeping them.
+        variant: '8XDC' (512 pixels), '8X' (512), '4X' (256), '2X' (128) or 'deepfp32' (256).
+        img_resolution: output size; None: that of the published module.
+        channels: output channels of the two blocks; None: those of the published module.
+        img_channels: channels of the colour image.
+        conv_clamp: limit of activations; 256 for networks trained in half precision.
+        sr_antialias: widen the kernel when inputs are reduced ('deepfp32' takes no such option and never does).
+        use_noise: whether noise parameters exist.
+        resample_filter: FIR taps.
+        dtype: type of the feature activations.
+        remat: compute the activations of the blocks again in the backward pass instead of keeping them.
     """
 
     variant: str = '8XDC'
@@ -81,13 +81,13 @@ class SuperResolution(nn.Module):
         """Makes the image.
 
         Args:
-          rgb: rendered colours [N, r, r, img_channels], nominally in [-1, 1].
-          x: rendered features [N, r, r, C].
-          ws: style rows [N, rows, w_dim]; the last one is used.
-          noise_mode: 'random', 'const' or 'none'.
+            rgb: rendered colours [N, r, r, img_channels], nominally in [-1, 1].
+            x: rendered features [N, r, r, C].
+            ws: style rows [N, rows, w_dim]; the last one is used.
+            noise_mode: 'random', 'const' or 'none'.
 
         Returns:
-          [N, R, R, img_channels] float32, nominally in [-1, 1], not clamped.
+            [N, R, R, img_channels] float32, nominally in [-1, 1], not clamped.
         """
         return self.with_raw(rgb, x, ws, noise_mode)[0]
 

@@ -27,16 +27,16 @@ class SynthesisNetwork(nn.Module):
     """Style rows to image: blocks ``b4``, ``b8``, ... up to ``img_resolution``.
 
     Attributes:
-      img_resolution: output height and width, a power of two.
-      img_channels: output channels, 96 for three planes of 32.
-      channel_base, channel_max: block of resolution r has ``min(channel_base // r, channel_max)`` channels.
-      conv_clamp: limit of activations, None in the published backbones.
-      use_noise: whether noise parameters exist.
-      resample_filter: FIR taps.
-      dtype: type of the activations; the image is float32.
-      remat: compute the activations of the blocks again in the backward pass instead of keeping them.
-      num_half_res: how many of the highest resolutions run in ``dtype``; the others, and always the 4x4 block, run in
-        float32. None: all but the 4x4 block.
+        img_resolution: output height and width, a power of two.
+        img_channels: output channels, 96 for three planes of 32.
+        channel_base, channel_max: block of resolution r has ``min(channel_base // r, channel_max)`` channels.
+        conv_clamp: limit of activations, None in the published backbones.
+        use_noise: whether noise parameters exist.
+        resample_filter: FIR taps.
+        dtype: type of the activations; the image is float32.
+        remat: compute the activations of the blocks again in the backward pass instead of keeping them.
+        num_half_res: how many of the highest resolutions run in ``dtype``; the others, and always the 4x4 block, run in
+            float32. None: all but the 4x4 block.
     """
 
     img_resolution: int

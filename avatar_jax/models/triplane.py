@@ -22,7 +22,7 @@ from avatar_jax.models.synthesis import SynthesisNetwork, num_style_rows
 from avatar_jax.render.cameras import unpack_label
 from avatar_jax.render.config import RenderConfig
 from avatar_jax.render.rays import sample_rays
-from avatar_jax.render.renderer import Deform, decode_points, render_rays
+from avatar_jax.render.renderer import Deform, RayOutput, decode_points, render_rays
 from avatar_jax.render.sampling import RenderDraws
 
 # Constructor options of the release that change nothing here: how kernels are fused, half precision (`dtype` instead),
@@ -36,25 +36,26 @@ class GeneratorConfig:
     """Sizes and options of a tri-plane generator.
 
     Attributes:
-      z_dim, w_dim, c_dim: latent code, style row, camera label.
-      img_resolution: side of the final image; plane_resolution: side of the feature planes.
-      plane_channels: channels of one plane.
-      channel_base, channel_max: the backbone's block of resolution r has min(channel_base // r, channel_max) channels.
-      mapping_layers: depth of the mapping network.
-      decoder_hidden, decoder_out: width of the decoder, and its colour features (the first three are the raw image).
-      superresolution: '8XDC', '8X', '4X', '2X' or 'deepfp32'; sr_channels: channels of its two blocks, None for those
-        of the release; sr_conv_clamp: limit of its activations (the release has 256, in float32 too).
-      conv_clamp: limit of the backbone's activations, None in the release.
-      neural_rendering_resolution: side of the volume-rendered image.
-      dtype: 'float32' or 'bfloat16', the type of the convolutions' activations in backbone and super-resolution.
-        sr_dtype: the same of super-resolution alone; '' is ``dtype``. The original halves only its precision.
-        Parameters, mapping, style affines, skip images, decoder, densities and compositing stay float32.
-      remat: compute the activations of backbone and super-resolution blocks again in the backward pass instead of
-          keeping
-        them: less memory, about a third more time. (`rendering.ray_chunk` does so for rays.)
-      release_image_raw: report ``image_raw`` as the release does in float32, where '4X' at 128 and '2X' at 64 raw
-        pixels overwrite it with the first super-resolution block's sum; False reports the rendered colours.
-      rendering: see `RenderConfig`.
+        z_dim, w_dim, c_dim: latent code, style row, camera label.
+        img_resolution: side of the final image; plane_resolution: side of the feature planes.
+        plane_channels: channels of one plane.
+        channel_base, channel_max: the backbone's block of resolution r has min(channel_base // r, channel_max)
+            channels.
+        mapping_layers: depth of the mapping network.
+        decoder_hidden, decoder_out: width of the decoder, and its colour features (the first three are the raw image).
+        superresolution: '8XDC', '8X', '4X', '2X' or 'deepfp32'; sr_channels: channels of its two blocks, None for those
+            of the release; sr_conv_clamp: limit of its activations (the release has 256, in float32 too).
+        conv_clamp: limit of the backbone's activations, None in the release.
+        neural_rendering_resolution: side of the volume-rendered image.
+        dtype: 'float32' or 'bfloat16', the type of the convolutions' activations in backbone and super-resolution.
+            sr_dtype: the same of super-resolution alone; '' is ``dtype``. The original halves only its precision.
+            Parameters, mapping, style affines, skip images, decoder, densities and compositing stay float32.
+        remat: compute the activations of backbone and super-resolution blocks again in the backward pass instead of
+                keeping
+            them: less memory, about a third more time. (`rendering.ray_chunk` does so for rays.)
+        release_image_raw: report ``image_raw`` as the release does in float32, where '4X' at 128 and '2X' at 64 raw
+            pixels overwrite it with the first super-resolution block's sum; False reports the rendered colours.
+        rendering: see `RenderConfig`.
     """
 
     z_dim: int = 512
@@ -187,12 +188,12 @@ class GeneratorConfig:
         """The configuration of a released model.
 
         Args:
-          init_kwargs: its constructor options (``_init_kwargs`` of the stored network), with ``rendering_kwargs``.
-          neural_rendering_resolution: the attribute of that name.
-          plane_axes: see `ops.grid_sample.plane_axes_of`.
+            init_kwargs: its constructor options (``_init_kwargs`` of the stored network), with ``rendering_kwargs``.
+            neural_rendering_resolution: the attribute of that name.
+            plane_axes: see `ops.grid_sample.plane_axes_of`.
 
         Raises:
-          UserError: for options that are unknown or that this generator does not have.
+            UserError: for options that are unknown or that this generator does not have.
         """
         kwargs = dict(init_kwargs)
         rendering = kwargs.pop('rendering_kwargs')
@@ -225,10 +226,10 @@ class Rendered:
     """A volume-rendered image of R x R rays.
 
     Attributes:
-      rgb: [N, R, R, 3], nominally in [-1, 1]: the first three features.
-      features: [N, R, R, K].
-      depth: [N, R, R, 1] distance along the ray, in world units.
-      opacity: [N, R, R, 1] in [0, 1]: how much of the ray's light was stopped.
+        rgb: [N, R, R, 3], nominally in [-1, 1]: the first three features.
+        features: [N, R, R, K].
+        depth: [N, R, R, 1] distance along the ray, in world units.
+        opacity: [N, R, R, 1] in [0, 1]: how much of the ray's light was stopped.
     """
 
     rgb: jax.Array
@@ -334,10 +335,10 @@ class TriPlaneGenerator(nn.Module):
         """Volume-renders planes [N, 3, H, W, C] from the cameras c [N, 25].
 
         Args:
-          resolution: R, pixels per side; None is ``neural_rendering_resolution``.
-          key: jitters the samples along the rays; None renders deterministically.
-          draws: given random numbers instead of a key.
-          deform: moves the samples before the planes are looked up, see `renderer.render_rays`.
+            resolution: R, pixels per side; None is ``neural_rendering_resolution``.
+            key: jitters the samples along the rays; None renders deterministically.
+            draws: given random numbers instead of a key.
+            deform: moves the samples before the planes are looked up, see `renderer.render_rays`.
         """
         if key is not None and draws is not None:
             raise ValueError('render: give a key or draws, not both')
@@ -349,6 +350,17 @@ class TriPlaneGenerator(nn.Module):
         out = render_rays(self._decode(), planes, origins, directions, config, draws, deform)
         maps = [a.reshape(a.shape[0], size, size, a.shape[-1]) for a in (out.features, out.depth, out.opacity)]
         return Rendered(maps[0][..., :3], *maps)
+
+    def render_rays(
+        self,
+        planes: jax.Array,
+        origins: jax.Array,
+        directions: jax.Array,
+        draws: RenderDraws | None = None,
+        deform: Deform | None = None,
+    ) -> RayOutput:
+        """Volume-renders single rays [N, M, 3]; see `renderer.render_rays`."""
+        return render_rays(self._decode(), planes, origins, directions, self.config.rendering, draws, deform)
 
     def superresolve(self, rgb: jax.Array, features: jax.Array, ws: jax.Array) -> jax.Array:
         """Rendered colours [N, R, R, 3] and features [N, R, R, K] -> image [N, H, W, 3], not clamped.
@@ -381,12 +393,12 @@ class TriPlaneGenerator(nn.Module):
         """Style rows [N, num_ws, w_dim] seen from cameras c [N, 25].
 
         Args:
-          resolution, key, draws: see `render`; noise_mode: of the backbone, see `planes`.
-          planes: already computed planes of these ``ws``, to render further views without the backbone.
+            resolution, key, draws: see `render`; noise_mode: of the backbone, see `planes`.
+            planes: already computed planes of these ``ws``, to render further views without the backbone.
 
         Returns:
-          image [N, H, W, 3] and image_raw [N, R, R, 3], nominally in [-1, 1] but not clamped;
-          image_depth [N, R, R, 1]; opacity [N, R, R, 1].
+            image [N, H, W, 3] and image_raw [N, R, R, 3], nominally in [-1, 1] but not clamped;
+            image_depth [N, R, R, 1]; opacity [N, R, R, 1].
         """
         if planes is None:
             planes = self.planes(ws, noise_mode)

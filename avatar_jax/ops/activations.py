@@ -53,15 +53,15 @@ def bias_act(
     """``clip(act(x + b) * gain, -clamp, clamp)`` over the last (channel) axis.
 
     Args:
-      x: [..., C].
-      b: [C] or None.
-      act: a name of ``ACTIVATIONS``.
-      alpha: slope for 'lrelu'; None takes the default 0.2. Other activations take none.
-      gain: factor after the activation; None takes the default of the activation.
-      clamp: limit of the absolute value after the gain; None does not limit.
+        x: [..., C].
+        b: [C] or None.
+        act: a name of ``ACTIVATIONS``.
+        alpha: slope for 'lrelu'; None takes the default 0.2. Other activations take none.
+        gain: factor after the activation; None takes the default of the activation.
+        clamp: limit of the absolute value after the gain; None does not limit.
 
     Returns:
-      [..., C] in the dtype of ``x``.
+        [..., C] in the dtype of ``x``.
     """
     spec = activation(act)
     if alpha is not None and spec.alpha is None:

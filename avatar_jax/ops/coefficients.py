@@ -56,7 +56,7 @@ def unpack(vector: Array) -> Coefficients:
     """Splits [..., 257] (or the first 257 of [..., 260]).
 
     Raises:
-      ValueError: the last axis is neither 257 nor 260.
+        ValueError: the last axis is neither 257 nor 260.
     """
     if vector.shape[-1] not in (NUM_COEFFICIENTS, NUM_RECORD):
         raise ValueError(f'expected 257 coefficients or 260 with the crop, got shape {tuple(vector.shape)}')

@@ -58,16 +58,16 @@ def conv2d(
     """2-D convolution in the deep-learning sense (correlation).
 
     Args:
-      x: [N, H, W, I].
-      w: [kh, kw, I // groups, O].
-      stride: step of the output grid, one number or (vertical, horizontal).
-      padding: zeros around x. One number for all sides, (vertical, horizontal), ((top, bottom), (left, right)),
-        'VALID' (none) or 'SAME' (output ceil(size / stride)). Negative numbers crop.
-      dilation: spacing of the kernel taps.
-      groups: channels are split into that many independent groups (meant for few groups: one call per group).
+        x: [N, H, W, I].
+        w: [kh, kw, I // groups, O].
+        stride: step of the output grid, one number or (vertical, horizontal).
+        padding: zeros around x. One number for all sides, (vertical, horizontal), ((top, bottom), (left, right)),
+            'VALID' (none) or 'SAME' (output ceil(size / stride)). Negative numbers crop.
+        dilation: spacing of the kernel taps.
+        groups: channels are split into that many independent groups (meant for few groups: one call per group).
 
     Returns:
-      [N, H', W', O] with H' = (H + top + bottom - dilation*(kh - 1) - 1) // stride + 1.
+        [N, H', W', O] with H' = (H + top + bottom - dilation*(kh - 1) - 1) // stride + 1.
     """
     stride, dilation = _pair(stride), _pair(dilation)
     if x.ndim != 4 or w.ndim != 4:
@@ -89,14 +89,14 @@ def conv2d_transpose(
     """Transposed convolution in scatter form: full[i*stride + k] += x[i] w[k], then ``padding`` rows are cut off.
 
     Args:
-      x: [N, H, W, I].
-      w: [kh, kw, I // groups, O]; not flipped, input channels third (as for ``conv2d``).
-      stride: spacing of the scattered samples.
-      padding: rows and columns removed from the full result; same forms as for ``conv2d``, no strings.
-      groups: channels are split into that many independent groups.
+        x: [N, H, W, I].
+        w: [kh, kw, I // groups, O]; not flipped, input channels third (as for ``conv2d``).
+        stride: spacing of the scattered samples.
+        padding: rows and columns removed from the full result; same forms as for ``conv2d``, no strings.
+        groups: channels are split into that many independent groups.
 
     Returns:
-      [N, H', W', O] with H' = (H - 1) * stride + kh - top - bottom.
+        [N, H', W', O] with H' = (H - 1) * stride + kh - top - bottom.
     """
     stride = _pair(stride)
     if x.ndim != 4 or w.ndim != 4:

@@ -33,12 +33,12 @@ def weighted_rows(
     """``sum_k weight[k, m] * table[index[k, m]]``.
 
     Args:
-      table: [R, C].
-      index: [K, M] integers, all within [0, R) (not checked).
-      weight: [K, M].
+        table: [R, C].
+        index: [K, M] integers, all within [0, R) (not checked).
+        weight: [K, M].
 
     Returns:
-      [M, C]. Reverse-mode differentiable in ``table`` and ``weight``, to any order; no forward mode (`jax.jvp`).
+        [M, C]. Reverse-mode differentiable in ``table`` and ``weight``, to any order; no forward mode (`jax.jvp`).
     """
     rows = [table.at[i].get(mode='promise_in_bounds') * w[:, None] for i, w in zip(index, weight)]
     return sum(rows[1:], rows[0])
@@ -126,14 +126,14 @@ def grid_sample(
     """Looks up an image at given places.
 
     Args:
-      image: [N, H, W, C].
-      grid: [N, ..., 2]; component 0 is x (columns), 1 is y (rows); -1 and 1 are the image's edges
-        (``align_corners=False``) or the centres of its outer pixels (True).
-      mode: 'bilinear', or 'nearest' (halves go to the even pixel; no gradient to ``grid``).
-      padding: 'zeros' (a tap outside the image contributes 0) or 'border' (places are moved into the image first).
+        image: [N, H, W, C].
+        grid: [N, ..., 2]; component 0 is x (columns), 1 is y (rows); -1 and 1 are the image's edges
+            (``align_corners=False``) or the centres of its outer pixels (True).
+        mode: 'bilinear', or 'nearest' (halves go to the even pixel; no gradient to ``grid``).
+        padding: 'zeros' (a tap outside the image contributes 0) or 'border' (places are moved into the image first).
 
     Returns:
-      [N, ..., C].
+        [N, ..., C].
     """
     if grid.shape[-1] != 2 or image.ndim != 4 or grid.shape[0] != image.shape[0]:
         raise ValueError(f'grid_sample: image {image.shape} and grid {grid.shape} do not go together')
@@ -193,11 +193,11 @@ def sample_planes(
     """Bilinear features of 3-D points on each of three planes (EG3D 3.1 and its release's plane order).
 
     Args:
-      planes: [N, 3, H, W, C]; columns and rows span the coordinate pairs of `PLANE_AXES`.
-      points: [N, M, 3] world coordinates; the planes cover [-box_warp/2, box_warp/2], beyond that features fade to 0.
+        planes: [N, 3, H, W, C]; columns and rows span the coordinate pairs of `PLANE_AXES`.
+        points: [N, M, 3] world coordinates; the planes cover [-box_warp/2, box_warp/2], beyond that features fade to 0.
 
     Returns:
-      [N, 3, M, C].
+        [N, 3, M, C].
     """
     index, weight = _plane_corners(planes, points, box_warp, plane_axes)
     channels = planes.shape[-1]

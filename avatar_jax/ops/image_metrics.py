@@ -35,10 +35,10 @@ def psnr(
     """Peak signal-to-noise ratio in dB; infinite for equal images.
 
     Args:
-      prediction, target: [B, H, W, C].
-      data_range: largest signal; 'target' is max - min of the whole target batch (torchmetrics' former default).
-      mask: [B, H, W] or [B, H, W, 1] weights; only these pixels count (PSNR-M). NaN where a mask is empty.
-      over: 'image' gives [B] values; 'batch' one value from one mean square error over all images.
+        prediction, target: [B, H, W, C].
+        data_range: largest signal; 'target' is max - min of the whole target batch (torchmetrics' former default).
+        mask: [B, H, W] or [B, H, W, 1] weights; only these pixels count (PSNR-M). NaN where a mask is empty.
+        over: 'image' gives [B] values; 'batch' one value from one mean square error over all images.
     """
     prediction, target = jnp.asarray(prediction), jnp.asarray(target)
     square = (prediction - target) ** 2
@@ -97,14 +97,14 @@ def ssim_map(
     """Structural similarity at every position with full window support.
 
     Args:
-      prediction, target: [B, H, W, C], each side at least the window.
-      window: 'gaussian' (11 x 11, sigma 1.5; Wang et al., torchmetrics) or 'uniform' (7 x 7, scikit-image's default).
-      covariance: 'population', or 'sample' (times n / (n - 1), scikit-image's default with the uniform window).
-      data_range: largest signal; 'both' is the larger of the two batches' max - min (torchmetrics' default).
-      k1, k2: the constants of the definition.
+        prediction, target: [B, H, W, C], each side at least the window.
+        window: 'gaussian' (11 x 11, sigma 1.5; Wang et al., torchmetrics) or 'uniform' (7 x 7, scikit-image's default).
+        covariance: 'population', or 'sample' (times n / (n - 1), scikit-image's default with the uniform window).
+        data_range: largest signal; 'both' is the larger of the two batches' max - min (torchmetrics' default).
+        k1, k2: the constants of the definition.
 
     Returns:
-      [B, H - w + 1, W - w + 1, C].
+        [B, H - w + 1, W - w + 1, C].
     """
     if window not in ('gaussian', 'uniform'):
         raise ValueError(f"window='{window}': choose 'gaussian' or 'uniform'")

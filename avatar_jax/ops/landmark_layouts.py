@@ -152,7 +152,7 @@ def to_68(points: np.ndarray) -> np.ndarray:
     """[..., 68, 98 or 478, 2] -> [..., 68, 2].
 
     Raises:
-      ValueError: another number of points (five points do not determine 68).
+        ValueError: another number of points (five points do not determine 68).
     """
     points = np.asarray(points)
     n = points.shape[-2]

@@ -33,16 +33,16 @@ def modulated_conv2d(
     same sum, several times faster than per-sample kernels, and merges with the batch under ``vmap``.
 
     Args:
-      x: [N, H, W, I]; its dtype is the dtype of the convolution.
-      weight: [kh, kw, I, O] float32.
-      styles: [N, I] float32.
-      noise: added to the result; broadcastable to [N, H', W', 1], or [H', W'].
-      up, down, padding, resample_filter, flip_weight: as for ``conv2d_resample``.
-      demodulate: divide each output channel by the root of the sum of squares of its modulated kernel (+ 1e-8).
+        x: [N, H, W, I]; its dtype is the dtype of the convolution.
+        weight: [kh, kw, I, O] float32.
+        styles: [N, I] float32.
+        noise: added to the result; broadcastable to [N, H', W', 1], or [H', W'].
+        up, down, padding, resample_filter, flip_weight: as for ``conv2d_resample``.
+        demodulate: divide each output channel by the root of the sum of squares of its modulated kernel (+ 1e-8).
 
     Returns:
-      [N, H', W', O] in the dtype of ``x``. Demodulation sums are float32; in half precision the kernel and the styles
-      are first scaled by their largest entries, which demodulation cancels, so that products stay in range.
+        [N, H', W', O] in the dtype of ``x``. Demodulation sums are float32; in half precision the kernel and the styles
+        are first scaled by their largest entries, which demodulation cancels, so that products stay in range.
     """
     kh, kw, channels, _ = weight.shape
     if styles.shape != (x.shape[0], channels):

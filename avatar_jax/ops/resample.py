@@ -37,14 +37,14 @@ def setup_filter(
     """Prepares a FIR filter.
 
     Args:
-      f: taps [t], a 2-D filter [th, tw], or None for the identity.
-      normalize: divide by the sum of all entries.
-      flip_filter: reverse all axes.
-      gain: multiply by ``gain ** (ndim / 2)``.
-      separable: keep 1-D taps (applied along x, then y). None: yes from 8 taps on; shorter ones become f f^T.
+        f: taps [t], a 2-D filter [th, tw], or None for the identity.
+        normalize: divide by the sum of all entries.
+        flip_filter: reverse all axes.
+        gain: multiply by ``gain ** (ndim / 2)``.
+        separable: keep 1-D taps (applied along x, then y). None: yes from 8 taps on; shorter ones become f f^T.
 
     Returns:
-      float32 [t] or [th, tw].
+        float32 [t] or [th, tw].
     """
     f = np.asarray(1.0 if f is None else f, np.float64)
     if f.ndim not in (0, 1, 2) or f.size == 0:
@@ -75,17 +75,17 @@ def upfirdn2d(
     """Up-samples, pads, filters and down-samples each channel.
 
     Args:
-      x: [N, H, W, C].
-      f: from ``setup_filter``: [th, tw], or [t] applied along both axes, or None (identity).
-      up: after every sample, the last one included, ``up - 1`` zeros are inserted.
-      down: every ``down``-th filtered sample is kept, starting with the first.
-      padding: zeros around the zero-inserted image; negative numbers crop.
-      flip_filter: False convolves, True correlates.
-      gain: scale of the result.
+        x: [N, H, W, C].
+        f: from ``setup_filter``: [th, tw], or [t] applied along both axes, or None (identity).
+        up: after every sample, the last one included, ``up - 1`` zeros are inserted.
+        down: every ``down``-th filtered sample is kept, starting with the first.
+        padding: zeros around the zero-inserted image; negative numbers crop.
+        flip_filter: False convolves, True correlates.
+        gain: scale of the result.
 
     Returns:
-      [N, (H*up_y + top + bottom - th) // down_y + 1, (W*up_x + left + right - tw) // down_x + 1, C]. Half-precision
-      images are filtered in float32 and rounded once.
+        [N, (H*up_y + top + bottom - th) // down_y + 1, (W*up_x + left + right - tw) // down_x + 1, C]. Half-precision
+        images are filtered in float32 and rounded once.
     """
     if x.ndim != 4:
         raise ValueError(f'upfirdn2d takes [N, H, W, C], got {x.shape}')
@@ -165,18 +165,18 @@ def conv2d_resample(
     """Convolution with FIR up-sampling before it or FIR down-sampling after it, in the cheapest equivalent order.
 
     Args:
-      x: [N, H, W, I].
-      w: [kh, kw, I // groups, O].
-      f: FIR filter for the resampling, from ``setup_filter``; None repeats no sample and filters nothing.
-      up: integer factor applied to the image before the convolution.
-      down: integer factor applied to the result.
-      padding: with respect to the up-sampled image; one number, (x, y) or (left, right, top, bottom).
-      groups: channel groups of the convolution.
-      flip_weight: True correlates with ``w``, as usual; False convolves (``w`` rotated by 180 degrees).
-      flip_filter: passed to ``upfirdn2d``.
+        x: [N, H, W, I].
+        w: [kh, kw, I // groups, O].
+        f: FIR filter for the resampling, from ``setup_filter``; None repeats no sample and filters nothing.
+        up: integer factor applied to the image before the convolution.
+        down: integer factor applied to the result.
+        padding: with respect to the up-sampled image; one number, (x, y) or (left, right, top, bottom).
+        groups: channel groups of the convolution.
+        flip_weight: True correlates with ``w``, as usual; False convolves (``w`` rotated by 180 degrees).
+        flip_filter: passed to ``upfirdn2d``.
 
     Returns:
-      [N, H', W', O]; H' = H * up / down for an odd kernel with padding k // 2.
+        [N, H', W', O]; H' = H * up / down for an odd kernel with padding k // 2.
     """
     if not (isinstance(up, int) and isinstance(down, int) and up >= 1 and down >= 1):
         raise ValueError(f'conv2d_resample: up={up!r} and down={down!r} must be positive integers')

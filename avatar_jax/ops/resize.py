@@ -33,15 +33,15 @@ def resize(
     """Resizes images.
 
     Args:
-      x: [..., H, W, C].
-      size: new height and width, or one number for both.
-      interpolation: 'bilinear'; 'bicubic' (a = -0.75, with antialias a = -0.5); 'nearest' (index floor(i * in / out));
-        'area' (mean over [floor(i*in/out), ceil((i+1)*in/out)), also known as adaptive average pooling).
-      antialias: widen the kernel by the reduction factor (bilinear and bicubic); no effect when enlarging bilinearly.
-      align_corners: map the centres of the corner pixels onto each other (without antialias only).
+        x: [..., H, W, C].
+        size: new height and width, or one number for both.
+        interpolation: 'bilinear'; 'bicubic' (a = -0.75, with antialias a = -0.5); 'nearest' (index floor(i * in /
+            out)); 'area' (mean over [floor(i*in/out), ceil((i+1)*in/out)), also known as adaptive average pooling).
+        antialias: widen the kernel by the reduction factor (bilinear and bicubic); no effect when enlarging bilinearly.
+        align_corners: map the centres of the corner pixels onto each other (without antialias only).
 
     Returns:
-      [..., h, w, C] in the dtype of ``x`` (computed in float32).
+        [..., h, w, C] in the dtype of ``x`` (computed in float32).
     """
     height, width = (size, size) if isinstance(size, int) else (int(s) for s in size)
     dtype = x.dtype
@@ -146,14 +146,14 @@ def filtered_resizing(
     """Resizes the raw image for the discriminator (square output).
 
     Args:
-      x: [N, H, W, C].
-      size: new height and width.
-      f: FIR filter for 'classic', from ``ops.resample.setup_filter``.
-      filter_mode: 'antialiased', 'none' (plain bilinear), 'classic' (FIR up-sampling, bilinear, FIR down-sampling), or
-        a number t in (0, 1): (1 - t) * 'none' + t * 'antialiased'.
+        x: [N, H, W, C].
+        size: new height and width.
+        f: FIR filter for 'classic', from ``ops.resample.setup_filter``.
+        filter_mode: 'antialiased', 'none' (plain bilinear), 'classic' (FIR up-sampling, bilinear, FIR down-sampling),
+            or a number t in (0, 1): (1 - t) * 'none' + t * 'antialiased'.
 
     Returns:
-      [N, size, size, C].
+        [N, size, size, C].
     """
     if filter_mode == 'antialiased':
         return resize(x, size, antialias=True)

@@ -43,17 +43,17 @@ def roi_matrix(
     """Sampling matrices of one axis.
 
     Args:
-      low, high: [...] box limits in pixels.
-      out: number of bins O.
-      size: length of the image axis.
-      sampling_ratio: samples per bin; -1 is the adaptive ``ceil((high - low) / out)``.
-      aligned: shift by half a pixel and allow boxes thinner than one pixel (the corrected convention). The released
-        OTAvatar uses False.
-      max_samples: upper bound of the adaptive number, needed only when the boxes are traced; by default enough for
-        boxes four times as long as the image. Longer ones are sampled ``max_samples`` times per bin.
+        low, high: [...] box limits in pixels.
+        out: number of bins O.
+        size: length of the image axis.
+        sampling_ratio: samples per bin; -1 is the adaptive ``ceil((high - low) / out)``.
+        aligned: shift by half a pixel and allow boxes thinner than one pixel (the corrected convention). The released
+            OTAvatar uses False.
+        max_samples: upper bound of the adaptive number, needed only when the boxes are traced; by default enough for
+            boxes four times as long as the image. Longer ones are sampled ``max_samples`` times per bin.
 
     Returns:
-      [..., O, size] float32; rows sum to 1 minus the share of samples that fall outside ``[-1, size]``.
+        [..., O, size] float32; rows sum to 1 minus the share of samples that fall outside ``[-1, size]``.
     """
     if out < 1 or size < 1:
         raise ValueError(f'roi_matrix: out and size must be positive, got {out} and {size}')

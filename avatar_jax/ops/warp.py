@@ -23,10 +23,10 @@ def similarity_transform(
     """Least-squares similarity (rotation, uniform scale, translation; no reflection) from source to target points.
 
     Args:
-      source, target: [..., N, 2] with N >= 2 and source points that do not all coincide.
+        source, target: [..., N, 2] with N >= 2 and source points that do not all coincide.
 
     Returns:
-      [..., 2, 3] matrix M with ``target ~ M[:, :2] @ source + M[:, 2]``.
+        [..., 2, 3] matrix M with ``target ~ M[:, :2] @ source + M[:, 2]``.
     """
     source, target = jnp.asarray(source), jnp.asarray(target)
     p_mean, q_mean = source.mean(-2, keepdims=True), target.mean(-2, keepdims=True)
@@ -78,12 +78,12 @@ def warp_affine(
     """Output pixel (u, v) reads images at ``matrix^-1 (u, v, 1)``, bilinear, zeros outside.
 
     Args:
-      images: [B,H,W,C].
-      matrix: [B,2,3], source pixels to output pixels. No gradient flows to it.
-      size: output height and width.
+        images: [B,H,W,C].
+        matrix: [B,2,3], source pixels to output pixels. No gradient flows to it.
+        size: output height and width.
 
     Returns:
-      [B,size,size,C].
+        [B,size,size,C].
     """
     height, width = (size, size) if isinstance(size, int) else size
     inverse = invert_affine(jax.lax.stop_gradient(matrix))

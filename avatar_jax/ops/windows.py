@@ -36,14 +36,14 @@ def descriptors(records: Array, channels: str = 'motion') -> Array:
     """The numbers of each frame that a controller reads.
 
     Args:
-      records: [..., 257] coefficients or [..., 260] video records.
-      channels: 'motion' (expression 64, angle 3, translation 3), 'pirenderer' (also crop 3), 'expression' (64).
+        records: [..., 257] coefficients or [..., 260] video records.
+        channels: 'motion' (expression 64, angle 3, translation 3), 'pirenderer' (also crop 3), 'expression' (64).
 
     Returns:
-      [..., C].
+        [..., C].
 
     Raises:
-      ValueError: unknown ``channels``, wrong width, or 'pirenderer' without crop numbers.
+        ValueError: unknown ``channels``, wrong width, or 'pirenderer' without crop numbers.
     """
     if channels not in CHANNELS:
         raise ValueError(f"channels='{channels}': choose one of {', '.join(CHANNELS)}")
@@ -57,10 +57,10 @@ def windows(per_frame: Array, frames: Array | None = None, radius: int = RADIUS,
     """Windows around the given frames of one clip.
 
     Args:
-      per_frame: [T, C] descriptors.
-      frames: [N] frame numbers; None means all T.
-      radius: frames on each side.
-      channel_first: [N, C, 2*radius+1] instead of [N, 2*radius+1, C].
+        per_frame: [T, C] descriptors.
+        frames: [N] frame numbers; None means all T.
+        radius: frames on each side.
+        channel_first: [N, C, 2*radius+1] instead of [N, 2*radius+1, C].
     """
     xp = namespace(per_frame)
     index = window_indices(np.arange(per_frame.shape[0]) if frames is None else frames, per_frame.shape[0], radius)
@@ -86,11 +86,11 @@ def crop_scale_ratio(driving: Array, source: Array, expression_weight: float = 0
     ``0.3 mean|exp_i - exp_src| + 0.7 mean|angle_i - angle_src|``.
 
     Args:
-      driving: [T, 260] records.
-      source: [260] or [1, 260] record.
+        driving: [T, 260] records.
+        source: [260] or [1, 260] record.
 
     Returns:
-      (j, scale_src / scale_j): multiply the crop scale of all driving frames by the ratio.
+        (j, scale_src / scale_j): multiply the crop scale of all driving frames by the ratio.
     """
     xp = namespace(driving, source)
     source = source.reshape(-1)

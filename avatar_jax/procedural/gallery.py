@@ -36,7 +36,7 @@ def expression(**values: float) -> np.ndarray:
     """[64] float32 from component names; ``smile=1`` sets ``smile_l`` and ``smile_r``.
 
     Raises:
-      KeyError: no such component.
+        KeyError: no such component.
     """
     out = np.zeros(EXPRESSION_DIM, np.float32)
     for name, value in values.items():

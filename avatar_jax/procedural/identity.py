@@ -50,7 +50,7 @@ def sample_identity(seed: int, split: str = 'train') -> np.ndarray:
     """A person: [192] float32 ~ N(0, I). The splits never share a person.
 
     Raises:
-      UserError: unknown split or negative seed.
+        UserError: unknown split or negative seed.
     """
     if split not in SPLITS:
         raise UserError(f'split {split!r}: unknown; use one of {", ".join(SPLITS)}')

@@ -14,6 +14,7 @@ import numpy as np
 
 from avatar_jax.procedural import surface as face
 from avatar_jax.procedural.curves import step
+from avatar_jax.procedural.mesh_landmarks import landmark_vertices
 from avatar_jax.procedural.skin import A1, A2, A3, COLUMNS, EYE_ROW, MOUTH_ROW, ROWS, skin_points
 
 SKIN, MOUTH, EYE, TEETH, TONGUE, EAR, HAIR, CLOTH = range(8)
@@ -27,17 +28,18 @@ class HeadMesh:
     """The constant part of the model; V vertices, F triangles.
 
     Attributes:
-      positions: [V, 3] neutral mean head (hair at the surface of the skull), decimetre.
-      triangles: [F, 3]; front faces counter-clockwise seen from outside.
-      part: [V] part number of each vertex; face_part: [F]; two_sided: [F] bool.
-      azimuth, height: [V] surface coordinates (skin, and hair or cloth where they follow it).
-      side: [V] +1 above, -1 below the nearest slit line, for vertices on a doubled edge; the sign of the distance else.
-      canonical: [V, 2] painting coordinates of the part (skin: height, and |x| of the mean in front, above 1 behind).
-      eye: [V] -1 image left eye, +1 image right eye, 0 elsewhere (eyeballs and lid rims).
-      follow, follow_factor: [V] vertex whose expression motion is copied, and its factor (-1 where none).
-      occlusion: [V] ambient light that arrives, 0..1.
-      landmark_ids: [68] iBUG order.
-      eye_slits: for 'l' and 'r' the vertices of the (upper, lower) lid edge, corners included.
+        positions: [V, 3] neutral mean head (hair at the surface of the skull), decimetre.
+        triangles: [F, 3]; front faces counter-clockwise seen from outside.
+        part: [V] part number of each vertex; face_part: [F]; two_sided: [F] bool.
+        azimuth, height: [V] surface coordinates (skin, and hair or cloth where they follow it).
+        side: [V] +1 above, -1 below the nearest slit line, for vertices on a doubled edge; the sign of the distance
+            else.
+        canonical: [V, 2] painting coordinates of the part (skin: height, and |x| of the mean in front, above 1 behind).
+        eye: [V] -1 image left eye, +1 image right eye, 0 elsewhere (eyeballs and lid rims).
+        follow, follow_factor: [V] vertex whose expression motion is copied, and its factor (-1 where none).
+        occlusion: [V] ambient light that arrives, 0..1.
+        landmark_ids: [68] iBUG order.
+        eye_slits: for 'l' and 'r' the vertices of the (upper, lower) lid edge, corners included.
     """
 
     positions: np.ndarray
@@ -169,7 +171,7 @@ def _skin(b: _Builder):
     pole = b.add(np.array([[0, face.CROWN, -0.55]]), SKIN, height=face.CROWN, side=1.0, canonical=np.array([[0, 1.25]]))
     top = np.append(ids[0], ids[0][0])
     b.faces(np.stack([np.full(cols, pole[0]), top[:-1], top[1:]], 1), SKIN)
-    return ids, below, slits
+    return ids, slits
 
 
 def _slit_points(b: _Builder, index):
@@ -410,72 +412,11 @@ def hair_azimuths() -> np.ndarray:
     return np.concatenate([-half[1:-1][::-1], half])
 
 
-def _landmarks(b: _Builder, ids, below, slits) -> np.ndarray:
-    points = np.concatenate(b.fields['positions'])
-    grid = points[ids]
-
-    def nearest(x, y, rows=None):
-        region = ids if rows is None else ids[rows]
-        d = np.square(points[region][..., 0] - x) + np.square(points[region][..., 1] - y)
-        d = d + 10.0 * (points[region][..., 2] < -0.75)
-        return int(region.ravel()[np.argmin(d)])
-
-    def at(azimuth, height):
-        return int(ids[np.argmin(np.abs(ROWS - height)), np.argmin(np.abs(COLUMNS - azimuth))])
-
-    jaw_a = np.array([-1.52, -1.47, -1.40, -1.30, -1.13, -0.92, -0.66, -0.38])
-    jaw_v = np.array([0.165, -0.01, -0.18, -0.382, -0.575, -0.68, -0.735, -0.80])
-    jaw = [at(a, v) for a, v in zip(jaw_a, jaw_v, strict=True)]
-    jaw += [at(0, -0.80)] + [at(-a, v) for a, v in zip(jaw_a[::-1], jaw_v[::-1], strict=True)]
-    bx, by = np.array([-0.60, -0.50, -0.38, -0.25, -0.12]), np.array([0.44, 0.50, 0.515, 0.495, 0.455])
-    brow = [nearest(x, y) for x, y in zip(bx, by, strict=True)]
-    brow += [nearest(-x, y) for x, y in zip(bx[::-1], by[::-1], strict=True)]
-    nose = [at(0, y) for y in (0.26, 0.165, 0.075, -0.045)]
-    nose += [
-        nearest(x, y, slice(30, 38))
-        for x, y in ((-0.135, -0.155), (-0.07, -0.175), (0, -0.185), (0.07, -0.175), (0.135, -0.155))
-    ]
-
-    def eye(name):
-        up, lo = slits[name]
-        n = len(up) - 1
-        i, j = round(n / 3), round(2 * n / 3)
-        return [up[0], up[i], up[j], up[-1], lo[j], lo[i]]
-
-    up, lo = slits['mouth']
-    n = len(up) - 1
-    centre = n // 2
-
-    def column(edge_index, v):
-        c = int(np.argmin(np.abs(ids[MOUTH_ROW] - up[edge_index])))
-        return int(ids[np.argmin(np.abs(ROWS - v)), c])
-
-    m = face.MOUTH_LINE
-    k1, k2 = round(n * 0.19), round(n * 0.385)
-    outer = [
-        up[0],
-        column(k1, m + 0.040),
-        column(k2, m + 0.082),
-        column(centre, m + 0.075),
-        column(n - k2, m + 0.082),
-        column(n - k1, m + 0.040),
-        up[-1],
-        column(n - k1, m - 0.068),
-        column(n - k2, m - 0.092),
-        column(centre, m - 0.092),
-        column(k2, m - 0.092),
-        column(k1, m - 0.068),
-    ]
-    inner = [up[1], up[k2], up[centre], up[n - k2], up[-2], lo[n - k2], lo[centre], lo[k2]]
-    del grid, below
-    return np.array(jaw + brow + nose + eye('eye_l') + eye('eye_r') + outer + inner, np.int32)
-
-
 @functools.lru_cache(maxsize=1)
 def head_mesh() -> HeadMesh:
     """Builds (once) the fixed mesh."""
     b = _Builder()
-    ids, below, slits = _skin(b)
+    ids, slits = _skin(b)
     _eyes(b, slits)
     _mouth(b, slits)
     _ears(b)
@@ -496,6 +437,6 @@ def head_mesh() -> HeadMesh:
         follow=f['follow'].astype(np.int32),
         follow_factor=f['follow_factor'].astype(np.float64),
         occlusion=f['occlusion'].astype(np.float32),
-        landmark_ids=_landmarks(b, ids, below, slits),
+        landmark_ids=landmark_vertices(f['positions'], ids, slits),
         eye_slits={'l': slits['eye_l'], 'r': slits['eye_r']},
     )

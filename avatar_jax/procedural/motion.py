@@ -140,12 +140,12 @@ def speech_arrays(seed: int, num_frames: int, fps: float = 25.0, style: SpeechSt
     """One clip as numpy arrays.
 
     Args:
-      seed: any non-negative integer; clips of different seeds are independent.
-      num_frames: length T >= 1.
-      fps: frames per second; the movement in seconds does not depend on it.
-      style: how lively the speaker is; drawn from the seed when absent.
+        seed: any non-negative integer; clips of different seeds are independent.
+        num_frames: length T >= 1.
+        fps: frames per second; the movement in seconds does not depend on it.
+        style: how lively the speaker is; drawn from the seed when absent.
     Returns:
-      dict of float32: ``expression`` [T,64], ``angle`` [T,3] rad, ``translation`` [T,3] dm.
+        dict of float32: ``expression`` [T,64], ``angle`` [T,3] rad, ``translation`` [T,3] dm.
     """
     if num_frames < 1 or fps <= 0:
         raise ValueError(f'need num_frames >= 1 and fps > 0, got {num_frames} and {fps}')
@@ -197,11 +197,11 @@ class Segments(NamedTuple):
     """What is said, segment by segment (consonant, vowel, consonant, ...), in order of time.
 
     Attributes:
-      shapes: [K] names of mouth shapes (``VISEME_TARGETS``).
-      centres, widths: [K] seconds: where a segment dominates, and how far its influence reaches.
-      strengths: [K] how much it dominates its neighbours.
-      targets: [K,64] the mouth that it aims at.
-      stressed: [S] moments of stressed syllables, seconds.
+        shapes: [K] names of mouth shapes (``VISEME_TARGETS``).
+        centres, widths: [K] seconds: where a segment dominates, and how far its influence reaches.
+        strengths: [K] how much it dominates its neighbours.
+        targets: [K,64] the mouth that it aims at.
+        stressed: [S] moments of stressed syllables, seconds.
     """
 
     shapes: list[str]

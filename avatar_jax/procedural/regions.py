@@ -21,11 +21,11 @@ def region_masks(landmarks: np.ndarray, height: int, width: int) -> dict[str, np
     """Regions in which expression shows.
 
     Args:
-      landmarks: [68, 2] (u right, v down) pixels, pixel (i, j) centred at (j + 0.5, i + 0.5).
-      height, width: image size.
+        landmarks: [68, 2] (u right, v down) pixels, pixel (i, j) centred at (j + 0.5, i + 0.5).
+        height, width: image size.
 
     Returns:
-      ``mouth``, ``eyes`` and ``both``: [H, W] bool.
+        ``mouth``, ``eyes`` and ``both``: [H, W] bool.
     """
     landmarks = np.asarray(landmarks, np.float64)
     if landmarks.shape != (68, 2):

@@ -100,12 +100,12 @@ class HeadImage:
     """One picture of a head.
 
     Attributes:
-      rgb: [H, W, 3] float32, 0..1.
-      mask: [H, W] float32, how much of each pixel the head (with hair and clothes) covers, 0..1.
-      depth: [H, W] float32 distance from the camera along the ray, EG3D units; 0 where nothing is.
-      landmarks: [68, 2] float32 (u right, v down) pixels; the centre of the first pixel is at 0.5.
-      part: [H, W] int8 part of the nearest sample (``mesh.PART_NAMES``), -1 where nothing is.
-      vertices: [V, 3] float32 decimetre.
+        rgb: [H, W, 3] float32, 0..1.
+        mask: [H, W] float32, how much of each pixel the head (with hair and clothes) covers, 0..1.
+        depth: [H, W] float32 distance from the camera along the ray, EG3D units; 0 where nothing is.
+        landmarks: [68, 2] float32 (u right, v down) pixels; the centre of the first pixel is at 0.5.
+        part: [H, W] int8 part of the nearest sample (``mesh.PART_NAMES``), -1 where nothing is.
+        vertices: [V, 3] float32 decimetre.
     """
 
     rgb: np.ndarray
@@ -128,16 +128,16 @@ def render_head(
     """Draws a head.
 
     Args:
-      identity: [192] (``sample_identity``).
-      expression: [64] (``EXPRESSION_NAMES``).
-      camera_label: [25] EG3D label: camera-to-world (OpenCV axes) and normalised intrinsics.
-      gamma: [27] SH lighting, ``default_gamma()`` if None. The light stands still with respect to the head.
-      resolution: side of the image in pixels.
-      supersample: samples per pixel along each axis.
-      background: colour, RGB 0..1.
+        identity: [192] (``sample_identity``).
+        expression: [64] (``EXPRESSION_NAMES``).
+        camera_label: [25] EG3D label: camera-to-world (OpenCV axes) and normalised intrinsics.
+        gamma: [27] SH lighting, ``default_gamma()`` if None. The light stands still with respect to the head.
+        resolution: side of the image in pixels.
+        supersample: samples per pixel along each axis.
+        background: colour, RGB 0..1.
 
     Returns:
-      HeadImage.
+        HeadImage.
     """
     identity, expression = np.asarray(identity, np.float32), np.asarray(expression, np.float32)
     if identity.shape != (IDENTITY_DIM,) or expression.shape != (EXPRESSION_DIM,):

@@ -18,7 +18,7 @@ class Stream:
     The methods follow ``numpy.random.Generator``: the same names, argument order and meaning, float64 results.
 
     Args:
-      keys: integers (not negative) and words.
+        keys: integers (not negative) and words.
     """
 
     def __init__(self, *keys: int | str):

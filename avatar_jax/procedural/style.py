@@ -186,8 +186,8 @@ def hair_geometry(style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where the hair lies on the neutral mean head.
 
     Returns:
-      (positions [Vh, 3], indices [Vh, 4], weights [Vh, 4]): the shell then the bun; the skin vertices whose identity
-      displacement each hair vertex follows.
+        (positions [Vh, 3], indices [Vh, 4], weights [Vh, 4]): the shell then the bun; the skin vertices whose identity
+        displacement each hair vertex follows.
     """
     a = hair_azimuths()
     n = HAIR_COLUMNS

@@ -31,7 +31,7 @@ class Tract(NamedTuple):
     """One mouth shape as it sounds.
 
     Attributes:
-      formants: Hz. voice: loudness of the voice. hiss: loudness of noise in each of ``_BANDS``.
+        formants: Hz. voice: loudness of the voice. hiss: loudness of noise in each of ``_BANDS``.
     """
 
     formants: tuple[float, float, float]
@@ -63,8 +63,8 @@ class Voice(NamedTuple):
     """Whose voice it is; ``voice_of(seed)`` draws one.
 
     Attributes:
-      pitch: Hz. tract: factor on all formants (shorter tracts are higher). breath: noise in the voice. melody: how far
-        the pitch moves, as a share of it.
+        pitch: Hz. tract: factor on all formants (shorter tracts are higher). breath: noise in the voice. melody: how
+            far the pitch moves, as a share of it.
     """
 
     pitch: float = 120.0
@@ -89,8 +89,8 @@ def shares(segments: motion.Segments, t: np.ndarray) -> tuple[np.ndarray, np.nda
     """How much of each mouth shape there is at the moments ``t``.
 
     Returns:
-      [T, 12] in the order of ``TRACTS``, the rest to 1 being the mouth at rest; and the same times how wide the mouth
-      of each segment is made (1 for a full one).
+        [T, 12] in the order of ``TRACTS``, the rest to 1 being the mouth at rest; and the same times how wide the mouth
+        of each segment is made (1 for a full one).
     """
     names = list(TRACTS)
     kind = np.array([names.index(s) for s in segments.shapes])
@@ -120,13 +120,13 @@ def speech_sound(
     """The sound of the clip that ``motion.speech_arrays(seed, ...)`` moves.
 
     Args:
-      seed, style: of the motion.
-      seconds: length of the sound.
-      voice: whose.
-      last: moment of the clip's last frame, seconds; default ``seconds``.
+        seed, style: of the motion.
+        seconds: length of the sound.
+        voice: whose.
+        last: moment of the clip's last frame, seconds; default ``seconds``.
 
     Returns:
-      [round(seconds * 16000)] float32 in [-1, 1].
+        [round(seconds * 16000)] float32 in [-1, 1].
     """
     style = motion.speech_style(seed) if style is None else style
     total = round(seconds * RATE)

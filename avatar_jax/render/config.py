@@ -20,24 +20,25 @@ class RenderConfig:
     """Rendering options; the names and meanings are those of EG3D's ``rendering_kwargs``.
 
     Attributes:
-      depth_resolution: stratified samples per ray, >= 2 (>= 4 when importance samples are taken).
-      depth_resolution_importance: further samples per ray where the first pass found something; 0 switches them off.
-      ray_start, ray_end: nearest and farthest distance from the camera, or both 'auto': where the ray meets the box.
-      box_warp: side of the cube, centred at the origin, that the planes cover.
-      white_back: composite onto white instead of black.
-      disparity_space_sampling: spread the first samples evenly in 1/depth.
-      clamp_mode: how densities are made positive; only 'softplus' exists.
-      density_noise: standard deviation of the noise on densities, for training; applied when draws or a key are given.
-      plane_axes: 'legacy' (XY, XZ, ZX: EG3D's released weights), 'orthogonal' (XY, XZ, ZY) or
-        'ordered' (XY, XZ, YZ).
-      ray_chunk: largest number of rays (images x pixels) that are rendered at a time; None: all.
-      c_gen_conditioning_zero, c_scale: whether, and how strongly, the mapping network sees the camera label.
-      superresolution_noise_mode: 'none', 'const' or 'random' noise inside the super-resolution module.
-      sr_antialias: widen the resize kernel when the super-resolution input has to be made smaller.
-      avg_camera_radius, avg_camera_pivot: the usual camera's distance and the point that it looks at.
-      decoder_lr_mul: learning-rate multiplier of the decoder's layers.
-      density_reg, density_reg_p_dist, reg_type: weight, step and kind of the density regulariser in training.
-      gpc_reg_prob: probability of conditioning the mapping on another camera in training; None never conditions.
+        depth_resolution: stratified samples per ray, >= 2 (>= 4 when importance samples are taken).
+        depth_resolution_importance: further samples per ray where the first pass found something; 0 switches them off.
+        ray_start, ray_end: nearest and farthest distance from the camera, or both 'auto': where the ray meets the box.
+        box_warp: side of the cube, centred at the origin, that the planes cover.
+        white_back: composite onto white instead of black.
+        disparity_space_sampling: spread the first samples evenly in 1/depth.
+        clamp_mode: how densities are made positive; only 'softplus' exists.
+        density_noise: standard deviation of the noise on densities, for training; applied when draws or a key are
+            given.
+        plane_axes: 'legacy' (XY, XZ, ZX: EG3D's released weights), 'orthogonal' (XY, XZ, ZY) or
+            'ordered' (XY, XZ, YZ).
+        ray_chunk: largest number of rays (images x pixels) that are rendered at a time; None: all.
+        c_gen_conditioning_zero, c_scale: whether, and how strongly, the mapping network sees the camera label.
+        superresolution_noise_mode: 'none', 'const' or 'random' noise inside the super-resolution module.
+        sr_antialias: widen the resize kernel when the super-resolution input has to be made smaller.
+        avg_camera_radius, avg_camera_pivot: the usual camera's distance and the point that it looks at.
+        decoder_lr_mul: learning-rate multiplier of the decoder's layers.
+        density_reg, density_reg_p_dist, reg_type: weight, step and kind of the density regulariser in training.
+        gpc_reg_prob: probability of conditioning the mapping on another camera in training; None never conditions.
     """
 
     depth_resolution: int = 48

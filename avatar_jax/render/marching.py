@@ -27,10 +27,10 @@ def interval_weights(
     """Shares of the light of the S-1 intervals between S samples.
 
     Args:
-      densities: [..., S] raw (any sign); depths: [..., S] ascending.
+        densities: [..., S] raw (any sign); depths: [..., S] ascending.
 
     Returns:
-      [..., S-1], float32.
+        [..., S-1], float32.
     """
     density = softplus(0.5 * (densities[..., :-1] + densities[..., 1:]) - 1)
     alpha = 1 - jnp.exp(-density * (depths[..., 1:] - depths[..., :-1]))
@@ -91,11 +91,11 @@ def march(
     """Composites samples that are sorted by depth.
 
     Args:
-      colors: [N, M, S, C] in [0, 1]; densities: [N, M, S, 1] raw; depths: [N, M, S, 1].
-      white_back: see `to_image_range`.
+        colors: [N, M, S, C] in [0, 1]; densities: [N, M, S, 1] raw; depths: [N, M, S, 1].
+        white_back: see `to_image_range`.
 
     Returns:
-      colors [N, M, C] in [-1, 1]; depth [N, M, 1]; weights [N, M, S-1, 1] (their sum is the opacity).
+        colors [N, M, C] in [-1, 1]; depth [N, M, 1]; weights [N, M, S-1, 1] (their sum is the opacity).
     """
     depths = depths[..., 0]
     weights = interval_weights(densities[..., 0], depths)

@@ -27,9 +27,9 @@ class Fragments:
     """The visible surface at every sample: arrays over [H, W].
 
     Attributes:
-      face: triangle index, int32, -1 where nothing is.
-      barycentric: [H, W, 3] weights of the triangle's three vertices (perspective-correct), 0 where nothing is.
-      depth: the depth of the vertices' third coordinate, 0 where nothing is.
+        face: triangle index, int32, -1 where nothing is.
+        barycentric: [H, W, 3] weights of the triangle's three vertices (perspective-correct), 0 where nothing is.
+        depth: the depth of the vertices' third coordinate, 0 where nothing is.
     """
 
     face: np.ndarray
@@ -77,17 +77,17 @@ def rasterize(
     """Nearest surface at every pixel centre.
 
     Args:
-      screen: [V, 3] (u right, v down, depth; smaller depth is nearer), pixels.
-      triangles: [F, 3] vertex indices.
-      height, width: image size.
-      perspective: depth is a distance along the optical axis and 1/depth is interpolated linearly (attributes become
-        perspective-correct); else depth and attributes are linear in the image.
-      cull: drop triangles that turn their back, i.e. whose vertices appear in clockwise order; a bool or one bool per
-        triangle.
-      min_depth: in the perspective case triangles with a vertex nearer than this are dropped whole.
+        screen: [V, 3] (u right, v down, depth; smaller depth is nearer), pixels.
+        triangles: [F, 3] vertex indices.
+        height, width: image size.
+        perspective: depth is a distance along the optical axis and 1/depth is interpolated linearly (attributes become
+            perspective-correct); else depth and attributes are linear in the image.
+        cull: drop triangles that turn their back, i.e. whose vertices appear in clockwise order; a bool or one bool per
+            triangle.
+        min_depth: in the perspective case triangles with a vertex nearer than this are dropped whole.
 
     Returns:
-      Fragments; of equally near triangles the one with the lowest index wins.
+        Fragments; of equally near triangles the one with the lowest index wins.
     """
     hit, hit_face, hit_weights, hit_depth = visible(
         screen, triangles, height, width, perspective=perspective, cull=cull, min_depth=min_depth
@@ -112,7 +112,7 @@ def visible(
     """As ``rasterize``, but only the covered samples.
 
     Returns:
-      (flat pixel index [N] ascending, triangle [N] int32, barycentric [N, 3] float32, depth [N] float32).
+        (flat pixel index [N] ascending, triangle [N] int32, barycentric [N, 3] float32, depth [N] float32).
     """
     # Corner by corner, as contiguous [F] arrays: reductions over a last axis of three are slow.
     screen = np.ascontiguousarray(np.asarray(screen, np.float64).T)
@@ -208,9 +208,9 @@ class IntegerBuffer:
     """What ``zbuffer_integer`` drew.
 
     Attributes:
-      image: [H, W, C] float32 interpolated attributes, the given background elsewhere.
-      depth: [H, W] float32, larger is nearer, ``INITIAL_DEPTH`` where nothing is.
-      face: [H, W] int32 winning triangle, -1 where nothing is.
+        image: [H, W, C] float32 interpolated attributes, the given background elsewhere.
+        depth: [H, W] float32, larger is nearer, ``INITIAL_DEPTH`` where nothing is.
+        face: [H, W] int32 winning triangle, -1 where nothing is.
     """
 
     image: np.ndarray
@@ -235,14 +235,14 @@ def zbuffer_integer(
     """The z-buffer of the 3DDFA family: sample positions at integers, screen-space interpolation, no culling.
 
     Args:
-      screen: [V, 3] (x right, y down, depth; larger depth is nearer), pixels.
-      triangles: [F, 3]; attributes: [V, C].
-      inside: 'strict' (all three weights > 0) or 'half_open' (weights of the second and third vertex >= 0 and their sum
-        < 1), the two rules in use.
-      background: value, or [H, W, C] image, that stays where no triangle falls.
+        screen: [V, 3] (x right, y down, depth; larger depth is nearer), pixels.
+        triangles: [F, 3]; attributes: [V, C].
+        inside: 'strict' (all three weights > 0) or 'half_open' (weights of the second and third vertex >= 0 and their
+            sum < 1), the two rules in use.
+        background: value, or [H, W, C] image, that stays where no triangle falls.
 
     Returns:
-      IntegerBuffer. Of equally near triangles the first one stays.
+        IntegerBuffer. Of equally near triangles the first one stays.
     """
     if inside not in INSIDE_RULES:
         raise ValueError(f'inside={inside!r}: unknown rule; one of {", ".join(INSIDE_RULES)}')
@@ -312,11 +312,11 @@ class SeccConfig:
     """How a SECC map is drawn; HiDe-NeRF leaves these open. The default is the camera of the 3DMM regressor.
 
     Attributes:
-      size: side of the map in pixels.
-      focal, centre: of the 224-pixel camera, scaled to ``size``; camera_distance: decimetre.
-      background: value where no triangle falls, before ``signed``.
-      signed: map [0, 1] to [-1, 1], background included.
-      sampling: 'centre' (pixel centres, perspective-correct) or 'integer' (``zbuffer_integer``, strict rule).
+        size: side of the map in pixels.
+        focal, centre: of the 224-pixel camera, scaled to ``size``; camera_distance: decimetre.
+        background: value where no triangle falls, before ``signed``.
+        signed: map [0, 1] to [-1, 1], background included.
+        sampling: 'centre' (pixel centres, perspective-correct) or 'integer' (``zbuffer_integer``, strict rule).
     """
 
     size: int = 256

@@ -17,12 +17,12 @@ def sample_rays(
     """One ray through every pixel centre of a square image.
 
     Args:
-      cam2world: [N, 4, 4], OpenCV camera axes (x right, y down, z forward).
-      intrinsics: [N, 3, 3] in units of the image size; skew, unequal focal lengths and any centre are allowed.
-      resolution: R, pixels per side.
+        cam2world: [N, 4, 4], OpenCV camera axes (x right, y down, z forward).
+        intrinsics: [N, 3, 3] in units of the image size; skew, unequal focal lengths and any centre are allowed.
+        resolution: R, pixels per side.
 
     Returns:
-      origins and unit directions, [N, R*R, 3] in the world; pixel (row j, column i) is ray j*R + i.
+        origins and unit directions, [N, R*R, 3] in the world; pixel (row j, column i) is ray j*R + i.
     """
     cam2world, intrinsics = cam2world.astype(jnp.float32), intrinsics.astype(jnp.float32)
     centres = jnp.arange(resolution, dtype=jnp.float32) * (1 / resolution) + 0.5 / resolution
@@ -44,10 +44,10 @@ def box_intersection(
     """Distances at which rays enter and leave the axis-aligned cube of this side around the origin.
 
     Args:
-      origins, directions: [..., 3].
+        origins, directions: [..., 3].
 
     Returns:
-      near, far: [..., 1]. A ray that misses the cube has near -1 and far -2. No gradient flows back.
+        near, far: [..., 1]. A ray that misses the cube has near -1 and far -2. No gradient flows back.
     """
     origins, directions = jax.lax.stop_gradient((origins, directions))
     inverse = 1 / directions

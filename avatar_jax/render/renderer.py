@@ -34,8 +34,8 @@ class RayOutput:
     """What N images of M rays give.
 
     Attributes:
-      features: [N, M, K] composited colours in [-1, 1]; depth: [N, M, 1] distance along the ray;
-      opacity: [N, M, 1], 0 where a ray met nothing, up to 1.
+        features: [N, M, K] composited colours in [-1, 1]; depth: [N, M, 1] distance along the ray;
+        opacity: [N, M, 1], 0 where a ray met nothing, up to 1.
     """
 
     features: Float[jax.Array, 'n m k']
@@ -168,18 +168,18 @@ def render_rays(
     """Renders rays through tri-planes.
 
     Args:
-      decode: pure function from features to colours and raw densities (see `models.decoder.decode`).
-      planes: [N, 3, H, W, C].
-      origins, directions: [N, M, 3] world, unit directions.
-      config: rendering options. With ``ray_chunk``, results are the same and memory is bounded; 'auto' limits and the
-        range that depths are clipped to are taken over all rays of all images in either case.
-      draws: random numbers (`RenderDraws`), or None for the deterministic rendering.
-      deform: moves the samples of both passes before the planes are looked up; depths, compositing and the second
-        pass's places stay those of the rays. It may hold arrays [N, ...] of the images: chunks cut along rays only,
-        and its activations are part of a chunk's memory.
+        decode: pure function from features to colours and raw densities (see `models.decoder.decode`).
+        planes: [N, 3, H, W, C].
+        origins, directions: [N, M, 3] world, unit directions.
+        config: rendering options. With ``ray_chunk``, results are the same and memory is bounded; 'auto' limits and the
+            range that depths are clipped to are taken over all rays of all images in either case.
+        draws: random numbers (`RenderDraws`), or None for the deterministic rendering.
+        deform: moves the samples of both passes before the planes are looked up; depths, compositing and the second
+            pass's places stay those of the rays. It may hold arrays [N, ...] of the images: chunks cut along rays only,
+            and its activations are part of a chunk's memory.
 
     Returns:
-      `RayOutput`, float32.
+        `RayOutput`, float32.
     """
     draws = RenderDraws() if draws is None else draws
     origins, directions = origins.astype(jnp.float32), directions.astype(jnp.float32)

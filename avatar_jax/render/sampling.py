@@ -16,7 +16,7 @@ import numpy as np
 from avatar_jax.render.config import RenderConfig
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 
 @flax.struct.dataclass
@@ -24,9 +24,9 @@ class RenderDraws:
     """Random numbers of one rendering of N images with M rays each; a part that is None is deterministic.
 
     Attributes:
-      jitter: [N, M, S] uniforms in [0, 1), the place inside each stratum.
-      importance: [N, M, I] uniforms in [0, 1), the quantiles of the second pass.
-      density_coarse, density_fine: [N, M, S] and [N, M, I] standard normals, scaled by ``density_noise``.
+        jitter: [N, M, S] uniforms in [0, 1), the place inside each stratum.
+        importance: [N, M, I] uniforms in [0, 1), the quantiles of the second pass.
+        density_coarse, density_fine: [N, M, S] and [N, M, I] standard normals, scaled by ``density_noise``.
     """
 
     jitter: jax.Array | None = None
@@ -56,14 +56,14 @@ def stratified_depths(
     """Depths of the first pass, ascending along the last axis.
 
     Args:
-      config: its range, number of samples S and spacing.
-      shape: leading shape, usually (N, M).
-      limits: near and far [*shape, 1] of each ray (see `rays.ray_limits`) when the range is 'auto', else None.
-      jitter: [*shape, S] uniforms; each sample moves *forwards* by that share of a stratum, so that the last one can
-        pass ray_end by up to a stratum. None means 0.5.
+        config: its range, number of samples S and spacing.
+        shape: leading shape, usually (N, M).
+        limits: near and far [*shape, 1] of each ray (see `rays.ray_limits`) when the range is 'auto', else None.
+        jitter: [*shape, S] uniforms; each sample moves *forwards* by that share of a stratum, so that the last one can
+            pass ray_end by up to a stratum. None means 0.5.
 
     Returns:
-      [*shape, S] distances along the unit ray.
+        [*shape, S] distances along the unit ray.
     """
     count = config.depth_resolution
     jitter = jnp.full((*shape, count), 0.5, jnp.float32) if jitter is None else jitter
@@ -90,12 +90,12 @@ def inverse_cdf(bins: jax.Array, density: jax.Array, u: jax.Array) -> jax.Array:
     """Samples a piecewise-constant density.
 
     Args:
-      bins: [..., K+1] edges, or more than that: only the first K+1 are used.
-      density: [..., K] non-negative weights of the bins; 1e-5 is added to each.
-      u: [..., I] quantiles in [0, 1].
+        bins: [..., K+1] edges, or more than that: only the first K+1 are used.
+        density: [..., K] non-negative weights of the bins; 1e-5 is added to each.
+        u: [..., I] quantiles in [0, 1].
 
     Returns:
-      [..., I] places. Steps of the cumulative distribution below 1e-5 are not divided by.
+        [..., I] places. Steps of the cumulative distribution below 1e-5 are not divided by.
     """
     density = density + 1e-5
     density = density / density.sum(-1, keepdims=True)
@@ -123,13 +123,13 @@ def importance_depths(
     """Depths of the second pass, drawn where the first pass put its weight (EG3D's release, to the letter).
 
     Args:
-      depths: [..., S] of the first pass, S >= 4.
-      weights: [..., S-1] of the first pass's intervals.
-      count: I, samples to draw.
-      u: [..., I] uniforms; None takes evenly spaced ones, (i + 1/2)/I.
+        depths: [..., S] of the first pass, S >= 4.
+        weights: [..., S-1] of the first pass's intervals.
+        count: I, samples to draw.
+        u: [..., I] uniforms; None takes evenly spaced ones, (i + 1/2)/I.
 
     Returns:
-      [..., I], not sorted when ``u`` is not. No gradient flows back.
+        [..., I], not sorted when ``u`` is not. No gradient flows back.
 
     The first and last smoothed weight are dropped and the weight of interval j+1 is used between the midpoints j and
     j+1, so that the last midpoint is never reached: the release's code takes one weight less than the formula that it
@@ -142,3 +142,13 @@ def importance_depths(
         u = jnp.broadcast_to((jnp.arange(count, dtype=jnp.float32) + 0.5) / count, (*depths.shape[:-1], count))
     middles = 0.5 * (depths[..., 1:] + depths[..., :-1])
     return jax.lax.stop_gradient(inverse_cdf(middles, smooth_weights(weights)[..., 1:-1], u))
+
+
+def draw_pixels(key: jax.Array, importance: Float[jax.Array, 'h w'], count: int) -> Int[jax.Array, ' count']:
+    """Random pixels of a picture (row * W + column), drawn with probability in proportion to ``importance``.
+
+    The draws are spread evenly over the cumulated importance, so that no region is missed or met twice by chance.
+    """
+    sums = jnp.cumsum(importance.reshape(-1))
+    places = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count * sums[-1]
+    return jnp.minimum(jnp.searchsorted(sums, places, side='right'), sums.size - 1)

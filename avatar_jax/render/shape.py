@@ -15,13 +15,13 @@ def shape_grid(resolution: int, side: float, rows: np.ndarray | None = None, lay
     """Points of a cubic grid that spans [-side/2, side/2] per axis, in the order x slowest, z fastest.
 
     Args:
-      resolution: N points per axis.
-      rows: flat indices to compute; None computes all N^3.
-      layout: 'regular', or 'release': EG3D's script divides indices without truncating, in float32, which shears the
-        grid by up to one voxel and rounds indices above 2^24; for comparing shapes with the original ones.
+        resolution: N points per axis.
+        rows: flat indices to compute; None computes all N^3.
+        layout: 'regular', or 'release': EG3D's script divides indices without truncating, in float32, which shears the
+            grid by up to one voxel and rounds indices above 2^24; for comparing shapes with the original ones.
 
     Returns:
-      [M, 3] float32 (x, y, z).
+        [M, 3] float32 (x, y, z).
     """
     rows = np.arange(resolution**3, dtype=np.int64) if rows is None else np.asarray(rows, np.int64)
     if layout == 'release':
@@ -50,14 +50,14 @@ def density_volume(
     """Raw densities on a grid, as the release stores them.
 
     Args:
-      density: maps points [1, chunk, 3] to raw densities [1, chunk, 1]; it is always called with one chunk's shape, so
-        that a jitted function compiles once (see `models.triplane.TriPlaneGenerator.sample_density`).
-      resolution: N, points per axis; side: side of the cube, usually the model's ``box_warp``.
-      layout: see `shape_grid`.
-      border: share of N, per side, that is overwritten with -1000, so that surfaces close; None keeps everything.
+        density: maps points [1, chunk, 3] to raw densities [1, chunk, 1]; it is always called with one chunk's shape,
+            so that a jitted function compiles once (see `models.triplane.TriPlaneGenerator.sample_density`).
+        resolution: N, points per axis; side: side of the cube, usually the model's ``box_warp``.
+        layout: see `shape_grid`.
+        border: share of N, per side, that is overwritten with -1000, so that surfaces close; None keeps everything.
 
     Returns:
-      [N, N, N] float32 with axes (x, y, z); the x axis is flipped, as in the release.
+        [N, N, N] float32 with axes (x, y, z); the x axis is flipped, as in the release.
     """
     total = resolution**3
     volume = np.empty(total, np.float32)
@@ -80,13 +80,13 @@ def extract_mesh(volume: np.ndarray, level: float = 10.0, side: float | None = N
     """Marching cubes over a density volume.
 
     Args:
-      volume: [N, N, N] from `density_volume`.
-      level: density of the surface.
-      side: None keeps the release's vertices, in voxel units and axis order (z, y, x); a number gives world
-        coordinates (x, y, z) in a cube of that side.
+        volume: [N, N, N] from `density_volume`.
+        level: density of the surface.
+        side: None keeps the release's vertices, in voxel units and axis order (z, y, x); a number gives world
+            coordinates (x, y, z) in a cube of that side.
 
     Returns:
-      vertices [V, 3] float32 and triangles [F, 3] int32.
+        vertices [V, 3] float32 and triangles [F, 3] int32.
     """
     try:
         from skimage.measure import marching_cubes

@@ -25,13 +25,13 @@ from avatar_jax.io.kinds import need_picture
 from avatar_jax.io.landmarks import SideFile, read_landmarks, side_file
 from avatar_jax.track.camera import to_translation
 from avatar_jax.track.choose import Chooser
-from avatar_jax.track.clip import crop_poses
 from avatar_jax.track.crops import Still, still_picture
 from avatar_jax.track.detect import detect_faces
 from avatar_jax.track.five_points import FivePoints, estimate
 from avatar_jax.track.inputs import PictureFrames, StillFrame
 from avatar_jax.track.mean_face import crop_label, crop_pose
 from avatar_jax.track.measured import MeasuredClip, record
+from avatar_jax.track.placing import crop_poses
 
 NETWORK = 'network'
 _FILE_SIGMA = 0.02  # decimetres; accuracy that landmark files are credited with

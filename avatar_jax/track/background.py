@@ -1,4 +1,4 @@
-"""Separating a head from its background in the aligned crop, with GrabCut.
+"""Separating a head from its background in the aligned crop: with a network that knows people, else with GrabCut.
 
 The shipped prior has only seen heads before white. GrabCut (colour models and a graph cut, seeded with where the
 alignment puts head and shoulders) is a simple method without a network: hair that resembles the background, hands and
@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+
+from avatar_jax.track.person_mask import NAME, PersonMask
 
 _WORK = 320  # side of the picture on which the cut is made
 _ITERATIONS = 4
@@ -38,13 +40,14 @@ def _ellipse(size: int, center: tuple[float, float], radii: tuple[float, float])
     return ((xs - center[0]) / radii[0]) ** 2 + ((ys - center[1]) / radii[1]) ** 2 <= 1
 
 
-def separate(picture: np.ndarray, inside: np.ndarray, points: np.ndarray) -> Matte:
+def separate(picture: np.ndarray, inside: np.ndarray, points: np.ndarray, masker: PersonMask | None = None) -> Matte:
     """Finds the person in a square picture with the head in the middle; the more surroundings, the better.
 
     Args:
         picture: [S, S, 3] uint8.
         inside: [S, S] in [0, 1], where there is photograph (0 beyond its edges).
         points: [5, 2] landmarks, pixels.
+        masker: the network; None, or a result of it that is implausible, leaves it to GrabCut.
 
     Returns:
         The matte of the picture [S, S].
@@ -57,6 +60,10 @@ def separate(picture: np.ndarray, inside: np.ndarray, points: np.ndarray) -> Mat
     whole = np.clip(inside, 0, 1).astype(np.float32)
     if _white_already(small, shown):
         return Matte(whole, 'the background is white already', True)
+    if masker is not None:
+        matte = _by_network(picture, whole, points, masker)
+        if matte.trusted:
+            return matte
     marks = _seeds(small, shown, points / size)
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(0)  # the colour models start from a random clustering
@@ -70,6 +77,19 @@ def separate(picture: np.ndarray, inside: np.ndarray, points: np.ndarray) -> Mat
     soft = cv2.GaussianBlur(person.astype(np.float32), (0, 0), _FEATHER)
     alpha = cv2.resize(soft, (size, size), interpolation=cv2.INTER_LINEAR) * whole
     return Matte(alpha.astype(np.float32), 'GrabCut seeded with the aligned head, approximate', trusted)
+
+
+def _by_network(picture: np.ndarray, whole: np.ndarray, points: np.ndarray, masker: PersonMask) -> Matte:
+    """The network's mask, but for other people who stand apart."""
+    import cv2
+
+    alpha = masker.masks(picture[None])[0]
+    count, labels = cv2.connectedComponents((alpha > 0.1).astype(np.uint8))
+    head = _ellipse(len(picture), *_head(points / len(picture)))
+    if count > 1 and head.any():
+        alpha = np.where(labels == np.bincount(labels[head], minlength=count).argmax(), alpha, 0)
+    alpha = (alpha * whole).astype(np.float32)
+    return Matte(alpha, NAME, bool(alpha[head].mean() > 0.8 and 0.1 < alpha[whole > 0.5].mean() < 0.97))
 
 
 def _white_already(small: np.ndarray, shown: np.ndarray) -> bool:

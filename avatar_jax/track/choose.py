@@ -41,12 +41,12 @@ class Chooser:
     """Chooses a face among those of a picture.
 
     Args:
-      rule: 'size' (the largest), a number from 1 (the largest) on, a picture file whose person is looked for, or None:
-        the largest if it is clearly that.
-      reader: landmark network, needed to compare people.
+        rule: 'size' (the largest), a number from 1 (the largest) on, a picture file whose person is looked for, or
+            None: the largest if it is clearly that.
+        reader: landmark network, needed to compare people.
 
     Raises:
-      UserError: no such rule, or the picture shows no face; when called: faces of similar size and no rule.
+        UserError: no such rule, or the picture shows no face; when called: faces of similar size and no rule.
     """
 
     def __init__(self, rule: str | int | None = 'size', reader=None):

@@ -16,9 +16,11 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.faces.alignment import EG3D_RESCALE, EG3D_SIZE, align, eg3d_crop_box
 from avatar_jax.track.background import separate
-from avatar_jax.track.clip import Track
+from avatar_jax.track.inputs import FrameSource
 from avatar_jax.track.measured import Shown
 from avatar_jax.track.network import FaceReader, cut
+from avatar_jax.track.person_mask import PersonMask
+from avatar_jax.track.track import Track
 
 COLOURS = {'white': 255.0, 'black': 0.0}
 BACKGROUNDS = (*COLOURS, 'keep')
@@ -98,13 +100,14 @@ def aligned_still(pixels: np.ndarray, alpha: np.ndarray | None, five: np.ndarray
     )
 
 
-def still_picture(still: Still, background: str, *, masked: bool = True) -> Shown:
+def still_picture(still: Still, background: str, *, masked: bool = True, masker: PersonMask | None = None) -> Shown:
     """The crop before its new background, with the mask of the person.
 
     Args:
         background: one of ``BACKGROUNDS``.
         masked: look for the person where the background is kept and the file has no transparency, too; else the mask
             covers all of the photograph.
+        masker: the network that finds the person; None leaves it to GrabCut.
     """
     rgb, shown = still.cut(still.rgb), still.cut(still.shown)
     own = shown if still.opacity is None else still.cut(still.opacity)
@@ -118,7 +121,7 @@ def still_picture(still: Still, background: str, *, masked: bool = True) -> Show
         )
     if still.points is None or (keep and not masked):
         return Shown(0, rgb if keep else _over(rgb, shown, shown, background), own)
-    matte = separate(still.rgb, still.shown, still.points)
+    matte = separate(still.rgb, still.shown, still.points, masker)
     if not matte.trusted:
         warning = f'the background could not be separated ({matte.made_by}) and was kept'
         return Shown(0, rgb if keep else _over(rgb, shown, shown, background), own, '', (), () if keep else (warning,))
@@ -140,7 +143,9 @@ def _over(rgb: np.ndarray, shown: np.ndarray, alpha: np.ndarray, background: str
     return np.rint(colour * weight + COLOURS[background] * (1 - weight)).astype(np.uint8)
 
 
-def still_pictures(frames: Any, track: Track, background: str, masked: bool) -> Callable[..., Iterator[Shown]]:
+def still_pictures(
+    frames: FrameSource, track: Track, background: str, masked: bool, masker: PersonMask | None = None
+) -> Callable[..., Iterator[Shown]]:
     """``measured.Pictures`` of a photograph."""
 
     def pictures(wanted: Sequence[int] | None, on_frame: Callable[[Any], None] | None) -> Iterator[Shown]:
@@ -149,13 +154,13 @@ def still_pictures(frames: Any, track: Track, background: str, masked: bool) -> 
             on_frame(frame)
         if track.valid[0]:
             still = aligned_still(frame.pixels, frame.alpha, track.five[0].astype(np.float64), track.crop_size)
-            yield still_picture(still, background, masked=masked)
+            yield still_picture(still, background, masked=masked, masker=masker)
 
     return pictures
 
 
 def moving_pictures(
-    frames: Any, track: Track, network: FaceReader | None, background: str
+    frames: FrameSource, track: Track, network: FaceReader | PersonMask | None, background: str
 ) -> Callable[..., Iterator[Shown]]:
     """``measured.Pictures`` of a clip.
 
@@ -184,7 +189,7 @@ def moving_pictures(
     return pictures
 
 
-def _with_masks(waiting: list, network: FaceReader | None, background: str) -> Iterator[Shown]:
+def _with_masks(waiting: list, network: FaceReader | PersonMask | None, background: str) -> Iterator[Shown]:
     shown = np.stack([s for _, _, s in waiting])
     black = np.stack([c for _, c, _ in waiting])
     # Beyond the photograph crops fade to black, which is no background that anybody stands before.

@@ -38,12 +38,13 @@ class FitConfig:
     """Options of the fit.
 
     Attributes:
-      key_frames: frames that decide identity and lens.
-      clip_iterations, frame_iterations: Levenberg-Marquardt steps.
-      robust: landmark errors beyond this many standard deviations lose weight.
-      smooth: strength of the tie between neighbouring frames; 0 leaves every frame on its own (gaps are still filled).
-      focal: focal length in units of the longer side of the picture; None finds one.
-      guess_weight: trust in the network's expression and angle, 1 as measured on held-out heads, 0 none.
+        key_frames: frames that decide identity and lens.
+        clip_iterations, frame_iterations: Levenberg-Marquardt steps.
+        robust: landmark errors beyond this many standard deviations lose weight.
+        smooth: strength of the tie between neighbouring frames; 0 leaves every frame on its own (gaps are still
+            filled).
+        focal: focal length in units of the longer side of the picture; None finds one.
+        guess_weight: trust in the network's expression and angle, 1 as measured on held-out heads, 0 none.
     """
 
     key_frames: int = 12
@@ -60,10 +61,10 @@ class Observations:
     """Landmarks of T frames (or one frame, without the leading axis).
 
     Attributes:
-      points: [T,68,2] pixels, y down, first pixel centred at 0.5.
-      sigma: [T,68] expected error in pixels; infinite for a landmark that is not there.
-      expression: [T,E] a guess of the expression, and ``expression_sigma`` [T,E] its error (infinite: no guess).
-      angle: [T,3] a guess of the angle in radians, and ``angle_sigma`` [T,3].
+        points: [T,68,2] pixels, y down, first pixel centred at 0.5.
+        sigma: [T,68] expected error in pixels; infinite for a landmark that is not there.
+        expression: [T,E] a guess of the expression, and ``expression_sigma`` [T,E] its error (infinite: no guess).
+        angle: [T,3] a guess of the angle in radians, and ``angle_sigma`` [T,3].
     """
 
     points: jax.Array
@@ -226,10 +227,10 @@ def solve_clip(
     """Identity, lens, and the given frames together.
 
     Args:
-      obs: of F frames. poses: [F,6] start. log_focal: start, in pixels. focal_prior: its standard deviation.
+        obs: of F frames. poses: [F,6] start. log_focal: start, in pixels. focal_prior: its standard deviation.
 
     Returns:
-      (identity [K], log focal, local numbers [F,E+6], mean squared residual).
+        (identity [K], log focal, local numbers [F,E+6], mean squared residual).
     """
     k, frames = landmark_model.num_identity, poses.shape[0]
     begin_shared = jnp.concatenate([jnp.zeros(k), log_focal[None]])
@@ -295,11 +296,11 @@ def solve_frames(
     """Expression and pose of a run of frames, tied to their neighbours.
 
     Args:
-      start: [T,E+6] first guess. stiffness: [T-1,E+6] inverse variances of the change from frame to frame.
-      before: [E+6] the frame before the run, and its stiffness [E+6] (zeros: there is none).
+        start: [T,E+6] first guess. stiffness: [T-1,E+6] inverse variances of the change from frame to frame.
+        before: [E+6] the frame before the run, and its stiffness [E+6] (zeros: there is none).
 
     Returns:
-      [T,E+6].
+        [T,E+6].
     """
 
     def residuals(local, obs):

@@ -32,7 +32,7 @@ def read_track(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of a track folder (or of its ``track.npz``): see docs/tracking.md.
 
     Raises:
-      UserError: missing, damaged, or not a track.
+        UserError: missing, damaged, or not a track.
     """
     path = Path(path)
     path = input_file(path / ARRAYS if path.is_dir() else path)
@@ -50,11 +50,11 @@ def measured_folder(path: str | os.PathLike, *, size: int, label_mode: str, back
     """A track folder as it was measured; pictures are read when they are asked for.
 
     Args:
-      path: track folder. size: side of the pictures. label_mode: of the camera labels, which are made anew.
-      background: one of ``crops.BACKGROUNDS``, by the stored head masks; 'keep' leaves the crops alone.
+        path: track folder. size: side of the pictures. label_mode: of the camera labels, which are made anew.
+        background: one of ``crops.BACKGROUNDS``, by the stored head masks; 'keep' leaves the crops alone.
 
     Raises:
-      UserError: not a track, damaged files; later, where pictures are asked for: no crops.
+        UserError: not a track, damaged files; later, where pictures are asked for: no crops.
     """
     check_background(background)
     path, arrays = Path(path), read_track(path)

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,12 +24,29 @@ from avatar_jax.io.video import VideoFrame
 PICTURES, VIDEOS = kinds.PICTURE_ENDINGS, kinds.VIDEO_ENDINGS
 
 
+class FrameSource(Protocol):
+    """Frames of one input, which can be gone through several times.
+
+    Attributes:
+        path: what they are called in messages. fps: frames per second. num_frames: their number, or None.
+        notes: what is done to them, one phrase each; complete after reading.
+    """
+
+    path: Path
+    fps: Any
+    num_frames: int | None
+    notes: Sequence[str]
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        """From the first to the last."""
+
+
 @dataclasses.dataclass(frozen=True)
 class StillFrame(VideoFrame):
     """A picture file as a frame.
 
     Attributes:
-      alpha: [H, W] uint8 opacity, or None. notes: what was done to the file's pixels.
+        alpha: [H, W] uint8 opacity, or None. notes: what was done to the file's pixels.
     """
 
     alpha: np.ndarray | None = None
@@ -40,12 +57,12 @@ class PictureFrames:
     """Picture files as the frames of a clip, in the given order.
 
     Args:
-      paths: the files, all of one size.
-      fps: frames per second.
-      path: what the clip is called in messages; the first file's folder by default.
+        paths: the files, all of one size.
+        fps: frames per second.
+        path: what the clip is called in messages; the first file's folder by default.
 
     Attributes:
-      notes: what is done to the pixels of a single picture; known after it was read.
+        notes: what is done to the pixels of a single picture; known after it was read.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike], fps: float = 25.0, path: str | os.PathLike | None = None):
@@ -73,7 +90,7 @@ class PictureFrames:
 class Selected:
     """Some frames of others: the numbers in ``indices`` (sorted), as a clip of ``fps`` frames per second."""
 
-    def __init__(self, frames: Any, indices: np.ndarray, fps: float | None = None):
+    def __init__(self, frames: FrameSource, indices: np.ndarray, fps: float | None = None):
         self.frames, self.indices = frames, np.asarray(indices)
         self.fps = float(frames.fps if fps is None else fps)
         self.path, self.num_frames = frames.path, len(self.indices)
@@ -95,7 +112,7 @@ class Selected:
                 return
 
 
-def is_photograph(frames: Any) -> bool:
+def is_photograph(frames: FrameSource) -> bool:
     """Whether frames are one picture file."""
     return isinstance(frames, PictureFrames) and frames.num_frames == 1
 
@@ -105,9 +122,9 @@ class Input:
     """One thing to track.
 
     Attributes:
-      path: the file or folder. name: of its output folder.
-      kind: 'photo', 'video' or 'frames' (a folder of pictures in the order of their names).
-      fps: of 'frames'.
+        path: the file or folder. name: of its output folder.
+        kind: 'photo', 'video' or 'frames' (a folder of pictures in the order of their names).
+        fps: of 'frames'.
     """
 
     path: Path
@@ -120,7 +137,7 @@ class Input:
         """More than one frame is expected."""
         return self.kind != 'photo'
 
-    def open(self) -> Any:
+    def open(self) -> FrameSource:
         """The frames; raises ``UserError`` for files that cannot be used."""
         if self.kind == 'video':
             return open_video(self.path)
@@ -133,11 +150,11 @@ class Input:
         return file_sha256(self.path if self.kind != 'frames' else frame_files(self.path)[0])
 
 
-def open_frames(path: str | os.PathLike) -> Any:
+def open_frames(path: str | os.PathLike) -> FrameSource:
     """The frames of a video or of a picture.
 
     Raises:
-      UserError: the file is missing, damaged, or neither.
+        UserError: the file is missing, damaged, or neither.
     """
     path = input_file(path)
     return Input(path, path.stem, kind_of(path)).open()
@@ -161,7 +178,7 @@ def find_inputs(inputs: Sequence[str | os.PathLike], sequence: bool = False, fps
     A file's content tells whether it is a picture or a video (``io.kinds``). Names are made unique.
 
     Raises:
-      UserError: nothing there, or an empty folder. (What is wrong with a single file is found when it is opened.)
+        UserError: nothing there, or an empty folder. (What is wrong with a single file is found when it is opened.)
     """
     found: list[tuple[Path, str]] = []
     for item in inputs:

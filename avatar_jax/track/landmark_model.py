@@ -33,12 +33,12 @@ class LandmarkModel:
     """What the fit needs of a head model; K identity and E expression numbers, both cut to what is fitted.
 
     Attributes:
-      mean: [68,3] landmarks of the mean head, decimetres.
-      identity: [K,68,3], for numbers ~ N(0, 1).
-      expression: [E,68,3].
-      usual: [E] mean expression. spread: [E,E] rows of the whitened directions.
-      low, high: [E] range outside which numbers are drawn back (infinite where there is none).
-      basis: of the numbers, as motion files have it.
+        mean: [68,3] landmarks of the mean head, decimetres.
+        identity: [K,68,3], for numbers ~ N(0, 1).
+        expression: [E,68,3].
+        usual: [E] mean expression. spread: [E,E] rows of the whitened directions.
+        low, high: [E] range outside which numbers are drawn back (infinite where there is none).
+        basis: of the numbers, as motion files have it.
     """
 
     mean: jax.Array
@@ -77,7 +77,7 @@ def at_landmarks(model: MorphableModel, num_identity: int = 80, num_expression: 
     """Tabulates the landmarks of ``model``.
 
     Raises:
-      UserError: the model's landmarks are not linear in its numbers.
+        UserError: the model's landmarks are not linear in its numbers.
     """
     k, e = min(num_identity, model.num_id), min(num_expression, model.num_exp)
     zero_id, zero_exp = np.zeros(model.num_id, np.float32), np.zeros(model.num_exp, np.float32)
@@ -125,7 +125,7 @@ def load_head(spec: str | os.PathLike) -> Any:
     """The head model behind an option: 'procedural', or a file of BFM, FLAME or ICT-FaceKit.
 
     Raises:
-      UserError: no such file, or not a head model.
+        UserError: no such file, or not a head model.
     """
     if str(spec) == 'procedural':
         from avatar_jax.procedural import ProceduralHead

@@ -43,6 +43,7 @@ class Measured:
         found: a face was measured here; False in frames of a video that are interpolated or held.
         index: number of the frame. time: seconds.
         notes: what was done, one phrase each. warnings: what the user should look at, one line each.
+        landmarks_from: what read the landmarks, in words; '' where none did.
     """
 
     image: np.ndarray
@@ -64,6 +65,7 @@ class Measured:
     time: float = 0.0
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    landmarks_from: str = ''
 
     def portrait(self) -> Portrait:
         """The ``Portrait`` that methods read, with all that was measured."""
@@ -96,6 +98,7 @@ class Measured:
             'frame': self.index,
             'camera_label': self.label,
             'label_mode': self.label_mode,
+            'landmarks_from': self.landmarks_from,
             'landmarks': self.landmarks if self.landmarks is not None else self.points,
             'basis': self.basis,
             'expression': self.expression,
@@ -163,7 +166,8 @@ class MeasuredClip:
         fitted: [N, 68, 2] landmarks of the fitted head, pixels of the input.
         notes: what was done. warnings: what the user should look at.
         sha256: of the file.
-        track: everything about the fit (``track.clip.Track``); None where it was not made here.
+        landmarks_from: what read the landmarks, in words; '' where none did.
+        track: everything about the fit (``track.track.Track``); None where it was not made here.
     """
 
     path: Path
@@ -187,6 +191,7 @@ class MeasuredClip:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     sha256: str = ''
+    landmarks_from: str = ''
     track: Any = None
 
     @property
@@ -299,6 +304,7 @@ class MeasuredClip:
             time=i / self.fps if self.times is None else float(self.times[i]),
             notes=(*self.notes, *shown.notes),
             warnings=warnings,
+            landmarks_from=self.landmarks_from,
         )
 
 

@@ -39,12 +39,13 @@ class Reading:
     """What was read of one face in a picture.
 
     Attributes:
-      points: [68,2] pixels, y down, first pixel centred at 0.5.
-      sigma: [68] expected error per axis in pixels.
-      expression: [64] in the procedural basis, or None; angle: [3] radians, or None.
-      present: probability that there is a face.
-      spread: mean distance in pixels between the points of a crop and those of its mirror image; 0 where only one of
-        them was read.
+        points: [68,2] pixels, y down, first pixel centred at 0.5.
+        sigma: [68] expected error per axis in pixels.
+        expression: [64] in the procedural basis, or None; angle: [3] radians, or None.
+        present: probability that there is a face.
+        spread: mean distance in pixels between the points of a crop and those of its mirror image; 0 where only one of
+            them was read.
+        gaze: [2] to the right of the picture and up, 1 is 24 degrees, or None where it was not measured.
     """
 
     points: np.ndarray
@@ -53,6 +54,7 @@ class Reading:
     angle: np.ndarray | None = None
     present: float = 1.0
     spread: float = 0.0
+    gaze: np.ndarray | None = None
 
     @property
     def is_face(self) -> bool:
@@ -82,10 +84,10 @@ class FaceReader:
     """Landmarks, expression, angle and mask of faces in pictures.
 
     Args:
-      path: weight file; the shipped one by default.
+        path: weight file; the shipped one by default.
 
     Raises:
-      UserError: not such weights.
+        UserError: not such weights.
     """
 
     name = 'network'

@@ -46,12 +46,12 @@ def expected_numbers(
     """The network's answer alone.
 
     Args:
-      fitted: [T,64] expressions of the fit. angle: [T,3] radians in the aligned crop.
-      times: [T] seconds, increasing. found: [T] bool, frames that were measured.
-      path: weight file; the shipped one by default.
+        fitted: [T,64] expressions of the fit. angle: [T,3] radians in the aligned crop.
+        times: [T] seconds, increasing. found: [T] bool, frames that were measured.
+        path: weight file; the shipped one by default.
 
     Returns:
-      ([T,64] numbers, not clipped; [64,64] covariance of their errors).
+        ([T,64] numbers, not clipped; [64,64] covariance of their errors).
     """
     from avatar_jax.io.weights import shipped
 
@@ -92,7 +92,7 @@ def read_numbers(
     """Expression numbers [T,64] from those of the fit; arguments as of ``expected_numbers``.
 
     Raises:
-      UserError: not such weights.
+        UserError: not such weights.
     """
     from avatar_jax.io.weights import shipped
 

@@ -33,14 +33,15 @@ class Observed:
     """What the first pass keeps of T frames.
 
     Attributes:
-      times: [T] seconds. found: [T] a face was seen.
-      points: [T,68,2] pixels, y down, first pixel centred at 0.5; NaN where no face was found.
-      sigma: [T,68] pixels, infinite for points that a landmark file does not have.
-      expression: [T,64] guess in the procedural basis, or NaN. angle: [T,3] radians, or NaN.
-      present: [T] probability of a face. segment: [T] number of the shot or person, from 0.
-      size: (width, height) of the frames.
-      source: name of the landmark backend. notes: what happened, one line each.
-      likeness: cosine of each segment's person with the first segment's (NaN where there was none to compare).
+        times: [T] seconds. found: [T] a face was seen.
+        points: [T,68,2] pixels, y down, first pixel centred at 0.5; NaN where no face was found.
+        sigma: [T,68] pixels, infinite for points that a landmark file does not have.
+        expression: [T,64] guess in the procedural basis, or NaN. angle: [T,3] radians, or NaN.
+        present: [T] probability of a face. segment: [T] number of the shot or person, from 0.
+        size: (width, height) of the frames.
+        source: name of the landmark backend. notes: what happened, one line each.
+        likeness: cosine of each segment's person with the first segment's (NaN where there was none to compare).
+        gaze: [T,2] to the right of the picture and up, 1 is 24 degrees; NaN or None where it was not measured.
     """
 
     times: np.ndarray
@@ -55,6 +56,7 @@ class Observed:
     source: str
     notes: list[str]
     likeness: list[float]
+    gaze: np.ndarray | None = None
 
     @property
     def num_frames(self) -> int:
@@ -74,7 +76,7 @@ class _Rows:
                 reading,
                 **{
                     k: np.asarray(v, np.float32)
-                    for k in ('points', 'sigma', 'expression', 'angle')
+                    for k in ('points', 'sigma', 'expression', 'angle', 'gaze')
                     if (v := getattr(reading, k)) is not None
                 },
             )
@@ -85,13 +87,14 @@ class _Rows:
         t = len(self.rows)
         points, sigma = np.full((t, 68, 2), np.nan, np.float32), np.full((t, 68), np.inf, np.float32)
         expression, angle = np.full((t, 64), np.nan, np.float32), np.full((t, 3), np.nan, np.float32)
-        present = np.zeros(t, np.float32)
+        gaze, present = np.full((t, 2), np.nan, np.float32), np.zeros(t, np.float32)
         for i, (_, reading, _) in enumerate(self.rows):
             if reading is None:
                 continue
             points[i], sigma[i], present[i] = reading.points, reading.sigma, reading.present
-            if reading.expression is not None:
-                expression[i], angle[i] = reading.expression, reading.angle
+            for array, value in ((expression, reading.expression), (angle, reading.angle), (gaze, reading.gaze)):
+                if value is not None:
+                    array[i] = value
         return {
             'times': increasing(np.array([r[0] for r in self.rows])),
             'found': np.array([r[1] is not None for r in self.rows]),
@@ -100,6 +103,7 @@ class _Rows:
             'expression': expression,
             'angle': angle,
             'present': present,
+            'gaze': gaze,
             'segment': np.array([r[2] for r in self.rows], np.int32),
         }
 
@@ -126,14 +130,14 @@ def observe(
     """Reads one face from every frame.
 
     Args:
-      frames: objects with ``time`` (seconds) and ``pixels`` [H,W,3] uint8, all of one size.
-      reader: ``FaceReader`` or another backend with ``detect``, ``around``.
-      choose: which face.
-      careful: average over more crops and look for turned heads, too: for photographs.
-      on_frame: called after each frame.
+        frames: objects with ``time`` (seconds) and ``pixels`` [H,W,3] uint8, all of one size.
+        reader: ``FaceReader`` or another backend with ``detect``, ``around``.
+        choose: which face.
+        careful: average over more crops and look for turned heads, too: for photographs.
+        on_frame: called after each frame.
 
     Raises:
-      UserError: no frames.
+        UserError: no frames.
     """
     rows, notes, likeness, wanted = _Rows(), [], [], None
     previous: Reading | None = None
@@ -248,9 +252,9 @@ class FileLandmarks:
     them, unless what it reads there is another face.
 
     Args:
-      points: [T,N,2] pixels of the upright frames (integers at pixel centres), NaN in frames without a face.
-      network: completes five points; None leaves them alone.
-      name: of the source, for reports.
+        points: [T,N,2] pixels of the upright frames (integers at pixel centres), NaN in frames without a face.
+        network: completes five points; None leaves them alone.
+        name: of the source, for reports.
     """
 
     def __init__(self, points: np.ndarray, network: FaceReader | None = None, name: str = 'file'):
@@ -262,7 +266,7 @@ class FileLandmarks:
         """``Observed`` of the frames; cuts are not looked for.
 
         Raises:
-          UserError: another number of frames than rows.
+            UserError: another number of frames than rows.
         """
         rows, size, count, completed = _Rows(), (0, 0), 0, 0
         for frame in frames:
@@ -310,7 +314,7 @@ def completed_five(known: Reading, five: np.ndarray, pixels: np.ndarray, network
     """The network's 68 landmarks with five known ones in their places; None where it reads another face.
 
     Args:
-      known: the five at their places among the 68. five: [5,2] the same (first pixel centred at 0.5).
+        known: the five at their places among the 68. five: [5,2] the same (first pixel centred at 0.5).
     """
     across, middle = five[1] - five[0], five[:2].mean(0)
     side = _BOX_PER_EYES * max(float(np.linalg.norm(across)), 0.9 * float(np.linalg.norm(five[3:].mean(0) - middle)))

@@ -15,13 +15,13 @@ from avatar_jax.io import atomic
 from avatar_jax.io.images import encode_png, write_png
 from avatar_jax.io.motion import save_motion
 from avatar_jax.io.provenance import Provenance
-from avatar_jax.io.video import VideoWriter
-from avatar_jax.track.clip import Track
-from avatar_jax.track.inputs import Input
+from avatar_jax.io.video import VideoFrame, VideoWriter
+from avatar_jax.track.inputs import FrameSource, Input
 from avatar_jax.track.measured import MeasuredClip
 from avatar_jax.track.overlay import Wire, draw
 from avatar_jax.track.quality import PARTS, grade
 from avatar_jax.track.smooth import even_rate, runs
+from avatar_jax.track.track import Track
 from avatar_jax.types import Motion
 
 FORMAT = 'avatar_jax track 1'
@@ -33,8 +33,8 @@ class OutputConfig:
     """What is written.
 
     Attributes:
-      crops: 'png', 'jpg' or 'none'. overlay: write the overlay.
-      masks: write head masks.
+        crops: 'png', 'jpg' or 'none'. overlay: write the overlay.
+        masks: write head masks.
     """
 
     crops: str = 'png'
@@ -63,7 +63,7 @@ def motions(track: Track, fps: float, source: str) -> list[tuple[Motion, tuple[i
 def write(
     folder: Path,
     item: Input,
-    frames: Any,
+    frames: FrameSource,
     clip: MeasuredClip,
     model: Any,
     config: OutputConfig,
@@ -74,13 +74,13 @@ def write(
     """Second pass: writes everything into ``folder``, completely or not at all.
 
     Args:
-      item: what was tracked. frames: its frames. clip: what was measured in them.
-      model: head model (for the mesh).
-      settings: options of the run, for the report.
-      weights: SHA-256 of the landmark network.
+        item: what was tracked. frames: its frames. clip: what was measured in them.
+        model: head model (for the mesh).
+        settings: options of the run, for the report.
+        weights: SHA-256 of the landmark network.
 
     Returns:
-      The report.
+        The report.
     """
     sha, track = item.sha256(), clip.track
     provenance = Provenance(synthetic=False, weights=weights, command='track', sources={item.path.name: sha})
@@ -136,7 +136,7 @@ def _write_arrays(path: Path, clip: MeasuredClip, provenance: Provenance, name: 
 def _write_pictures(
     folder: Path,
     item: Input,
-    frames: Any,
+    frames: FrameSource,
     clip: MeasuredClip,
     wire: Wire | None,
     config: OutputConfig,
@@ -146,7 +146,7 @@ def _write_pictures(
     with contextlib.ExitStack() as stack:
         video = None
 
-        def each(frame: Any) -> None:
+        def each(frame: VideoFrame) -> None:
             nonlocal video
             if wire is not None and frame.index < clip.num_frames:
                 picture = draw(frame.pixels, clip.track, frame.index, wire)
@@ -188,7 +188,7 @@ def make_report(
     clip: MeasuredClip,
     clips: list,
     item: Input,
-    frames: Any,
+    frames: FrameSource,
     settings: dict[str, Any],
     provenance: Provenance,
 ) -> dict[str, Any]:
@@ -232,6 +232,7 @@ def make_report(
         'faces_found': int(track.found.sum()),
         'missing': missing,
         'notes': track.notes,
+        'warnings': list(clip.warnings),
         'segments': segments,
         'quality': {
             'score': score,

@@ -7,7 +7,8 @@ import numpy as np
 from avatar_jax.faces.base import MorphableModel
 from avatar_jax.faces.pose import rotation_matrix
 from avatar_jax.render.rasterizer import area_weighted_normals
-from avatar_jax.track.clip import Track, project_clip
+from avatar_jax.track.placing import project_clip
+from avatar_jax.track.track import Track
 
 MAX_SIDE = 1280
 _CELL = 0.085  # decimetres: vertices closer than this are drawn as one
@@ -30,7 +31,7 @@ class Wire:
     """A thinned wire frame of a head model's face: few enough lines for every mesh.
 
     Args:
-      model: any head model.
+        model: any head model.
     """
 
     def __init__(self, model: MorphableModel):
@@ -91,10 +92,10 @@ def draw(pixels: np.ndarray, track: Track, frame: int, wire: Wire) -> np.ndarray
     """The picture of frame ``frame`` with the track on it.
 
     Args:
-      pixels: [H,W,3] uint8, the input frame.
+        pixels: [H,W,3] uint8, the input frame.
 
     Returns:
-      uint8 [H',W',3].
+        uint8 [H',W',3].
     """
     import cv2
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,10 @@ from avatar_jax.faces.lighting import INITIAL_LIGHT, sh_basis, shade
 from avatar_jax.faces.pose import rotation_matrix
 from avatar_jax.render.rasterizer import area_weighted_normals, rasterize
 from avatar_jax.track.camera import seen, to_translation
-from avatar_jax.track.clip import Track, TrackConfig, crop_poses, project_clip
+from avatar_jax.track.inputs import FrameSource
 from avatar_jax.track.landmark_model import LandmarkModel
+from avatar_jax.track.placing import crop_poses, project_clip
+from avatar_jax.track.track import Track, TrackConfig
 
 POINTS = 900  # surface points whose colours are compared
 SIDE = 144  # of the square around the face on which it is done
@@ -39,9 +40,9 @@ class Surface:
     """Visible points of a fitted head in one frame.
 
     Attributes:
-      corners: [P,3] vertex ids. weights: [P,3]. normals: [P,3] in camera directions. colours: [P,3] seen, 0..1.
-      image: [SIDE,SIDE,3] float32, 0..1, a little blurred. low: [2] its corner in the picture; scale: its pixels per
-        pixel of the picture.
+        corners: [P,3] vertex ids. weights: [P,3]. normals: [P,3] in camera directions. colours: [P,3] seen, 0..1.
+        image: [SIDE,SIDE,3] float32, 0..1, a little blurred. low: [2] its corner in the picture; scale: its pixels per
+            pixel of the picture.
     """
 
     corners: np.ndarray
@@ -225,7 +226,7 @@ def _full(values: np.ndarray, width: int) -> np.ndarray:
 
 def refine(
     track: Track,
-    frames: Any,
+    frames: FrameSource,
     model: MorphableModel,
     landmark_model: LandmarkModel,
     config: TrackConfig,
@@ -234,7 +235,7 @@ def refine(
     """The track with expression and pose refined on the pixels, and light and albedo of each shot.
 
     Args:
-      frames: the input again; can be iterated twice.
+        frames: the input again; can be iterated twice.
     """
     e = landmark_model.num_expression
     expression, pose = np.array(track.expression), np.array(track.pose)

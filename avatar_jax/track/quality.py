@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from avatar_jax.track.clip import Track
+from avatar_jax.track.track import Track
 
 PARTS = ('seen', 'landmarks', 'fit', 'resolution', 'pose', 'inside')
 # Expected error of the network's landmarks in eye distances: 0.03 to 0.043 on photographs and procedural heads, turned
 # ones included; what is read with more is likely no human face.
 ERROR_USUAL, ERROR_BAD = 0.043, 0.085
-# Doubt of the network that there is a face at all: photographs have under 0.01, most animals that it does not rule
-# out 0.1 to 0.5.
-DOUBT_USUAL, DOUBT_BAD = 0.02, 0.25
+# Doubt of the network that there is a face at all: photographs have under 0.01, drawn animals that it does not rule
+# out 0.08 to 0.5.
+DOUBT_USUAL, DOUBT_BAD = 0.02, 0.15
 _GRADES = ((0.6, 'good'), (0.3, 'fair'), (0.0, 'poor'))
 LIMIT = (
     'The avatar can only show what its prior has learnt. The shipped prior knows procedural heads: expect pose, '

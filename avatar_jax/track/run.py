@@ -13,13 +13,13 @@ import numpy as np
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.io.landmarks import SideFile, side_file
-from avatar_jax.io.video import frame_rate
 from avatar_jax.progress import Progress
 from avatar_jax.track import output
 from avatar_jax.track.choose import Chooser
 from avatar_jax.track.fit import FitConfig
 from avatar_jax.track.inputs import Input
 from avatar_jax.track.measure import Tracker, track_beside
+from avatar_jax.track.tracker import NONE
 
 LISTED = ('name', 'file', 'kind', 'frames', 'faces_found', 'quality')  # of each report, in the report of all
 
@@ -31,7 +31,7 @@ class TrackOptions:
     Attributes:
         size: side of the crops in pixels. model: head model that is fitted, 'procedural' or a file.
         mediapipe, weights: files, see ``Tracker``. face: which of several, see ``Chooser``.
-        crop: see ``clip.TrackConfig``. smooth: strength of smoothing. focal: in units of the longer side, or None.
+        crop: see ``track.TrackConfig``. smooth: strength of smoothing. focal: in units of the longer side, or None.
         label_mode: normalisation of the camera labels. pixels, translation: see ``Tracker``.
         crops: 'auto', 'png', 'jpg' or 'none'. background: see ``crops.BACKGROUNDS``. fps: of folders of frames.
         no_overlay, no_masks: leave them out.
@@ -59,7 +59,7 @@ class TrackOptions:
         check.within(16, 4096, 'size')
         check.at_least(0, 'smooth')
         check.within(0.2, 100, 'focal')
-        frame_rate(self.fps)
+        check.within(0.001, 1000, 'fps')
 
     def tracker(self) -> Tracker:
         """The tracker that all inputs share."""
@@ -79,9 +79,9 @@ def landmark_files(items: Sequence[Input], files: Sequence[str] | None, options:
     """Name of an input -> its file of landmarks.
 
     Raises:
-        UserError: not one file for each, or MediaPipe is to find them.
+        UserError: not one file for each, or MediaPipe's networks are to find them.
     """
-    if files and options.mediapipe:
+    if files and options.mediapipe not in (None, NONE):
         raise UserError(f'--mediapipe {options.mediapipe}: finds the landmarks that --landmarks has; give one of them')
     if files and len(files) != len(items):
         raise UserError(f'--landmarks: {len(files)} files for {len(items)} inputs; give one for each')
@@ -109,7 +109,8 @@ def track_into(
     """
     try:
         frames = item.open()
-        beside = SideFile() if landmarks or options.mediapipe else side_file(item.path)
+        asked = options.mediapipe not in (None, NONE)
+        beside = SideFile() if landmarks or asked else side_file(item.path)
         began = time.monotonic()
         clip = track_beside(
             tracker,

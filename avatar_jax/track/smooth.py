@@ -21,8 +21,8 @@ def one_euro(values: np.ndarray, times: np.ndarray, cutoff: float, speed: float)
     """One-Euro filter (Casiez et al. 2012) along the first axis, forwards in time.
 
     Args:
-      values: [T, ...]. times: [T] seconds, increasing.
-      cutoff: Hz for a signal at rest. speed: Hz per unit of the signal and second by which it rises.
+        values: [T, ...]. times: [T] seconds, increasing.
+        cutoff: Hz for a signal at rest. speed: Hz per unit of the signal and second by which it rises.
     """
     out = np.array(values, np.float64)
     slope = np.zeros(out.shape[1:])
@@ -39,9 +39,9 @@ def steady(values: np.ndarray, times: np.ndarray, strength: float, spread: float
     """The mean of a forward and a backward One-Euro filter: no lag.
 
     Args:
-      values: [T, ...]. times: [T] seconds.
-      strength: 0 leaves the values alone; 2 halves the cutoff of 1.
-      spread: size of a large change of the signal, in its own unit.
+        values: [T, ...]. times: [T] seconds.
+        strength: 0 leaves the values alone; 2 halves the cutoff of 1.
+        spread: size of a large change of the signal, in its own unit.
     """
     values = np.asarray(values, np.float64)
     if strength <= 0 or len(values) < 3:
@@ -56,10 +56,10 @@ def jitter(points: np.ndarray, times: np.ndarray, size: np.ndarray | float) -> f
     """How much landmarks tremble: root mean square distance of each from the line between its neighbours in time.
 
     Args:
-      points: [T,N,2]. times: [T]. size: eye distance, [T] or one number, in the unit of the points.
+        points: [T,N,2]. times: [T]. size: eye distance, [T] or one number, in the unit of the points.
 
     Returns:
-      Share of the eye distance; 0 for fewer than three frames. Quick motion counts a little, too.
+        Share of the eye distance; 0 for fewer than three frames. Quick motion counts a little, too.
     """
     if len(points) < 3:
         return 0.0

@@ -11,22 +11,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from avatar_jax.errors import UserError
+from avatar_jax.io.assets import located
 from avatar_jax.io.inputs import file_sha256
 from avatar_jax.io.landmarks import read_landmark_frames
 from avatar_jax.progress import Progress
 from avatar_jax.track.choose import Chooser
-from avatar_jax.track.clip import Track, TrackConfig, track_clip, with_head_translation
+from avatar_jax.track.clip import track_clip
 from avatar_jax.track.crops import check_background, moving_pictures, still_pictures
 from avatar_jax.track.fit import FitConfig
-from avatar_jax.track.inputs import Selected, is_photograph
+from avatar_jax.track.inputs import FrameSource, Selected, is_photograph
 from avatar_jax.track.landmark_model import LandmarkModel, at_landmarks, load_head
+from avatar_jax.track.landmarker import LandmarkReader
 from avatar_jax.track.measured import MeasuredClip
-from avatar_jax.track.mediapipe import MediaPipeReader
 from avatar_jax.track.network import FaceReader
 from avatar_jax.track.observe import FileLandmarks, Observed, observe
+from avatar_jax.track.person_mask import ASSET, PersonMask
+from avatar_jax.track.placing import with_head_translation
 from avatar_jax.track.quality import frame_quality, sentences
+from avatar_jax.track.track import Track, TrackConfig
 
 Path_ = str | os.PathLike
+LANDMARKER = 'face-landmarker'  # of the optional files
+NONE = 'none'  # as ``mediapipe``: not even where the file is here
 _FIRST = 'frame 0: '  # how notes about which face was taken begin
 
 
@@ -43,24 +49,26 @@ class Measures(Protocol):
     basis: str
     parts: tuple[str, ...]
 
-    def __call__(self, frames: Any, **options: Any) -> MeasuredClip:
+    def __call__(self, frames: FrameSource, **options: Any) -> MeasuredClip:
         """Measures a clip; arguments and errors as ``Tracker.__call__``."""
 
 
 class Tracker:
-    """Landmarks by network, MediaPipe or file, then a fit of identity, expression and pose to the whole clip.
+    """Landmarks by a network or from a file, then a fit of identity, expression and pose to the whole clip.
 
     Args:
         model: head model whose coefficients are fitted: 'procedural', a file of BFM, FLAME or ICT-FaceKit, or a
             ``faces.base.MorphableModel``.
         weights: file of the landmark network; the shipped one by default.
-        mediapipe: ``face_landmarker.task``, to take the landmarks from MediaPipe.
-        fit, steady, crop: see ``clip.TrackConfig``.
+        mediapipe: MediaPipe's ``face_landmarker.task``, which knows real faces (``track.landmarker``). None takes the
+            one that ``avatar-jax assets --get face-landmarker`` fetched, if it is here; 'none' the landmark network in
+            any case, and nothing of MediaPipe's for the masks (``track.person_mask``).
+        fit, steady, crop: see ``track.TrackConfig``.
         pixels: refine pose and expression on the pixels, and find light and albedo.
         translation: let labels also follow the head through the uncropped video.
 
     Raises:
-        UserError: the weights, the head model or MediaPipe's file cannot be read.
+        UserError: the weights, the head model or the landmarker's file cannot be read.
     """
 
     def __init__(
@@ -76,7 +84,10 @@ class Tracker:
         translation: bool = False,
     ):
         self.network = FaceReader(None if weights is None else str(weights))
-        self.reader = self.network if mediapipe is None else MediaPipeReader(mediapipe, network=self.network)
+        task = located(LANDMARKER) if mediapipe is None else None if str(mediapipe) == NONE else mediapipe
+        self.reader = self.network if task is None else LandmarkReader(task)
+        cutter = None if str(mediapipe) == NONE else located(ASSET)
+        self.masker = None if cutter is None else PersonMask(cutter)
         self.model = load_head(model) if isinstance(model, (str, os.PathLike)) else model
         self.basis = self.model.basis
         self.config = TrackConfig(FitConfig() if fit is None else fit, steady, crop)
@@ -86,7 +97,8 @@ class Tracker:
     @property
     def name(self) -> str:
         """Of the method, its version and its options."""
-        return f'face_net {self.network.sha256[:12]}, fit 1, {self.basis}, face size'
+        reader = f'face_net {self.network.sha256[:12]}' if self.reader is self.network else self.reader.name
+        return f'{reader}, fit 1, {self.basis}, face size'
 
     @functools.cached_property
     def landmark_model(self) -> LandmarkModel:
@@ -95,7 +107,7 @@ class Tracker:
 
     def __call__(
         self,
-        frames: Any,
+        frames: FrameSource,
         *,
         size: int,
         label_mode: str,
@@ -123,7 +135,8 @@ class Tracker:
         path, still = Path(frames.path), is_photograph(frames)
         observed = self._observe(frames, face, landmarks)
         try:
-            track = track_clip(observed, self.landmark_model, config, self.network.calibration)
+            reader = self.reader if landmarks is None else self.network
+            track = track_clip(observed, self.landmark_model, config, reader.calibration)
         except UserError as error:
             raise named(path, error) from error
         if self.pixels:
@@ -134,13 +147,13 @@ class Tracker:
         if self.translation:
             track = with_head_translation(track)
         if still:
-            pictures = still_pictures(frames, track, background, masked)
+            pictures = still_pictures(frames, track, background, masked, self.masker)
         else:
-            network = self.network if masked or background != 'keep' else None
+            network = (self.masker or self.network) if masked or background != 'keep' else None
             pictures = moving_pictures(frames, track, network, background)
         return measured_clip(track, frames, pictures, self.parts, label_mode)
 
-    def _observe(self, frames: Any, face: str | int | Chooser | None, landmarks: Path_ | None) -> Observed:
+    def _observe(self, frames: FrameSource, face: str | int | Chooser | None, landmarks: Path_ | None) -> Observed:
         """Landmarks of all frames."""
         path, still = Path(frames.path), is_photograph(frames)
         with _bar(frames, 'landmarks') as on_frame:
@@ -168,7 +181,7 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def _bar(frames: Any, what: str) -> Iterator[Callable[[], None]]:
+def _bar(frames: FrameSource, what: str) -> Iterator[Callable[[], None]]:
     """Progress over the frames of a clip; a photograph is done at once."""
     if is_photograph(frames):
         yield lambda: None
@@ -195,7 +208,9 @@ def named(path: Path, error: UserError) -> UserError:
     return error if str(path) in text else UserError(f'{path}: {text}')
 
 
-def measured_clip(track: Track, frames: Any, pictures: Any, parts: tuple[str, ...], label_mode: str) -> MeasuredClip:
+def measured_clip(
+    track: Track, frames: FrameSource, pictures: Any, parts: tuple[str, ...], label_mode: str
+) -> MeasuredClip:
     """What a ``Track`` says about a clip."""
     found = track.found & track.valid
     said = [note for note in track.notes if note.startswith(_FIRST) and is_photograph(frames)]
@@ -224,5 +239,6 @@ def measured_clip(track: Track, frames: Any, pictures: Any, parts: tuple[str, ..
         notes=tuple(notes),
         warnings=tuple(note.removeprefix(_FIRST) for note in said),
         sha256=file_sha256(path) if path.is_file() else '',
+        landmarks_from=track.source,
         track=track,
     )

@@ -7,12 +7,12 @@ over samples (every regulariser that depends on parameters alone counts fully in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-PyTree = Any
+from avatar_jax.types import PyTree
+
 Loss = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, Mapping[str, jax.Array]]]
 
 

@@ -26,8 +26,8 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.io.names import check_utf8
 from avatar_jax.parallel import to_host
+from avatar_jax.types import PyTree
 
-PyTree = Any
 FORMAT = 1
 
 

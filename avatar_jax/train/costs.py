@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from avatar_jax.errors import UserError
 from avatar_jax.parallel import AXIS
+from avatar_jax.types import PyTree
 
 # Shares of the peak that networks of this kind reach; see docs/scaling.md for what was measured.
 COMPUTE_SHARE, MEMORY_SHARE = 0.35, 0.6
@@ -145,7 +146,7 @@ def _size(variable: Any) -> int:
     return int(np.prod(getattr(variable.aval, 'shape', ()), dtype=np.int64))
 
 
-def _bytes(variables: Any) -> float:
+def _bytes(variables: PyTree) -> float:
     return float(sum(_size(v) * getattr(getattr(v.aval, 'dtype', None), 'itemsize', 4) for v in variables))
 
 
@@ -171,14 +172,14 @@ def _one(name: str, equation: Any) -> Costs:
     return Costs(float(arithmetic), moved if name in _MOVING else 0.0)
 
 
-def step_costs(spread: Any, state: Any, batch: Any) -> Costs:
+def step_costs(spread: Any, state: PyTree, batch: PyTree) -> Costs:
     """Costs of one device's part of a step of ``parallel.Parallel``, from arrays or their shapes."""
     costs = count(spread.trace(state, batch))
     # The partitioned program is written for all devices together.
     return costs * (1.0 / spread.num_devices) if spread.kind == 'sharded' else costs
 
 
-def count_step(step: Any, state: Any, batch: Any, constants: Any, devices: int = 1) -> Costs:
+def count_step(step: Any, state: PyTree, batch: PyTree, constants: PyTree, devices: int = 1) -> Costs:
     """Costs of one device's part of ``step(state, batch, constants, axis_name)``, from shapes alone.
 
     ``batch``: one device's share. ``devices``: how many there are in thought; none is touched.
@@ -193,7 +194,7 @@ def count_step(step: Any, state: Any, batch: Any, constants: Any, devices: int =
     return count(jax.make_jaxpr(mapped)(state, batch, constants))
 
 
-def tree_bytes(tree: Any) -> int:
+def tree_bytes(tree: PyTree) -> int:
     """Bytes of all arrays (or shapes) of a tree."""
     return sum(int(np.prod(x.shape, dtype=np.int64)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
@@ -305,7 +306,7 @@ class Estimate:
         )
 
 
-def estimate(spread: Any, state: Any, batch: Any, bf16: bool = False) -> Estimate:
+def estimate(spread: Any, state: PyTree, batch: PyTree, bf16: bool = False) -> Estimate:
     """Compiles a step (which ``spread.step`` then uses) and says what it will take.
 
     Raises:

@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from avatar_jax.checks import Check
-
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -18,8 +19,7 @@ from avatar_jax.parallel import Parallel, StepFn, device_order, parallelise, to_
 from avatar_jax.train.costs import estimate
 from avatar_jax.train.loop import fit, skip_nonfinite
 from avatar_jax.train.state import TrainState
-
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 def one_kind(number: int) -> Hashable:
@@ -76,7 +76,7 @@ class Run:
 
 
 def train(
-    start: Callable, config: Any, out: str | Path, streams: Any, *, resume: bool = False, quiet: bool = False
+    start: Callable, config: Any, out: str | Path, streams: ModuleType, *, resume: bool = False, quiet: bool = False
 ) -> Any:
     """Trains and exports; returns the final ``TrainState``.
 

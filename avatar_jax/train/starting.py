@@ -13,8 +13,7 @@ from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.weights import load_weights, weight_file
-
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 @dataclass(frozen=True)
@@ -134,6 +133,6 @@ def _unused(path: str, files: Mapping[str, str], found: Mapping[str, Part]) -> l
     return [name for name in params if name not in taken]
 
 
-def _count(tree: Any) -> int:
+def _count(tree: PyTree) -> int:
     """How many numbers a tree holds."""
     return sum(map(_count, tree.values())) if isinstance(tree, Mapping) else int(getattr(tree, 'size', 1))

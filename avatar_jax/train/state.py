@@ -6,16 +6,13 @@ two numbers, so a checkpoint of this tree resumes exactly.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
 from avatar_jax.train.optimizers import clip_by_global_norm, ema_update, global_norm
-
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 @struct.dataclass

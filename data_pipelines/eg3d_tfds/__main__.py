@@ -28,13 +28,13 @@ def build(
     """Builds (or finds) the data set and returns its folder.
 
     Args:
-      path: folder or zip in EG3D's form.
-      data_dir: TFDS root; the data set goes into ``labelled_pictures/<name>/<version>`` below it.
-      validation: number of pictures, the first ones, that become the split 'validation'.
-      mirror: 'off' or 'images+labels' (stores every picture's mirror image, too).
-      radius: plausible distances of the cameras from the origin; None: 1 to 6.
+        path: folder or zip in EG3D's form.
+        data_dir: TFDS root; the data set goes into ``labelled_pictures/<name>/<version>`` below it.
+        validation: number of pictures, the first ones, that become the split 'validation'.
+        mirror: 'off' or 'images+labels' (stores every picture's mirror image, too).
+        radius: plausible distances of the cameras from the origin; None: 1 to 6.
     Raises:
-      UserError: labels or pictures that cannot be used, or a folder that cannot be written.
+        UserError: labels or pictures that cannot be used, or a folder that cannot be written.
     """
     import tensorflow_datasets as tfds
 

@@ -14,9 +14,9 @@ class BuiltImages:
     """Pictures with cameras of a built data set; an image source (see ``data_pipelines.image_sources``).
 
     Args:
-      folder: the data set's folder (the command prints it). split: 'train' or 'validation'.
+        folder: the data set's folder (the command prints it). split: 'train' or 'validation'.
     Raises:
-      UserError: not such a folder, or no such split.
+        UserError: not such a folder, or no such split.
     """
 
     def __init__(self, folder: str | Path, split: str = 'train'):

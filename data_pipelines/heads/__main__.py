@@ -51,13 +51,13 @@ def build(
     """Build (or find) the data set and return its folder.
 
     Args:
-      config: '64', '128', '256', '512' or 'tiny'.
-      data_dir: TFDS root; the data set goes into ``procedural_heads/<config>/<version>`` below it.
-      workers: rendering processes.
-      progress: show bars.
-      changes: ``seed, people, clips, frames, cameras, audio`` as on the command line.
+        config: '64', '128', '256', '512' or 'tiny'.
+        data_dir: TFDS root; the data set goes into ``procedural_heads/<config>/<version>`` below it.
+        workers: rendering processes.
+        progress: show bars.
+        changes: ``seed, people, clips, frames, cameras, audio`` as on the command line.
     Raises:
-      UserError: unknown config, or the folder cannot be written.
+        UserError: unknown config, or the folder cannot be written.
     """
     import tensorflow_datasets as tfds
 

@@ -23,6 +23,7 @@ from avatar_jax.sound.features import mel_rows
 from avatar_jax.sound.windows import windows_at
 from data_pipelines.clips import ClipOptions, make_clip
 from data_pipelines.fingerprint import head_fingerprint
+from data_pipelines.frame_features import frame_features
 from data_pipelines.tables import TABLE_NAME
 
 SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}  # TFDS name -> name of the identity split
@@ -95,28 +96,11 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
-        r = config.resolution
-        encoding = 'jpeg' if config.jpeg_quality else 'png'
         sound = {'sound': tfds.features.Tensor(shape=(16, 29), dtype=np.float32)} if config.audio else {}
         return tfds.core.DatasetInfo(
             builder=self,
             description='Procedurally generated talking heads (synthetic) for training and testing head avatars.',
-            features=tfds.features.FeaturesDict(
-                {
-                    'image': tfds.features.Image(shape=(r, r, 3), encoding_format=encoding),
-                    'mask': tfds.features.Image(shape=(r, r, 1), encoding_format='png'),
-                    'label': tfds.features.Tensor(shape=(25,), dtype=np.float32),
-                    'coefficients': tfds.features.Tensor(shape=(257,), dtype=np.float32),
-                    'landmarks': tfds.features.Tensor(shape=(68, 2), dtype=np.float32),
-                    'identity': tfds.features.Tensor(shape=(192,), dtype=np.float32),
-                    'person': tfds.features.Scalar(dtype=np.int64),
-                    'clip': tfds.features.Text(),
-                    'camera': tfds.features.Scalar(dtype=np.int32),
-                    'frame': tfds.features.Scalar(dtype=np.int32),
-                    'fps': tfds.features.Scalar(dtype=np.float32),
-                    **sound,
-                }
-            ),
+            features=frame_features(config.resolution, bool(config.jpeg_quality), **sound),
             disable_shuffling=True,  # keeps the records of a clip together and in order
             metadata=tfds.core.MetadataDict(
                 recipe=config.recipe(), head=list(head_fingerprint()), basis='procedural', synthetic=True

@@ -21,17 +21,17 @@ def build(
     """Builds (or finds) a data set.
 
     Args:
-      name: a name in ``layouts.LAYOUTS``.
-      videos: the manual directory.
-      data_dir: TFDS root.
-      config: '512', '256', '128' or 'tiny'.
-      tracker: ``avatar_jax.track.measure.Measures``; None takes the default one.
+        name: a name in ``layouts.LAYOUTS``.
+        videos: the manual directory.
+        data_dir: TFDS root.
+        config: '512', '256', '128' or 'tiny'.
+        tracker: ``avatar_jax.track.measure.Measures``; None takes the default one.
 
     Returns:
-      (folder of the data set, [(clip, reason)] of what was skipped).
+        (folder of the data set, [(clip, reason)] of what was skipped).
 
     Raises:
-      UserError: unknown data set or config, a directory that does not look like it, nothing usable, no space.
+        UserError: unknown data set or config, a directory that does not look like it, nothing usable, no space.
     """
     import json
 

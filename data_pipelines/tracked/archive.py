@@ -40,9 +40,9 @@ class Options:
     """What decides a tracked clip besides its source.
 
     Attributes:
-      resolution: side of the crops.
-      jpeg_quality: 0 stores PNG.
-      tracker: name of the tracker.
+        resolution: side of the crops.
+        jpeg_quality: 0 stores PNG.
+        tracker: name of the tracker.
     """
 
     resolution: int
@@ -78,11 +78,11 @@ class TrackedClip:
     """An archive that is complete.
 
     Attributes:
-      path: the file.
-      cameras: for each camera the numbers of its T frames: ``coefficients`` [T,257], ``labels`` [T,25], ``landmarks``
-        [T,68,2].
-      fps: frames per second.
-      parts: what was measured. notes: what was done.
+        path: the file.
+        cameras: for each camera the numbers of its T frames: ``coefficients`` [T,257], ``labels`` [T,25], ``landmarks``
+            [T,68,2].
+        fps: frames per second.
+        parts: what was measured. notes: what was done.
     """
 
     path: Path
@@ -123,7 +123,7 @@ def track_clip(clip: ClipSpec, tracker: Any, options: Options, path: Path) -> No
     """Tracks a clip and writes its archive, completely or not at all.
 
     Raises:
-      UserError: a source cannot be read, shows no face or too few, or has too few frames.
+        UserError: a source cannot be read, shows no face or too few, or has too few frames.
     """
     encode = _encoder(options)
     record: dict[str, Any] = {'version': VERSION, 'cameras': [], 'notes': [], 'parts': [], 'fps': 0.0}
@@ -157,7 +157,7 @@ def load_clip(path: Path) -> TrackedClip:
     """Reads an archive's numbers; frames without a face are left out in all cameras, and all shots but the longest.
 
     Raises:
-      UserError: missing or damaged.
+        UserError: missing or damaged.
     """
     try:
         with zipfile.ZipFile(path) as file:

@@ -25,6 +25,7 @@ from avatar_jax.io.atomic import write_json
 from avatar_jax.ops.coefficients import SLICES
 from avatar_jax.progress import Progress
 from avatar_jax.track.measure import default_tracker
+from data_pipelines.frame_features import frame_features
 from data_pipelines.tables import TABLE_NAME
 from data_pipelines.tracked.archive import Options, TrackedClip, archive_path, load_clip, track_clip
 from data_pipelines.tracked.layouts import LAYOUTS, SPLITS, ClipSpec
@@ -73,27 +74,10 @@ class TrackedClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         config, layout = self.builder_config, LAYOUTS[self.layout]
-        r = config.resolution
         return tfds.core.DatasetInfo(
             builder=self,
             description=f'{layout.title}, tracked, aligned and cropped. {layout.citation}.',
-            features=tfds.features.FeaturesDict(
-                {
-                    'image': tfds.features.Image(
-                        shape=(r, r, 3), encoding_format='jpeg' if config.jpeg_quality else 'png'
-                    ),
-                    'mask': tfds.features.Image(shape=(r, r, 1), encoding_format='png'),
-                    'label': tfds.features.Tensor(shape=(25,), dtype=np.float32),
-                    'coefficients': tfds.features.Tensor(shape=(257,), dtype=np.float32),
-                    'landmarks': tfds.features.Tensor(shape=(68, 2), dtype=np.float32),
-                    'identity': tfds.features.Tensor(shape=(192,), dtype=np.float32),
-                    'person': tfds.features.Scalar(dtype=np.int64),
-                    'clip': tfds.features.Text(),
-                    'camera': tfds.features.Scalar(dtype=np.int32),
-                    'frame': tfds.features.Scalar(dtype=np.int32),
-                    'fps': tfds.features.Scalar(dtype=np.float32),
-                }
-            ),
+            features=frame_features(config.resolution, bool(config.jpeg_quality)),
             disable_shuffling=True,  # keeps the records of a clip together and in order
             metadata=tfds.core.MetadataDict(),
         )

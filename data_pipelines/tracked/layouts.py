@@ -36,14 +36,14 @@ class ClipSpec:
     """One clip before tracking.
 
     Attributes:
-      name: unique in the data set.
-      person: name of the person.
-      split: 'train', 'validation' or 'test'.
-      cameras: for each synchronous camera one video, or the pictures of its frames in order.
-      part: the share of the frames that is used, (start, stop) in 0..1.
-      frames: how many frames are taken, evenly over the clip; None takes all.
-      fps: of pictures.
-      label: [25] camera label that the data set gives for a single aligned picture.
+        name: unique in the data set.
+        person: name of the person.
+        split: 'train', 'validation' or 'test'.
+        cameras: for each synchronous camera one video, or the pictures of its frames in order.
+        part: the share of the frames that is used, (start, stop) in 0..1.
+        frames: how many frames are taken, evenly over the clip; None takes all.
+        fps: of pictures.
+        label: [25] camera label that the data set gives for a single aligned picture.
     """
 
     name: str
@@ -61,11 +61,11 @@ class Layout:
     """A data set.
 
     Attributes:
-      name: as TFDS and the command line call it.
-      title: as people call it.
-      instructions: what the manual directory must look like.
-      clips: finds the clips in a directory.
-      citation: where the split comes from.
+        name: as TFDS and the command line call it.
+        title: as people call it.
+        instructions: what the manual directory must look like.
+        clips: finds the clips in a directory.
+        citation: where the split comes from.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Layout:
         """The clips of a manual directory, sorted by name.
 
         Raises:
-          UserError: no such directory, or it does not look like this data set; the line ends with what is expected.
+            UserError: no such directory, or it does not look like this data set; the line ends with what is expected.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -179,7 +179,7 @@ def with_lists(
     """Splits by ``test_list.txt`` (and ``train_list.txt``), else by folders, else by people.
 
     Raises:
-      UserError: a list names a clip that is not there, or a person is in both.
+        UserError: a list names a clip that is not there, or a person is in both.
     """
     test, train = read_list(folder / 'test_list.txt'), read_list(folder / 'train_list.txt')
     if test is not None:

@@ -92,19 +92,7 @@ def run(argv: Sequence[str]) -> int:
         parser.add_argument(f'--{option}', default='', help=text)
     args = parser.parse_args(own)
     at_least_one(nodes=args.nodes, gpus_per_node=args.gpus_per_node, cpus_per_gpu=args.cpus_per_gpu, warn=args.warn)
-    text = script(
-        command,
-        nodes=args.nodes,
-        gpus_per_node=args.gpus_per_node,
-        cpus_per_gpu=args.cpus_per_gpu,
-        time=args.time,
-        name=args.name,
-        warn=args.warn,
-        partition=args.partition,
-        account=args.account,
-        setup=args.setup,
-        log=args.log,
-    )
+    text = script(command, **{k: v for k, v in vars(args).items() if k != 'dry_run'})
     if args.dry_run:
         print(text, end='')
         return 0

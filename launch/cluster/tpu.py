@@ -57,8 +57,9 @@ def run(argv: Sequence[str]) -> int:
     args = parser.parse_args(own)
     at_least_one(hosts=args.hosts, chips_per_host=args.chips_per_host)
     if args.gke:
-        if not args.topology or not args.image:
-            raise UserError('--gke: also needs --topology and --image')
+        for name in ('topology', 'image'):
+            if not getattr(args, name):
+                raise UserError(f'--{name}: needed with --gke')
         text = jobset(
             command,
             name=args.name,

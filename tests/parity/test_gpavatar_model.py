@@ -11,8 +11,9 @@ import pytest
 from avatar_jax.faces.rotation_six import from_six, to_six
 from avatar_jax.methods.gpavatar import driving, head, inputs, losses, model, render, train
 from avatar_jax.methods.gpavatar.cameras import to_screen
-from avatar_jax.methods.gpavatar.config import GPAvatarConfig, LossConfig, ModelConfig
+from avatar_jax.methods.gpavatar.config import GPAvatarConfig, ModelConfig
 from avatar_jax.methods.gpavatar.release import state_dict, to_flat, variables_of
+from avatar_jax.methods.gpavatar.train_config import LossConfig
 from avatar_jax.ops import image_metrics as metrics
 from avatar_jax.train.optimizers import OptimizerConfig
 from tests.comparison import close

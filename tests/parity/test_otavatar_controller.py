@@ -68,9 +68,9 @@ def test_controller_full(golden):
             value = np.asarray(inner[f'after_{name}'][0]).transpose(0, 2, 1)
             close(thinned(value, golden.out[name]), golden.out[name], atol=1e-5, what=name)
     close(np.asarray(inner['pooled'][0])[:, :, None], golden.out['pooled'], atol=1e-5, what='pooled')
-    basis = module.apply({'params': params}, method='basis')
-    close(basis, golden.out['Q'], atol=1e-5, what='Q')
-    close(module.apply({'params': params}, motion, basis)[0], golden.out['ws_trans'], atol=1e-5, what='given basis')
+    book = module.apply({'params': params}, method='code_book')
+    close(book, golden.out['Q'], atol=1e-5, what='Q')
+    close(module.apply({'params': params}, motion, book)[0], golden.out['ws_trans'], atol=1e-5, what='given code book')
 
     def scalar(params, motion):
         w_x, alpha = module.apply({'params': params}, motion)

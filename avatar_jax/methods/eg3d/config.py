@@ -183,7 +183,8 @@ class OutputConfig(run.OutputConfig):
     def __post_init__(self):
         super().__post_init__()
         check = Check(self, 'output')
-        check.at_least(1, 'sample_columns', 'sample_rows')
+        check.at_least(1, 'sample_columns')
+        check.at_least(0, 'sample_rows')
         check.need(self.fid_images == 0 or self.fid_images > 1, 'fid_images', 'give 0 for none, or at least 2')
 
 

@@ -19,8 +19,8 @@ from avatar_jax.methods.eg3d.config import DiscriminatorConfig, RunConfig
 from avatar_jax.models.discriminator import DualDiscriminator
 from avatar_jax.models.triplane import GeneratorConfig, init_generator
 from avatar_jax.train.checkpoints import Checkpoints
+from avatar_jax.types import PyTree
 
-PyTree = Any
 METHOD, DISCRIMINATOR_METHOD = 'eg3d', 'eg3d_discriminator'
 WEIGHTS, DISCRIMINATOR_WEIGHTS = 'weights.safetensors', 'discriminator.safetensors'
 # Options that a generator may change when it is trained on: they do not decide what its numbers mean.

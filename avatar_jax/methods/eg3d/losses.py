@@ -22,8 +22,8 @@ from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.resample import setup_filter
 from avatar_jax.ops.resize import filtered_resizing, resize
 from avatar_jax.render.sampling import RenderDraws
+from avatar_jax.types import PyTree
 
-PyTree = Any
 NUM_POINTS = 1000  # of the density regularisers; the monotonic ones look at twice as many
 _RESAMPLE = setup_filter((1, 3, 3, 1))
 

@@ -19,8 +19,8 @@ from avatar_jax.methods.eg3d import losses as L
 from avatar_jax.methods.eg3d.config import LossConfig
 from avatar_jax.models.fresh_noise import planes_of
 from avatar_jax.models.triplane import TriPlaneGenerator
+from avatar_jax.types import PyTree
 
-PyTree = Any
 Terms = dict[str, jax.Array]
 Transform = Callable[[jax.Array], jax.Array]
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from avatar_jax.methods.eg3d.config import RunConfig
 from avatar_jax.models.triplane import TriPlaneGenerator
-
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 @partial(jax.jit, static_argnames=('config', 'resolution'))

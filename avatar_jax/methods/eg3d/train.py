@@ -26,8 +26,8 @@ from avatar_jax.models.triplane import TriPlaneGenerator, init_generator
 from avatar_jax.parallel import mean_over_devices, num_shards, sample_keys
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
+from avatar_jax.types import PyTree
 
-PyTree = Any
 PHASES = ('g_main', 'g_reg', 'd_main', 'd_reg')  # first parts of metric names, in order of time
 _AUGMENT = 50  # random streams from here on belong to augmentation
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.losses.identity import FACE_NETWORKS, face_matrix
+from avatar_jax.losses.identity import FACE_NETWORKS
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, NoOptions, Source
 from avatar_jax.methods.gpavatar import model as networks
@@ -82,7 +82,7 @@ def looks_through(config: networks.ModelConfig, bank: PerceptionBank) -> tuple[s
 
 @partial(jax.jit, static_argnames='kind')
 def _recognised(bank, image, landmarks, *, kind):
-    return bank.apply(kind, FACE_NETWORKS[kind].cut(image, face_matrix(landmarks)))
+    return bank.apply(kind, FACE_NETWORKS[kind].cut(image, FACE_NETWORKS[kind].place(landmarks)))
 
 
 @jax.jit

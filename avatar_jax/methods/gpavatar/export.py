@@ -27,7 +27,7 @@ def frame_function(config: ModelConfig):
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, field=field))
 
     def picture(variables, identity, expression, labels):
-        return jnp.clip(frame(variables, config, identity, expression, labels).image * 2 - 1, -1, 1)
+        return frame(variables, config, identity, None, {'expression': expression}, labels).rgb
 
     return picture
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from avatar_jax.errors import UserError
 from avatar_jax.losses.pixel import pyramid_loss
-from avatar_jax.methods.gpavatar.config import LossConfig
+from avatar_jax.methods.gpavatar.train_config import LossConfig
 from avatar_jax.models.perception.lpips import AlexNet, lpips_layers
 from avatar_jax.models.perception.vgg import IMAGENET_MEAN, IMAGENET_STD
 from avatar_jax.ops.resize import resize

@@ -30,12 +30,11 @@ from avatar_jax.methods.gpavatar.mesh import head_points, load_mesh, shape_of
 from avatar_jax.models import host_draws, styleunet
 from avatar_jax.models.styleunet import StyleUNet
 from avatar_jax.ops.resize import resize
-from avatar_jax.types import Avatar, Camera, Frames, Portrait
+from avatar_jax.types import Avatar, Camera, Frames, Portrait, PyTree
 
 NETS = {'style_tplane': 'encoder', 'up_renderer': 'superresolution'}
 MAX_PORTRAITS = 1000
 PICTURE_GAIN = 6.0  # of a picture in a plane: the mean of three planes then spans about -1..1
-PyTree = Any
 
 # ---------------------------------------------------------------------------------------------------------- variables
 

@@ -39,12 +39,13 @@ from avatar_jax.methods.gpavatar.model import (
 from avatar_jax.ops.resize import resize
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.parallel import mean_over_devices, sample_keys
+from avatar_jax.render.sampling import draw_pixels
 from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from avatar_jax.train.state import Group, TrainState, step_key
+from avatar_jax.types import PyTree
 
-PyTree = Any
 SR = 'up_renderer'
 SLOW = ('style_mlp', 'final_linear')
 NEAR_STD = 0.05  # cube units: how far samples are spread around a known surface
@@ -237,18 +238,6 @@ def near_surface(keys: jax.Array, rays: tuple[jax.Array, jax.Array], surface: ja
     return jnp.where(surface[..., None] > 0, surface[..., None] + NEAR_STD * around, anywhere)
 
 
-def draw_pixels(key: jax.Array, importance: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Random pixels of a picture: rows and columns [count], drawn with probability in proportion to ``importance``
-    [H,W].
-
-    The draws are spread evenly over the cumulated importance, so that no region is missed or met twice by chance.
-    """
-    sums = jnp.cumsum(importance.reshape(-1))
-    places = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count * sums[-1]
-    pixel = jnp.minimum(jnp.searchsorted(sums, places, side='right'), sums.size - 1)
-    return pixel // importance.shape[1], pixel % importance.shape[1]
-
-
 def loss_terms(
     config: ModelConfig, views: Views, target: jax.Array, boxes: jax.Array | None, alexnet: PyTree | None
 ) -> dict[str, jax.Array]:
@@ -337,7 +326,8 @@ def train_step(
     def along(params):
         planes = fused_planes(params, config, scale, sources, single, noises('style_tplane', first))
         pixel_keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, 3), drivers))(keys).reshape(-1)
-        rows, columns = jax.vmap(partial(draw_pixels, count=rays))(pixel_keys, _merge(batch['importance']))
+        pixels = jax.vmap(partial(draw_pixels, count=rays))(pixel_keys, _merge(batch['importance']))
+        rows, columns = jnp.divmod(pixels, shown.shape[2])
         places = (jnp.stack([columns, rows], -1) + 0.5) / jnp.asarray(shown.shape[2:0:-1])
         picture = jnp.arange(len(shown))[:, None]
         target, mask = shown[picture, rows, columns], masks[picture, rows, columns]

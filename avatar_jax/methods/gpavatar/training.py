@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -18,11 +19,12 @@ from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.io.weights import check_config, weight_file
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.gpavatar import train as training
-from avatar_jax.methods.gpavatar.config import LossConfig, ModelConfig, TrainConfig
+from avatar_jax.methods.gpavatar.config import ModelConfig
 from avatar_jax.methods.gpavatar.losses import alexnet_of, network_of
 from avatar_jax.methods.gpavatar.mesh import NUM_SHAPE, load_mesh
 from avatar_jax.methods.gpavatar.model import abstract, init, load_model, save_model, views_of, with_coefficients
 from avatar_jax.methods.gpavatar.train import RunConfig
+from avatar_jax.methods.gpavatar.train_config import LossConfig, TrainConfig
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run, devices_for
 from avatar_jax.train.state import TrainState
@@ -33,7 +35,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     return from_plain(RunConfig, values)
 
 
-def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
+def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     """A run that is ready to begin; see ``methods.base.Training``."""
     del quiet
     model, train = config.model, config.model.settings.train

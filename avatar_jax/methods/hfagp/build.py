@@ -24,7 +24,7 @@ from avatar_jax.methods.hfagp.config import METHOD, ModelConfig
 from avatar_jax.methods.hfagp.prior import knows_a_person, with_person
 from avatar_jax.methods.hfagp.video import fitted, source_video
 from avatar_jax.train.state import TrainState
-from avatar_jax.types import Avatar, Camera
+from avatar_jax.types import Avatar, Camera, PyTree
 
 if TYPE_CHECKING:
     from avatar_jax.methods.hfagp.method import BuildOptions
@@ -186,7 +186,7 @@ def _warnings(model: Model, options: BuildOptions, kept: dict[str, Any]) -> list
     return found
 
 
-def measured(variables: Any, config: ModelConfig, video: PersonFrames) -> dict[str, dict[str, dict[str, float]]]:
+def measured(variables: PyTree, config: ModelConfig, video: PersonFrames) -> dict[str, dict[str, dict[str, float]]]:
     """Driver -> 'train' and 'unseen' -> ``scores.measure``."""
     parts = {'train': video.train, 'unseen': video.test}
     return {
@@ -216,7 +216,7 @@ class Trained:
     the generator; curves by name.
     """
 
-    variables: Any
+    variables: PyTree
     config: ModelConfig
     steps: int
     frozen: int
@@ -225,7 +225,7 @@ class Trained:
 
 def optimise(
     config: ModelConfig,
-    variables: Any,
+    variables: PyTree,
     video: PersonFrames,
     bank: PerceptionBank | None,
     schedule: Schedule,
@@ -275,7 +275,7 @@ def optimise(
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _step(config: ModelConfig, seed: int, state: TrainState, batch: Any, frozen: Any) -> Any:
+def _step(config: ModelConfig, seed: int, state: TrainState, batch: PyTree, frozen: Any) -> Any:
     return train.train_step(config, seed, state, batch, frozen)
 
 

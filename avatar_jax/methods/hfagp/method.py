@@ -20,23 +20,25 @@ class BuildOptions:
 
     drivers: tuple[str, ...] = option(
         (),
-        'what will drive the avatar: picture, coefficients, sound; of several, which are trained together, the first '
-        'drives videos (default: as configured in the weights, coefficients with a prior)',
+        'what the avatar can be driven by: picture, coefficients, sound; several are trained together, and the first '
+        'one drives videos (default: as configured in the weights; coefficients for weights of a generator alone)',
         metavar='NAME',
     )
     steps: int | None = option(None, 'number of training steps (default: as configured in the weights)')
     frozen_steps: int | None = option(
         None,
-        'in the first N steps the generator is frozen, from then on it is tuned, too (default: the share of the steps '
+        'freeze the generator in the first N steps; from then on it is tuned, too (default: the share of the steps '
         'that is configured in the weights)',
     )
     budget: str = option('', 'train for this long instead, e.g. 90s, 20m or 2h', metavar='TIME')
     basis_size: int | None = option(
         None, 'number of vectors of the personal basis (default: as configured in the weights, 50)'
     )
-    unseen: float = option(0.2, 'the last part of the video that is not trained on but measures the avatar, 0 to 0.9')
+    unseen: float = option(
+        0.2, 'share of the video, at its end, that the avatar is not trained on but measured with, 0 to 0.9'
+    )
     further: bool = option(
-        False, 'begin with the basis and the encoder in the weights, which know a person, instead of fresh ones'
+        False, 'continue from the basis and the encoder in the weights, which belong to a person, instead of fresh ones'
     )
 
 

@@ -13,7 +13,6 @@ generator. All functions are pure and take a static configuration, so they pass 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,13 +32,13 @@ from avatar_jax.methods.hfagp.encoders import (
     SoundEncoder,
     sound_neighbours,
 )
+from avatar_jax.methods.weight_files import WeightFiles
 from avatar_jax.models.triplane import TriPlaneGenerator, init_generator
 from avatar_jax.render.sampling import RenderDraws
 from avatar_jax.types import Avatar, Camera, Frames
 
 SHARED = 'shared'
 PREVIEW_WEIGHT = {'picture': 10.0, 'coefficients': 5.0, 'sound': 5.0}
-PyTree = Any
 
 
 # --------------------------------------------------------------------------------------------------------- variables
@@ -162,32 +161,8 @@ def generator_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {collection: tree['generator'] for collection, tree in variables.items() if 'generator' in tree}
 
 
-def save_model(
-    path: str | os.PathLike,
-    variables: Mapping[str, Any],
-    config: ModelConfig,
-    provenance: Mapping[str, Any],
-    storage: str = 'float32',
-) -> str:
-    """Writes a weight file (``avatar_jax.io.weights``) of this method; returns its SHA-256."""
-    from avatar_jax.io.weights import check_tree, save_weights
-
-    check_tree(path, variables, abstract(config))
-    return save_weights(path, variables, method=METHOD, config=config.to_dict(), provenance=provenance, storage=storage)
-
-
-def load_model(path: str | os.PathLike) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
-    """Reads a weight file of this method: (variables, configuration, SHA-256, provenance).
-
-    Raises:
-        UserError: missing, damaged or foreign file, or weights that do not fit their configuration (another k).
-    """
-    from avatar_jax.io.weights import check_tree, load_weights
-
-    weights = load_weights(path, method=METHOD)
-    config = ModelConfig.from_dict(weights.config)
-    check_tree(path, weights.variables, abstract(config))
-    return jax.tree.map(jnp.asarray, weights.variables), config, weights.sha256, weights.provenance
+WEIGHTS = WeightFiles(METHOD, ModelConfig.from_dict, abstract)
+save_model, load_model = WEIGHTS.save, WEIGHTS.load
 
 
 # ------------------------------------------------------------------------------------------------- from signal to code

@@ -28,8 +28,8 @@ from avatar_jax.methods.hfagp.losses import Distance, distance_of, terms
 from avatar_jax.parallel import mean_over_devices, sample_keys
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
+from avatar_jax.types import PyTree
 
-PyTree = Any
 Render = Callable[[PyTree, PyTree, jax.Array, jax.Array, jax.Array], jax.Array]
 """(generator parameters that are tuned, ``TrainState.extra``, codes [N,L,d], labels [N,25], keys [N]) -> [N,H,W,3]."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -88,7 +89,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     return from_plain(RunConfig, values)
 
 
-def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
+def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     """A run that is ready to begin; see ``methods.base.Training``."""
     del quiet
     model, train = config.model, config.model.settings.train

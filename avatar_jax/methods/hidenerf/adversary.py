@@ -17,8 +17,8 @@ from avatar_jax.methods.eg3d.schedules import lazy_optimizer
 from avatar_jax.methods.eg3d.train import init_judge
 from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.train.optimizers import make_optimizer
+from avatar_jax.types import PyTree
 
-PyTree = Any
 NAMES = ('raw_discriminator', 'discriminator')  # of raw and of final pictures
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from avatar_jax.methods.hidenerf import cameras
-from avatar_jax.methods.hidenerf.config import PYRAMID, AppearanceConfig
+from avatar_jax.methods.hidenerf.parts import PYRAMID, AppearanceConfig
 from avatar_jax.models.styleunet import lrelu
 from avatar_jax.models.unet_blocks import Conv, ConvNorm, Down, ResBlock, Up
 from avatar_jax.ops.grid_sample import sample_planes_mean

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avatar_jax.methods.hidenerf.config import DeformationConfig
+from avatar_jax.methods.hidenerf.parts import DeformationConfig
 from avatar_jax.models.unet_blocks import Conv, ConvNorm, ResBlock, Up
 
 

@@ -7,14 +7,13 @@ image; there is no second pass of samples.
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from avatar_jax.methods.hidenerf.appearance import Planes, look_up
-from avatar_jax.methods.hidenerf.config import ModelConfig, VolumeConfig
+from avatar_jax.methods.hidenerf.config import ModelConfig
+from avatar_jax.methods.hidenerf.parts import VolumeConfig
 from avatar_jax.models.decoder import decode
 from avatar_jax.render import marching
 from avatar_jax.render.cameras import unpack_label
@@ -22,6 +21,7 @@ from avatar_jax.render.config import RenderConfig
 from avatar_jax.render.rays import sample_rays
 from avatar_jax.render.renderer import in_chunks
 from avatar_jax.render.sampling import stratified_depths
+from avatar_jax.types import PyTree
 
 
 @flax.struct.dataclass
@@ -75,7 +75,7 @@ def positional_encoding(q: jax.Array, octaves: int) -> jax.Array:
 
 
 def evaluate(
-    params: Any, config: ModelConfig, planes: Planes, affine: jax.Array, points: jax.Array, displaced: jax.Array
+    params: PyTree, config: ModelConfig, planes: Planes, affine: jax.Array, points: jax.Array, displaced: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Colours [N,M,C] in (-0.001, 1.001) and raw densities [N,M,1] of points.
 
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def render(
-    params: Any, config: ModelConfig, planes: Planes, affine: jax.Array, rays: Rays, shift: jax.Array
+    params: PyTree, config: ModelConfig, planes: Planes, affine: jax.Array, rays: Rays, shift: jax.Array
 ) -> Rendered:
     """Composites N pictures.
 

@@ -7,7 +7,6 @@ the raw picture is meant.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +14,11 @@ import jax.numpy as jnp
 from avatar_jax.errors import UserError
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.losses.pixel import pyramid_loss
-from avatar_jax.methods.hidenerf.config import LossConfig
 from avatar_jax.methods.hidenerf.model import Views
+from avatar_jax.methods.hidenerf.parts import LossConfig
 from avatar_jax.ops.resize import resize
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
-PyTree = Any
 RAW_ENLARGED = 4  # the raw picture is compared perceptually at so many times its size
 PYRAMID_SCALES = 4
 

@@ -22,13 +22,13 @@ from avatar_jax.methods.hidenerf.config import METHOD, ModelConfig
 from avatar_jax.methods.hidenerf.deformation import Deformation
 from avatar_jax.methods.hidenerf.refine import IdentityEncoder, Maps, Modulations, Refine
 from avatar_jax.methods.hidenerf.secc import HeadMesh
+from avatar_jax.methods.weight_files import WeightFiles
 from avatar_jax.models.decoder import OSGDecoder
 from avatar_jax.ops.resize import resize
 from avatar_jax.parallel import sample_keys
 from avatar_jax.render.cameras import unpack_label
-from avatar_jax.types import Frames
+from avatar_jax.types import Frames, PyTree
 
-PyTree = Any
 SOURCE_PARTS, FRAME_PARTS = ('appearance', 'identity'), ('deformation', 'points', 'refine')
 
 
@@ -123,6 +123,9 @@ def abstract(config: ModelConfig) -> dict[str, Any]:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
+WEIGHTS = WeightFiles(METHOD, ModelConfig.from_dict, abstract)
+
+
 def save_model(
     path: str | os.PathLike,
     variables: Mapping[str, Any],
@@ -131,11 +134,7 @@ def save_model(
     storage: str = 'float32',
 ) -> str:
     """Writes a weight file of this method (without mesh); returns its SHA-256."""
-    from avatar_jax.io.weights import check_tree, save_weights
-
-    kept = {'params': variables['params']}
-    check_tree(path, kept, abstract(config))
-    return save_weights(path, kept, method=METHOD, config=config.to_dict(), provenance=provenance, storage=storage)
+    return WEIGHTS.save(path, {'params': variables['params']}, config, provenance, storage)
 
 
 def load_model(path: str | os.PathLike, head: Any = None) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
@@ -148,13 +147,8 @@ def load_model(path: str | os.PathLike, head: Any = None) -> tuple[dict[str, Any
     Raises:
         UserError: missing, damaged or foreign file; weights that do not fit their configuration; no head model.
     """
-    from avatar_jax.io.weights import check_tree, load_weights
-
-    weights = load_weights(path, method=METHOD)
-    config = ModelConfig.from_dict(weights.config)
-    check_tree(path, weights.variables, abstract(config))
-    mesh = secc.load_mesh(config.basis, head, str(path))
-    return {**jax.tree.map(jnp.asarray, weights.variables), 'mesh': mesh}, config, weights.sha256, weights.provenance
+    variables, config, sha256, provenance = WEIGHTS.load(path)
+    return {**variables, 'mesh': secc.load_mesh(config.basis, head, str(path))}, config, sha256, provenance
 
 
 # -------------------------------------------------------------------------------------------------------------- source

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avatar_jax.methods.hidenerf.config import RefineConfig
+from avatar_jax.methods.hidenerf.parts import RefineConfig
 from avatar_jax.models.spade import Conv as SpadeConv
 from avatar_jax.models.spade import Spade, instance_norm
 from avatar_jax.models.styleunet import lrelu

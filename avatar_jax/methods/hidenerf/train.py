@@ -34,8 +34,8 @@ from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from avatar_jax.train.state import Group, TrainState, step_key
+from avatar_jax.types import PyTree
 
-PyTree = Any
 DRIVER, SOURCE = 0, 1  # frames of a pair
 _FLIPS, _DRAWS, _AUGMENT = range(3)  # random streams of a step
 

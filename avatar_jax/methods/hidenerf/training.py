@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -20,8 +21,9 @@ from avatar_jax.losses.networks import named_files
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.hidenerf import adversary, model, secc
 from avatar_jax.methods.hidenerf import train as training
-from avatar_jax.methods.hidenerf.config import LossConfig, ModelConfig, TrainConfig
+from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.methods.hidenerf.losses import network_of
+from avatar_jax.methods.hidenerf.parts import LossConfig, TrainConfig
 from avatar_jax.methods.hidenerf.train import RunConfig
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run, devices_for
@@ -36,7 +38,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     return from_plain(RunConfig, values)
 
 
-def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
+def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     """A run that is ready to begin; see ``methods.base.Training``."""
     settings, train = config.model, config.model.train
     devices = devices_for(config.parallel, train.batch_size, 'model.train.batch_size')

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from avatar_jax.checks import Check
-from avatar_jax.configure import from_plain, to_plain, updated
+from avatar_jax.configure import from_plain, replaced, to_plain
+from avatar_jax.faces.importance import Importance
 from avatar_jax.inversion.tuning import PivotConfig, TuningConfig
 from avatar_jax.losses.distance import CHOICES
 from avatar_jax.models.e4e import EncoderConfig
@@ -123,6 +124,8 @@ class LossConfig:
             whose weights are here.
         raw: weight of the same reconstruction term on the volume rendering before super-resolution, against the
             picture averaged to its size (not in the paper).
+        absolute: weight of the mean absolute error beside the squared one where single rays are compared, which have
+            no perceptual distance. opacity: weight of the squared difference to the head's mask there.
         latent: 'norm' (mean norm of the offset from the mean code) or 'mse' (its mean square).
         mu: the volume that is added should be this share of the canonical one (equation 10).
         mouth_size: side of the aligned mouth crops. mouth_enlarge: their box is so much larger than the landmarks'.
@@ -137,6 +140,8 @@ class LossConfig:
     pyramid_scales: int = 3
     identity_network: str = 'auto'
     raw: float = 0.0
+    absolute: float = 0.2
+    opacity: float = 0.5
     latent: str = 'norm'
     mu: float = 0.1
     mouth_size: int = 128
@@ -158,14 +163,25 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One training stage: its length, batch (people over all devices) and optimizer."""
+    """One training stage.
+
+    Attributes:
+        iterations, batch_size, optimizer: its length, people over all devices, and its optimizer.
+        warm_up: steps in which the learning rate rises linearly. final_lr: share of it that is left at the end, to
+            which it falls along a cosine; 1 keeps it.
+    """
 
     iterations: int = 250_000
     batch_size: int = 16
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig('adam', 1e-4))
+    warm_up: int = 0
+    final_lr: float = 1.0
 
     def __post_init__(self):
-        Check(self, 'train').at_least(1, 'iterations', 'batch_size')
+        check = Check(self, 'train')
+        check.at_least(1, 'iterations', 'batch_size')
+        check.at_least(0, 'warm_up')
+        check.within(0, 1, 'final_lr')
 
 
 @dataclass(frozen=True)
@@ -202,6 +218,13 @@ class TrainConfig:
     Attributes:
         general, teeth, compensation: their lengths, batches and optimizers.
         same_frame: how often the source picture is its own target in the first two stages.
+        own_view: the same in the stage of compensation; the paper's single pictures leave no choice (1).
+        code_steps: in so many first steps of the stage 'general' the encoder alone learns, from codes that the mapping
+            network gives for the known latent numbers of procedural people, compared by what is seen of them
+            (``code_metric``; not in the paper).
+        rays: where not 0, most steps of the stages 'general' and 'compensation' render so many pixels of every target
+            and compare colours and opacities alone; whole_every: every so many-th step renders whole pictures, with
+            all terms. importance: how these pixels are drawn (not in the paper: it saves most of the time).
         train_generator: move backbone, decoder and super-resolution in the first two stages. Its mapping network never
             moves. generator_lr: factor of their learning rate.
         encoder: extra terms.
@@ -214,6 +237,11 @@ class TrainConfig:
     teeth: StageConfig = field(default_factory=lambda: StageConfig(25_000))
     compensation: StageConfig = field(default_factory=lambda: StageConfig(100_000, 32))
     same_frame: float = 0.1
+    own_view: float = 1.0
+    code_steps: int = 0
+    rays: int = 0
+    whole_every: int = 0
+    importance: Importance = field(default_factory=Importance)
     train_generator: bool = True
     generator_lr: float = 1.0
     encoder: EncoderTerms = field(default_factory=EncoderTerms)
@@ -223,13 +251,23 @@ class TrainConfig:
     def __post_init__(self):
         check = Check(self, 'train')
         check.one_of('teacher', *TEACHERS)
-        check.within(0, 1, 'same_frame')
-        check.at_least(0, 'generator_lr')
+        check.within(0, 1, 'same_frame', 'own_view')
+        check.at_least(0, 'generator_lr', 'code_steps', 'rays', 'whole_every')
+        check.need(
+            not self.whole_every or self.rays > 0, 'whole_every', 'every step is of whole pictures; set rays too'
+        )
 
     def stage(self, name: str) -> StageConfig:
         """One of ``STAGES``."""
         Check.values(stage=name).one_of('stage', *STAGES)
         return getattr(self, name)
+
+    def kind(self, name: str, step: int) -> str:
+        """What a step of a stage looks at: 'codes', 'rays' or 'whole' pictures."""
+        if name == 'general' and step < self.code_steps:
+            return 'codes'
+        whole = not self.rays or name == 'teeth' or (self.whole_every and (step + 1) % self.whole_every == 0)
+        return 'whole' if whole else 'rays'
 
 
 def _one_shot() -> TuningConfig:
@@ -268,14 +306,7 @@ class NOFAConfig:
 
     def replace(self, **overrides: Any) -> NOFAConfig:
         """A copy with some options changed; ``loss__mu=0.2`` sets ``loss.mu``. Raises ``UserError``."""
-        values: dict[str, Any] = {}
-        for path, value in overrides.items():
-            *parts, leaf = path.replace('.', '__').split('__')
-            node = values
-            for part in parts:
-                node = node.setdefault(part, {})
-            node[leaf] = value
-        return updated(self, values)
+        return replaced(self, overrides)
 
 
 @dataclass(frozen=True)
@@ -345,20 +376,66 @@ class ModelConfig:
             units=(2, 2, 3, 2),
             reduction=8,
             head_width=36,
+            first='he',
         )
         settings = NOFAConfig(
             encoder,
             CompensationConfig(widths=(64, 48, 48, 32, 32), hidden=24, gain='rms'),
             DeformationConfig(width=48, depth=4, skip=2, octaves=5, w_width=32, w_depth=2),
-            LossConfig(raw=1.0, mouth_size=32),
+            # The codes of this generator are some 40 long, and the paper's weight would shorten them.
+            LossConfig(general=Weights(1.0, 0.5, 0.0, 0.1, 1e-4, 0.0), raw=1.0, mouth_size=32),
             TrainConfig(
-                general=StageConfig(4_000, 4, OptimizerConfig('adam', 5e-4)),
+                general=StageConfig(4_000, 4, OptimizerConfig('adam', 1e-3), warm_up=50, final_lr=0.05),
                 teeth=StageConfig(400, 4, OptimizerConfig('adam', 1e-4)),
-                compensation=StageConfig(2_000, 4, OptimizerConfig('adam', 5e-4)),
-                generator_lr=0.2,
-                encoder=EncoderTerms(progressive_start=500, progressive_every=100),
+                compensation=StageConfig(2_000, 4, OptimizerConfig('adam', 5e-4), warm_up=50, final_lr=0.05),
+                rays=256,
+                whole_every=25,
+                own_view=0.5,
+                importance=Importance(edge=2.5),
+                generator_lr=2.0,
+                encoder=EncoderTerms(progressive_every=0),
             ),
             search=PivotConfig(steps=150),
+            tuning=TuningConfig('compensation', 80, OptimizerConfig('adam', 2e-3)),
+        )
+        return cls(generator, settings.replace(**overrides))
+
+    @classmethod
+    def small(cls, **overrides: Any) -> ModelConfig:
+        """For comparing variants on procedural heads at 32 pixels, in minutes and from nothing."""
+        rendering = {'depth_resolution': 12, 'depth_resolution_importance': 12, 'ray_start': 2.35, 'ray_end': 3.25}
+        generator = GeneratorConfig.tiny().replace(
+            z_dim=32,
+            w_dim=64,
+            plane_resolution=32,
+            plane_channels=16,
+            channel_base=1024,
+            channel_max=48,
+            decoder_hidden=32,
+            decoder_out=16,
+            sr_channels=(16, 16),
+            neural_rendering_resolution=16,
+            rendering={**rendering, 'box_warp': 0.72},
+        )
+        encoder = EncoderConfig(
+            32, generator.num_ws, generator.w_dim, 12, (12, 16, 24, 40), (1, 1, 2, 1), 4, 2, 4, first='he'
+        )
+        train = TrainConfig(
+            general=StageConfig(1_500, 4, OptimizerConfig('adam', 2e-3), warm_up=50, final_lr=0.05),
+            teeth=StageConfig(200, 4, OptimizerConfig('adam', 2e-4)),
+            compensation=StageConfig(500, 4, OptimizerConfig('adam', 1e-3), warm_up=50, final_lr=0.05),
+            rays=128,
+            whole_every=10,
+            own_view=0.5,
+            encoder=EncoderTerms(progressive_every=0),
+        )
+        settings = NOFAConfig(
+            encoder,
+            CompensationConfig(widths=(32, 24, 24, 16, 16), hidden=12, gain='rms'),
+            DeformationConfig(width=32, depth=3, skip=1, octaves=4, w_width=16, w_depth=2),
+            LossConfig(general=Weights(1.0, 0.5, 0.0, 0.1, 1e-4, 0.0), raw=1.0, mouth_size=16, pyramid_scales=2),
+            train,
+            search=PivotConfig(steps=100, samples=100),
             tuning=TuningConfig('compensation', 80, OptimizerConfig('adam', 2e-3)),
         )
         return cls(generator, settings.replace(**overrides))

@@ -11,7 +11,6 @@ The last layer of D-Net starts at zero: at first nothing is moved.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import flax.struct
 import jax
@@ -21,8 +20,7 @@ from flax import linen as nn
 from avatar_jax.methods.nofa.config import DeformationConfig
 from avatar_jax.models import host_draws
 from avatar_jax.models.encoding import encoded_size, positional_encoding
-
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 class _Layer(nn.Module):

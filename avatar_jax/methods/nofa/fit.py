@@ -43,9 +43,8 @@ from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
 from avatar_jax.render.cameras import frontal_label
-from avatar_jax.types import Avatar, Portrait
+from avatar_jax.types import Avatar, Portrait, PyTree
 
-PyTree = Any
 STEPS_PER_CALL = 10
 
 
@@ -328,7 +327,7 @@ def fit_people(
         rows = _encode_all(variables, problems.image[:, 0], config=plain)
     tuned = None
     if settings.tune != 'none':
-        first = _first_params(variables, settings.tune)
+        first = first_params(variables, settings.tune)
         states = jax.vmap(lambda _: tuning.start(first, settings))(jnp.arange(count))
         outs, done = [], 0
         while done < settings.steps and not bool(states.stopped.all()):
@@ -349,7 +348,8 @@ def fit_people(
     return found
 
 
-def _first_params(variables: Mapping[str, Any], tune: str) -> PyTree:
+def first_params(variables: Mapping[str, Any], tune: str) -> PyTree:
+    """What a fit moves, as it is before the first step: the compensation network, or the generator without mapping."""
     params = variables['params']
     return params['compensation'] if tune == 'compensation' else split_generator(params['generator'])[0]
 
@@ -374,7 +374,7 @@ def _stacked(portraits: list[Portrait]) -> Portrait:
 
 def _finished(variables, config, portrait, bank, weights, problem, ws, tuned, pivot) -> Fitted:
     tune = config.settings.tuning.tune
-    first = _first_params(variables, tune) if tune != 'none' else None
+    first = first_params(variables, tune) if tune != 'none' else None
     plain = _plain(config)
     before = _assess(variables, problem, ws, bank, first, config=plain, tune=tune)[2]
     params = first if tuned is None else tuned.params

@@ -224,6 +224,14 @@ def objective_terms(
     if targets.identity is not None:
         got = embedding(identity_kind(config, bank), bank, image, targets.matrix)
         terms['identity'] = weights.identity * cosine_distance(got, targets.identity)
+    return terms | code_and_volume_terms(config, weights, offsets, volume)
+
+
+def code_and_volume_terms(
+    config: LossConfig, weights: Weights, offsets: jax.Array | None, volume: Volume | None
+) -> dict[str, jax.Array]:
+    """The weighted terms that look at no picture: norm of the code and size of the added volume."""
+    terms = {}
     if weights.latent:
         terms['latent'] = weights.latent * latent_term(config, offsets)
     if weights.depth and volume is not None and volume.added is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avatar_jax.methods.base import Method, Training, later, option
+from avatar_jax.methods.base import Bench, Method, Training, later, later_value, option
+from avatar_jax.methods.nofa.tables import TABLES
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,11 @@ class BuildOptions:
         choices=('compensation', 'generator', 'none'),
     )
     pivot: str | None = option(
-        None, 'the code that this starts from: of the encoder, or of a search in W', choices=('encoder', 'search')
+        None,
+        "the code that the fit starts from: the encoder's, or that of a search in W (default: as the weights say)",
+        choices=('encoder', 'search'),
     )
-    fit_steps: int | None = option(None, 'steps of that fit (default: as the weights say)')
+    fit_steps: int | None = option(None, 'steps of the fit (default: as the weights say)')
 
 
 METHOD = Method(
@@ -43,6 +46,29 @@ METHOD = Method(
     signals=('expression',),
     frame=later('avatar_jax.methods.nofa.model:frame'),
     networks=later('avatar_jax.methods.nofa.build:networks'),
+    bench=Bench(
+        presets=('heads', 'full', 'tiny'),
+        stages=(
+            'encoder',
+            'backbone',
+            'compensation',
+            'deformation',
+            'rendering',
+            'superresolution',
+            'frame',
+            'tuning_compensation',
+            'tuning_generator',
+            'training_general',
+            'training_teeth',
+            'training_compensation',
+        ),
+        config=later('avatar_jax.methods.nofa.stages:config_of'),
+        build=later('avatar_jax.methods.nofa.stages:Stages'),
+        note='encoder, backbone and compensation are computed once per avatar; the paper fits the compensation network '
+        'in ten minutes on one V100, the generator in twenty on four',
+    ),
+    foreign=later_value('avatar_jax.methods.nofa.foreign:FOREIGN'),
+    tables=TABLES,
     trainings={
         'stages': Training(
             config=later('avatar_jax.methods.nofa.training:run_config'),

@@ -14,7 +14,6 @@ the identity coefficients. A frame of it costs the deformation field, the decode
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -29,15 +28,16 @@ from avatar_jax.errors import UserError
 from avatar_jax.methods.nofa.compensation import Compensation
 from avatar_jax.methods.nofa.config import METHOD, ModelConfig
 from avatar_jax.methods.nofa.deformation import DeformationField, backward, condition
+from avatar_jax.methods.weight_files import WeightFiles
 from avatar_jax.models.e4e import E4eEncoder, encoder_input, init_encoder
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
-from avatar_jax.render.cameras import frontal_label
+from avatar_jax.render.cameras import frontal_label, unpack_label
+from avatar_jax.render.rays import sample_rays
 from avatar_jax.render.sampling import RenderDraws
-from avatar_jax.types import Avatar, Frames, Portrait
+from avatar_jax.types import Avatar, Frames, Portrait, PyTree
 
 NETWORKS = ('generator', 'encoder', 'compensation', 'deformation')
 RENDERER = ('decoder', 'superresolution')  # parts of the generator that every frame needs
-PyTree = Any
 Variables = Mapping[str, Any]
 
 
@@ -157,32 +157,8 @@ def with_coefficient_statistics(variables: Variables, shapes: np.ndarray, expres
     return {**variables, 'constants': {**variables.get('constants', {}), 'coefficients': found}}
 
 
-def save_model(
-    path: str | os.PathLike,
-    variables: Variables,
-    config: ModelConfig,
-    provenance: Mapping[str, Any],
-    storage: str = 'float32',
-) -> str:
-    """Writes a weight file (``avatar_jax.io.weights``) of this method; returns its SHA-256."""
-    from avatar_jax.io.weights import check_tree, save_weights
-
-    check_tree(path, variables, abstract(config))
-    return save_weights(path, variables, method=METHOD, config=config.to_dict(), provenance=provenance, storage=storage)
-
-
-def load_model(path: str | os.PathLike) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
-    """Reads a weight file of this method: (variables, configuration, SHA-256, provenance).
-
-    Raises:
-        UserError: missing, damaged or foreign file, or weights that do not fit their configuration.
-    """
-    from avatar_jax.io.weights import check_tree, load_weights
-
-    weights = load_weights(path, method=METHOD)
-    config = ModelConfig.from_dict(weights.config)
-    check_tree(path, weights.variables, abstract(config))
-    return jax.tree.map(jnp.asarray, weights.variables), config, weights.sha256, weights.provenance
+WEIGHTS = WeightFiles(METHOD, ModelConfig.from_dict, abstract)
+save_model, load_model = WEIGHTS.save, WEIGHTS.load
 
 
 # ------------------------------------------------------------------------------------------------- source to volume
@@ -302,9 +278,26 @@ def render(
     return Views(out.rgb, out.depth, out.opacity, image)
 
 
-def sample_draws(keys: jax.Array, config: ModelConfig) -> RenderDraws:
-    """Draws for N views from N keys: each view's do not depend on the others around it."""
-    rays = config.generator.neural_rendering_resolution**2
+def render_pixels(
+    variables: Variables,
+    config: ModelConfig,
+    planes: jax.Array,
+    labels: jax.Array,
+    pixels: jax.Array,
+    size: int,
+    deform: Callable[[jax.Array], jax.Array] | None,
+    draws: RenderDraws | None = None,
+) -> Views:
+    """Some pixels [N,M] (row * size + column) of pictures of a size, without super-resolution: maps [N,M,...]."""
+    generator, model = network(variables, 'generator'), TriPlaneGenerator(config.generator)
+    rays = [jnp.take_along_axis(x, pixels[..., None], 1) for x in sample_rays(*unpack_label(labels), size)]
+    out = model.apply(generator, planes, *rays, draws=draws, deform=deform, method='render_rays')
+    return Views(out.features[..., :3], out.depth, out.opacity)
+
+
+def sample_draws(keys: jax.Array, config: ModelConfig, rays: int | None = None) -> RenderDraws:
+    """Draws for N views from N keys: each view's do not depend on the others around it. ``rays``: None: all of them."""
+    rays = rays or config.generator.neural_rendering_resolution**2
     draws = jax.vmap(lambda k: RenderDraws.from_key(k, config.generator.rendering, 1, rays))(keys)
     return jax.tree.map(lambda x: x[:, 0], draws)
 
@@ -392,7 +385,7 @@ def frame(
     variables: Variables,
     config: ModelConfig,
     identity: Mapping[str, Any],
-    prepared: Any,
+    prepared: PyTree,
     signals: Mapping[str, jax.Array],
     labels: jax.Array,
     keys: jax.Array | None = None,

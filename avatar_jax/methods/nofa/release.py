@@ -17,6 +17,7 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.models.gfpgan import GFPGANConfig, abstract_gfpgan
 from avatar_jax.models.styleunet_files import to_flat, to_tree
+from avatar_jax.types import PyTree
 
 CONTAINERS = ('params_ema', 'params')
 """Parts of the file that hold a network, the preferred one first."""
@@ -91,11 +92,11 @@ def gfpgan_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return flat
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {'/'.join(k.key for k in path): tuple(leaf.shape) for path, leaf in paths}
 
 
-def count(tree: Any) -> int:
+def count(tree: PyTree) -> int:
     """How many numbers a tree of arrays or shapes holds."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))

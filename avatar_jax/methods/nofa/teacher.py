@@ -18,6 +18,7 @@ from avatar_jax.losses.identity import five_points
 from avatar_jax.methods.nofa.config import TEACHERS, LossConfig
 from avatar_jax.methods.nofa.losses import mouth_boxes
 from avatar_jax.models.gfpgan import GFPGANConfig, restore
+from avatar_jax.types import PyTree
 
 
 @flax.struct.dataclass
@@ -33,7 +34,7 @@ class Teacher:
     kind: str = flax.struct.field(pytree_node=False, default='none')
     align: bool = flax.struct.field(pytree_node=False, default=True)
     network: GFPGANConfig | None = flax.struct.field(pytree_node=False, default=None)
-    variables: Any = None
+    variables: PyTree = None
 
     @classmethod
     def create(

@@ -12,7 +12,7 @@ encoder's batch statistics in the first stage.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,15 +23,18 @@ import numpy as np
 
 from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
+from avatar_jax.faces.importance import importance, part_boxes
 from avatar_jax.losses import codes
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.nofa import losses
-from avatar_jax.methods.nofa.config import METHOD, STAGES, ModelConfig
+from avatar_jax.methods.nofa.code_metric import code_error
+from avatar_jax.methods.nofa.config import METHOD, STAGES, ModelConfig, StageConfig
 from avatar_jax.methods.nofa.model import (
     deformation_of,
     encode,
     network,
     render,
+    render_pixels,
     sample_draws,
     volume_of,
     w_avg,
@@ -42,12 +45,13 @@ from avatar_jax.models.e4e import LatentDiscriminator, progressive_stage
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.parallel import mean_over_devices, sample_keys
+from avatar_jax.render.sampling import draw_pixels
 from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from avatar_jax.train.state import Group, TrainState, step_key
+from avatar_jax.types import PyTree
 
-PyTree = Any
 DISCRIMINATOR = 'discriminator'
 
 
@@ -124,10 +128,13 @@ def check_stage(config: ModelConfig, stage: str) -> None:
 
 @flax.struct.dataclass
 class Frozen:
-    """What a step reads and never changes: the networks of the losses, and the teacher."""
+    """What a step reads and never changes: the networks of the losses, the teacher, and for steps of codes the matrix
+    of ``code_metric``.
+    """
 
     bank: PerceptionBank = flax.struct.field(default_factory=PerceptionBank)
     teacher: Teacher = flax.struct.field(default_factory=Teacher)
+    metric: jax.Array | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------- state
@@ -219,19 +226,24 @@ def train_step(
         config, stage, seed: static.
         batch: this device's share: ``images`` [B,F,H,W,3] in [-1,1], ``landmarks`` [B,F,68,2] pixels (may be missing if
             no term needs them), ``labels`` [B,F,25], ``expressions`` [B,F,64], ``shapes`` [B,F,80]. Frame 0 is the
-            source and frame 1 the target; the last stage reads frame 0 alone.
+            source and frame 1 the target. With ``importance`` [B,F,H,W] of the pixels and ``masks`` [B,F,H,W] in [0,1]
+            it is a step of rays; with ``latents`` [B,Z] one of the encoder's codes (see ``with_host_arrays``).
         frozen: networks of the losses, and the teacher.
 
     Returns:
         the state, and loss, weighted terms, ``psnr`` (dB) and norms.
     """
+    if 'latents' in batch:
+        return _code_step(config, state, batch, frozen.metric, axis_name)
     settings, train = config.settings, config.settings.train
     weights = settings.loss.weights(stage)
     fixed, key = state.extra['variables'], step_key(seed, state.step)
-    count = batch['images'].shape[0]
+    count, along_rays = batch['images'].shape[0], 'importance' in batch
     keys = sample_keys(jax.random.fold_in(key, 1), count, axis_name)
     source = {k: v[:, 0] for k, v in batch.items()}
-    target = _targets_of(batch, keys, 1.0 if stage == 'compensation' else train.same_frame)
+    target = _targets_of(batch, keys, train.own_view if stage == 'compensation' else train.same_frame)
+    if along_rays:
+        weights = replace(weights, mouth=0.0, identity=0.0)
     prepared = losses.prepare_targets(
         frozen.bank,
         settings.loss,
@@ -240,7 +252,7 @@ def train_step(
         target.get('landmarks'),
         config.generator.neural_rendering_resolution,
     )
-    draws = sample_draws(jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys), config)
+    draws = sample_draws(jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys), config, train.rays if along_rays else None)
     terms_of = train.encoder
     last = config.generator.num_ws - 1
     delta_stage = jnp.asarray(last)
@@ -259,6 +271,11 @@ def train_step(
         ws = offsets + w_avg(fixed)
         volume = volume_of(variables, config, ws, source['images'], stage == 'compensation')
         deform = deformation_of(variables, config, source['shapes'], target['expressions'])
+        if along_rays:
+            ray_keys = jax.vmap(lambda k: jax.random.fold_in(k, 6))(keys)
+            terms, error = _ray_terms(variables, config, weights, volume, target, deform, draws, ray_keys)
+            terms |= losses.code_and_volume_terms(settings.loss, weights, offsets, volume)
+            return losses.total(terms), (terms, error, statistics, ws)
         views = render(variables, config, volume.planes, ws, target['labels'], deform, draws)
         restored = None
         if weights.teeth and frozen.teacher.kind != 'none':
@@ -280,8 +297,9 @@ def train_step(
     (value, (terms, error, statistics, ws)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
     value, terms, error, grads = mean_over_devices((value, terms, error, grads), axis_name)
     tx, groups, metrics = make_optimizer(train.stage(stage).optimizer), {}, {}
+    rate = learning_rate(train.stage(stage), state.step)
     for name, part in grads.items():
-        scale = train.generator_lr if name == 'generator' else 1.0
+        scale = rate * (train.generator_lr if name == 'generator' else 1.0)
         groups[name], found = state.groups[name].apply_gradients(part, tx, lr_scale=scale)
         metrics |= {f'{name}/{k}': v for k, v in found.items()}
     extra = dict(state.extra)
@@ -297,6 +315,56 @@ def train_step(
     # Pictures are in [-1, 1]: the signal's range is 2.
     psnr = 10 * jnp.log10(4 / jnp.maximum(error, 1e-10))
     return state, {'loss': value, 'psnr': psnr, **terms, **metrics}
+
+
+def learning_rate(stage: StageConfig, step: jax.Array) -> jax.Array:
+    """Learning rate of a step as a share of the optimizer's: linear rise, then a cosine to ``final_lr``."""
+    rise = jnp.minimum(1.0, (step + 1) / max(stage.warm_up, 1))
+    done = jnp.clip(step / stage.iterations, 0, 1)
+    return rise * (stage.final_lr + (1 - stage.final_lr) * (0.5 + 0.5 * jnp.cos(jnp.pi * done)))
+
+
+def _ray_terms(variables, config, weights, volume, target, deform, draws, keys):
+    """Weighted terms of single rays through the targets, and the mean squared error of their colours."""
+    loss, size = config.settings.loss, target['images'].shape[1]
+    pixels = jax.vmap(partial(draw_pixels, count=config.settings.train.rays))(keys, target['importance'])
+    views = render_pixels(variables, config, volume.planes, target['labels'], pixels, size, deform, draws)
+    wanted, mask = (
+        jnp.take_along_axis(target[k].reshape(len(keys), size * size, -1), pixels[..., None], 1)
+        for k in ('images', 'masks')
+    )
+    error = jnp.mean((views.raw - wanted) ** 2)
+    terms = {'reconstruction': weights.reconstruction * (error + loss.absolute * jnp.mean(jnp.abs(views.raw - wanted)))}
+    if loss.opacity:
+        terms['opacity'] = loss.opacity * jnp.mean((views.opacity - mask) ** 2)
+    return terms, error
+
+
+def _code_step(config, state, batch, metric, axis_name):
+    """The encoder alone, towards the codes of known latent numbers: of both pictures of a person the same code."""
+    train, fixed = config.settings.train, state.extra['variables']
+    generator = network(variables_of(state), 'generator')
+    labels = batch['labels'][:, 0]
+    wanted = TriPlaneGenerator(config.generator).apply(generator, batch['latents'], labels, method='mapping')
+    frames = batch['images'].shape[1]
+    wanted = jax.lax.stop_gradient(jnp.repeat(wanted - w_avg(fixed), frames, 0))
+    images = batch['images'].reshape(-1, *batch['images'].shape[2:])
+
+    def loss(params):
+        offsets, statistics = encode(assembled(fixed, {'encoder': params}), config, images, None, True, axis_name)
+        return code_error(metric, offsets - wanted), (statistics, code_error(metric, wanted))
+
+    (value, (statistics, size)), grads = jax.value_and_grad(loss, has_aux=True)(state.groups['encoder'].params)
+    value, size, grads = mean_over_devices((value, size, grads), axis_name)
+    stage = train.stage('general')
+    rate = learning_rate(stage, state.step)
+    group, found = state.groups['encoder'].apply_gradients(grads, make_optimizer(stage.optimizer), lr_scale=rate)
+    own = {**network(fixed, 'encoder'), 'batch_stats': statistics}
+    extra = {**state.extra, 'variables': with_network(fixed, 'encoder', own)}
+    state = state.with_groups(**{**state.groups, 'encoder': group}).replace(step=state.step + 1, extra=extra)
+    # In dB: how much less than with the mean code for everybody.
+    psnr = 10 * jnp.log10(size / jnp.maximum(value, 1e-10))
+    return state, {'loss': value, 'psnr': psnr, 'codes': value, **{f'encoder/{k}': v for k, v in found.items()}}
 
 
 def _targets_of(batch: Mapping[str, jax.Array], keys: jax.Array, same_frame: float) -> dict[str, jax.Array]:
@@ -344,18 +412,39 @@ def _discriminator_step(config, state, ws, labels, delta_stage, key, keys, axis_
 # -------------------------------------------------------------------------------------------------------------- data
 
 
-def with_host_arrays(config: ModelConfig, stage: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_host_arrays(
+    config: ModelConfig, stage: str, batch: Mapping[str, np.ndarray], kind: str = 'whole'
+) -> dict[str, np.ndarray]:
     """A batch of pairs (``data_pipelines.pairs``) as ``train_step`` wants it.
 
+    Args:
+        kind: of the step (``TrainConfig.kind``).
+
     Raises:
-        UserError: no landmarks where terms need them, or mouths outside the picture.
+        UserError: no landmarks where terms need them, mouths outside the picture, or data without what a kind of step
+            needs.
     """
     c, weights = config.settings.deformation, config.settings.loss.weights(stage)
     images = batch['images']
+    if kind == 'codes':
+        if 'latent' not in batch:
+            raise UserError(
+                "model.settings.train.code_steps: these data have no latent numbers; use data.source='heads', or 0"
+            )
+        return {'images': images, 'labels': batch['labels'], 'latents': batch['latent'].astype(np.float32)}
     out = {k: batch[k] for k in ('images', 'labels', 'landmarks') if k in batch}
     out['expressions'] = np.ascontiguousarray(batch['windows'][:, :, RADIUS, : c.num_expression])
     shapes = batch['identity'][:, None, : c.num_shape]
     out['shapes'] = np.broadcast_to(shapes, (*images.shape[:2], c.num_shape)).astype(np.float32)
+    if kind == 'rays':
+        if 'masks' not in batch or 'landmarks' not in batch:
+            raise UserError(
+                'model.settings.train.rays: these data have no landmarks and masks to choose rays by; set it to 0'
+            )
+        masks, marks = batch['masks'][..., 0], batch['landmarks']
+        flat = np.round(255 * masks).astype(np.uint8).reshape(-1, *masks.shape[2:])
+        found = importance(flat, part_boxes(marks.reshape(-1, *marks.shape[2:])), config.settings.train.importance)
+        return out | {'masks': masks, 'importance': found.reshape(masks.shape)}
     if weights.mouth or weights.teeth:
         names = [f'person {p}' for p in np.repeat(batch.get('person', np.arange(len(images))), images.shape[1])]
         losses.check_mouths(batch.get('landmarks'), images.shape[2], names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,13 +14,14 @@ import numpy as np
 
 from avatar_jax.configure import from_plain, to_plain
 from avatar_jax.errors import UserError
-from avatar_jax.io.foreign import read
 from avatar_jax.io.weights import check_config, weight_file
 from avatar_jax.losses.networks import bank_of
 from avatar_jax.methods.eg3d.files import load_generator
 from avatar_jax.methods.nofa import losses, model
 from avatar_jax.methods.nofa import train as training
+from avatar_jax.methods.nofa.code_metric import code_metric
 from avatar_jax.methods.nofa.config import ModelConfig
+from avatar_jax.methods.nofa.foreign import BACKBONES, GFPGAN, state_dict
 from avatar_jax.methods.nofa.release import gfpgan_variables
 from avatar_jax.methods.nofa.teacher import Teacher
 from avatar_jax.methods.nofa.train import Frozen, RunConfig
@@ -38,13 +39,15 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     return from_plain(RunConfig, values)
 
 
-def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
+def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     """A run that is ready to begin; see ``methods.base.Training``."""
     model_config, stage = config.model, config.model.settings.train.stage(config.stage)
     field = f'model.settings.train.{config.stage}.batch_size'
     devices = devices_for(config.parallel, stage.batch_size, field)
     variables, digest = first_variables(config)
     frozen = frozen_of(config)
+    if config.stage == 'general' and model_config.settings.train.code_steps:
+        frozen = frozen.replace(metric=code_metric(variables, model_config))
     notes: list[str] = []
     conventions = getattr(model_config, 'conventions', None) or conventions_of(model_config)
     source = streams.clips(config.data, model_config.img_resolution, conventions, notes)
@@ -52,19 +55,22 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
         print(note)
     data = SimpleNamespace(**to_plain(config.data), cameras='any', num_workers=0)
 
-    def arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return training.with_host_arrays(model_config, config.stage, batch)
+    train = model_config.settings.train
 
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
-        for batch in streams.pairs(source, data, stage.batch_size, config.seed, 'uniform', first):
-            yield arrays(batch)
+        for number, batch in enumerate(
+            streams.pairs(source, data, stage.batch_size, config.seed, 'uniform', first), first
+        ):
+            yield training.with_host_arrays(model_config, config.stage, batch, train.kind(config.stage, number))
 
     shown: list[dict[str, Any]] = []
 
     def sample(state: TrainState, done: int) -> Any:
         del done
         if not shown:
-            shown.append({k: v[: config.output.sample_people] for k, v in streams.first(batches(0)).items()})
+            found = streams.first(streams.pairs(source, data, stage.batch_size, config.seed, 'uniform', 0))
+            found = training.with_host_arrays(model_config, config.stage, found)
+            shown.append({k: v[: config.output.sample_people] for k, v in found.items()})
         return training.sample_sheet(model_config, state, shown[0])
 
     def export(state: TrainState, folder: Path, provenance: dict[str, Any]) -> None:
@@ -75,6 +81,7 @@ def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
     return Run(
         state=training.init_state(model_config, variables, config.stage, config.seed),
         step=lambda kind: _step(config),
+        kind_of=lambda step: train.kind(config.stage, step),
         batches=batches,
         export=export,
         batch_size=stage.batch_size,
@@ -122,7 +129,9 @@ def first_variables(config: RunConfig) -> tuple[dict[str, Any], str]:
         model.check_generator(model_config.generator, theirs, config.generator)
     variables = model.init(model_config, key, generator)
     if config.backbone:
-        encoder = with_backbone(model.network(variables, 'encoder'), read(config.backbone).tensors, config.backbone)
+        encoder = with_backbone(
+            model.network(variables, 'encoder'), state_dict(config.backbone, BACKBONES), config.backbone
+        )
         variables = model.with_network(variables, 'encoder', encoder)
     return variables, digest
 
@@ -141,7 +150,7 @@ def frozen_of(config: RunConfig) -> Frozen:
         )
     if not config.teacher:
         return Frozen(bank, Teacher.create(train.teacher, train.align_teacher))
-    variables, network = gfpgan_variables(read(config.teacher).tensors, config.teacher)
+    variables, network = gfpgan_variables(state_dict(config.teacher, (GFPGAN,)), config.teacher)
     return Frozen(bank, Teacher.create(train.teacher, train.align_teacher, variables, network))
 
 

@@ -13,7 +13,7 @@ from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, Source
-from avatar_jax.methods.otavatar import invert, losses
+from avatar_jax.methods.otavatar import finetune, invert, losses
 from avatar_jax.methods.otavatar.model import ModelConfig
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def build_many(
         tuned = None
         if options.pti:
             before = float(inverted.psnr)
-            inverted, curve = invert.finetune_generator(
+            inverted, curve = finetune.finetune_generator(
                 model.variables, config, portrait, inverted, bank, key, steps=options.pti
             )
             tuned = {'steps': options.pti, 'psnr_before': before, 'loss': np.asarray(curve).tolist()}

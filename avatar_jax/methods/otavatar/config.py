@@ -8,15 +8,12 @@ carry the difference; `ABLATIONS` has the paper's ablation studies as overrides 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from avatar_jax.checks import Check
-from avatar_jax.configure import differences
-from avatar_jax.errors import UserError
+from avatar_jax.configure import differences, replaced
 from avatar_jax.inversion.decoupling import DecouplingConfig
 from avatar_jax.inversion.invert import StageConfig
 from avatar_jax.methods.otavatar.controller import ControllerConfig
@@ -39,13 +36,13 @@ class TrainConfig:
     """What surrounds the decoupling-by-inverting iterations.
 
     Attributes:
-      iterations: length of the training (2000 in the paper and for the released weights).
-      batch_size: people per iteration over all devices; each contributes `frames_per_clip` frames of one clip.
-      frames_per_clip: frames that share one identity code.
-      frame_sampling: 'uniform' or 'expression' (probability proportional to the L1 norm of the expression + 0.001).
-      average_gradients: average controller and generator gradients over devices. False trains one replica per device
-        on its own share of the batch; the first one is kept.
-      generator_subset: what the fine-tuning may change, 'all' generator parameters or 'superresolution' alone.
+        iterations: length of the training (2000 in the paper and for the released weights).
+        batch_size: people per iteration over all devices; each contributes `frames_per_clip` frames of one clip.
+        frames_per_clip: frames that share one identity code.
+        frame_sampling: 'uniform' or 'expression' (probability proportional to the L1 norm of the expression + 0.001).
+        average_gradients: average controller and generator gradients over devices. False trains one replica per device
+            on its own share of the batch; the first one is kept.
+        generator_subset: what the fine-tuning may change, 'all' generator parameters or 'superresolution' alone.
     """
 
     iterations: int = 2000
@@ -68,14 +65,14 @@ class InversionConfig:
     """One-shot inversion of a portrait (paper section 3.3): a stage in W, then one in W+.
 
     Attributes:
-      w_steps: steps in W, one code row for the whole generator, from the average code; 0 leaves the stage out.
-      wplus_steps: steps in W+, all rows free; 0 stays in W (an ablation).
-      sr_steps: number of steps, at the end of each stage, with the super-resolved image in the loss; None: all.
-      keep_last_w_update: False returns the code before the last update of the W stage, as the released program does
-        (99 of 100 updates count; the intrinsics keep all 100).
-      optimise_intrinsics: fit a correction of the camera intrinsics, with a fresh optimizer in each stage.
-      early_stop, tolerance, patience: end a phase for a person whose smoothed loss has not fallen by the fraction
-        `tolerance` for `patience` steps.
+        w_steps: steps in W, one code row for the whole generator, from the average code; 0 leaves the stage out.
+        wplus_steps: steps in W+, all rows free; 0 stays in W (an ablation).
+        sr_steps: number of steps, at the end of each stage, with the super-resolved image in the loss; None: all.
+        keep_last_w_update: False returns the code before the last update of the W stage, as the released program does
+            (99 of 100 updates count; the intrinsics keep all 100).
+        optimise_intrinsics: fit a correction of the camera intrinsics, with a fresh optimizer in each stage.
+        early_stop, tolerance, patience: end a phase for a person whose smoothed loss has not fallen by the fraction
+            `tolerance` for `patience` steps.
     """
 
     w_steps: int = 100
@@ -135,17 +132,17 @@ class OTAvatarConfig:
     """All options of the method.
 
     Attributes:
-      preset: 'paper' or 'release': what reports compare this configuration with (`changes`); it sets nothing itself.
-      controller: shape of the motion controller.
-      loss: terms and weights.
-      decoupling: one training iteration (paper section 3.2, Algorithm 1): steps, order, clipping, averages.
-      optimizers: of codes, intrinsics, controller and generator.
-      train: batches, length and what the fine-tuning may change.
-      inversion: one-shot inversion.
-      sigma_w: scale of the motion offset and of the clamp: 'ones' (which the released weights need) or 'std', the
-        standard deviations of the codes that the generator's mapping network makes (``model.code_std``).
-      clamp_radius: during optimisation the code is kept within this distance (times sigma_w) of the average code;
-        None does not limit it. Animation never clamps.
+        preset: 'paper' or 'release': what reports compare this configuration with (`changes`); it sets nothing itself.
+        controller: shape of the motion controller.
+        loss: terms and weights.
+        decoupling: one training iteration (paper section 3.2, Algorithm 1): steps, order, clipping, averages.
+        optimizers: of codes, intrinsics, controller and generator.
+        train: batches, length and what the fine-tuning may change.
+        inversion: one-shot inversion.
+        sigma_w: scale of the motion offset and of the clamp: 'ones' (which the released weights need) or 'std', the
+            standard deviations of the codes that the generator's mapping network makes (``model.code_std``).
+        clamp_radius: during optimisation the code is kept within this distance (times sigma_w) of the average code;
+            None does not limit it. Animation never clamps.
     """
 
     preset: str = 'paper'
@@ -176,25 +173,23 @@ class OTAvatarConfig:
         Overrides are dotted paths with ``__`` for the dot (``decoupling__controller_steps=5``) or whole groups
         (``loss=LossConfig()``).
         """
-        return _with(cls(preset='paper'), {k.replace('__', '.'): v for k, v in overrides.items()})
+        return replaced(cls(preset='paper'), overrides)
 
     @classmethod
     def release(cls, **overrides: Any) -> OTAvatarConfig:
         """What the released program does, including what is known to be a mistake in it. Overrides as for `paper`."""
-        base = _with(cls(preset='release'), _RELEASE)
-        return _with(base, {k.replace('__', '.'): v for k, v in overrides.items()})
+        return replaced(replaced(cls(preset='release'), _RELEASE), overrides)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OTAvatarConfig:
         """A configuration from nested (or dotted) keys on top of ``values['preset']`` (default 'paper').
 
         Raises:
-          UserError: unknown keys (with the nearest known one), wrong types or values.
+            UserError: unknown keys (with the nearest known one), wrong types or values.
         """
-        flat = _flatten(values)
-        preset = flat.pop('preset', 'paper')
+        preset = values.get('preset', 'paper')
         Check.values(preset=preset).one_of('preset', 'paper', 'release')
-        return _with(cls.paper() if preset == 'paper' else cls.release(), flat)
+        return replaced(cls.paper() if preset == 'paper' else cls.release(), values)
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -207,13 +202,12 @@ class OTAvatarConfig:
 
     def replace(self, **overrides: Any) -> OTAvatarConfig:
         """A copy with some options changed; paths as for `paper`."""
-        return _with(self, {k.replace('__', '.'): v for k, v in overrides.items()})
+        return replaced(self, overrides)
 
     def ablation(self, name: str) -> OTAvatarConfig:
         """A copy with one of `ABLATIONS` applied."""
-        if name not in ABLATIONS:
-            raise UserError(f'ablation: {name!r}{_suggest(name, ABLATIONS)}')
-        return _with(self, ABLATIONS[name])
+        Check.values(ablation=name).one_of('ablation', *ABLATIONS)
+        return replaced(self, ABLATIONS[name])
 
 
 # What the released program does differently from the defaults above, which are the paper's.
@@ -296,66 +290,3 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 # -------------------------------------------------------------------------------------------------- reading options
-
-
-def option(config: Any, path: str) -> Any:
-    """The value at a dotted path of a configuration."""
-    for name in path.split('.'):
-        config = getattr(config, name)
-    return config
-
-
-def _suggest(name: str, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f' is not known; did you mean {near[0]!r}?' if near else f' is not known; there are {", ".join(known)}'
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        path = f'{prefix}{key}'
-        flat |= _flatten(value, f'{path}.') if isinstance(value, Mapping) else {path: value}
-    return flat
-
-
-def _with(config: Any, overrides: Mapping[str, Any], where: str = '') -> Any:
-    """``config`` with options at dotted paths replaced; nested dataclasses are rebuilt, so their checks run again."""
-    fields = {f.name: f for f in dataclasses.fields(config)}
-    hints = typing.get_type_hints(type(config))
-    changes: dict[str, Any] = {}
-    nested: dict[str, dict[str, Any]] = {}
-    for path, value in overrides.items():
-        head, _, rest = path.partition('.')
-        if head not in fields:
-            raise UserError(f'{where}{head}{_suggest(head, fields)}')
-        current = getattr(config, head)
-        if rest:
-            if not dataclasses.is_dataclass(current):
-                raise UserError(f'{where}{path}: {head} is a single option, not a group')
-            nested.setdefault(head, {})[rest] = value
-        elif dataclasses.is_dataclass(current):
-            if not isinstance(value, type(current)):
-                raise UserError(f'{where}{head}: is a group of options; set {where}{head}.<option>')
-            changes[head] = value
-        else:
-            changes[head] = _typed(f'{where}{head}', value, hints[head])
-    for head, inner in nested.items():
-        changes[head] = _with(changes.get(head, getattr(config, head)), inner, f'{where}{head}.')
-    try:
-        return dataclasses.replace(config, **changes)
-    except ValueError as error:  # of a group that belongs to another package
-        raise UserError(f'{where.rstrip(".") or "config"}: {error}') from error
-
-
-def _typed(where: str, value: Any, hint: Any) -> Any:
-    """``value`` as the option's type; integers are accepted for floats, nothing else is converted."""
-    allowed = typing.get_args(hint) or (hint,)
-    if value is None and type(None) in allowed:
-        return value
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    fits = any(isinstance(value, t) for t in allowed if isinstance(t, type))
-    if fits and (not isinstance(value, bool) or bool in allowed):  # a bool is an int to Python, not to a reader
-        return value
-    names = ' or '.join('None' if t is type(None) else t.__name__ for t in allowed)
-    raise UserError(f'{where}: {value!r} is not {names}')

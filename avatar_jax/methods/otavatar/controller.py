@@ -36,25 +36,26 @@ class ControllerConfig:
     """Shape of the controller. The defaults are the released network (869,420 parameters).
 
     Attributes:
-      num_ws: rows L of the generator's latent code (14 for a 512-pixel generator).
-      w_dim: width D of the latent code.
-      directions: number K of code-book directions.
-      channels: width of the temporal features and of the MLP.
-      temporal: 'residual' is one convolution (kernel 7) and `temporal_layers` residual dilated ones, as released;
-        'plain' is the paper's wording, `temporal_layers` ordinary convolutions (kernel 7) with an activation between.
-      temporal_layers: see `temporal`.
-      mlp_layers: hidden linear layers of the MLP.
-      mlp_shared: all hidden layers are one and the same layer, as released; False gives each its own weights.
-      short_cut: add the temporal feature to the MLP's output before the last layer.
-      use_pose: read head angle and translation too (70 channels); False reads the 64 expression numbers alone.
-      use_crop: read three crop parameters as well (73 channels, the size that the paper gives). Frames that were
-        cropped by one fixed rule have constant crop parameters, and motions have none here: a controller by itself (an
-        imported one) may read them, a whole model refuses to.
-      motion_space: 'w+' gives each latent row its own magnitudes; 'w' one set for all rows (ablation of the paper).
-      code_book: 'orthogonal' is the QR code book, 'linear' ordinary weights (ablation "w/o code book").
-      scaling: also predict a factor for the identity code.
-      leaky_slope: negative slope of every activation.
-      init_gain: gain of the Xavier-normal initialisation.
+        num_ws: rows L of the generator's latent code (14 for a 512-pixel generator).
+        w_dim: width D of the latent code.
+        directions: number K of code-book directions.
+        channels: width of the temporal features and of the MLP.
+        temporal: 'residual' is one convolution (kernel 7) and `temporal_layers` residual dilated ones, as released;
+            'plain' is the paper's wording, `temporal_layers` ordinary convolutions (kernel 7) with an activation
+            between.
+        temporal_layers: see `temporal`.
+        mlp_layers: hidden linear layers of the MLP.
+        mlp_shared: all hidden layers are one and the same layer, as released; False gives each its own weights.
+        short_cut: add the temporal feature to the MLP's output before the last layer.
+        use_pose: read head angle and translation too (70 channels); False reads the 64 expression numbers alone.
+        use_crop: read three crop parameters as well (73 channels, the size that the paper gives). Frames that were
+            cropped by one fixed rule have constant crop parameters, and motions have none here: a controller by itself
+            (an imported one) may read them, a whole model refuses to.
+        motion_space: 'w+' gives each latent row its own magnitudes; 'w' one set for all rows (ablation of the paper).
+        code_book: 'orthogonal' is the QR code book, 'linear' ordinary weights (ablation "w/o code book").
+        scaling: also predict a factor for the identity code.
+        leaky_slope: negative slope of every activation.
+        init_gain: gain of the Xavier-normal initialisation.
     """
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {'basis': 'code_book'}  # in files of before
@@ -111,10 +112,10 @@ class MotionCode(NamedTuple):
     """Output of the controller.
 
     Attributes:
-      w_x: [B,L,D] offset.
-      alpha: magnitudes; [B,L,K] ([B,1,K] for motion_space 'w'), with scaling the raw output of the MLP
-        [B,2*rows,K].
-      scaling: [B,L,D] relative change of the identity code, or None.
+        w_x: [B,L,D] offset.
+        alpha: magnitudes; [B,L,K] ([B,1,K] for motion_space 'w'), with scaling the raw output of the MLP
+            [B,2*rows,K].
+        scaling: [B,L,D] relative change of the identity code, or None.
     """
 
     w_x: jax.Array
@@ -137,11 +138,11 @@ def combine_codes(w: jax.Array, code: MotionCode, sigma: jax.Array | None = None
     """The code that the generator gets: ``w * (1 + scaling) + sigma * w_x``.
 
     Args:
-      w: identity code, [B,1,D] (W) or [B,L,D] (W+).
-      sigma: [D] (or broadcastable) scale of the offset; None means ones, which is what the released weights need.
+        w: identity code, [B,1,D] (W) or [B,L,D] (W+).
+        sigma: [D] (or broadcastable) scale of the offset; None means ones, which is what the released weights need.
 
     Returns:
-      [B,L,D].
+        [B,L,D].
     """
     offset = code.w_x if sigma is None else sigma * code.w_x
     return (w if code.scaling is None else w * (1 + code.scaling)) + offset
@@ -271,12 +272,12 @@ class Controller(nn.Module):
         """All outputs for motion windows.
 
         Args:
-          motion: [B,T,C] with expression 64, angle 3 (radians), translation 3 (and crop 3) in the last axis; channels
-            beyond those that the configuration reads are not used.
-          code_book: the result of `code_book`, to save its computation.
+            motion: [B,T,C] with expression 64, angle 3 (radians), translation 3 (and crop 3) in the last axis; channels
+                beyond those that the configuration reads are not used.
+            code_book: the result of `code_book`, to save its computation.
 
         Raises:
-          ValueError: fewer channels or a shorter window than the network reads.
+            ValueError: fewer channels or a shorter window than the network reads.
         """
         c = self.config
         if motion.ndim != 3 or motion.shape[-1] < c.motion_channels or motion.shape[1] < c.min_window:
@@ -327,7 +328,7 @@ def from_release_keys(flat: Mapping[str, np.ndarray], config: ControllerConfig) 
     """Parameters from a state dict of the original program (a leading ``module.`` is accepted).
 
     Raises:
-      UserError: missing, surplus or wrongly shaped entries, or copies of the shared layer that differ.
+        UserError: missing, surplus or wrongly shaped entries, or copies of the shared layer that differ.
     """
     flat = {k.removeprefix('module.'): np.asarray(v) for k, v in flat.items()}
     if config.mlp_shared:
@@ -354,7 +355,7 @@ def load_controller(path: str | os.PathLike) -> tuple[dict[str, Any], Controller
     """Variables and configuration of a weight file that holds a controller alone.
 
     Raises:
-      UserError: missing, damaged or foreign file, or weights that do not fit their configuration.
+        UserError: missing, damaged or foreign file, or weights that do not fit their configuration.
     """
     weights = load_weights(path, method=CONTROLLER_METHOD)
     config = from_plain(ControllerConfig, weights.config)

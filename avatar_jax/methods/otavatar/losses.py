@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from avatar_jax.losses.perception import (
 from avatar_jax.losses.perceptual import PerceptualTarget, perceptual_loss, perceptual_target
 from avatar_jax.losses.pixel import pyramid_loss, smooth_l1
 from avatar_jax.ops.resize import match_size
+from avatar_jax.types import PyTree
 
 LEVELS = ('raw', 'sr')
 _WEIGHTS = (
@@ -54,27 +54,27 @@ class LossConfig:
     """Terms, weights and what they look through. Weights 0 switch a term off; nothing is computed for it.
 
     Attributes:
-      perceptual: weight of the VGG-19 content and style term; used when that network is chosen.
-      style: weight of the Gram part inside the perceptual term.
-      pyramid: weight of the network-free multi-scale pixel and edge distance; used when it is chosen.
-      head_features: weight of the distance of the stand-in's activations; used when they are chosen.
-      local: weight of the mouth (and eye) crops.
-      pixel: weight of the Smooth-L1 distance of the images. The paper has no such term.
-      identity: weight of 1 - cosine of the identity embeddings.
-      monotonic, tv: density regularisers, in training only.
-      alpha_norm, alpha_mutual: weights of ``relu(10 - norm)`` terms on the controller's magnitudes.
-      controller_l1: weight of the mean absolute controller parameter. The paper names an L1 penalty without a weight;
-        the released program has none.
-      eyes: compare the eye crops too. False is the released program, whose eye terms are always zero.
-      perceptual_network: 'vgg19', 'pyramid', 'head_features', 'none', or 'auto': vgg19 if given, else pyramid.
-      identity_network: a face recognition network (``losses.identity.FACE_NETWORKS``), 'head_identity', 'none', or
-        'auto': the first of these that is given.
-      perceptual_scales_raw, perceptual_scales_sr: scales of the perceptual (or pyramid) term at each level; each halves
-        the image, and VGG-19 needs 16 pixels at the smallest.
-      style_scales: number of these scales, from full size on, that have a style term.
-      perceptual_reduction: 'mean' over the entries of a feature map, or 'sum', the L1 norm of the paper's formula.
-      density_points: points per sample of the regularisers.
-      tv_distance: step of the total variation, in world units. tv_scale: factor on its mean.
+        perceptual: weight of the VGG-19 content and style term; used when that network is chosen.
+        style: weight of the Gram part inside the perceptual term.
+        pyramid: weight of the network-free multi-scale pixel and edge distance; used when it is chosen.
+        head_features: weight of the distance of the stand-in's activations; used when they are chosen.
+        local: weight of the mouth (and eye) crops.
+        pixel: weight of the Smooth-L1 distance of the images. The paper has no such term.
+        identity: weight of 1 - cosine of the identity embeddings.
+        monotonic, tv: density regularisers, in training only.
+        alpha_norm, alpha_mutual: weights of ``relu(10 - norm)`` terms on the controller's magnitudes.
+        controller_l1: weight of the mean absolute controller parameter. The paper names an L1 penalty without a weight;
+            the released program has none.
+        eyes: compare the eye crops too. False is the released program, whose eye terms are always zero.
+        perceptual_network: 'vgg19', 'pyramid', 'head_features', 'none', or 'auto': vgg19 if given, else pyramid.
+        identity_network: a face recognition network (``losses.identity.FACE_NETWORKS``), 'head_identity', 'none', or
+            'auto': the first of these that is given.
+        perceptual_scales_raw, perceptual_scales_sr: scales of the perceptual (or pyramid) term at each level; each
+            halves the image, and VGG-19 needs 16 pixels at the smallest.
+        style_scales: number of these scales, from full size on, that have a style term.
+        perceptual_reduction: 'mean' over the entries of a feature map, or 'sum', the L1 norm of the paper's formula.
+        density_points: points per sample of the regularisers.
+        tv_distance: step of the total variation, in world units. tv_scale: factor on its mean.
     """
 
     perceptual: float = 1.0
@@ -128,7 +128,7 @@ def left_out(bank: PerceptionBank, config: LossConfig, landmarks: bool) -> dict[
     """The terms of images that have a weight and cannot be computed: name -> what is missing.
 
     Args:
-      landmarks: whether the target has 68 landmarks.
+        landmarks: whether the target has 68 landmarks.
     """
     found = {}
     if config.local and not landmarks:
@@ -171,13 +171,13 @@ def prepare_target(
     """What predictions of ``size`` x ``size`` pixels at one level will be compared with.
 
     Args:
-      image: [B,H,H,3] in [-1,1], averaged over areas to ``size``.
-      landmarks: [B,68,2] pixels of ``image`` (x, y), y downwards. None leaves out the terms that need them
-        (``left_out`` says which).
-      level: 'raw' or 'sr'.
+        image: [B,H,H,3] in [-1,1], averaged over areas to ``size``.
+        landmarks: [B,68,2] pixels of ``image`` (x, y), y downwards. None leaves out the terms that need them
+            (``left_out`` says which).
+        level: 'raw' or 'sr'.
 
     Raises:
-      UserError: a network that the configuration names is not in the bank, or too many scales for the size.
+        UserError: a network that the configuration names is not in the bank, or too many scales for the size.
     """
     if level not in LEVELS:
         raise ValueError(f'level {level!r}: use one of {", ".join(LEVELS)}')
@@ -201,7 +201,8 @@ def prepare_target(
     who = bank.identity_kind(config.identity_network)
     if config.identity and who != 'none' and (who == 'head_identity' or landmarks is not None):
         seen = FACE_NETWORKS.get(who)
-        identity = identity_target(bank.embed(who), image, landmarks if seen else None, *([seen.cut] if seen else []))
+        looks = (landmarks, seen.cut, seen.place) if seen else (None,)
+        identity = identity_target(bank.embed(who), image, *looks)
     return Target(image, perceptual, features, local, identity)
 
 
@@ -264,8 +265,8 @@ def density_terms(
     """Weighted `monotonic` and `tv` of the volumes of a batch.
 
     Args:
-      density: points [B,N,3] -> raw density [B,N] or [B,N,1].
-      key: one typed key, or one per sample [B].
+        density: points [B,N,3] -> raw density [B,N] or [B,N,1].
+        key: one typed key, or one per sample [B].
     """
     if not (config.monotonic or config.tv):
         return {}
@@ -280,12 +281,12 @@ def density_terms(
 
 
 def controller_terms(
-    config: LossConfig, params: Any, alpha: jax.Array, other_alpha: jax.Array | None = None
+    config: LossConfig, params: PyTree, alpha: jax.Array, other_alpha: jax.Array | None = None
 ) -> dict[str, jax.Array]:
     """Weighted terms on the controller: parameters ``params`` and magnitudes of two frames [B,L,K].
 
     Raises:
-      ValueError: `alpha_mutual` is on and there is no second frame.
+        ValueError: `alpha_mutual` is on and there is no second frame.
     """
     terms = {}
     if config.controller_l1:

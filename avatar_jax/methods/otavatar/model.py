@@ -15,7 +15,6 @@ identity of a portrait.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,16 +31,16 @@ from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.methods.otavatar.config import OTAvatarConfig
 from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig, MotionCode, clamp_codes, combine_codes
+from avatar_jax.methods.weight_files import WeightFiles
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.render.sampling import RenderDraws
-from avatar_jax.types import Frames
+from avatar_jax.types import Frames, PyTree
 
 METHOD = 'otavatar'
 NETWORKS = ('generator', 'controller')
 STD_SAMPLES = 4096  # latents
-PyTree = Any
 
 
 @dataclass(frozen=True)
@@ -206,32 +205,8 @@ def sigma(variables: Mapping[str, Any], config: ModelConfig) -> jax.Array | None
     return variables['constants']['w_std'] if config.settings.sigma_w == 'std' else None
 
 
-def save_model(
-    path: str | os.PathLike,
-    variables: Mapping[str, Any],
-    config: ModelConfig,
-    provenance: Mapping[str, Any],
-    storage: str = 'float32',
-) -> str:
-    """Writes a weight file (``avatar_jax.io.weights``) of this method; returns its SHA-256."""
-    from avatar_jax.io.weights import check_tree, save_weights
-
-    check_tree(path, variables, abstract(config))
-    return save_weights(path, variables, method=METHOD, config=config.to_dict(), provenance=provenance, storage=storage)
-
-
-def load_model(path: str | os.PathLike) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
-    """Reads a weight file of this method: (variables, configuration, SHA-256, provenance).
-
-    Raises:
-        UserError: missing, damaged or foreign file, or weights that do not fit their configuration.
-    """
-    from avatar_jax.io.weights import check_tree, load_weights
-
-    weights = load_weights(path, method=METHOD)
-    config = ModelConfig.from_dict(weights.config)
-    check_tree(path, weights.variables, abstract(config))
-    return jax.tree.map(jnp.asarray, weights.variables), config, weights.sha256, weights.provenance
+WEIGHTS = WeightFiles(METHOD, ModelConfig.from_dict, abstract)
+save_model, load_model = WEIGHTS.save, WEIGHTS.load
 
 
 # --------------------------------------------------------------------------------------------------------- rendering

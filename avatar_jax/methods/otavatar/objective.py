@@ -26,8 +26,7 @@ from avatar_jax.methods.otavatar.model import (
     render_views,
 )
 from avatar_jax.models.triplane import TriPlaneGenerator
-
-PyTree = Any
+from avatar_jax.types import PyTree
 
 
 def level_sizes(config: ModelConfig) -> dict[str, int]:

@@ -39,7 +39,6 @@ from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from avatar_jax.train.state import Group, TrainState, step_key
 from avatar_jax.types import Camera, Portrait
 
-PyTree = Any
 TILE = 128  # pixels of one picture in a sample sheet
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -49,7 +50,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     return from_plain(RunConfig, values)
 
 
-def start(config: RunConfig, streams: Any, quiet: bool = False) -> Run:
+def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     """A run that is ready to begin; see ``methods.base.Training``."""
     model, settings = config.model, config.model.settings
     devices, share = devices_and_batch(config)

@@ -40,7 +40,7 @@ class ExpressionNet(nn.Module):
     """Constants: ``mean`` and ``scale_in`` [64] of fitted numbers, ``scale_out`` [64] of the correction.
 
     Attributes:
-      config: sizes.
+        config: sizes.
     """
 
     config: ExpressionNetConfig
@@ -50,8 +50,9 @@ class ExpressionNet(nn.Module):
         """Expected numbers [N,T,64].
 
         Args:
-          fitted: [N,T,64] expressions of the fit, RATE frames per second. angle: [N,T,3] radians, in the aligned crop.
-          usual: [N,64] mean of the fit over the measured frames of the clip.
+            fitted: [N,T,64] expressions of the fit, RATE frames per second. angle: [N,T,3] radians, in the aligned
+                crop.
+            usual: [N,64] mean of the fit over the measured frames of the clip.
         """
         mean, scale_in, scale_out = (
             self.variable('constants', name, jnp.full, NUM_EXPRESSION, start).value

@@ -32,11 +32,11 @@ class FaceNetConfig:
     """Sizes of the network.
 
     Attributes:
-      side: of the crop in pixels; a multiple of 32.
-      widths: channels at 1/4, 1/8, 1/16 and 1/32 of the side.
-      blocks: residual blocks on each of these levels.
-      neck: channels of the way back at 1/16 and 1/8.
-      hidden: width of the layer before expression and angle.
+        side: of the crop in pixels; a multiple of 32.
+        widths: channels at 1/4, 1/8, 1/16 and 1/32 of the side.
+        blocks: residual blocks on each of these levels.
+        neck: channels of the way back at 1/16 and 1/8.
+        hidden: width of the layer before expression and angle.
     """
 
     side: int = CROP_SIDE
@@ -55,12 +55,14 @@ class FaceNetConfig:
 
 @struct.dataclass
 class FaceNetOutput:
-    """Attributes:
-    landmarks: [N,68,2] (x, y), y downwards, in units of the crop's side (0..1 inside).
-    log_sigma: [N,68] logarithm of the landmark's expected error per axis, in the same unit.
-    mask: [N,side/4,side/4] logits of head, hair and clothes against the rest.
-    expression: [N,64] procedural basis. angle: [N,3] radians, as seen in the crop.
-    present: [N] logit: there is a face in the crop.
+    """What the network reads in N crops.
+
+    Attributes:
+        landmarks: [N,68,2] (x, y), y downwards, in units of the crop's side (0..1 inside).
+        log_sigma: [N,68] logarithm of the landmark's expected error per axis, in the same unit.
+        mask: [N,side/4,side/4] logits of head, hair and clothes against the rest.
+        expression: [N,64] procedural basis. angle: [N,3] radians, as seen in the crop.
+        present: [N] logit: there is a face in the crop.
     """
 
     landmarks: jax.Array
@@ -124,7 +126,7 @@ class FaceNet(nn.Module):
         """[N,side,side,3] in [-1,1] -> FaceNetOutput.
 
         Raises:
-          ValueError: another size.
+            ValueError: another size.
         """
         c = self.config
         if image.ndim != 4 or image.shape[1:] != (c.side, c.side, 3):

@@ -29,10 +29,10 @@ class HeadNetsConfig:
     """Sizes of the two networks.
 
     Attributes:
-      identity_size, coefficient_size: side in pixels that images are brought to; a multiple of 32.
-      identity_widths, coefficient_widths: channels after each halving of the size.
-      embedding: length of the identity vector.
-      hidden: width of the layer before the coefficients.
+        identity_size, coefficient_size: side in pixels that images are brought to; a multiple of 32.
+        identity_widths, coefficient_widths: channels after each halving of the size.
+        embedding: length of the identity vector.
+        hidden: width of the layer before the coefficients.
     """
 
     identity_size: int = 64
@@ -52,9 +52,11 @@ class HeadNetsConfig:
 
 @struct.dataclass
 class HeadCoefficientsOutput:
-    """Attributes:
-    expression: [N,64]. angle: [N,3] radians. translation: [N,3] decimetres.
-    landmarks: [N,68,2] (x, y), y downwards, as fractions of the image side.
+    """What the network reads in N pictures.
+
+    Attributes:
+        expression: [N,64]. angle: [N,3] radians. translation: [N,3] decimetres.
+        landmarks: [N,68,2] (x, y), y downwards, as fractions of the image side.
     """
 
     expression: jax.Array

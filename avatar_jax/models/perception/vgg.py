@@ -70,7 +70,7 @@ class VGG(nn.Module):
         """Taps like 'relu_3_1' -> [N,h,w,C], from normalised images [N,H,W,3] (`imagenet_normalize`).
 
         Raises:
-          ValueError: an image side under 16 (nothing is left after four pools), or an unknown tap.
+            ValueError: an image side under 16 (nothing is left after four pools), or an unknown tap.
         """
         unknown = [t for t in taps if t not in conv_indices(self.layout)]
         if unknown:
