@@ -103,7 +103,7 @@ class ModelConfig:
         check.need(
             self.train.codes == 'device' or not self.deformation.pose_coupled,
             'train.codes',
-            "'host' cannot draw pose-coupled codes, which depend on flipped cameras; use 'device'",
+            "must be 'device' for pose-coupled codes, which depend on flipped cameras",
         )
         check.need(
             not self.adversarial or self.train.gan_from >= self.train.refine_from,

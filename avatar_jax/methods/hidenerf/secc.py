@@ -274,7 +274,7 @@ class CodeStore:
         # A mean shape that is its own mirror image needs no second code.
         partner = np.asarray(mesh.partner)
         mean = None if mesh.mean is None else np.asarray(mesh.mean)
-        self._symmetric = mean is not None and np.array_equal(mean[partner] * np.float32([-1, 1, 1]), mean)
+        self._symmetric = mean is not None and np.allclose(mean[partner] * np.float32([-1, 1, 1]), mean, atol=1e-5)
 
     def __call__(self, shape: np.ndarray, expression: np.ndarray, mirrored: bool = False) -> np.ndarray:
         """The code [S, S, 3] float16 of one face; see ``codes_on_host``."""
