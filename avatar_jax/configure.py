@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -28,14 +29,18 @@ T = TypeVar('T')
 
 
 def to_plain(config: Any) -> Any:
-    """Nested dicts, lists, numbers and texts of a config dataclass, as JSON has them."""
+    """Nested dicts, lists, numbers and texts of a config (dataclasses, mappings, ``ConfigDict``), as JSON has them."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):
         return {str(k): to_plain(v) for k, v in config.items()}
     if isinstance(config, list | tuple):
         return [to_plain(v) for v in config]
-    return config
+    if hasattr(config, 'to_dict'):  # ml_collections
+        return to_plain(config.to_dict())
+    if getattr(config, 'ndim', None) == 0:  # a number of numpy
+        return config.item()
+    return os.fspath(config) if isinstance(config, os.PathLike) else config
 
 
 def from_plain(cls: type[T], values: Mapping[str, Any], where: str = '') -> T:

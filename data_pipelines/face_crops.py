@@ -90,7 +90,8 @@ def sample(config: FaceCropsConfig, index: int) -> dict[str, np.ndarray]:
 
 
 SHARDS = Shards('face crops', 'data_pipelines.face_crops', 'faces', FaceCropsConfig, sample, FIELDS, shard=250)
-generate, load_shards = SHARDS.generate, SHARDS.load
+generate = SHARDS.generate
+load_shards = SHARDS.load
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -124,7 +124,9 @@ def sample(config: FastHeadsConfig, index: int) -> dict[str, np.ndarray]:
 
 
 SHARDS = Shards('fast heads', 'data_pipelines.fast_heads', 'heads', FastHeadsConfig, sample, tuple(FIELDS))
-generate, read_config, load_shards = SHARDS.generate, SHARDS.read_config, SHARDS.load
+generate = SHARDS.generate
+read_config = SHARDS.read_config
+load_shards = SHARDS.load
 
 
 def main(argv: list[str] | None = None) -> int:

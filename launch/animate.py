@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--out', default='avatar.mp4', metavar='FILE.mp4', help='the video (default: avatar.mp4)')
     add('--png', metavar='DIR', help='also write every frame as a PNG into this folder')
     add('--raw', action='store_true', help='show the volume rendering beside the final picture')
+    text = 'what drives an avatar that was trained with several: picture, coefficients, sound (default: the first)'
+    add('--driver', metavar='NAME', help=text)
     add('--method', metavar='NAME', help='method of the avatar (default: the one stored in it)')
     text = 'weights that the avatar was made with (default: those in the package)'
     add('--weights', metavar='FILE|NAME', help=text)

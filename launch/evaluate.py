@@ -3,13 +3,18 @@
 Every person is rebuilt from one picture (or --portraits), shown from other sides, driven by somebody else's motion, and
 compared with the true pictures. Results are stored per person, so an interrupted run continues where it stopped, and a
 person who fails is reported without stopping the others.
+
+A method that learns from minutes of video gets the first part of each person's video and is compared on the last one,
+in every way in which it can be driven, with the mean frame and with an avatar of one frame.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval.options import ProtocolConfig
@@ -18,6 +23,10 @@ from avatar_jax.methods.options import add_build_options, given_options
 from avatar_jax.options import add_options, from_arguments
 from launch.common import add_model, add_perception, say
 from launch.program import at_least
+
+VIDEO_FRAMES = 3000
+# Fields of ``ProtocolConfig`` that say something about a video of one person.
+_OF_VIDEOS = ('resolution', 'frames', 'clip_frames')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = 'split of --dataset, or of the procedural heads (default: test)'
     add('--split', default='test', metavar='NAME', help=text)
     add_options(parser, ProtocolConfig)
+    text = 'length of the talking videos that are drawn for methods that learn from a video (default: %(default)s)'
+    add('--video-frames', type=int, default=VIDEO_FRAMES, metavar='N', help=text)
     text = 'weights of frozen networks for losses and scores (vgg19, arcface18, lpips_alex with alexnet, deep3d_recon, '
     add_perception(parser, f'{text}...; default: stand-ins)')
     text = (
@@ -84,7 +95,13 @@ def run(args: argparse.Namespace) -> int:
     measured = subject(model, bank, **options)
     length = max(ProtocolConfig.clip_frames, args.frames, args.steady)
     protocol = from_arguments(ProtocolConfig, args, resolution=config.img_resolution, clip_frames=length)
-    items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))
+    if owner.sources == ('video',):
+        items, data = videos(args, protocol, out)
+        measured = replace(measured, measure=measuring(model, options, bank, out))
+    elif args.video_frames != VIDEO_FRAMES:
+        raise UserError(f'--video-frames {args.video_frames}: {owner.title} learns from pictures; leave it out')
+    else:
+        items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))
     report = evaluate(
         out,
         measured,
@@ -102,3 +119,38 @@ def run(args: argparse.Namespace) -> int:
     if report['failed']:
         say(f'{len(report["failed"])} of {len(items)} people failed')
     return 2 if report['failed'] else 0
+
+
+def videos(args: argparse.Namespace, protocol: ProtocolConfig, out: Path) -> tuple[list, dict[str, str]]:
+    """The people of a method that learns from videos, and that in words."""
+    from data_pipelines.test_videos import video_items
+
+    default = ProtocolConfig()
+    for name in type(default).__dataclass_fields__:
+        if name not in _OF_VIDEOS and getattr(protocol, name) != getattr(default, name):
+            flag = {'kind': 'protocol', 'rule': 'portrait_frames'}.get(name, name).replace('_', '-')
+            raise UserError(f'--{flag}: says nothing about people who are learned from a video; leave it out')
+    if args.measured is not None:
+        raise UserError('--measured: is not known of people who are learned from a video; leave it out')
+    at_least(args, video_frames=2)
+    return video_items(args.dataset, args.identities, args.seed, args.frames, args.video_frames, out)
+
+
+def measuring(model: Any, options: dict[str, Any], bank: Any, out: Path) -> Any:
+    """(case, on_step) -> the scores of a method that learns from videos, beside those of an avatar of one frame."""
+    from avatar_jax.eval.personal import check_baseline, measure_video
+    from avatar_jax.methods.model import choose_model
+
+    one = choose_model(None, None)
+    if reason := check_baseline(model, one):
+        say(f'no comparison with an avatar of one frame: {reason}')
+        one = None
+
+    def measure(case: Any, on_step: Any) -> Any:
+        work = str(out / 'training' / case.name)
+        case = replace(case, source=replace(case.source, work=work))
+        found = measure_video(case, model, options, bank, lambda done, **_: on_step(done), one)
+        shutil.rmtree(work, ignore_errors=True)  # measured: nothing is left to go on with
+        return found
+
+    return measure

@@ -2,8 +2,9 @@
 
 Some methods make one avatar of all pictures, in a folder named after the first; the others make one of each picture. An
 avatar's folder holds the avatar, a picture (portraits | reconstruction | side views) and a report; report.json in --out
-lists all avatars. A picture that cannot be used is reported and skipped. An avatar can only be as good as what its
-weights were trained on: weights of procedural heads make a likeness in the style of procedural heads.
+lists all avatars. The training of an avatar of a video keeps its state and a preview in --out; the same command goes on
+where it was interrupted. A picture that cannot be used is reported and skipped. An avatar can only be as good as what
+its weights were trained on: weights of procedural heads make a likeness in the style of procedural heads.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.losses.networks import bank_of, refuse_unused
     from avatar_jax.methods.avatars import build_avatars, write_summary
     from avatar_jax.methods.model import choose_model
-    from avatar_jax.methods.pictures import Pictures, people_of
+    from avatar_jax.methods.pictures import Pictures, people_of, with_work
     from launch.batch import Batch, share_of
 
     at_least(args, group=1, seed=0)
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_unused(args.perception, used, f'making an avatar of {owner.title}')
     batch, clips = Batch(), 'video' in owner.sources
     batch.run(mine, lambda i: pictures.read(i, config, clips=clips), name=lambda i: args.image[i])
-    people = people_of(batch.results, owner, pictures.names[0])
+    people = [with_work(person, out) for person in people_of(batch.results, owner, pictures.names[0])]
     key, reports = jax.random.key(args.seed) if args.jitter else None, []
     for report in build_avatars(model, people, out, options, bank=bank, key=key, group=args.group, seed=args.seed):
         reports.append(report)

@@ -29,9 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Command: returns the exit status."""
     from avatar_jax.bundled import prior, prior_training
-    from avatar_jax.configure import from_plain
+    from avatar_jax.configure import from_plain, to_plain
     from avatar_jax.methods.otavatar.model import ModelConfig
-    from avatar_jax.train.checkpoints import config_dict
     from configs._heads import heads_controller, heads_generator
     from configs.otavatar_heads import get_config
     from data_pipelines.prior_batches import PriorData, random_heads
@@ -40,13 +39,13 @@ def run(args: argparse.Namespace) -> int:
     config = from_arguments(prior.PriorConfig, args, generator=generator, controller=heads_controller(generator))
     data, val = PriorData(args.data), PriorData(args.val, limit=64)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / 'config.json').write_text(json.dumps(config_dict(config), indent=1))
+    (args.out / 'config.json').write_text(json.dumps(to_plain(config), indent=1))
     began = time.monotonic()
     state = prior_training.train(config, data, val, args.out)
     _, constants = prior.init_state(config)
     facts = {
         'command': 'python -m launch.train_prior',
-        'config': config_dict(config),
+        'config': to_plain(config),
         'data': 'fast_heads, split train',
         'samples': len(data),
         'seed': config.seed,

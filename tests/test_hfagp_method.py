@@ -187,8 +187,8 @@ def test_an_avatar_of_a_video(tmp_path):
 def test_pictures_and_sound_drive_and_a_budget_ends(tone):
     owner = tiny_model(tiny('picture'))
     # A budget that is over when training begins: the networks are the fresh ones.
-    source = video(sound=str(tone))
-    built = owner.build(source, drivers=('sound', 'picture'), budget='0.01s', unseen=0.0)
+    source = video()
+    built = owner.build(source, drivers=('sound', 'picture'), sound=str(tone), budget='0.01s', unseen=0.0)
     assert built.report['steps'] == 0 and 'unseen_psnr_sound' not in built.scores
     assert built.avatar.config.settings.drivers == ('sound', 'picture') and 'generator' not in built.avatar.identity
     own = owner.of(built.avatar)
@@ -236,6 +236,7 @@ def nan(shape):
         (lambda: video(portraits(15)), {}, 'shows the person for 3.0 s; a personal avatar needs at least 5 s'),
         (lambda: Source(portraits(1)), {}, 'HFA-GP makes an avatar of a video'),
         (video, {'drivers': ('sound',)}, "talk: has no sound to train the driver 'sound' with"),
+        (video, {'drivers': ('sound',), 'sound': 'none.npy'}, 'none.npy: no such file'),
         (lambda: video(portraits(expression=None)), {}, 'has no expression coefficients of every frame'),
         (lambda: video(portraits(expression=nan(64))), {}, 'the expression of frame 3 has NaN'),
         (lambda: video(portraits(image=nan((SIZE, SIZE, 3)))), {}, 'frame 3: the picture has NaN'),

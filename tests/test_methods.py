@@ -107,6 +107,7 @@ def test_invert_and_animate(run, toy, tmp_path):
     assert status == 2 and '--darker much: give a number' in err
 
 
+@pytest.mark.slow
 def test_invert_a_video(run, toy, tmp_path):
     """Two frames of a head with landmarks beside them: one avatar of all frames, read one after the other."""
     pixels, landmarks, _, _ = head()

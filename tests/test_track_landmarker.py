@@ -1,6 +1,7 @@
 """The landmarker of real faces: what its networks are given and how their answers are read. The networks are stood in
 for by ones that see everything exactly."""
 
+import dataclasses
 import zipfile
 
 import numpy as np
@@ -13,7 +14,7 @@ from avatar_jax.track import face_task, landmarker
 from avatar_jax.track.background import separate
 from avatar_jax.track.choose import Chooser
 from avatar_jax.track.clip import _with_gaze
-from avatar_jax.track.face_numbers import GAZE, NUM_FEATURES, FaceNumbers, features, fit_map
+from avatar_jax.track.face_numbers import GAZE, NUM_FEATURES, FaceNumbers, features, fit_map, mean_offset
 from avatar_jax.track.face_task import BLENDSHAPES, READ, Box, FaceTask, Mesh, anchors, decode
 from avatar_jax.track.landmarker import LandmarkReader, crop_of
 from avatar_jax.track.network import VARIATIONS
@@ -100,6 +101,14 @@ def test_a_face_is_found_followed_and_mapped_back(seer, turn):
     reader, _ = seer(truth)
     [found] = reader.find(ramp())
     np.testing.assert_allclose(found.points, truth, atol=0.2)
+    offset = np.zeros((68, 2))
+    offset[:17, 1] = -0.2  # the mesh's outline lies higher: in an upright crop, however the face is turned
+    lower = dataclasses.replace(reader.numbers, offset=offset)
+    reader.numbers, before = lower, reader.numbers
+    down = reader.around(ramp(), truth).points - truth
+    eyes = np.linalg.norm(truth[36:42].mean(0) - truth[42:48].mean(0))
+    np.testing.assert_allclose(down[:17].mean(0), 0.2 * eyes * np.array([-np.sin(turn), np.cos(turn)]), atol=0.3)
+    reader.numbers = before
     careful = reader.around(ramp(), truth + 4, VARIATIONS)
     np.testing.assert_allclose(careful.points, truth, atol=0.2)
     assert found.present == 1 and found.expression.shape == (64,) and found.angle is None
@@ -149,7 +158,13 @@ def test_features_and_map():
     got = fit_map(values, values @ weight + 3 + rng.normal(0, 0.1, (400, 64)), 100, ridge=1e-6)
     np.testing.assert_allclose(got.weight, weight, atol=0.05)
     np.testing.assert_allclose(got.error, 0.11, atol=0.03)
+    known = rng.normal(size=(5, 68, 2)) + np.arange(68)[:, None]
+    eyes = np.array([np.linalg.norm(p[36:42].mean(0) - p[42:48].mean(0)) for p in known])[:, None, None]
+    offset = rng.normal(0, 0.1, (68, 2))
+    offset = (offset + offset[MIRROR] * [-1, 1]) / 2
+    np.testing.assert_allclose(mean_offset(known + eyes * offset, known), offset, atol=1e-9)
     shipped = FaceNumbers.shipped()
+    assert shipped.offset.shape == (68, 2) and np.abs(shipped.offset[36:48]).max() < 0.1
     assert shipped.weight.shape == (NUM_FEATURES, 64)
     # What the names promise: blinks close the eye of their side, and so on.
     for ours, theirs in (('blink_l', 'eyeBlinkRight'), ('blink_r', 'eyeBlinkLeft'), ('jaw_open', 'jawOpen')):

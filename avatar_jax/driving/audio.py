@@ -11,7 +11,7 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.io.sound import read_sound
 from avatar_jax.sound.features import FEATURES, mel_rows
-from avatar_jax.sound.windows import load_sound_features, windows_at
+from avatar_jax.sound.windows import features_seconds, load_sound_features, windows_at
 
 _NUMPY = ('.npy', '.npz')
 _SLACK = 0.1  # seconds that a sound may end before its frames without a word
@@ -32,6 +32,29 @@ class SoundSignal:
     features: str
     covered: int
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """A file of sound features in the place of a sound (``io.sound.SoundTrack``) that drives an avatar.
+
+    Attributes:
+        path: ``.npy`` or ``.npz``, see ``sound.windows.load_sound_features``.
+        start: moment of the first frame, seconds from the start of the sound.
+    """
+
+    path: Path
+    start: float = 0.0
+
+    @staticmethod
+    def is_one(path: str | os.PathLike) -> bool:
+        """Whether a file name is one of sound features."""
+        return Path(path).suffix.lower() in _NUMPY
+
+
+def seconds_of_sound(path: str | os.PathLike) -> float:
+    """How long a sound file is, or the sound of a feature file."""
+    return features_seconds(path) if FeatureFile.is_one(path) else read_sound(path).seconds
 
 
 def frame_times(frames: int, fps: float, start: float = 0.0) -> np.ndarray:

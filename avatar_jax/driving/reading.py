@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from avatar_jax.driving.drivers import Driver, open_driver
-from avatar_jax.driving.plan import apply_plan
+from avatar_jax.driving.audio import FeatureFile, seconds_of_sound
+from avatar_jax.driving.drivers import ClipPictures, Driver, open_driver
+from avatar_jax.driving.plan import apply_plan, source_pose
 from avatar_jax.driving.request import Request
 from avatar_jax.driving.retarget import retarget
 from avatar_jax.driving.sliders import Sliders, parse_sliders
@@ -21,22 +23,50 @@ SPEECH_FRAMES = 100
 STILL_FRAMES = 25
 
 
+class Driving(NamedTuple):
+    """What drives an avatar.
+
+    Attributes:
+        motion: in the avatar's basis.
+        track: the sound of the written video, or None. notes: what was done, one phrase each.
+        pictures: the driver's aligned crops, one for each frame of the motion, or None.
+        heard: what drives an avatar that listens: ``track``, or a file of sound features; or None.
+    """
+
+    motion: Motion
+    track: SoundTrack | None
+    notes: tuple[str, ...]
+    pictures: ClipPictures | None
+    heard: SoundTrack | FeatureFile | None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """As ``driving.signals.make_drive`` wants them."""
+        return {'motion': self.motion, 'sound': self.heard, 'pictures': self.pictures}
+
+
 def read_request(
-    request: Request, basis: str, avatar: Avatar, open_clip: Callable[[str], Motion]
-) -> tuple[Motion, SoundTrack | None, tuple[str, ...]]:
-    """The motion in the avatar's basis, its sound track or None, and what was done.
+    request: Request,
+    basis: str,
+    avatar: Avatar,
+    open_clip: Callable[[str], Motion],
+    crops: Mapping[str, Any] | None = None,
+) -> Driving:
+    """The motion in the avatar's basis, with sound and pictures.
 
     Args:
         open_clip: reads ``FOLDER:SPLIT:CLIP``.
+        crops: ``size`` and ``background`` of the pictures, see ``open_driver``.
     """
     sliders = parse_sliders(request.sliders, basis) if request.sliders else None
-    sound, notes = None, ()
+    track, pictures, notes = None, None, ()
     if request.motion is None:
-        motion = sliders.motion(request.frames or STILL_FRAMES)
-        if sliders.basis != basis:
+        still = STILL_FRAMES if request.frames is None else request.frames
+        motion = at_rest(request, basis, avatar) if sliders is None else sliders.motion(still)
+        if motion.basis != basis:
             motion = retarget(motion, basis)
     else:
-        driver = driver_of(request, open_clip)
+        driver = driver_of(request, open_clip, crops)
         motion = driver.motion
         if motion.num_frames == 1:
             motion = held(motion, request.frames or STILL_FRAMES)
@@ -46,14 +76,32 @@ def read_request(
         notes = (*driver.notes, *notes)
         if sliders is not None:
             motion = slid(motion, sliders)
-        if driver.media is not None and request.sound is None:
-            sound = sound_of(driver.media, driver.start)
+        own = request.sound is None or FeatureFile.is_one(request.sound)
+        if driver.media is not None and own:
+            track = sound_of(driver.media, driver.start)
+        if driver.clip is not None and driver.clip.pictures is not None:
+            pictures = ClipPictures(driver.clip, driver.start + np.arange(motion.num_frames) / motion.fps)
+    heard = track
     if request.sound not in (None, 'none'):
-        sound = SoundTrack(request.sound)
-    return motion, sound, notes
+        if FeatureFile.is_one(request.sound):
+            heard = FeatureFile(Path(request.sound))
+        else:
+            heard = track = SoundTrack(request.sound)
+    return Driving(motion, track, notes, pictures, heard)
 
 
-def driver_of(request: Request, open_clip: Callable[[str], Motion]) -> Driver:
+def at_rest(request: Request, basis: str, avatar: Avatar) -> Motion:
+    """A face at rest as long as the sound, in the pose of the portrait."""
+    fps = 25.0 if request.fps is None else float(request.fps)
+    count = int(seconds_of_sound(request.sound) * fps + 1e-6)
+    count = count if request.frames is None else min(count, request.frames)
+    if count < 1:
+        raise UserError(f'{request.sound}: is shorter than one frame; give a longer sound')
+    pose = (np.repeat(np.asarray(part, np.float32)[None], count, 0) for part in source_pose(avatar))
+    return Motion(np.zeros((count, 64), np.float32), *pose, fps, basis, str(request.sound))
+
+
+def driver_of(request: Request, open_clip: Callable[[str], Motion], crops: Mapping[str, Any] | None = None) -> Driver:
     """The driver behind ``Request.motion``."""
     spec = request.motion
     fps = None if request.fps is None else float(frame_rate(request.fps))
@@ -62,7 +110,7 @@ def driver_of(request: Request, open_clip: Callable[[str], Motion]) -> Driver:
             return Driver(made_up_speech(spec))
         if spec.count(':') >= 2:
             return Driver(open_clip(spec))
-    return open_driver(spec, fps=fps, frames=request.frames, face=request.face)
+    return open_driver(spec, fps=fps, frames=request.frames, face=request.face, **(crops or {}))
 
 
 def held(motion: Motion, frames: int) -> Motion:

@@ -61,7 +61,8 @@ class Request:
         sliders: ``NAME=VALUE`` texts. plan: what is taken from the driver, and how.
         face: which face of a driving video or picture. fps: of coefficient files that do not say it.
         frames: length: the first frames of a driver; for sliders alone or a picture, how long it is held.
-        sound: file of the sound track, 'none', or None for that of a driving video.
+        sound: file of the sound track, or of sound features (``.npy``), 'none', or None for that of a driving video.
+            Without a motion its length is the video's; the face rests, and only an avatar that listens moves.
     """
 
     motion: str | None = option(
@@ -89,12 +90,15 @@ class Request:
         None, 'only the first N frames; for a picture or --slider alone, the length (default: 25)'
     )
     sound: str | None = option(
-        None, "sound of the video: a file, or 'none' (default: that of a driving video)", metavar='FILE'
+        None,
+        "sound of the video: a file, or 'none' (default: that of a driving video); an avatar that listens is driven by "
+        'it, or by sound features (.npy)',
+        metavar='FILE',
     )
 
     def __post_init__(self):
         check = Check(self, OPTION)
         check.at_least(1, 'frames')
         check.within(0.001, 1000, 'fps')
-        if self.motion is None and not self.sliders:
+        if self.motion is None and not self.sliders and self.sound in (None, 'none'):
             raise UserError('--motion: who drives the avatar? give --motion FILE, or numbers with --slider')

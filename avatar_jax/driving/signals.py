@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from avatar_jax.ops.windows import RADIUS
 from avatar_jax.types import Array, Config, Drive, Motion, Portrait
 
 # What a driver may have -> the drivers that have it.
-
-if TYPE_CHECKING:
-    from avatar_jax.methods.base import Method
 
 
 GIVEN_BY = {
@@ -43,6 +40,16 @@ class Signal:
 
     needs: tuple[str, ...]
     make: Callable[[Mapping[str, Any], Any], Any]
+
+
+class Driven(Protocol):
+    """What is asked of a method: its title, the signals that only it has, and those that drive a model of it."""
+
+    title: str
+    own_signals: Mapping[str, Signal] | Callable[[], Mapping[str, Signal]]
+
+    def signals_of(self, config: Config) -> tuple[str, ...]:
+        """Names of signals."""
 
 
 def sliding_windows(rows: np.ndarray) -> np.ndarray:
@@ -70,13 +77,19 @@ SIGNALS = {
 }
 
 
-def known_signals(method: Method) -> dict[str, Signal]:
+def known_signals(method: Driven) -> dict[str, Signal]:
     """The signals that a method may name: those of all, and its own."""
     own = method.own_signals() if callable(method.own_signals) else method.own_signals
     return {**SIGNALS, **own}
 
 
-def make_drive(method: Method, config: Config, parts: Mapping[str, Any], fps: float = 25.0, source: str = '') -> Drive:
+def needed_parts(method: Driven, config: Config) -> set[str]:
+    """What a driver must have for a model of this configuration: names of ``GIVEN_BY``."""
+    known = known_signals(method)
+    return {part for name in method.signals_of(config) for part in known[name].needs}
+
+
+def make_drive(method: Driven, config: Config, parts: Mapping[str, Any], fps: float = 25.0, source: str = '') -> Drive:
     """The signals that a method reads, and only those.
 
     Args:
@@ -104,13 +117,13 @@ def make_drive(method: Method, config: Config, parts: Mapping[str, Any], fps: fl
     return Drive(signals, fps, source)
 
 
-def drive_of(method: Method, config: Config, motion: Motion) -> Drive:
+def drive_of(method: Driven, config: Config, motion: Motion) -> Drive:
     """The signals of a motion alone."""
     return make_drive(method, config, {'motion': motion}, motion.fps, motion.source)
 
 
 def drive_of_rows(
-    method: Method, config: Config, rows: Array, fps: float = 25.0, others: Mapping[str, Any] | None = None
+    method: Driven, config: Config, rows: Array, fps: float = 25.0, others: Mapping[str, Any] | None = None
 ) -> Drive:
     """The signals of frames that stand alone: rows [T, 70] of expression, angle, translation, or windows [T, 27, 70] of
     which each is a frame's own. ``others``: what the driver has besides a motion.

@@ -159,6 +159,18 @@ def as_portrait(view: TrueViews, row: np.ndarray, basis: str, source: str) -> Po
     )
 
 
+def mouth_expressions() -> tuple[np.ndarray, np.ndarray]:
+    """Expressions [64] of procedural heads with the mouth closed, and wide open."""
+    from avatar_jax.procedural import EXPRESSION_NAMES
+
+    channel = {name: k for k, name in enumerate(EXPRESSION_NAMES)}
+    shut, wide = np.zeros((2, 64), np.float32)
+    wide[channel['jaw_open']] = 0.8
+    for name in ('lower_down_l', 'lower_down_r', 'upper_up_l', 'upper_up_r'):
+        wide[channel[name]] = 0.25
+    return shut, wide
+
+
 def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
     """One procedural person, seen once, driven by another's motion; the truth is rendered.
 
@@ -204,11 +216,8 @@ def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
     def talking(frames):
         return views(driver.windows(0)[frames], driver.labels(0)[frames])[0]
 
-    shut, wide = np.zeros((2, 64), np.float32)
+    shut, wide = mouth_expressions()
     shut[blinks] = 1
-    wide[channel['jaw_open']] = 0.8
-    for name in ('lower_down_l', 'lower_down_r', 'upper_up_l', 'upper_up_r'):
-        wide[channel[name]] = 0.25
 
     def portrait(view, camera, k):
         source = f'procedural clip {person.name}, camera {camera}, frame {k}'

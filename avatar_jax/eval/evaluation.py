@@ -53,6 +53,8 @@ class Subject:
         networks: what its own losses look through, in words.
         settings: everything else that decides its results, plain values.
         steps: of one ``build``.
+        measure: (case, on_step) -> ``CaseResult``, in the place of ``build`` and ``animate``: of methods with another
+            protocol (``eval.personal``).
         bank: the frozen networks at hand, for estimators.
     """
 
@@ -64,6 +66,7 @@ class Subject:
     settings: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 1
     bank: PerceptionBank = field(default_factory=PerceptionBank)
+    measure: Callable[..., CaseResult] | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,11 @@ def _one(
 
     try:
         case = item.make()
-        result = run_case(case, lambda portraits: method.build(portraits, on_step), method.animate, estimators, batch)
+        if method.measure is not None:
+            result = method.measure(case, on_step)
+        else:
+            build = lambda portraits: method.build(portraits, on_step)
+            result = run_case(case, build, method.animate, estimators, batch)
     except Exception as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else ''
         record = {
@@ -294,6 +301,8 @@ def _line(record: Mapping[str, Any]) -> str:
     names = {'source.psnr_head': 'source', 'views.psnr_head': 'other sides', 'driven.psnr_head': 'driven'}
     if 'driven.psnr_head' not in record['scores']:  # recorded pictures without masks
         names = {'source.psnr': 'source', 'driven.psnr': 'driven'}
+    if not names.keys() & record['scores'].keys():  # a protocol of its own
+        names = {k: k.split('.')[0] for k in record['scores'] if k.endswith('.psnr_head')}
     scores = [
         f'{text} {record["scores"][k]:.1f} dB' for k, text in names.items() if record['scores'].get(k) is not None
     ]
@@ -333,6 +342,10 @@ def contact_sheet(result: CaseResult) -> np.ndarray:
     last.
     """
     p = result.pictures
+    if 'source_truth' not in p:
+        shown = [p[name] for name in p if name != 'driven']
+        chosen = np.linspace(0, len(shown[0]) - 1, min(SHEET_COLUMNS, len(shown[0]))).round().astype(int)
+        return np.clip(np.concatenate([np.concatenate(list(rows[chosen]), 1) for rows in shown]), -1, 1)
     views = [
         np.concatenate([p[name], p[name.replace('source', 'views')]]) if 'views' in p else p[name]
         for name in ('source_truth', 'source')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,10 @@ def build_avatars(
             own = None if key is None else jax.random.fold_in(key, start)
             built = model.build_many(sources, bank=bank, key=own, on_step=on_step, **options)
         for person, found in zip(part, built, strict=True):
-            yield write_avatar(model, person, found, out / person.source.name, seed)
+            report = write_avatar(model, person, found, out / person.source.name, seed)
+            if person.source.work:  # done: what was kept to go on with is not needed any more
+                shutil.rmtree(person.source.work, ignore_errors=True)
+            yield report
 
 
 def write_avatar(model: Model, person: Person, built: Built, folder: Path, seed: int) -> dict[str, Any]:

@@ -70,6 +70,9 @@ class Source:
         name: of the avatar's folder.
         fps: frames per second of a video.
         sound: file with the sound of a video, whose first frame is at ``start`` seconds; '' if there is none.
+        times: [T] moments of a video's frames, seconds on the clock of its sound; None: evenly from ``start`` on.
+        notes: what was done when it was read, or left out; a method that takes videos passes them on in ``Built``.
+        work: folder in which a long ``build`` keeps its state and pictures, to go on when it was interrupted; '': none.
     """
 
     portraits: Sequence[Portrait]
@@ -78,12 +81,17 @@ class Source:
     fps: float = 25.0
     sound: str = ''
     start: float = 0.0
+    times: Sequence[float] | None = None
+    notes: tuple[str, ...] = ()
+    work: str = ''
 
     def __post_init__(self):
         if len(self.portraits) == 0:
             raise UserError('portraits: none given; an avatar needs at least one picture')
         if self.kind == '':
             object.__setattr__(self, 'kind', 'portrait' if len(self.portraits) == 1 else 'portraits')
+        if self.times is not None and len(self.times) != len(self.portraits):
+            raise UserError(f'source: {len(self.times)} times of {len(self.portraits)} frames; give one for each')
         if self.kind not in KINDS:
             raise UserError(f'source: kind {self.kind!r}; use one of {", ".join(KINDS)}')
 
@@ -236,6 +244,8 @@ class Method:
             them (``later_value``).
         own_config: whether an avatar is driven with the configuration that is stored in it, and not the model's: of
             methods that learn networks for each person (``Model.of``).
+        ways: configuration -> {name: configuration} of the ways in which avatars of it can be driven, the first is that
+            of the configuration itself; None: there is one.
         prepare: (variables, configuration, identity) -> what is computed once for all frames; None: nothing.
         frame: (variables, configuration, identity, prepared, signals, labels, keys, sr) -> ``Frames``: N frames side by
             side, from signals [N, ...], camera labels [N,25], keys [N] or None; ``sr`` False leaves super-resolution
@@ -249,6 +259,7 @@ class Method:
         trainings: name -> ``Training``; the first is the default.
         generator: path -> (variables, ``models.triplane.GeneratorConfig``, digest) of a weight file or run that holds a
             generator: what ``avatar-jax metrics`` scores.
+        evaluation_options: of ``build`` where an evaluation has frames of its own to compare, e.g. to leave none out.
         bench: its stages, for ``avatar-jax bench``.
         foreign: () -> tuple of ``convert.base.ForeignFile``, one for each kind of file that other programs wrote.
         assets: optional files (``io.assets.Asset``). tables: name -> ``Table``.
@@ -271,6 +282,7 @@ class Method:
     signals: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     own_signals: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
     own_config: bool = False
+    ways: Callable[[Any], Mapping[str, Any]] | None = None
     prepare: Callable | None = None
     frame: Callable | None = None
     interpolate: Callable | None = None
@@ -278,6 +290,7 @@ class Method:
     looks_through: Callable | None = None
     trainings: Mapping[str, Training] = field(default_factory=dict)
     generator: Callable | None = None
+    evaluation_options: Mapping[str, Any] = field(default_factory=dict)
     bench: Bench | None = None
     foreign: Callable[[], tuple] | None = None
     assets: tuple = ()

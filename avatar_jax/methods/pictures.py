@@ -72,7 +72,7 @@ class Pictures:
         if clips and is_clip(self.files[i]):
             options.pop('aligned', None)
             source = read_clip(self.files[i], config, **options)
-            return ReadFile(replace(source, name=self.names[i]), source.portraits.clip.best())
+            return ReadFile(replace(source, name=self.names[i]), source.portraits.best())
         measured = measured_as(self.files[i], config, **options)
         portrait, notes = portrait_of(measured, config)
         if (own := self._motion_of(i, config.basis)) is not None:
@@ -97,6 +97,13 @@ def people_of(readings: Sequence[ReadFile], owner: Method, name: str) -> list[Pe
         return [*(Person(r.source, [r.measured], r.expression) for r in portraits), *clips]
     joined = Source([r.source.portraits[0] for r in portraits], name=name)
     return [Person(joined, [r.measured for r in portraits], portraits[0].expression), *clips]
+
+
+def with_work(person: Person, out: Path) -> Person:
+    """A person of a video with a folder in ``out`` for what a long training keeps."""
+    if person.source.kind != 'video':
+        return person
+    return replace(person, source=replace(person.source, work=str(out / f'{person.source.name}.training')))
 
 
 def with_motion(portrait: Portrait, motion: Motion | None, basis: str) -> Portrait:

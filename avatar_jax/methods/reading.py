@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,13 +85,32 @@ def expression_source(measured: Measured, portrait: Portrait, own: Motion | None
 class ClipPortraits:
     """The frames of a measured clip in which a face was found, as portraits; read again each time they are asked for.
 
-    Iterating reads the clip once, in bounded memory; single frames are read by themselves.
+    Of a clip with cuts or several people it is the longest shot, of one person. Iterating reads the clip once, in
+    bounded memory; single frames are read by themselves.
+
+    Attributes:
+        numbers: of the frames. shots: how many there are in the clip.
     """
 
     def __init__(self, clip: MeasuredClip, config: Config):
         self.clip, self.config = clip, config
         usable = np.asarray(clip.found) if clip.valid is None else np.asarray(clip.found) & np.asarray(clip.valid)
-        self.numbers = np.flatnonzero(usable)
+        shots = np.zeros(len(usable), int) if clip.segment is None else np.asarray(clip.segment)
+        names, counts = np.unique(shots[usable], return_counts=True)
+        self.shots = len(names)
+        self.numbers = np.flatnonzero(usable & (shots == names[counts.argmax()] if len(names) else False))
+
+    def best(self) -> Measured:
+        """The frame that would make the best single portrait."""
+        mine = np.isin(np.arange(len(self.clip)), self.numbers)
+        return replace(self.clip, found=mine).best()
+
+    @property
+    def times(self) -> np.ndarray:
+        """[T] moments of the frames in the file, seconds."""
+        if self.clip.times is None:
+            return self.numbers / float(self.clip.fps)
+        return np.asarray(self.clip.times, np.float64)[self.numbers]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -121,9 +141,19 @@ def read_clip(file: str | os.PathLike, config: Config, *, background: str = 'wei
     portraits = ClipPortraits(clip, config)
     if len(portraits) < 2:
         raise UserError(f'{file}: a face was found in {len(portraits)} frames; give a video of one person')
-    media, start = tracked_media(file) if os.path.isdir(file) else (Path(file), clip.start)
+    media = tracked_media(file)[0] if os.path.isdir(file) else Path(file)
     sound = '' if media is None or not has_sound(media) else str(media)
-    return Source(portraits, 'video', Path(file).stem, float(clip.fps), sound, start)
+    notes, times = [], portraits.times
+    if portraits.shots > 1:
+        notes.append(
+            f'the longest of {portraits.shots} shots (cuts, or other people) is used: {len(portraits)} of {len(clip)} '
+            'frames'
+        )
+    elif len(portraits) < len(clip):
+        notes.append(f'{len(clip) - len(portraits)} of {len(clip)} frames show no face and are left out')
+    return Source(
+        portraits, 'video', Path(file).stem, float(clip.fps), sound, float(times[0]), times=times, notes=tuple(notes)
+    )
 
 
 def read_motion(driver: str | os.PathLike, model: Model, avatar: Avatar | None = None, **options: Any) -> Motion:
@@ -139,7 +169,7 @@ def read_motion(driver: str | os.PathLike, model: Model, avatar: Avatar | None =
         raise UserError(f'{spec}: no such file')
 
     avatar = Avatar({}) if avatar is None else avatar
-    return read_request(Request(os.fspath(driver), **options), model.config.basis, avatar, no_clips)[0]
+    return read_request(Request(os.fspath(driver), **options), model.config.basis, avatar, no_clips).motion
 
 
 def cameras(model: Model, motion: Motion, kind: str = 'track', avatar: Avatar | None = None) -> np.ndarray:

@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from avatar_jax.checks import OPTION, Check
+from avatar_jax.driving.audio import FeatureFile
 from avatar_jax.driving.cameras import camera_labels
 from avatar_jax.driving.reading import read_request
 from avatar_jax.driving.request import Request
-from avatar_jax.driving.signals import make_drive
+from avatar_jax.driving.signals import make_drive, needed_parts
+from avatar_jax.errors import UserError
+from avatar_jax.faces.conventions import background_of
 from avatar_jax.io.atomic import atomic_folder, output_file, output_place
 from avatar_jax.io.images import write_png
 from avatar_jax.io.inputs import file_sha256
@@ -36,6 +39,7 @@ class VideoOptions:
         camera, move: of ``driving.cameras.camera_labels``. raw: show the volume rendering beside the final picture.
         towards: folder of another avatar of the same weights, which the person turns into. amount: its share in every
             frame; None: from 0 to 1 in the course of the video.
+        driver: what drives an avatar that was trained with several (``Method.ways``); None: the first.
         per_call, side_by_side: frames of a call, and of those that a device computes as one batch (``render.stream``).
     """
 
@@ -46,6 +50,7 @@ class VideoOptions:
     raw: bool = False
     towards: str | os.PathLike | None = None
     amount: float | None = None
+    driver: str | None = None
     per_call: int = 8
     side_by_side: int = 1
 
@@ -93,11 +98,15 @@ def make_video(
     avatar = load_avatar(folder)
     model = choose_model(method or avatar.method or None, weights)
     check_weights(avatar, model)
+    avatar = driven_by(options.driver, model, avatar)
     model = model.of(avatar)
-    motion, sound, notes = read_request(request, model.config.basis, avatar, open_clip)
-    for text in notes:
+    check_driven(request, model)
+    crops = {'size': model.config.img_resolution, 'background': background_of(model.config, 'weights')}
+    driving = read_request(request, model.config.basis, avatar, open_clip, crops)
+    motion, sound = driving.motion, driving.track
+    for text in driving.notes:
         note(f'{request.motion or "sliders"}: {text}')
-    drive = make_drive(model.method, model.config, {'motion': motion, 'sound': sound}, motion.fps, motion.source)
+    drive = make_drive(model.method, model.config, driving.parts, motion.fps, motion.source)
     labels = camera_labels(options.camera, model.config, avatar, motion, options.move)
     other = mixture(options, avatar, model, motion.num_frames)
     sources = sources_of(folder, request, options, motion)
@@ -118,6 +127,27 @@ def make_video(
     return Video(count, motion.fps, sound)
 
 
+def driven_by(driver: str | None, model: Model, avatar: Avatar) -> Avatar:
+    """The avatar as --driver wants it driven."""
+    if driver is None:
+        return avatar
+    ways = {} if model.method.ways is None else model.method.ways(model.of(avatar).config)
+    if driver not in ways:
+        known = f'there are {", ".join(ways)}' if ways else f'avatars of {model.method.title} are driven in one way'
+        raise UserError(f'--driver {driver}: this avatar was not trained with it; {known}')
+    return avatar.replace(config=ways[driver])
+
+
+def check_driven(request: Request, model: Model) -> None:
+    """``UserError`` for a sound alone, or sound features, where the avatar does not listen."""
+    if 'sound' in needed_parts(model.method, model.config):
+        return
+    if request.motion is None and not request.sliders:
+        raise UserError('--motion: who drives the avatar? give --motion FILE, or numbers with --slider')
+    if request.sound is not None and FeatureFile.is_one(request.sound):
+        raise UserError(f'--sound {request.sound}: is no sound, and this avatar is not driven by sound features')
+
+
 def mixture(options: VideoOptions, avatar: Avatar, model: Model, frames: int) -> tuple[Avatar, np.ndarray] | None:
     """The avatar that the person turns into, and how much of it each of the frames shows [T]."""
     if options.towards is None:
@@ -135,8 +165,10 @@ def sources_of(folder: str | os.PathLike, request: Request, options: VideoOption
     sources = {AVATAR_FILE: file_sha256(folder / AVATAR_FILE if folder.is_dir() else folder)}
     if options.towards is not None:
         sources['towards'] = str(options.towards)
-    if request.motion is None:
+    if request.motion is None and request.sliders:
         sources['sliders'] = ' '.join(request.sliders)
+    elif request.motion is None:
+        sources[Path(request.sound).name] = file_sha256(request.sound)
     elif Path(request.motion).is_file():
         sources[Path(request.motion).name] = file_sha256(request.motion)
     elif motion.source:

@@ -87,7 +87,19 @@ def load_sound_features(path: str | os.PathLike, times: np.ndarray, seconds: flo
             values = interpolate_rows(values, rows_for(seconds), len(values) / seconds)
         _check_reach(path, len(values) / ROW_RATE, times)
         return windows_at(values, times)
-    raise UserError(
+    raise _no_features(path, values)
+
+
+def features_seconds(path: str | os.PathLike) -> float:
+    """How long the sound is that a file of features belongs to, as ``load_sound_features`` reads it."""
+    values = _load(path)
+    if values.ndim not in (2, 3):
+        raise _no_features(path, values)
+    return len(values) / (WINDOW_RATE if values.ndim == 3 else ROW_RATE)
+
+
+def _no_features(path: Any, values: np.ndarray) -> UserError:
+    return UserError(
         f'{path}: has shape {list(values.shape)}; sound features are windows [N, {WINDOW}, {LOGITS}] or logits '
         f'[T, {LOGITS}] of DeepSpeech 0.1.0'
     )

@@ -1,17 +1,21 @@
-"""Expression numbers of the procedural basis from 52 blendshapes and the irises: a linear map with known errors.
+"""From what the face landmarker says to what the project means: expression numbers, and places of landmarks.
+
+Expression numbers of the procedural basis come from 52 blendshapes and the irises by a linear map with known errors.
 
 The map was fitted on rendered procedural heads (``bundled.face_numbers_fit``), whose numbers are known. Its answers are
 regressions, drawn to the mean where the landmarker does not see a difference; ``error`` tells how far they are off, and
-the fit to the clip weighs them by it.
+the fit to the clip weighs them by it. And the mesh's points do not lie where the 68 landmarks of the head models do
+(along the jaw, on the brows): their mean distance there is taken off.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from avatar_jax.ops.landmark_layouts import MIRROR
 from avatar_jax.procedural.expressions import INDEX
 
 METHOD = 'face_numbers'
@@ -48,11 +52,14 @@ class FaceNumbers:
     Attributes:
         weight: [58,64]. bias: [64].
         error: [64] root-mean-square error on held-out procedural heads.
+        offset: [68,2] eye distances, right and down in an upright crop: how far the mesh's points lie from the
+            landmarks.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     error: np.ndarray
+    offset: np.ndarray = field(default_factory=lambda: np.zeros((68, 2)))
 
     @classmethod
     @functools.cache
@@ -61,7 +68,7 @@ class FaceNumbers:
         from avatar_jax.io.weights import load_weights, shipped
 
         found = load_weights(shipped(WEIGHTS), method=METHOD).variables
-        return cls(*(np.asarray(found['params'][k], np.float64) for k in ('weight', 'bias', 'error')))
+        return cls(*(np.asarray(found['params'][k], np.float64) for k in ('weight', 'bias', 'error', 'offset')))
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Features [..., 58] -> expression [..., 64], not clipped."""
@@ -89,3 +96,15 @@ def fit_map(values: np.ndarray, truth: np.ndarray, held_out: int, ridge: float =
     out = FaceNumbers(weight, usual - mean @ weight, np.zeros(truth.shape[1]))
     error = np.sqrt(np.square(out(values[n:]) - truth[n:]).mean(0))
     return FaceNumbers(out.weight, out.bias, error)
+
+
+def eye_distance(points: np.ndarray) -> float:
+    """Between the middles of the eyes of landmarks [68,2]."""
+    return float(np.linalg.norm(points[36:42].mean(0) - points[42:48].mean(0)))
+
+
+def mean_offset(read: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """[68,2] ``FaceNumbers.offset``, alike on both sides, of landmarks [N,68,2] in upright crops."""
+    scale = np.array([eye_distance(points) for points in truth])[:, None, None]
+    mean = ((read - truth) / scale).mean(0)
+    return (mean + mean[MIRROR] * [-1, 1]) / 2

@@ -15,7 +15,7 @@ import numpy as np
 
 from avatar_jax.ops.landmark_layouts import FILE_SIGMA, MIRROR, OUTLINE_SIGMA, to_68
 from avatar_jax.track.detect import Face, apply, inverse
-from avatar_jax.track.face_numbers import FaceNumbers, features
+from avatar_jax.track.face_numbers import FaceNumbers, eye_distance, features
 from avatar_jax.track.face_task import DETECTOR_SIDE, MESH_SIDE, Box, FaceTask
 from avatar_jax.track.network import PRESENT, QUICK, FaceReader, Reading, cut
 from avatar_jax.track.search import as_face
@@ -103,10 +103,16 @@ class LandmarkReader:
         points = np.mean([r.points for r in readings], 0)
         return Reading(points, reading.sigma, reading.expression, None, reading.present, gaze=reading.gaze)
 
-    def measure(self, pixels: np.ndarray, points: np.ndarray) -> np.ndarray | None:
-        """``face_numbers.features`` [58] of the face at landmarks [68,2]; None where there is none."""
-        mesh = self.task.mesh(cut(pixels, crop_of(points), MESH_SIDE))
-        return features(self.task.blendshapes(mesh.points), mesh.points) if mesh.present > PRESENT else None
+    def measure(self, pixels: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """What the networks say of the face at known landmarks [68,2]: ``face_numbers.features`` [58], the mesh's
+        points [68,2] and the known ones [68,2] in pixels of its crop; None where they see no face.
+        """
+        matrix = crop_of(points)
+        mesh = self.task.mesh(cut(pixels, matrix, MESH_SIDE))
+        if mesh.present < PRESENT:
+            return None
+        said = features(self.task.blendshapes(mesh.points), mesh.points)
+        return said, to_68(mesh.points[:, :2]), apply(matrix, points)
 
     def _in_square(self, pixels: np.ndarray, square: tuple[np.ndarray, float], turn: float) -> list[Reading]:
         """Readings of the faces in one square (centre, side), turned by ``turn`` degrees."""
@@ -125,11 +131,12 @@ class LandmarkReader:
         crop = cut(pixels, matrix, MESH_SIDE)
         mesh = self.task.mesh(np.ascontiguousarray(crop[:, ::-1]) if mirrored else crop)
         full = to_68(mesh.points[:, :2])
+        if self.numbers is not None:
+            full = full - eye_distance(full) * self.numbers.offset
         if mirrored:
             full = np.stack([MESH_SIDE - full[:, 0], full[:, 1]], 1)[MIRROR]
         points = apply(inverse(matrix), full)
-        eyes = np.linalg.norm(points[36:42].mean(0) - points[42:48].mean(0))
-        sigma = np.full(68, FILE_SIGMA * max(float(eyes), 0.5 * float(np.ptp(points[:, 1]))))
+        sigma = np.full(68, FILE_SIGMA * max(eye_distance(points), 0.5 * float(np.ptp(points[:, 1]))))
         sigma[:17] *= OUTLINE_SIGMA
         if mirrored or mesh.present < PRESENT or self.numbers is None:
             return Reading(points, sigma, present=mesh.present)

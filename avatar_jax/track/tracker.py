@@ -135,8 +135,7 @@ class Tracker:
         path, still = Path(frames.path), is_photograph(frames)
         observed = self._observe(frames, face, landmarks)
         try:
-            reader = self.reader if landmarks is None else self.network
-            track = track_clip(observed, self.landmark_model, config, reader.calibration)
+            track = track_clip(observed, self.landmark_model, config, self.reader.calibration)
         except UserError as error:
             raise named(path, error) from error
         if self.pixels:
@@ -167,7 +166,7 @@ class Tracker:
                     points = read_landmark_frames(landmarks)
                     if isinstance(frames, Selected):
                         points = points[frames.indices[frames.indices < len(points)]]
-                    source = FileLandmarks(points, self.network, f'file {Path(landmarks).name}')
+                    source = FileLandmarks(points, self.reader, f'file {Path(landmarks).name}')
                     observed = source.observe(frames, path, on_frame)
             except UserError as error:
                 raise named(path, error) from error

@@ -10,7 +10,6 @@ several processes all of them call ``save`` and ``restore``; the first one write
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import json
 import os
@@ -23,6 +22,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from avatar_jax.configure import to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.io.names import check_utf8
 from avatar_jax.parallel import to_host
@@ -31,28 +31,9 @@ from avatar_jax.types import PyTree
 FORMAT = 1
 
 
-def config_dict(config: Any) -> Any:
-    """Plain JSON form (dict, list, str, number, bool, None) of dataclasses, mappings and sequences, nested."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: config_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, Mapping):
-        return {str(k): config_dict(v) for k, v in config.items()}
-    if isinstance(config, list | tuple):
-        return [config_dict(v) for v in config]
-    if hasattr(config, 'to_dict'):  # ml_collections
-        return config_dict(config.to_dict())
-    if isinstance(config, np.generic):
-        return config.item()
-    if isinstance(config, os.PathLike):
-        return os.fspath(config)
-    if config is None or isinstance(config, str | bool | int | float):
-        return config
-    raise TypeError(f'{type(config).__name__} cannot be stored in a checkpoint config')
-
-
 def flatten_config(config: Any, prefix: str = '') -> dict[str, Any]:
     """``{'train.seed': 0, ...}``: dotted names of all leaves; a list is one leaf."""
-    config = config_dict(config) if not prefix else config
+    config = to_plain(config) if not prefix else config
     flat = {}
     for key, value in config.items():
         name = f'{prefix}{key}'
@@ -132,7 +113,7 @@ class Checkpoints:
         check_utf8(self.folder, 'checkpoints')
         if read_only and not self.folder.is_dir():
             raise UserError(f'{self.folder}: no such checkpoint folder; check the path')
-        self.config = config_dict(config if config is not None else {})
+        self.config = to_plain(config if config is not None else {})
         self.may_differ = tuple(may_differ)
         self._current_names = current_names or dict
         policies = [ocp.checkpoint_managers.LatestN(keep)]

@@ -31,11 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.checks import Check
+from avatar_jax.configure import to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.io.lock import FolderLock
 from avatar_jax.parallel import to_host
 from avatar_jax.processes import agree, is_first, several, told_by_first
-from avatar_jax.train.checkpoints import Checkpoints, config_dict
+from avatar_jax.train.checkpoints import Checkpoints
 from avatar_jax.train.logging import (
     MetricWriter,
     NonFiniteError,
@@ -401,8 +402,8 @@ def _write_run_files(folder: Path, config: Any, loop: LoopConfig) -> None:
     write_json(
         folder / 'config.json',
         {
-            'config': config_dict(config if config is not None else {}),
-            'loop': config_dict(loop),
+            'config': to_plain(config if config is not None else {}),
+            'loop': to_plain(loop),
             'versions': versions,
             'devices': devices,
             'processes': jax.process_count(),

@@ -58,8 +58,8 @@ def write_manifest(folder: str | os.PathLike, config: Any, **facts: Any) -> None
     """
     import json
 
+    from avatar_jax.configure import to_plain
     from avatar_jax.io.atomic import write_json
-    from avatar_jax.train.checkpoints import config_dict
 
     path, earlier = Path(folder) / 'manifest.json', []
     try:
@@ -67,5 +67,5 @@ def write_manifest(folder: str | os.PathLike, config: Any, **facts: Any) -> None
         earlier = [*before.pop('earlier', []), {k: v for k, v in before.items() if k != 'config'}]
     except (OSError, ValueError):
         pass  # the first start
-    record = {'config': config_dict(config), 'command': sys.argv, **facts, **environment()}
+    record = {'config': to_plain(config), 'command': sys.argv, **facts, **environment()}
     write_json(path, record | ({'earlier': earlier} if earlier else {}))

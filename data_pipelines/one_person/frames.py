@@ -46,6 +46,7 @@ class PersonVideo:
         basis: name of the coefficients. features: name of the sound features.
         masks: T head masks [H, W] uint8, or None.
         notes: what was done, one phrase each.
+        sound: the file that its sound was read from, '' if there is none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PersonVideo:
     features: str = ''
     masks: Any = None
     notes: tuple[str, ...] = field(default=())
+    sound: str = ''
 
     def __post_init__(self):
         total = len(self.pictures)

@@ -228,6 +228,7 @@ def read_talking(folder: str | Path, test_share: float = TEST_SHARE) -> PersonVi
         features=heard.features,
         masks=FilePictures(tuple(folder / MASKS / n for n in names)),
         notes=heard.notes,
+        sound=str(folder / SOUND),
     )
 
 

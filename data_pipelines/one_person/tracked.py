@@ -68,13 +68,13 @@ def read_tracked(
     labels = label_from_pose(arrays['angle'][rows], arrays['translation'][rows], label_mode)
     if label_sigma:
         labels = smooth_labels(labels, label_sigma)
-    signals, features = {'coefficients': np.asarray(arrays['expression'][rows], np.float32)}, ''
+    signals, features, file = {'coefficients': np.asarray(arrays['expression'][rows], np.float32)}, '', ''
     source = _source(folder) if sound is None else Path(sound)
     if source is not None and (sound is not None or has_sound(source)):
         heard = sound_signal(source, times)
         if heard.covered < len(times):
             notes.append(f'{len(times) - heard.covered} frames lie beyond the end of the sound and are silent')
-        signals['sound'], features = heard.windows, heard.features
+        signals['sound'], features, file = heard.windows, heard.features, str(source)
         notes += [n for n in heard.notes if not n.startswith('the sound ends')]
     train, test = last_part(len(rows), test_share)
     return PersonVideo(
@@ -88,6 +88,7 @@ def read_tracked(
         basis=str(arrays['basis']),
         features=features,
         notes=tuple(notes),
+        sound=file,
     )
 
 

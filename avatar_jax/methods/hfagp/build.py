@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.configure import to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, Source
-from avatar_jax.methods.hfagp import losses, scores, train
+from avatar_jax.methods.hfagp import keeping, losses, scores, train
 from avatar_jax.methods.hfagp import model as models
 from avatar_jax.methods.hfagp.batches import PersonFrames, check_video, training_batch
 from avatar_jax.methods.hfagp.config import METHOD, ModelConfig
@@ -129,12 +130,16 @@ def build(
         key: draws fresh networks, the order of the frames and the samples along rays; None: as ``jax.random.key(0)``.
         on_step: gets the number of steps (with a budget: of seconds), ``loss`` and ``psnr``.
 
+    With ``source.work`` the state and a picture of what the avatar can do so far are kept there every two minutes, and
+    a training that was stopped goes on; a budget then counts the time of all its parts.
+
     Raises:
         UserError: the video is too short or lacks what a driver needs, options do not fit, the loss became NaN.
     """
     began = time.monotonic()
     key = jax.random.key(0) if key is None else key
     config = configured(model.config, options)
+    source = replace(source, sound=options.sound or source.sound)
     schedule = Schedule.of(config, options)
     losses.network_of(config.settings.loss, bank)
     settings = config.settings
@@ -143,11 +148,19 @@ def build(
         check_video(config, video)
         variables = with_person(model.variables, config, key, options.further, model.path or 'weights')
         before = config.settings.train.iterations if options.further else 0
-        trained = optimise(config, variables, video, bank, schedule, key, began, on_step, before)
+        about = {
+            'config': config.to_dict(),
+            'options': to_plain(options),
+            'weights': model.sha256,
+            'video': keeping.of_video(video) if source.work else '',
+            'key': [int(x) for x in jax.random.key_data(key).ravel()],
+        }
+        with keeping.Keeper(source.work, about) as keeper:
+            trained = optimise(config, variables, video, bank, schedule, key, began, on_step, before, keeper)
         variables, config = trained.variables, trained.config
         kept = measured(variables, config, video)
         label = video.labels[0]
-        notes = [f'{source.name}: {note}' for note in video.notes]
+        notes = [*(f'{source.name}: {note}' for note in video.notes), *keeper.notes]
     _, differing = models.checked_per_video(variables, config)
     tuned = trained.frozen < trained.steps or options.further
     identity = models.identity_of(variables, tuned)
@@ -233,19 +246,24 @@ def optimise(
     began: float,
     on_step: Callable[..., None],
     before: int = 0,
+    keeper: keeping.Keeper | None = None,
 ) -> Trained:
     """Both stages on one device.
 
     Args:
         began: ``time.monotonic()`` from which the schedule's time counts.
         before: steps that the variables were trained for already: sound is smoothed in time from a certain step on.
+        keeper: keeps the state now and then, and may have one to begin with; in its ``with`` block.
     """
     seed = int(jax.random.bits(key) >> 1)
     frozen = {'bank': bank if losses.network_of(config.settings.loss, bank) == 'lpips' else None}
     # A copy, because the step overwrites it.
     state = train.init_state(config, jax.tree.map(lambda x: jnp.array(x, copy=True), variables))
-    known, done, tuned_from = config.settings.train, 0, None
-    curves: list[Any] = []
+    keeper = keeping.Keeper('', {}) if keeper is None else keeper
+    kept = keeper.restored(state)
+    known, state, done, tuned_from = config.settings.train, kept.state, kept.done, kept.tuned_from
+    began -= kept.elapsed
+    curves: list[Any] = [{k: kept.curves[k][i] for k in keeping.CURVES} for i in range(done)]
     while not schedule.ended(done, time.monotonic() - began):
         if tuned_from is None and schedule.tunes(done, time.monotonic() - began):
             tuned_from = done
@@ -256,22 +274,30 @@ def optimise(
         )
         state, metrics = _step(config, seed, state, train.with_stage(stage, batch, before + done), frozen)
         done += 1
-        curves.append({name: metrics[name] for name in ('loss', 'psnr', 'mse')})
+        curves.append({name: metrics[name] for name in keeping.CURVES})
         if done % EVERY == 0:
             _report(curves, done, schedule, began, on_step)
+            if keeper.due():
+                elapsed = time.monotonic() - began
+                now = keeping.Progress(state, done, elapsed, tuned_from, _columns(curves))
+                keeper.keep(now, train.variables_of(state), config, video)
     if curves:
         _report(curves, done, schedule, began, on_step)
     on_step(schedule.length)
     frozen_steps = done if tuned_from is None else tuned_from
     final = replace(known, iterations=before + done, tune_iter=frozen_steps)
-    rows = jax.device_get(curves)
     return Trained(
         train.variables_of(state),
         replace(config, settings=replace(config.settings, train=final)),
         done,
         frozen_steps,
-        {name: np.array([row[name] for row in rows], np.float32) for name in ('loss', 'psnr', 'mse')},
+        _columns(curves),
     )
+
+
+def _columns(curves: list[Any]) -> dict[str, np.ndarray]:
+    rows = jax.device_get(curves)
+    return {name: np.array([row[name] for row in rows], np.float32) for name in keeping.CURVES}
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,15 @@ class PictureRows:
 def signals_of(config: ModelConfig) -> tuple[str, ...]:
     """What drives a model in videos: the first of the drivers that it was trained with."""
     return config.settings.drivers[:1]
+
+
+def ways_of(config: ModelConfig) -> dict[str, ModelConfig]:
+    """Driver -> the configuration with it as the first of the drivers."""
+    drivers = config.settings.drivers
+    return {
+        first: replace(config, settings=replace(config.settings, drivers=(first, *(d for d in drivers if d != first))))
+        for first in drivers
+    }
 
 
 def smooths_sound(config: ModelConfig) -> bool:

@@ -34,6 +34,12 @@ class BuildOptions:
     basis_size: int | None = option(
         None, 'number of vectors of the personal basis (default: as configured in the weights, 50)'
     )
+    sound: str = option(
+        '',
+        'file with the sound of the video, or with DeepSpeech features of it (.npy: windows or logits), instead of the '
+        "video's own",
+        metavar='FILE',
+    )
     unseen: float = option(
         0.2, 'share of the video, at its end, that the avatar is not trained on but measured with, 0 to 0.9'
     )
@@ -92,6 +98,8 @@ METHOD = Method(
     signals=later('avatar_jax.methods.hfagp.driving:signals_of'),
     own_signals=later_value('avatar_jax.methods.hfagp.driving:SIGNALS'),
     own_config=True,
+    ways=later('avatar_jax.methods.hfagp.driving:ways_of'),
+    evaluation_options={'unseen': 0.0},
     prepare=later('avatar_jax.methods.hfagp.model:prepare'),
     frame=later('avatar_jax.methods.hfagp.model:frame'),
     networks=later('avatar_jax.methods.hfagp.losses:networks'),

@@ -162,7 +162,8 @@ def generator_of(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 WEIGHTS = WeightFiles(METHOD, ModelConfig.from_dict, abstract)
-save_model, load_model = WEIGHTS.save, WEIGHTS.load
+save_model = WEIGHTS.save
+load_model = WEIGHTS.load
 
 
 # ------------------------------------------------------------------------------------------------- from signal to code

@@ -66,10 +66,11 @@ def source_video(source: Source, drivers: tuple[str, ...], size: int, unseen: fl
             'minutes. Give a longer video, or make an avatar of one picture with another --method'
         )
     signals: dict[str, np.ndarray] = {}
-    features, basis, notes = '', '', ()
+    features, basis, notes = '', '', source.notes
     if 'sound' in drivers and source.sound:
-        heard = sound_signal(source.sound, frame_times(count, source.fps, source.start))
-        signals['sound'], features, notes = heard.windows, heard.features, tuple(heard.notes)
+        times = frame_times(count, source.fps, source.start) if source.times is None else np.asarray(source.times)
+        heard = sound_signal(source.sound, times)
+        signals['sound'], features, notes = heard.windows, heard.features, (*notes, *heard.notes)
     with tempfile.TemporaryFile(prefix='avatar_jax_') as file:
         pictures = np.memmap(file, np.uint8, 'w+', shape=(count, size, size, 3))
         labels, rows, bases = np.empty((count, 25), np.float32), [], set()

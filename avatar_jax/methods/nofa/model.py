@@ -158,7 +158,8 @@ def with_coefficient_statistics(variables: Variables, shapes: np.ndarray, expres
 
 
 WEIGHTS = WeightFiles(METHOD, ModelConfig.from_dict, abstract)
-save_model, load_model = WEIGHTS.save, WEIGHTS.load
+save_model = WEIGHTS.save
+load_model = WEIGHTS.load
 
 
 # ------------------------------------------------------------------------------------------------- source to volume

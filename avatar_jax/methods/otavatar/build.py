@@ -14,6 +14,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, Source
 from avatar_jax.methods.otavatar import finetune, invert, losses
+from avatar_jax.methods.otavatar.holding import HoldConfig
 from avatar_jax.methods.otavatar.model import ModelConfig
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ RAYS = 1024  # of a picture that are rendered at once where pictures are large
 def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     """The model's configuration with the inversion that the options ask for."""
     check = Check(options, OPTION)
-    check.at_least(0, 'pti')
+    check.at_least(0, 'pti', 'pti_hold')
     check.at_least(1, 'steps')
     if options.space not in ('w', 'w+'):
         raise UserError(f"--space {options.space}: use 'w' or 'w+'")
@@ -98,10 +99,16 @@ def build_many(
         tuned = None
         if options.pti:
             before = float(inverted.psnr)
+            hold = HoldConfig().times(options.pti_hold) if options.pti_hold else None
             inverted, curve = finetune.finetune_generator(
-                model.variables, config, portrait, inverted, bank, key, steps=options.pti
+                model.variables, config, portrait, inverted, bank, key, steps=options.pti, hold=hold
             )
-            tuned = {'steps': options.pti, 'psnr_before': before, 'loss': np.asarray(curve).tolist()}
+            tuned = {
+                'steps': options.pti,
+                'hold': options.pti_hold,
+                'psnr_before': before,
+                'loss': np.asarray(curve).tolist(),
+            }
         missing = losses.left_out(bank, config.settings.loss, portrait.landmarks is not None)
         through = networks(config, bank) | {k: f'off: {why}' for k, why in missing.items()}
         built.append(

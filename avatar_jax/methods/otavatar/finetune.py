@@ -13,8 +13,18 @@ from avatar_jax.inversion.tuning import LocalityConfig, TuningConfig
 from avatar_jax.losses.distance import distance_kind, distance_of
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.otavatar import losses
+from avatar_jax.methods.otavatar.holding import HoldConfig, hold_terms, mirrored_motion
 from avatar_jax.methods.otavatar.invert import Inversion, assess, make_avatar, pose_problem
-from avatar_jax.methods.otavatar.model import ModelConfig, driven_codes, merge, network, render_views, split_trained
+from avatar_jax.methods.otavatar.model import (
+    ModelConfig,
+    driven_codes,
+    merge,
+    motion_codes,
+    network,
+    render_views,
+    source_windows,
+    split_trained,
+)
 from avatar_jax.methods.otavatar.objective import view_terms
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
@@ -34,6 +44,7 @@ def finetune_generator(
     optimizer: OptimizerConfig | None = None,
     stop_psnr: float | None = None,
     locality: LocalityConfig | None = None,
+    hold: HoldConfig | None = None,
 ) -> tuple[Inversion, jax.Array]:
     """Tunes a copy of the generator to one person around the code that inversion found (pivotal tuning).
 
@@ -46,6 +57,7 @@ def finetune_generator(
         steps, optimizer: default: 50 steps of Adam with rate 3e-4.
         stop_psnr: end when the super-resolved reconstruction is this good (dB).
         locality: regulariser that keeps pictures of other codes as they were; None: none.
+        hold: what keeps shape and unseen side; None: nothing, as the published method.
 
     Returns:
         the inversion with the tuned avatar (``identity['generator']`` holds its parameters) and its scores, and the
@@ -60,10 +72,19 @@ def finetune_generator(
     labels = correct_intrinsics(label, bias)[None]
     wanted = to_unit(targets['sr'].image)
 
+    held = None
+    if hold is not None:
+        windows = source_windows(mirrored_motion(portrait))[None]
+        mirrored = motion_codes(network(variables, 'controller')['params'], config, windows)
+        other = driven_codes(code[None], mirrored, config, variables, clamp=False)
+        held = hold_terms(generator, config.generator, ws, other, labels[0], targets['raw'].image, hold)
+
     def loss(params, key_n):
         tuned = {**generator, 'params': merge(fixed, params)}
         views = render_views(tuned, config.generator, ws, labels, None if key is None else key_n[None])
         terms = view_terms(bank, config, views, targets)
+        if held is not None:
+            terms |= held(tuned)
         error = -psnr(to_unit(views.image), wanted)[0]
         return losses.total(terms), {**terms, 'negative_psnr': error}
 

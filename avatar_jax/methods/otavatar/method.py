@@ -30,6 +30,11 @@ class BuildOptions:
         'afterwards fine-tune a copy of the generator to the person for N steps (pivotal tuning; avatar files get '
         'bigger)',
     )
+    pti_hold: float = option(
+        0.0,
+        'with --pti: how firmly the shape is held where the code had it, and the unseen side near the mirror image of '
+        'the seen one (default: 0, not at all)',
+    )
 
 
 METHOD = Method(

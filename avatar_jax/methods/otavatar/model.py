@@ -206,7 +206,8 @@ def sigma(variables: Mapping[str, Any], config: ModelConfig) -> jax.Array | None
 
 
 WEIGHTS = WeightFiles(METHOD, ModelConfig.from_dict, abstract)
-save_model, load_model = WEIGHTS.save, WEIGHTS.load
+save_model = WEIGHTS.save
+load_model = WEIGHTS.load
 
 
 # --------------------------------------------------------------------------------------------------------- rendering

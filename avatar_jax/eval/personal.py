@@ -1,0 +1,213 @@
+"""Scores of methods that learn from minutes of one person's video: the last part of it is not seen, and compared.
+
+An avatar is made of the first part. Each way in which it can be driven (``Method.ways``) then makes frames of the last
+part from their own signals and cameras. Groups of scores:
+
+| group | what is compared with the true frames |
+|---|---|
+| ``picture``, ``coefficients``, ``sound``, ... | what the avatar shows, by what drives it |
+| ``mean_frame`` | baseline: the mean of the frames that it was trained on |
+| ``one_frame`` | baseline: an avatar of the best training frame by the default method, driven by the coefficients |
+| ``gain_...`` | each way minus the baselines |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from avatar_jax.driving.signals import make_drive
+from avatar_jax.errors import UserError
+from avatar_jax.eval import faces
+from avatar_jax.eval.protocols import CaseResult
+from avatar_jax.eval.statistics import pearson
+from avatar_jax.faces.camera_labels import pose_from_label
+from avatar_jax.io.sound import SoundTrack
+from avatar_jax.methods.base import Source
+from avatar_jax.methods.model import Model
+from avatar_jax.ops import image_metrics as image
+from avatar_jax.types import Avatar, Camera, Drive, Motion, Portrait
+
+MEAN_OF = 200  # training frames at most, for the mean frame
+ONE_FRAME = 'one_frame'
+
+
+@dataclass(frozen=True)
+class VideoCase:
+    """One person's video.
+
+    Attributes:
+        name: for reports.
+        source: the part that an avatar is made of.
+        motion: of the F frames of the unseen part. labels: [F, 25]. pictures: F aligned crops.
+        sound: file with the sound of the unseen part, which begins at ``start`` seconds; '': none.
+        chosen: [T] numbers of the unseen frames that are compared.
+        truth: [T, H, W, 3] in [-1, 1] at those. mask: [T, H, W] head coverage 0..1, or None.
+        closed, opened: [T, H, W, 3] the same with the mouth closed and wide open, or None.
+        landmarks: [T, 68, 2] pixels, or None.
+    """
+
+    name: str
+    source: Source
+    motion: Motion
+    labels: np.ndarray
+    pictures: Sequence[np.ndarray]
+    sound: str
+    start: float
+    chosen: np.ndarray
+    truth: np.ndarray
+    mask: np.ndarray | None = None
+    closed: np.ndarray | None = None
+    opened: np.ndarray | None = None
+    landmarks: np.ndarray | None = None
+
+
+def measure_video(
+    case: VideoCase,
+    model: Model,
+    options: Mapping[str, Any],
+    bank: Any,
+    on_step: Callable[..., None],
+    one: Model | None = None,
+) -> CaseResult:
+    """Makes the avatar and scores it; see the module.
+
+    Args:
+        options: of the method's ``build``. bank: networks of its losses.
+        one: model of the baseline ``one_frame``; None leaves it out.
+
+    Raises:
+        UserError: of ``build``, or the video lacks what drives the avatar.
+    """
+    built = model.build(case.source, bank=bank, on_step=on_step, **{**model.method.evaluation_options, **options})
+    result = CaseResult()
+    result.pictures['driven_truth'] = case.truth
+    _control(result, 'truth', case.truth, case)
+    ways = _ways(model, built.avatar)
+    for name, avatar in ways.items():
+        drive = _drive(case, model.of(avatar)).frames(case.chosen)
+        _score(result, name, model.frames(avatar, drive, case.labels[case.chosen]).rgb, case)
+    count = len(case.source.portraits)
+    spread = np.linspace(0, count - 1, min(count, MEAN_OF)).round().astype(int)
+    mean = sum(np.asarray(_picture(case.source.portraits[int(i)].image), np.float64) for i in spread) / len(spread)
+    _score(result, 'mean_frame', np.broadcast_to(mean.astype(np.float32), case.truth.shape), case)
+    baselines = ['mean_frame']
+    if one is not None:
+        portrait = case.source.portraits[best_frame(case.source)]
+        avatar = one.build(portrait).avatar
+        drive = one.drive(case.motion).frames(case.chosen)
+        _score(result, ONE_FRAME, one.frames(avatar, drive, case.labels[case.chosen]).rgb, case)
+        baselines.append(ONE_FRAME)
+    score = 'psnr' if case.mask is None else 'psnr_head'
+    for name in ways:
+        for baseline in baselines:
+            gain = result.scores[f'{name}.{score}'] - result.scores[f'{baseline}.{score}']
+            result.scores[f'gain_{name}.{score}_over_{baseline}'] = gain
+    result.pictures['driven'] = result.pictures[next(iter(ways))]
+    result.scores = {k: float(v) for k, v in result.scores.items()}
+    return result
+
+
+def check_baseline(model: Model, one: Model) -> str:
+    """Why the model of one frame cannot be compared; '' where it can."""
+    for name in ('img_resolution', 'basis', 'label_mode'):
+        ours, theirs = getattr(model.config, name), getattr(one.config, name)
+        if ours != theirs:
+            return f'{name} is {ours!r}, that of {one.method.title} {theirs!r}'
+    return ''
+
+
+def best_frame(source: Source) -> int:
+    """A frame that looks ahead with a usual expression: what one would choose as a portrait."""
+    rows = [
+        np.concatenate([np.zeros(n) if v is None else np.asarray(v) for v, n in ((p.angle, 3), (p.expression, 1))])
+        for p in source.portraits
+    ]
+    angles, expressions = np.split(np.stack(rows), [3], 1)
+    unusual = np.abs(expressions - np.median(expressions, 0)).sum(1)
+    turned = np.abs(angles[:, 1]) + np.abs(angles[:, 0] - np.median(angles[:, 0]))
+    return int(np.argmin(unusual / max(np.median(unusual), 1e-9) + turned / 0.1))
+
+
+def _ways(model: Model, avatar: Avatar) -> dict[str, Avatar]:
+    config = model.of(avatar).config
+    if model.method.ways is None:
+        return {'driven_last': avatar}
+    return {name: avatar.replace(config=own) for name, own in model.method.ways(config).items()}
+
+
+def _drive(case: VideoCase, model: Model) -> Drive:
+    parts: dict[str, Any] = {'motion': case.motion, 'pictures': case.pictures}
+    track = SoundTrack(case.sound, case.start) if case.sound else None
+    try:
+        return make_drive(model.method, model.config, parts | {'sound': track}, case.motion.fps, case.name)
+    finally:
+        if track is not None:
+            track.close()
+
+
+def _picture(value: Any) -> np.ndarray:
+    value = np.asarray(value)
+    return value.astype(np.float32) / 127.5 - 1 if value.dtype == np.uint8 else value
+
+
+@jax.jit
+def _frame_scores(rgb: jax.Array, truth: jax.Array, mask: jax.Array | None) -> dict[str, jax.Array]:
+    ours, truth = image.to_unit(rgb), image.to_unit(truth)
+    found = {'psnr': image.psnr(ours, truth), 'ssim': image.ssim(ours, truth)}
+    return found if mask is None else found | {'psnr_head': image.psnr(ours, truth, mask=mask)}
+
+
+def _score(result: CaseResult, group: str, rgb: np.ndarray, case: VideoCase) -> None:
+    rgb = np.asarray(rgb)
+    if rgb.shape != case.truth.shape:
+        raise UserError(f'{case.name}: has frames of {case.truth.shape[1]} pixels, the avatar of {rgb.shape[1]}')
+    result.pictures[group] = rgb
+    for name, values in _frame_scores(rgb, case.truth, case.mask).items():
+        result.scores[f'{group}.{name}'] = np.mean(values)
+    _control(result, group, rgb, case)
+
+
+def _control(result: CaseResult, group: str, rgb: np.ndarray, case: VideoCase) -> None:
+    """How far the mouth is open in each picture, and the correlation with the true pictures."""
+    if case.closed is None or case.opened is None or case.landmarks is None:
+        if group == 'truth':
+            result.unavailable['mouth_correlation'] = 'needs pictures of the head with a closed and an open mouth'
+        return
+    box = faces.region_boxes(case.landmarks, rgb.shape[1])['mouth']
+    opening = np.asarray(faces.response(rgb, case.closed, case.opened, box))
+    result.frames[f'{group}.mouth_opening'] = opening
+    if group not in ('truth', 'mean_frame'):
+        result.scores[f'{group}.mouth_correlation'] = pearson(opening, result.frames['truth.mouth_opening'])
+
+
+class FramePortraits(Sequence):
+    """Portraits of some frames of a video with labels, coefficients and pictures, read when asked for.
+
+    Args:
+        video: ``pictures`` (bytes), ``labels`` [T, 25], ``signals['coefficients']`` [T, P] or not, ``basis``.
+        numbers: of the frames.
+    """
+
+    def __init__(self, video: Any, numbers: np.ndarray):
+        self.video, self.numbers = video, numbers
+        self.angle, self.translation = (np.asarray(x, np.float32) for x in pose_from_label(video.labels[numbers]))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Portrait:
+        n, known = int(self.numbers[index]), self.video.signals.get('coefficients')
+        return Portrait(
+            image=_picture(self.video.pictures[n]),
+            camera=Camera.from_label(self.video.labels[n]),
+            expression=None if known is None else known[n],
+            angle=self.angle[index],
+            translation=self.translation[index],
+            basis='' if known is None else self.video.basis,
+            source=f'{self.video.name}, frame {n}',
+        )
