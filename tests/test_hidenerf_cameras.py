@@ -48,6 +48,14 @@ def modes(pose, points, planes):
     }
 
 
+def test_many_points_go_through_a_map():
+    """As many as a frame has, compiled: they are what NumPy says."""
+    own = np.random.default_rng(5)
+    affine, points = (own.normal(size=s).astype(np.float32) for s in ((2, 3, 4), (2, 16_384, 3)))
+    expected = np.einsum('nij,nmj->nmi', affine[..., :3], points) + affine[:, None, :, 3]
+    close(jax.jit(cameras.apply_map)(affine, points), expected, atol=1e-5, what='map')
+
+
 def test_frontal_sources_are_alike_in_all_modes():
     """Property 1."""
     s, found = modes(FRONTAL, POINTS, PLANES)

@@ -115,6 +115,26 @@ def test_host_and_device_draw_the_same(mesh):
     assert batch.shape == (2, 48, 48, 3) and np.abs(batch[0] - draw(mesh, shape, expression)).max() < 1e-5
 
 
+def test_a_pipeline_draws_each_code_once(mesh, monkeypatch):
+    drawn = []
+
+    def counted(*given):
+        drawn.append(given[-1])
+        return host(*given)
+
+    host = secc.codes_on_host
+    monkeypatch.setattr(secc, 'codes_on_host', counted)
+    store, (shape, expression), none = secc.CodeStore(mesh, CONFIG, keep=3), face(), np.zeros(80, np.float32)
+    close(store(shape, expression), host(mesh, shape, expression, CONFIG), atol=1e-3, what='in half precision')
+    assert store(shape, expression) is store(shape.copy(), expression) and len(drawn) == 1
+    assert store(shape, expression, True) is not store(shape, expression)
+    assert store(none, expression, True) is store(none, expression)  # the mean head is its own mirror image
+    assert drawn == [False, True, False]
+    store(none, none)
+    store(shape, expression)  # the oldest had to go
+    assert len(drawn) == 5
+
+
 def flame():
     arrays = flame_arrays()
     rng = np.random.default_rng(2)

@@ -21,8 +21,12 @@ from avatar_jax.procedural import ProceduralHead
 from tests.comparison import close
 
 PLAIN = ModelConfig.tiny()
-# One configuration for (nearly) all programs, which take long to compile.
+# One configuration for (nearly) all programs, which take long to compile: with as few layers as the networks can have.
 GAN = ModelConfig.tiny(
+    appearance__single_scale=True,
+    appearance__residual=0,
+    deformation__residual=0,
+    refine__residual=0,
     loss__adversarial=0.05,
     train__batch_size=4,
     train__flip_both=0.5,
@@ -33,8 +37,9 @@ GAN = ModelConfig.tiny(
     augment__transforms=dataclasses.asdict(AugmentConfig(brightness=1.0)),
 )
 MESH = secc.procedural_mesh()
+STORE = secc.CodeStore(MESH, PLAIN.secc)
 FROZEN = {'mesh': MESH, 'bank': None}
-QUIET, PENALISED = Flags(False, False), Flags(True, True)
+EARLY, PENALISED = Flags(False, False, refine=False), Flags(True, True)
 
 
 def batch(count=2, seed=0, size=32):
@@ -52,6 +57,7 @@ def batch(count=2, seed=0, size=32):
         'masks': np.broadcast_to(mask, (count, 2, size, size)).astype(np.uint8),
         'landmarks': rng.uniform(8, 24, (count, 2, 68, 2)).astype(np.float32),
         'identity': rng.normal(size=(count, 192)).astype(np.float32),
+        'depths': rng.uniform(2.4, 2.9, (count, 2, size, size)).astype(np.float32),
     }
 
 
@@ -74,7 +80,7 @@ def start(config):
 
 @pytest.mark.slow
 def test_flips_carry_everything_along():
-    config = PLAIN.replace(shape='own')
+    config = PLAIN.replace(shape='own', loss__depth=0.1)
     data = training.prepared(config, {k: jnp.asarray(v) for k, v in arrays(config, 4).items()})
     source, both = jnp.array([False, True, False, True]), jnp.array([False, False, True, True])
     found = jax.jit(functools.partial(training.flip, config))(data, source, both, MESH)
@@ -84,19 +90,20 @@ def test_flips_carry_everything_along():
         picture, label = names[frame]
         for i, flag in enumerate(flags):
             own, camera = data['images'][i, frame], data['labels'][i, frame]
-            np.testing.assert_array_equal(found[picture][i], own[:, ::-1] if flag else own)
-            np.testing.assert_array_equal(found[label][i], cameras.mirror(camera) if flag else camera)
-    np.testing.assert_array_equal(found['mask'][2], data['masks'][2, DRIVER][:, ::-1])
-    np.testing.assert_array_equal(found['importance'][3], data['importance'][3][:, ::-1])
+            close(found[picture][i], own[:, ::-1] if flag else own, atol=2e-6, what=picture)
+            close(found[label][i], cameras.mirror(camera) if flag else camera, atol=2e-6, what=label)
+    close(found['mask'][2], data['masks'][2, DRIVER][:, ::-1], atol=2e-6, what='mask')
+    close(found['importance'][3], data['importance'][3][:, ::-1], atol=2e-6, what='importance')
+    close(found['depths'][3], data['depths'][3][:, ::-1], atol=2e-6, what='depths')
     # Codes: the mirrored shape with the driver's own expression; all of it turned where both are flipped.
     draw = jax.jit(lambda m, s, e, f: secc.codes(m, s, e, config.secc, mirrored=f))
     codes = draw(MESH, data['shapes'], data['expression'], source)
-    np.testing.assert_array_equal(found['driving'][:2], codes[:2])
-    np.testing.assert_array_equal(found['driving'][2:], secc.flipped(codes[2:]))
+    close(found['driving'][:2], codes[:2], atol=2e-6, what='driving')
+    close(found['driving'][2:], secc.flipped(codes[2:]), atol=2e-6, what='both flipped')
     assert np.abs(found['driving'][1] - draw(MESH, data['shapes'], data['expression'], ~source)[1]).max() > 0.02
     drawn_before = {
         **data,
-        'codes': training.host_codes(config, MESH, *map(np.asarray, (data['shapes'], data['expression']))),
+        'codes': training.host_codes(STORE, *map(np.asarray, (data['shapes'], data['expression']))),
     }
     again = jax.jit(functools.partial(training.flip, config))(drawn_before, source, both, MESH)
     for name in ('driving', 'canonical'):
@@ -125,7 +132,7 @@ def test_pictures_are_masked():
 
 @pytest.mark.slow
 def test_losses_fall_discriminators_learn_and_a_step_is_a_function_of_its_state():
-    state, data = start(GAN), arrays(GAN, 4)
+    state, data = start(GAN), arrays(GAN, 4, codes=STORE)
     assert set(state.groups) == {'generator', *adversary.NAMES}
     first, seen = state, []
     for k in range(12):
@@ -159,7 +166,7 @@ def test_losses_fall_discriminators_learn_and_a_step_is_a_function_of_its_state(
 @pytest.mark.slow
 def test_devices_change_nothing():
     """Two devices as an axis of vmap, with discriminators and their penalty."""
-    state, data = start(GAN), arrays(GAN, 4)
+    state, data = start(GAN), arrays(GAN, 4, codes=STORE)
     whole, told = step(state, data, MESH, GAN, PENALISED)
     shares = {k: v.reshape(2, 2, *v.shape[1:]) for k, v in data.items()}
     spread, metrics = jax.jit(
@@ -179,13 +186,12 @@ def test_devices_change_nothing():
 @pytest.mark.slow
 def test_discriminators_rest_before_their_warm_up_is_over():
     """Before, their arrays leave the step as they came, and nothing of them is computed."""
-    state, data = start(GAN), arrays(GAN, 4)
+    state, data = start(GAN), arrays(GAN, 4, codes=STORE)
     programs = {}
-    for flags in (QUIET, PENALISED):
-        run = jax.make_jaxpr(lambda s, d, flags=flags: training.train_step(GAN, 0, flags, s, d, FROZEN))
-        programs[flags] = run(state, data)
-    _, metrics = jax.eval_shape(lambda s, d: training.train_step(GAN, 0, QUIET, s, d, FROZEN), state, data)
-    assert not any('discriminator' in name for name in metrics)
+    for flags in (EARLY, PENALISED):
+        run = functools.partial(training.train_step, GAN, 0, flags)
+        programs[flags], (_, metrics) = jax.make_jaxpr(run, return_shape=True)(state, data, FROZEN)
+        assert any('discriminator' in name for name in metrics) == (flags == PENALISED)
     places = dict.fromkeys(adversary.NAMES, 0)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
     for flags, program in programs.items():
@@ -193,8 +199,12 @@ def test_discriminators_rest_before_their_warm_up_is_over():
             name = next((n for n in adversary.NAMES if f"groups['{n}']" in path), None)
             if name is not None and '.params' in path:
                 places[name] += 1
-                assert (before is after) == (flags == QUIET), path
+                assert (before is after) == (flags == EARLY), path
     assert min(places.values()) > 10
+    # Nor of the refine network: its parameters meet nothing but the optimizer.
+    refine = next(i for i, path in enumerate(paths) if "groups['generator'].params['refine']" in path)
+    for flags, program in programs.items():
+        assert _convolved(program.jaxpr, program.jaxpr.invars[refine]) == flags.refine
     assert set(start(PLAIN).groups) == {'generator'} and not start(PLAIN).extra
 
 
@@ -251,6 +261,22 @@ def test_the_camera_conditions_both_discriminators():
 # -------------------------------------------------------------------------------------------------------------- losses
 
 
+def test_when_the_refine_network_begins():
+    config = PLAIN.replace(train__refine_from=2)
+    assert [training.flags_at(config, k).refine for k in (1, 2)] == [False, True]
+
+
+def _convolved(jaxpr, variable):
+    """Whether a convolution depends on a variable of a program."""
+    known = {variable}
+    for equation in jaxpr.eqns:
+        if any(x in known for x in equation.invars if not hasattr(x, 'val')):
+            if 'conv_general_dilated' in str(equation):
+                return True
+            known.update(equation.outvars)
+    return False
+
+
 def test_terms():
     rng = np.random.default_rng(0)
 
@@ -271,6 +297,12 @@ def test_terms():
     close(terms['focus'], expected, rtol=1e-5, what='equal importance is the plain error')
     close(terms['deformation'], 0.1 * np.abs(views.shift).sum(-1).mean(), rtol=1e-5, what='deformation')
     close(terms['opacity'], 0.5 * np.mean((views.opacity - 1) ** 2), rtol=1e-5, what='opacity')
+    deep, surface = dataclasses.replace(config, depth=2.0), jnp.zeros((2, 16, 16)).at[:, :8].set(0.25)
+    raw = losses.reconstruction(deep, distance, views.replace(image=None), target, mask, mask, surface)
+    # The row next to the surface's edge sees beyond it.
+    close(raw['depth'], np.abs(views.depth[:, :3] - 0.25).sum() * 2 / 128, rtol=1e-4, what='depth, where a surface is')
+    close(raw['pixel'], np.mean((views.raw - small) ** 2), rtol=1e-5, what='without a final picture')
+    assert 0 < raw['perceptual'] < terms['perceptual']
     paper = ModelConfig.paper().loss
     assert set(losses.reconstruction(paper, distance, views, target)) == {'pixel', 'perceptual', 'deformation'}
     perfect = views.replace(image=target, raw=small)
@@ -287,11 +319,16 @@ def test_data_that_do_not_fit_are_one_line():
     data = batch()
     with pytest.raises(UserError, match='no masks of the head'):
         training.with_host_arrays(PLAIN, {k: v for k, v in data.items() if k != 'masks'})
+    data.pop('depths')
     own = PLAIN.replace(shape='own')
     with pytest.raises(UserError, match='10 shape coefficients, the head model has 80'):
         training.with_host_arrays(own, {**data, 'identity': data['identity'][:, :10]}, None)
-    with pytest.raises(UserError, match='drawn on the device'):
-        training.with_host_arrays(PLAIN.replace(deformation__pose_coupled=True), data, MESH)
+    with pytest.raises(UserError, match="train.codes: 'host'; must be 'device' for pose-coupled codes"):
+        PLAIN.replace(deformation__pose_coupled=True, train__codes='host')
+    with pytest.raises(UserError, match='have no depths'):
+        training.with_host_arrays(PLAIN.replace(loss__depth=1.0), data)
+    with pytest.raises(UserError, match='train.gan_from'):
+        GAN.replace(train__refine_from=5)
     assert not np.any(training.with_host_arrays(PLAIN, data)['shapes'])
     np.testing.assert_array_equal(training.with_host_arrays(own, data)['shapes'], data['identity'][:, :80])
     with pytest.raises(UserError, match='multiple of 6'):

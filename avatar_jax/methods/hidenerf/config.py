@@ -100,6 +100,16 @@ class ModelConfig:
         )
         check.need(self.secc.sampling == 'centre', 'secc.sampling', "only 'centre' can be compiled")
         check.need(self.secc.signed, 'secc.signed', 'the networks take codes in [-1, 1]; set it to True')
+        check.need(
+            self.train.codes == 'device' or not self.deformation.pose_coupled,
+            'train.codes',
+            "must be 'device' for pose-coupled codes, which depend on flipped cameras",
+        )
+        check.need(
+            not self.adversarial or self.train.gan_from >= self.train.refine_from,
+            'train.gan_from',
+            f'must not be before train.refine_from ({self.train.refine_from}), as final pictures are judged',
+        )
         for name in ('raw_discriminator', 'discriminator'):
             check.need(getattr(self, name).kind == 'single', f'{name}.kind', "it judges one picture; use 'single'")
 
@@ -187,7 +197,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     'full': {},
     'no_multi_scale': {'appearance__single_scale': True},
     'no_camera_to_world': {'appearance__transform': 'none'},
-    'no_secc': {'deformation__pose_coupled': True},
+    'no_secc': {'deformation__pose_coupled': True, 'train__codes': 'device'},
     'plane_warp': {'appearance__transform': 'plane_warp'},
 }
 
@@ -206,7 +216,7 @@ _HEADS: dict[str, Any] = {
     'deformation__position': (32, 32),
     'deformation__decoder': (40, 64),
     'deformation__residual': 1,
-    'volume__samples': 18,
+    'volume__samples': 16,
     'volume__near': 2.4,
     'volume__far': 3.12,
     'volume__hidden': 48,
@@ -222,8 +232,11 @@ _HEADS: dict[str, Any] = {
     'loss__adversarial': 0.0,
     'loss__opacity': 0.5,
     'loss__focus': 1.0,
+    'loss__depth': 0.5,
     'train__batch_size': 4,
     'train__iterations': 8_000,
+    'train__refine_from': 2_500,
+    'train__codes': 'host',
     'train__generator': OptimizerConfig('adam', 1.5e-3, 0.9, 0.99),
     'train__milestones': (5_000, 6_800, 7_600),
     'train__ema': 0.998,
@@ -253,6 +266,8 @@ SMALL: dict[str, Any] = {
     'secc__size': 64,
     'train__batch_size': 8,
     'train__iterations': 1_500,
+    'train__refine_from': 0,
+    'train__codes': 'device',
     'train__generator': OptimizerConfig('adam', 2e-3, 0.9, 0.99),
     'train__milestones': (1_000, 1_300),
     'train__ema': 0.99,
@@ -279,8 +294,11 @@ _TINY: dict[str, Any] = {
     'refine__hidden': 4,
     'refine__inject': 'all',
     'secc__size': 32,
+    'loss__depth': 0.0,
     'train__batch_size': 2,
     'train__iterations': 4,
+    'train__refine_from': 0,
+    'train__codes': 'device',
     'train__gan_from': 1,
     'train__r1_every': 2,
     'train__milestones': (3,),

@@ -67,21 +67,26 @@ def reconstruction(
     target: jax.Array,
     mask: jax.Array | None = None,
     importance: jax.Array | None = None,
+    surface: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Weighted terms that need no discriminator; their sum is the loss.
 
     Args:
+        views: without a final picture, its parts of the terms are left out.
         target: [N,R,R,3], the driver's picture. mask: [N,R,R] of its head, for ``opacity``.
-        importance: [N,R,R] weights of its pixels, for ``focus``.
+        importance: [N,R,R] weights of its pixels, for ``focus``. surface: [N,H,W] distances along the rays, 0 where
+            nothing is, for ``depth``.
     """
     raw = views.raw.shape[1]
     small = resize(target, raw, antialias=True)
-    errors = [jnp.square(views.image - target), jnp.square(views.raw - small)]
+    whole = views.image is not None
+    errors = ([jnp.square(views.image - target)] if whole else []) + [jnp.square(views.raw - small)]
     terms = {'pixel': config.pixel * sum(e.mean() for e in errors)}
     if config.perceptual and config.network != 'none':
         # 64 x 64 pixels would leave the deepest layers 4 x 4.
         pair = [resize(x, RAW_ENLARGED * raw) for x in (views.raw, small)]
-        terms['perceptual'] = config.perceptual * (distance(views.image, target) + distance(*pair))
+        final = distance(views.image, target) if whole else 0.0
+        terms['perceptual'] = config.perceptual * (final + distance(*pair))
     if config.deformation:
         terms['deformation'] = config.deformation * deformation_norm(views.shift, config.reduce)
     if config.opacity:
@@ -92,10 +97,17 @@ def reconstruction(
     if config.focus:
         if importance is None:
             raise ValueError('loss.focus needs importances')
-        weights = [importance[..., None], resize(importance[..., None], raw, antialias=True)]
+        weights = [importance[..., None]] * whole + [resize(importance[..., None], raw, antialias=True)]
         # Normalised by picture, so that the term is a mean over samples.
         terms['focus'] = config.focus * sum(
             ((e * w).mean((1, 2, 3)) / jnp.maximum(w.mean((1, 2, 3)), 1e-6)).mean()
             for e, w in zip(errors, weights, strict=True)
         )
+    if config.depth:
+        if surface is None:
+            raise ValueError('loss.depth needs depths')
+        there = (surface > 0).astype(jnp.float32)
+        share, mean = (resize(x[..., None], raw, antialias=True) for x in (there, surface * there))
+        away = jnp.abs(views.depth - mean / jnp.maximum(share, 1e-6))
+        terms['depth'] = config.depth * jnp.mean(jnp.where(share > 0.99, away, 0.0))
     return terms

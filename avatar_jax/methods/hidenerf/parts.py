@@ -162,6 +162,8 @@ class LossConfig:
         opacity: squared difference of the rendered opacity to the head's mask (not in the paper).
         focus: adds the squared error weighted by ``faces.importance`` (mouth and eyes; not in the paper), which the
             batch then has to bring along.
+        depth: difference of the rendered depth to the head's surface, world units (not in the paper); for
+            ``data.source='heads'``, which has depths.
     """
 
     pixel: float = 1.0
@@ -173,12 +175,13 @@ class LossConfig:
     r1_gamma: float = 0.0002
     opacity: float = 0.0
     focus: float = 0.0
+    depth: float = 0.0
 
     def __post_init__(self):
         check = Check(self, 'loss')
         check.one_of('network', 'auto', 'vgg16', 'pyramid', 'none')
         check.one_of('reduce', 'mean', 'sum')
-        check.at_least(0, 'pixel', 'perceptual', 'adversarial', 'deformation', 'r1_gamma', 'opacity', 'focus')
+        check.at_least(0, 'pixel', 'perceptual', 'adversarial', 'deformation', 'r1_gamma', 'opacity', 'focus', 'depth')
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,8 @@ class TrainConfig:
         iterations, batch_size: length of the run; pairs of frames per step over all devices.
         accumulate: each device works off its share in so many parts.
         gan_from: first step of the discriminators and of what they say; without ``loss.adversarial`` there are none.
+        refine_from: first step of the refine network (not in the paper); before it the raw picture alone is compared,
+            which costs less, and the parts that make it settle.
         r1_every: steps between two gradient penalties; they count as often as they are left out.
         flip_source: how often the source picture, and nothing else, is flipped.
         flip_both: how often source and driver are flipped together (not in the paper).
@@ -197,12 +202,15 @@ class TrainConfig:
         milestones, gamma: after each of these steps the learning rates are multiplied by gamma.
         ema: decay of the average of the generator's parameters; 0 keeps none.
         remat: recompute activations in the backward pass, to save memory.
+        codes: drawn on the 'device' in every step, or on the 'host' by the data pipeline, which keeps them in memory
+            (not for ``deformation.pose_coupled``).
     """
 
     iterations: int = 300_000
     batch_size: int = 32
     accumulate: int = 1
     gan_from: int = 10_000
+    refine_from: int = 0
     r1_every: int = 16
     flip_source: float = 0.5
     flip_both: float = 0.0
@@ -213,11 +221,13 @@ class TrainConfig:
     gamma: float = 0.3
     ema: float = 0.999
     remat: bool = False
+    codes: str = 'device'
 
     def __post_init__(self):
         check = Check(self, 'train')
         check.at_least(1, 'iterations', 'batch_size', 'accumulate', 'r1_every')
-        check.at_least(0, 'gan_from')
+        check.at_least(0, 'gan_from', 'refine_from')
+        check.one_of('codes', 'device', 'host')
         check.within(0, 1, 'flip_source', 'flip_both')
         check.decay('ema')
         check.above(0, 'clip')

@@ -261,6 +261,33 @@ def codes_on_host(
     return rasterizer.secc(vertices, host.code, host.triangles, config).image
 
 
+class CodeStore:
+    """``codes_on_host`` for a data pipeline, which asks for the same frames again and again: each is drawn once.
+
+    Args:
+        keep: how many codes stay in memory (6 bytes a pixel); the oldest go.
+    """
+
+    def __init__(self, mesh: HeadMesh, config: SeccConfig, keep: int = 8192):
+        self.mesh, self.config, self.keep = mesh, config, keep
+        self._drawn: dict[tuple[bytes, bytes, bool], np.ndarray] = {}
+        # A mean shape that is its own mirror image needs no second code.
+        partner = np.asarray(mesh.partner)
+        mean = None if mesh.mean is None else np.asarray(mesh.mean)
+        self._symmetric = mean is not None and np.allclose(mean[partner] * np.float32([-1, 1, 1]), mean, atol=1e-5)
+
+    def __call__(self, shape: np.ndarray, expression: np.ndarray, mirrored: bool = False) -> np.ndarray:
+        """The code [S, S, 3] float16 of one face; see ``codes_on_host``."""
+        mirrored = mirrored and (np.any(shape) or not self._symmetric)
+        key = shape.tobytes(), expression.tobytes(), bool(mirrored)
+        if key not in self._drawn:
+            if len(self._drawn) >= self.keep:
+                del self._drawn[next(iter(self._drawn))]
+            code = codes_on_host(self.mesh, shape, expression, self.config, mirrored)
+            self._drawn[key] = code.astype(np.float16)
+        return self._drawn[key]
+
+
 _HOST: dict[int, tuple[HeadMesh, HeadMesh]] = {}
 
 

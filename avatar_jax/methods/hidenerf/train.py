@@ -90,17 +90,19 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Flags:
-    """What a step does, which decides its program: with discriminators, with their gradient penalty."""
+    """What a step does, which decides its program: discriminators, their gradient penalty, the refine network."""
 
     adversarial: bool
     penalty: bool
+    refine: bool = True
 
 
 def flags_at(config: ModelConfig, step: int) -> Flags:
     """The flags of step ``step``, counted from 0."""
     train = config.train
     begun = config.adversarial and step >= train.gan_from
-    return Flags(begun, begun and config.loss.r1_gamma > 0 and (step - train.gan_from) % train.r1_every == 0)
+    penalty = begun and config.loss.r1_gamma > 0 and (step - train.gan_from) % train.r1_every == 0
+    return Flags(begun, penalty, step >= train.refine_from)
 
 
 def check_batch(config: ModelConfig, num_devices: int) -> None:
@@ -178,12 +180,13 @@ def flip(
 
     Args:
         pair: ``images`` [B,2,H,W,3], ``masks`` [B,2,H,W], ``labels`` [B,2,25], ``shapes`` [B,K], ``expression``
-            [B,64]; perhaps ``importance`` [B,H,W], and ``codes`` [B,2,2,S,S,3] that were drawn before (``host_codes``).
+            [B,64]; perhaps ``importance`` and ``depths`` [B,H,W], and ``codes`` [B,2,2,S,S,3] that were drawn before
+            (``host_codes``).
         source, both: [B] bool, which sources alone and which pairs are flipped.
 
     Returns:
         ``source``, ``target`` [B,H,W,3], ``mask`` of the target, ``source_label``, ``label``, ``shapes``,
-        ``driving``, ``canonical`` [B,S,S,3], and ``importance`` if it was there.
+        ``driving``, ``canonical`` [B,S,S,3], and ``importance`` and ``depths`` if they were there.
     """
     turned = {SOURCE: source ^ both, DRIVER: both}
 
@@ -219,8 +222,9 @@ def flip(
         'driving': choose(both, secc.flipped(driving), driving),
         'canonical': choose(both, secc.flipped(canonical), canonical),
     }
-    if 'importance' in pair:
-        out['importance'] = picture(pair['importance'], DRIVER)
+    for name in ('importance', 'depths'):
+        if name in pair:
+            out[name] = picture(pair[name], DRIVER)
     return out
 
 
@@ -306,19 +310,22 @@ def train_step(
             inputs['shapes'],
             canonical=inputs['canonical'],
         )
-        return model.render(params, config, source, inputs['driving'], inputs['label'], inputs['draws'])
+        return model.render(params, config, source, inputs['driving'], inputs['label'], inputs['draws'], flags.refine)
 
     def generator(params, inputs):
         views = (jax.checkpoint(shown) if train.remat else shown)(params, inputs)
-        terms = reconstruction(config.loss, distance, views, inputs['target'], inputs['mask'], inputs.get('importance'))
-        made = dict(zip(adversary.NAMES, (views.raw, views.image), strict=True))
+        more = inputs.get('importance'), inputs.get('depths')
+        terms = reconstruction(config.loss, distance, views, inputs['target'], inputs['mask'], *more)
+        # Without refinement: as the network begins.
+        image = resize(views.raw, config.image_size) if views.image is None else views.image
+        made = dict(zip(adversary.NAMES, (views.raw, image), strict=True))
         if flags.adversarial:
             for k, name in enumerate(adversary.NAMES):
                 seen = adversary.seen(config, made[name], ada[name], inputs['keys'][:, 3 * k])
                 wish = adversary.wish(config, name, state.groups[name].params, seen, inputs['label'])
                 terms[f'adversarial_{name}'] = config.loss.adversarial * wish
         total = sum(terms.values())
-        terms['mse'] = jnp.mean((views.image - inputs['target']) ** 2)
+        terms['mse'] = jnp.mean((image - inputs['target']) ** 2)
         terms['shift'] = jnp.abs(views.shift).mean()
         return total, (terms, jax.lax.stop_gradient(made) if flags.adversarial else {})
 
@@ -396,12 +403,12 @@ def _judges_step(
 
 
 def with_host_arrays(
-    config: ModelConfig, batch: Mapping[str, np.ndarray], mesh: HeadMesh | None = None
+    config: ModelConfig, batch: Mapping[str, np.ndarray], codes: secc.CodeStore | None = None
 ) -> dict[str, np.ndarray]:
     """A batch of frame pairs (``data_pipelines.sets`` with two frames) as ``train_step`` wants it.
 
     Args:
-        mesh: draws the codes on the host; None leaves that to the device.
+        codes: draws them on the host; None leaves that to the device.
 
     Raises:
         UserError: data without masks, or with too few shape coefficients.
@@ -412,7 +419,7 @@ def with_host_arrays(
             'build the data set with masks'
         )
     count = len(batch['images'])
-    size = getattr(mesh, 'num_shape', 80)
+    size = 80 if codes is None else codes.mesh.num_shape
     shapes = np.zeros((count, size), np.float32)
     if config.shape == 'own':
         known = batch['identity'].shape[1]
@@ -429,26 +436,24 @@ def with_host_arrays(
     if config.loss.focus:
         marks = batch['landmarks'][:, DRIVER]
         out['importance'] = importance(batch['masks'][:, DRIVER], part_boxes(marks))
-    if mesh is not None:
-        if config.deformation.pose_coupled:
-            raise UserError('deformation.pose_coupled: such codes depend on the camera and are drawn on the device')
-        out['codes'] = host_codes(config, mesh, shapes, out['expression'])
+    if config.loss.depth:
+        if 'depths' not in batch:
+            raise UserError("loss.depth: these data have no depths; use data.source='heads', or set it to 0")
+        out['depths'] = batch['depths'][:, DRIVER].astype(np.float32)
+    if codes is not None:
+        out['codes'] = host_codes(codes, shapes, out['expression'])
     return out
 
 
-def host_codes(config: ModelConfig, mesh: HeadMesh, shapes: np.ndarray, expression: np.ndarray) -> np.ndarray:
+def host_codes(codes: secc.CodeStore, shapes: np.ndarray, expression: np.ndarray) -> np.ndarray:
     """[B,2,2,S,S,3] codes drawn on the host: of the shape and of its mirror image; driving and canonical."""
     none = np.zeros_like(expression)
-    return np.stack(
+    return np.asarray(
         [
-            np.stack(
-                [
-                    np.stack([secc.codes_on_host(mesh, s, e, config.secc, mirrored) for e in pair])
-                    for mirrored in (False, True)
-                ]
-            )
+            [[codes(s, e, mirrored) for e in pair] for mirrored in (False, True)]
             for s, pair in zip(shapes, zip(expression, none, strict=True), strict=True)
-        ]
+        ],
+        np.float32,
     )
 
 

@@ -51,6 +51,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
         state = training.init_state(settings, variables, judges)
     bank = bank_of(config)
     frozen = {'mesh': secc.load_mesh(settings.basis), 'bank': bank}
+    codes = secc.CodeStore(frozen['mesh'], settings.secc) if train.codes == 'host' else None
     network = network_of(settings.loss, bank)
     notes: list[str] = []
     source = streams.clips(config.data, settings.img_resolution, settings.conventions, notes)
@@ -59,7 +60,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
 
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
         for batch in streams.sets(source, config.data, train.batch_size, FRAMES, config.seed, first):
-            yield training.with_host_arrays(settings, batch)
+            yield training.with_host_arrays(settings, batch, codes)
 
     shown: list[dict[str, Any]] = []
 
@@ -67,7 +68,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
         del done
         if not shown:
             found = streams.first_sets(source, FRAMES, config.seed + 1, config.output.sample_people)
-            shown.append(training.with_host_arrays(settings, found))
+            shown.append(training.with_host_arrays(settings, found, codes))
         return training.sample_sheet(settings, state, shown[0], frozen)
 
     def export(state: TrainState, folder: Path, provenance: dict[str, Any]) -> None:
@@ -136,6 +137,7 @@ def program(config: RunConfig) -> Program:
             'landmarks': np.tile(np.linspace(0.3, 0.7, 68, dtype=np.float32)[:, None] * size, (rows, FRAMES, 1, 2)),
             'windows': np.zeros((rows, FRAMES, 27, 70), np.float32),
             'identity': np.zeros((rows, 192), np.float32),
+            'depths': np.ones((rows, FRAMES, size, size), np.float32),
         }
         return training.with_host_arrays(settings, batch)
 
