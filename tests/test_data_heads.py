@@ -248,6 +248,7 @@ def test_resume_by_step_is_exact_for_threads_and_processes(rendered):
         same(a, b)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_batches(built):
     source = BuiltFrames(built, 'train')
     plain = take(source, PairConfig(batch_size=2, seed=7), 2, start_step=3)

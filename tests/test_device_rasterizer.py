@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avatar_jax.render import device_rasterizer as device
 from avatar_jax.render import rasterizer as host
@@ -56,6 +57,7 @@ def test_shared_edges_leave_no_gap():
     np.testing.assert_allclose(total, 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_large_triangles_and_many_pictures():
     """More pairs than one portion holds, and other numbers of portions in one batch."""
     config = host.SeccConfig(size=16)
@@ -73,6 +75,7 @@ def test_large_triangles_and_many_pictures():
     close(signed, 2 * both[0] - 1, atol=1e-6, what='signed')
 
 
+@pytest.mark.slow
 def test_codes_have_no_gradient():
     code, triangles = jnp.eye(3), jnp.array([[0, 1, 2]])
     points = jnp.array([[-0.5, -0.5, 0.0], [0.5, -0.5, 0], [0, 0.5, 0]])

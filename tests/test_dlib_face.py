@@ -106,6 +106,7 @@ def imported(tmp_path_factory):
     return flat, folder, convert(folder / 'net.dat', folder)
 
 
+@pytest.mark.slow
 def test_a_file_becomes_the_network_of_its_numbers(imported):
     flat, folder, done = imported
     assert done.kind == 'dlib_face' and len(done.report.mapped) == len(flat)
@@ -133,6 +134,7 @@ def test_damaged_files(imported, tmp_path):
             read(tmp_path / 'a.dat')
 
 
+@pytest.mark.slow
 def test_faces_are_cut_out_as_in_its_training():
     template = np.zeros((1, 68, 2), np.float32)
     five = np.array([[37.06, 46.37], [58.41, 47.91], [89.61, 47.90], [110.96, 46.35], [74.01, 87.78]])

@@ -124,7 +124,7 @@ def test_several_portraits(case, clips):
     assert cases.other_frames(10, 3, 9) == [k for k in range(10) if k != 3]
     with pytest.raises(UserError, match='12 portraits wanted of a clip of 10 frames'):
         cases.other_frames(10, 3, 11)
-    with pytest.raises(UserError, match='portraits: 0; must be between 1'):
+    with pytest.raises(UserError, match='--portraits 0: must be between 1'):
         dataclasses.replace(CONFIG, portraits=0)
 
 
@@ -139,7 +139,7 @@ def test_a_portrait_from_the_side(case, clips):
     angle = np.rad2deg(np.arctan2(place[0], place[2]) - np.arctan2(front[0], front[2]))
     np.testing.assert_allclose(angle, 45, atol=4)
     np.testing.assert_array_equal(turned.driven.labels, case.driven.labels)
-    with pytest.raises(UserError, match='source_yaw'):
+    with pytest.raises(UserError, match='--source-yaw 120.0: must be between'):
         dataclasses.replace(CONFIG, source_yaw=120.0)
 
 
@@ -167,7 +167,7 @@ def test_steadiness():
     np.testing.assert_array_equal(cases.following_frames(10, 4), [3, 4, 5, 6])
     with pytest.raises(UserError, match='--steady 11: a clip has 10 frames'):
         cases.following_frames(10, 11)
-    with pytest.raises(UserError, match='steady: 2; needs 3 to 60 frames'):
+    with pytest.raises(UserError, match='--steady 2: needs 3 to 60 frames'):
         dataclasses.replace(CONFIG, steady=2)
     with pytest.raises(UserError, match='--steady 5: is of --protocol own'):
         dataclasses.replace(CONFIG, steady=5, kind='cross')
@@ -207,6 +207,7 @@ def test_a_perfect_method(case, renderer):
     assert result.frames['mouth_opening'].shape == (5,)
 
 
+@pytest.mark.slow
 def test_a_frozen_face_is_found_out(case, renderer):
     perfect = protocols.run_case(case, *renderer())
     frozen = protocols.run_case(case, *renderer(keep=True))
@@ -222,6 +223,7 @@ def test_a_frozen_face_is_found_out(case, renderer):
     assert not any(name.endswith(('aed', 'akd', 'csim_truth', 'lpips')) for name in perfect.scores)
 
 
+@pytest.mark.slow
 def test_wrong_size_and_non_finite_pictures(case, renderer):
     build, animate = renderer()
     with pytest.raises(ValueError, match='renders'):
@@ -273,6 +275,7 @@ def test_summary_skips_what_is_missing():
     assert summary['a.y'] == Summary(2.0, 2.0, 2.0, 1)
 
 
+@pytest.mark.slow
 def test_table_shows_scores_networks_gaps_and_failures(case, renderer):
     result = protocols.run_case(case, *renderer(keep=True), oracle())
     scores = {k: (v if np.isfinite(v) else None) for k, v in result.scores.items()}

@@ -190,6 +190,7 @@ def test_otavatar_from_a_weight_file(tmp_path, capsys):
             run(*wrong)
 
 
+@pytest.mark.slow
 def test_portraits_of_the_ablation_are_independent():
     """Tens of degrees and other expressions lie between them; another seed gives other people."""
     from avatar_jax.faces.camera_labels import pose_from_label

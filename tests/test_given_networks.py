@@ -58,6 +58,7 @@ def only(bank, *names):
     return dataclasses.replace(bank, weights={k: v for k, v in bank.weights.items() if k in names})
 
 
+@pytest.mark.slow
 def test_every_recognition_network_is_an_identity_loss_under_its_own_name(bank):
     image = jnp.asarray(portrait(0).image)[None]
     marks = jnp.asarray(portrait(0).landmarks)[None]
@@ -77,6 +78,7 @@ def test_every_recognition_network_is_an_identity_loss_under_its_own_name(bank):
         assert estimators.from_bank(held).report()['identity'].startswith(seen.title)
 
 
+@pytest.mark.slow
 def test_colour_faces_are_cut_as_gray_ones_are():
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.uniform(-1, 1, (1, 64, 64, 3)), jnp.float32)

@@ -264,6 +264,7 @@ def test_linear_attention_gives_shares(scale):
     assert float(jnp.abs(found).max()) <= float(jnp.abs(planes).max()) and np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_first_values_let_portraits_differ_in_their_shares():
     """Logits of fresh networks have about unit spread with 'he', and next to none as PyTorch draws them."""
     rng = np.random.default_rng(2)

@@ -440,6 +440,7 @@ def test_names_of_the_published_checkpoints():
 
 
 @pytest.mark.parametrize('driver', DRIVERS)
+@pytest.mark.slow
 def test_checkpoints_come_in_and_go_out(driver):
     config = ModelConfig.tiny('release', driver)
     rng = np.random.default_rng(0)

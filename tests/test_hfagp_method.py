@@ -94,6 +94,7 @@ def test_variants_of_the_config(variant):
         load_run('hfagp_heads:k6', [])
 
 
+@pytest.mark.slow
 def test_the_shipped_prior_is_taken():
     found = choose_model('hfagp', None)
     assert found.method is METHOD and found.config.settings.drivers == ('coefficients',)
@@ -250,6 +251,7 @@ def nan(shape):
         (lambda: video(portraits(coefficients=76)), {'further': True}, '76 coefficients per frame, .* trained with 64'),
     ],
 )
+@pytest.mark.slow
 def test_bad_input_gets_one_line(source, options, text):
     with pytest.raises(UserError, match=text) as error:
         tiny_model().build(source(), **options)

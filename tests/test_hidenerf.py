@@ -154,6 +154,7 @@ def test_the_source_camera_enters_through_the_transform_alone(fresh):
         assert np.isfinite(found).all() and (np.abs(found).max() > 1e-4) == used, mode
 
 
+@pytest.mark.slow
 def test_perturbation_reaches_the_deformation_only(fresh):
     """Invariant 7: a deformation that ignores its input leaves the picture alone; one that does not moves it."""
     given = inputs()

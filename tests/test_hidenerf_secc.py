@@ -142,6 +142,7 @@ def flame():
     return FLAME.from_arrays(arrays)
 
 
+@pytest.mark.slow
 def test_every_head_model_can_be_drawn(tmp_path):
     """BFM, FLAME with its jaw, ICT: one colour per vertex, whatever the model."""
     models = [BFM.from_arrays(tiny_bfm()), ICT.load(tiny_ict(tmp_path)[1]), flame()]

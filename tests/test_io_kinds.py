@@ -72,6 +72,7 @@ def test_stills_are_pictures_whatever_their_name(tmp_path, suffix, named):
 
 @pytest.mark.parametrize('suffix', [*ANIMATED, *(['avif'] if features.check('avif') else [])])
 @pytest.mark.parametrize('named', ['own', 'jpg', 'mp4'])
+@pytest.mark.slow
 def test_animations_are_videos_in_every_command(tmp_path, suffix, named, capsys):
     path = animation(tmp_path / f'a.{suffix if named == "own" else named}', suffix)
     assert kinds.kind_of(path) == kinds.VIDEO

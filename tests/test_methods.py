@@ -121,6 +121,7 @@ def test_invert_a_video(run, toy, tmp_path):
     assert load_avatar(tmp_path / 'out' / 'talk').identity['color'].shape == (3,)
 
 
+@pytest.mark.slow
 def test_evaluate(run, toy, tmp_path):
     options = ('--identities', 1, '--frames', 2, '--portraits', 2, '--darker', 0.1)
     status, out, err = run('evaluate', '--weights', toy / 'toy.safetensors', '--out', tmp_path, *options)

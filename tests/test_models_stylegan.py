@@ -341,6 +341,7 @@ def test_raw_image_fades():
     assert float(state['ema_stats']['raw_fade']) == 0
 
 
+@pytest.mark.slow
 def test_label_noise_and_half_precision():
     image, raw, c = normal(4, 8, 8, 3), normal(4, 6, 6, 3), normal(4, 3)
     clean = DualDiscriminator(**D_OPTIONS)

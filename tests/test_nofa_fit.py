@@ -104,6 +104,7 @@ def test_the_generator_fits_a_person_around_a_searched_code():
     assert len(one.report()['search']['loss']) == config.settings.search.steps
 
 
+@pytest.mark.slow
 def test_the_rule_may_look_at_what_the_loss_reports():
     """How a rule ends a fit is in tests/test_tuning.py; here is what it may name."""
     person = portrait(0)

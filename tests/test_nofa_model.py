@@ -48,6 +48,7 @@ def test_sizes_of_the_full_networks():
     assert volume.added.shape == volume.canonical.shape == (1, 3, 256, 256, 32)
 
 
+@pytest.mark.slow
 def test_small_weights_stay_small():
     heads = nofa.abstract(ModelConfig.heads())
     assert 2 * count(heads) < 10e6, 'in half precision the shipped file is below 10 MB'

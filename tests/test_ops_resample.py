@@ -73,6 +73,7 @@ def test_setup_filter():
         resample.setup_filter(np.ones((2, 2, 2)))
 
 
+@pytest.mark.slow
 def test_resampling_keeps_a_constant_image_constant():
     f = resample.setup_filter([1, 3, 3, 1])
     x = jnp.ones((1, 8, 8, 1))

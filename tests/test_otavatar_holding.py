@@ -14,6 +14,7 @@ from avatar_jax.methods.otavatar.model import ModelConfig
 from tests.tiny_model import portrait, random_variables
 
 
+@pytest.mark.slow
 def test_terms_see_shape_and_mirror_image():
     config = ModelConfig.tiny('release')
     generator = {k: v['generator'] for k, v in random_variables(config).items() if 'generator' in v}

@@ -188,6 +188,7 @@ def test_stand_ins_load_and_are_named_as_such(trained):
     assert estimate.landmarks.shape == (3, 68, 2) and estimate.expression.shape == (3, 64)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_continues_to_the_same_numbers(trained, tmp_path):
     _, config, data, _, _ = trained
     step = head_nets.make_step(config)

@@ -132,6 +132,7 @@ def test_keys_jitter_and_no_key_repeats():
     assert (run(None) == run(None)).all()
 
 
+@pytest.mark.slow
 def test_every_ray_missing_the_box_is_no_error():
     planes, weight, decode, (origins, directions) = scene()
     out = render_rays(lambda f: decode(weight, f), planes, origins + 50, directions, CONFIG)

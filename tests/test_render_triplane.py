@@ -136,6 +136,7 @@ def test_randomness_is_explicit():
         apply('render', const, labels, key=key, draws=RenderDraws())
 
 
+@pytest.mark.slow
 def test_conditioning_switches():
     z, labels = jax.random.normal(jax.random.key(5), (2, TINY.z_dim)), cameras.orbit_labels(5)[1:3]
     seen = apply('mapping', z, labels)

@@ -95,6 +95,7 @@ def arrays(*shapes):
     return [jnp.asarray(rng.uniform(0.1, 1, shape), jnp.float32) for shape in shapes]
 
 
+@pytest.mark.slow
 def test_array_maths():
     from avatar_jax.ops import activations, conv, grid_sample, image_metrics, knn, modulated, resample, resize, warp
 
@@ -122,6 +123,7 @@ def test_array_maths():
     call(warp.warp_affine, x, call(warp.invert_affine, matrix), 6)
 
 
+@pytest.mark.slow
 def test_rays_and_cameras():
     from avatar_jax.faces import pose
     from avatar_jax.render import cameras, marching, rays, sampling

@@ -49,6 +49,7 @@ def test_guesses_that_are_landmarks_are_used(tmp_path):
     assert find_landmarks(tmp_path / 'c.png') == tmp_path / 'c.png.txt'
 
 
+@pytest.mark.slow
 def test_pictures_with_captions_and_with_other_points(tmp_path):
     pixels, landmarks, _, _ = head()
     path = save(tmp_path / 'a.png', pixels)
@@ -87,6 +88,7 @@ def test_tracking_beside_captions_and_other_numbers(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason='the shared cases are not here')
+@pytest.mark.slow
 def test_shared_caption():
     found = prepare(CASES / 'caption' / 'person.png', size=64)
     assert any('person.txt' in w for w in found.warnings)

@@ -160,6 +160,7 @@ def test_labels_show_the_head_in_the_crop(clip, landmark_model):
     np.testing.assert_allclose(eyes, 0.5 - 0.29 * 300 / 700, atol=0.02)
 
 
+@pytest.mark.slow
 def test_gaps_are_filled(clip, landmark_model):
     points = clip.points.copy()
     points[10:14] = points[36:] = np.nan
@@ -171,6 +172,7 @@ def test_gaps_are_filled(clip, landmark_model):
     assert np.isnan(track.residual[10:14]).all() and np.isfinite(track.landmarks).all()
 
 
+@pytest.mark.slow
 def test_outliers_lose_their_weight(clip, landmark_model):
     points = clip.points.copy()
     points[:, [5, 40, 50]] += [30.0, -20.0]

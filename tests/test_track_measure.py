@@ -415,6 +415,7 @@ def test_the_second_look_invents_nothing():
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason='the shared cases are not here')
+@pytest.mark.slow
 def test_shared_tight_crop():
     found = portrait(CASES / 'face_fills_picture.png', size=64)
     assert found.points is not None and found.landmarks is not None

@@ -97,6 +97,7 @@ def stored_numbers(out, step):
         return manager.restore(step, args=args)['manifest']['leaves']
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
     whole, out = tmp_path / 'whole', tmp_path / 'killed'
     finish(start(RUN.format(root=str(ROOT), out=str(whole), resume=False)))
@@ -188,6 +189,7 @@ def batch_of(count, size=16):
     return {'image': rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8), 'label': labels_of(count)}
 
 
+@pytest.mark.slow
 def test_the_update_does_not_depend_on_devices_and_micro_batches():
     finish(start(DEVICES.format(root=str(ROOT)), XLA_FLAGS=FLAGS + ' --xla_force_host_platform_device_count=4'))
 
@@ -276,6 +278,7 @@ def test_configs_and_their_variants():
     assert config_difference({'run': heads}, {'run': longer}, [f'run.{p}' for p in RunConfig.MAY_DIFFER]) is None
 
 
+@pytest.mark.slow
 def test_bad_starts_are_one_line(tmp_path):
     from tests.runs import train
 
@@ -298,6 +301,7 @@ def test_bad_starts_are_one_line(tmp_path):
         files.load_run(tmp_path / 'other')
 
 
+@pytest.mark.slow
 def test_mixed_precision_halves_super_resolution_alone():
     """Raw pictures are those of float32, up to rounding; the super-resolved ones are nearly."""
     config = GeneratorConfig.tiny()

@@ -47,6 +47,7 @@ def trained(tmp_path_factory):
     return folder, train(tiny_run(), folder, quiet=True)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_numbers_of_an_uninterrupted_one(trained, tmp_path):
     folder, whole = trained
     train(tiny_run(2), tmp_path / 'run', quiet=True)
@@ -61,6 +62,7 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_uninterrupted_one(trained, t
     assert config == tiny_run().model and provenance['iterations'] == 3 and 'mesh' in variables
 
 
+@pytest.mark.slow
 def test_coefficients_can_join_trained_points(trained, tmp_path):
     weights = trained[0] / 'weights.safetensors'
     run = dataclasses.replace(tiny_run(1), init=str(weights))
@@ -188,6 +190,7 @@ def test_portraits_of_different_people_are_told():
     assert strangers(['a.png'], None) == []
 
 
+@pytest.mark.slow
 def test_pictures_of_portraits_are_compared_with_the_truth(trained, tmp_path, monkeypatch, capsys):
     from PIL import Image
 

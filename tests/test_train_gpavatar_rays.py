@@ -144,6 +144,7 @@ def scene_of(config):
     return variables, head.Scene(planes, points), cameras.camera_of_label(jnp.asarray(label), config.world)
 
 
+@pytest.mark.slow
 def test_rays_through_pixel_centres_give_the_rendered_picture():
     config = ModelConfig.tiny(**SETTINGS)
     variables, scene, (transforms, focal) = scene_of(config)
@@ -188,6 +189,7 @@ def test_importance_of_parts():
         Importance(eye=-1.0)
 
 
+@pytest.mark.slow
 def test_a_step_of_rays_descends_its_own_loss(trained, pictures):
     """Gradient descent on one batch makes its loss smaller: what is rendered is compared with the right pixels."""
     from avatar_jax.methods.gpavatar.mesh import load_mesh
@@ -211,6 +213,7 @@ def test_a_step_of_rays_descends_its_own_loss(trained, pictures):
     assert np.mean(found[-10:]) < 0.6 * np.mean(found[:5])
 
 
+@pytest.mark.slow
 def test_first_values_let_the_input_through():
     config = dataclasses.replace(ModelConfig.heads().encoder, in_size=32, out_size=16)
     plain = styleunet.init_params(jax.random.key(0), config)
@@ -226,6 +229,7 @@ def test_first_values_let_the_input_through():
     np.testing.assert_array_equal(silent, 0)
 
 
+@pytest.mark.slow
 def test_super_resolution_starts_as_enlargement():
     config = dataclasses.replace(ModelConfig.tiny(), sr_skip=True)
     params = init(config, jax.random.key(0))['params']
@@ -240,6 +244,7 @@ def test_super_resolution_starts_as_enlargement():
     assert planes.shape == (1, *config.plane_shape)
 
 
+@pytest.mark.slow
 def test_the_front_plane_can_start_from_the_picture():
     """A place in space looks up the canonical picture's pixel that lies before it: x to the right, y upwards."""
     from avatar_jax.methods.gpavatar.model import PICTURE_GAIN
@@ -258,6 +263,7 @@ def test_the_front_plane_can_start_from_the_picture():
     np.testing.assert_array_equal(planes[:, 1:], 0)
 
 
+@pytest.mark.slow
 def test_first_values_of_the_head_let_features_through():
     config, field = ModelConfig.heads().settings.head, ModelConfig.heads().settings.field
     plain = head.init_head(config, field, jax.random.key(0))

@@ -277,6 +277,7 @@ def _convolved(jaxpr, variable):
     return False
 
 
+@pytest.mark.slow
 def test_terms():
     rng = np.random.default_rng(0)
 

@@ -301,6 +301,7 @@ def wait_for_checkpoint(folder, process, after=-1):
     raise AssertionError(f'no checkpoint after {after}: {process.communicate()[1][-2000:]}')
 
 
+@pytest.mark.slow
 def test_killed_and_terminated_runs_resume_to_the_same_numbers(tmp_path):
     process = start_run(tmp_path)
     seen = wait_for_checkpoint(tmp_path, process)

@@ -61,6 +61,7 @@ def leaves(state):
     return [np.asarray(x) for x in jax.tree.leaves(state)]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
     from tests.runs import train
 
@@ -170,6 +171,7 @@ def compare_devices():
     print('devices agree')
 
 
+@pytest.mark.slow
 def test_one_two_and_four_devices_make_the_same_update():
     flags = '--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0'
     env = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
@@ -329,6 +331,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_any_parts(files):
     folder, config, variables = files
     fresh = random_variables(config, 1)

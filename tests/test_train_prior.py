@@ -66,6 +66,7 @@ def test_points_lie_where_the_depth_says(heads):
     assert distance.min() > 2.2 and distance.max() < 3.4
 
 
+@pytest.mark.slow
 def test_every_kind_of_step_moves_what_it_should(heads):
     config = tiny()
     state, constants = prior.init_state(config)
@@ -108,6 +109,7 @@ def test_every_kind_of_step_moves_what_it_should(heads):
     assert moved == {'superresolution'}
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_the_uninterrupted_one_and_learns(heads, tmp_path, monkeypatch):
     monkeypatch.setattr(prior_training, 'validate', lambda *a: {})
     monkeypatch.setattr(prior_training, 'preview', lambda *a: None)
@@ -134,6 +136,7 @@ def test_resumed_run_equals_the_uninterrupted_one_and_learns(heads, tmp_path, mo
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_mapping_network_learns_the_codes_without_pictures():
     config = tiny()
     state, _ = prior.init_state(config)

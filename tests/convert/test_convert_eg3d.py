@@ -32,6 +32,7 @@ def pickle_file(tmp_path_factory):
     return w.write(tmp_path_factory.mktemp('eg3d'), 'network.pkl', c.eg3d_pickle(c.small_generator()))
 
 
+@pytest.mark.slow
 def test_network_pickle(pickle_file, tmp_path):
     done = convert(pickle_file, tmp_path)
     assert {p.name: m for p, m in done.files.items()} == {
@@ -71,6 +72,7 @@ def test_asking_for_the_kind_takes_everything_that_belongs_to_it(pickle_file, tm
     assert list(convert(path, tmp_path / 'c', kind='eg3d', allow=['judge/*']).files.values()) == ['eg3d']
 
 
+@pytest.mark.slow
 def test_options_come_from_the_object(tmp_path):
     path = w.write(
         tmp_path, 'network.pkl', c.eg3d_pickle(c.small_generator(), raw=128, depth_resolution=9, box_warp=2.0)

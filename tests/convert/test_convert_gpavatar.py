@@ -43,6 +43,7 @@ def written(folder, flat, name='one_model.ckpt'):
     return w.write(folder, name, w.torch_zip(value))
 
 
+@pytest.mark.slow
 def test_import_export_and_import_again(tmp_path):
     flat = checkpoint_state()
     done = convert(written(tmp_path, flat), tmp_path / 'a')

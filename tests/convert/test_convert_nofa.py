@@ -62,6 +62,7 @@ def test_an_encoder_goes_in_and_out(tmp_path):
         convert(w.write(tmp_path, 'short.pt', w.torch_zip({'state_dict': short})), tmp_path / 'd')
 
 
+@pytest.mark.slow
 def test_gfpgan_goes_in_and_out(tmp_path):
     flat = gfpgan_flat()
     other = {k: v + 1 for k, v in flat.items()}

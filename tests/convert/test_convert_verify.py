@@ -129,7 +129,7 @@ def test_what_cannot_be_verified(tmp_path):
         (['a', '--to', 'out', '--export', 'onnx'], '--export onnx: unknown'),
         (['a', '--verify', 'b.npz', '--to', 'out'], '--to: nothing is written'),
         (['a', '--verify', 'b.npz', '--as', 'eg3d'], '--as: works only'),
-        (['a', '--verify', 'b.npz', '--export', 'safetensors'], 'give one of them'),
+        (['a', '--verify', 'b.npz', '--export', 'safetensors'], 'does not go with --verify'),
     ],
 )
 def test_command_line_errors(arguments, message, capsys, tmp_path, monkeypatch):
@@ -166,6 +166,7 @@ def test_export_and_assets(tmp_path, capsys, monkeypatch):
     assert 'AVATAR_ASSETS=gone: no such folder' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_templates_are_cached_without_mixing():
     small = c.small_generator()
     assert abstract_generator(small) is abstract_generator(c.small_generator())

@@ -102,6 +102,7 @@ def check_regressor_poses(golden):
 
 
 @handles('eg3d', 'ray_sampler')
+@pytest.mark.slow
 def test_ray_sampler(golden):
     for name in list(golden.out):
         if match := re.fullmatch(r'(origins|dirs)_res(\d+)', name):

@@ -310,6 +310,7 @@ def test_full_size_model_has_the_published_keys():
         assert trained + unused == sum(int(np.prod(s)) for s in wanted.values())
 
 
+@pytest.mark.slow
 def test_presets_build():
     for preset in ('paper', 'release'):
         tiny = ModelConfig.tiny(preset)

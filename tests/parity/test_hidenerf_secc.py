@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from avatar_jax.faces.camera_labels import make_label, raw_pose
 from avatar_jax.faces.pose import rotation_matrix, transform
@@ -58,6 +59,7 @@ class _Miniature:
 
 
 @handles('blocks', 'secc')
+@pytest.mark.slow
 def test_secc_on_the_device(golden):
     config = SeccConfig(
         golden.config['size'], golden.config['focal'], golden.config['center'], golden.config['camera_distance']

@@ -31,6 +31,7 @@ def test_gfpgan(golden):
     golden.check_all_used()
 
 
+@pytest.mark.slow
 def test_keys_and_number_of_parameters():
     path = g.root() / 'blocks' / 'manifests' / 'gfpgan_v1_clean_512.json'
     if not path.exists():

@@ -58,6 +58,7 @@ def test_camera_orbit(golden):
 
 
 @handles('otavatar', 'motion_windows')
+@pytest.mark.slow
 def test_motion_windows(golden):
     radius = golden.config['semantic_radius']
     clips = sorted({name.split('.')[0] for name in golden.inp})

@@ -75,6 +75,7 @@ def test_identity_network(name):
         within_spread(results, expected)
 
 
+@pytest.mark.slow
 def test_identity_network_refuses_a_crop_one_pixel_aside():
     golden, variables, gradient = arcface()
     gray = np.roll(nhwc(golden.inp['gray']), 1, 2)
