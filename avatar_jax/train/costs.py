@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from avatar_jax.errors import UserError
@@ -186,7 +186,7 @@ def count_step(step: Any, state: PyTree, batch: PyTree, constants: PyTree, devic
     """
     if devices == 1:
         return count(jax.make_jaxpr(lambda s, b, c: step(s, b, c, None))(state, batch, constants))
-    mesh = AbstractMesh((devices,), (AXIS,))
+    mesh = AbstractMesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
     mapped = jax.shard_map(
         lambda s, b, c: step(s, b, c, AXIS), mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False
     )
