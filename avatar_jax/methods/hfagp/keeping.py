@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import itertools
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -61,7 +61,7 @@ class Keeper:
 
     Args:
         folder: made if missing; '': nothing is kept.
-        about: what decides the training, plain values: one that was made with others is thrown away.
+        about: what decides the training, plain values: one that was made with others is set aside.
 
     Attributes:
         notes: what the user should know.
@@ -94,9 +94,17 @@ class Keeper:
                 pass
             found.close()
             if first:
-                self.notes.append(f'{self.folder}: the unfinished training there was another one; it begins anew')
-                shutil.rmtree(self.folder / _STATES)
+                self.notes.append(
+                    f'{self.folder}: the unfinished training there was another one; it begins anew '
+                    f'(the other was moved to {self._aside()})'
+                )
         return found
+
+    def _aside(self) -> str:
+        """Moves the states that are there to another name beside them, and returns it."""
+        name = next(n for n in (f'{_STATES}_{i}' for i in itertools.count(1)) if not (self.folder / n).exists())
+        (self.folder / _STATES).rename(self.folder / name)
+        return name
 
     def restored(self, fresh: TrainState) -> Progress:
         """The progress that was kept, or none with a fresh state."""
