@@ -224,6 +224,6 @@ def test_another_training_is_not_gone_on_with(tmp_path):
         assert (found.done, found.elapsed, found.tuned_from) == (2, 7.5, 1) and keeper.notes
     with keeping.Keeper(str(tmp_path / 'w'), {'steps': 6}) as keeper:
         assert 'another one; it begins anew' in keeper.notes[0] and keeper.restored(state).done == 0
-    assert (tmp_path / 'w' / 'states_1' / '2').is_dir(), 'nothing that was computed is lost'
+    assert (tmp_path / 'w_1' / '2').is_dir(), 'nothing that was computed is lost'
     with keeping.Keeper('', {}) as keeper:
         assert keeper.restored(fresh).state is fresh and not keeper.due()

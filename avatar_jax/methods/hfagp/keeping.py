@@ -100,11 +100,11 @@ class Keeper:
                 )
         return found
 
-    def _aside(self) -> str:
-        """Moves the states that are there to another name beside them, and returns it."""
-        name = next(n for n in (f'{_STATES}_{i}' for i in itertools.count(1)) if not (self.folder / n).exists())
-        (self.folder / _STATES).rename(self.folder / name)
-        return name
+    def _aside(self) -> Path:
+        """Moves the states to a folder of their own beside this one, which is removed when a training is finished."""
+        places = (self.folder.with_name(f'{self.folder.name}_{i}') for i in itertools.count(1))
+        place = next(p for p in places if not p.exists())
+        return (self.folder / _STATES).rename(place)
 
     def restored(self, fresh: TrainState) -> Progress:
         """The progress that was kept, or none with a fresh state."""
