@@ -112,9 +112,11 @@ def test_antisymmetric_deformation_rests_without_expression(fresh):
     """Invariant 2."""
     given = inputs()
     config = CONFIG.replace(deformation__antisymmetric=True)
-    still = run(config, moving(fresh), MESH, given | {'expression': 0 * given['expression']})
-    assert float(jnp.abs(still.shift).max()) == 0
-    assert float(jnp.abs(run(config, moving(fresh), MESH, given).shift).max()) > 0
+    rest = given | {'expression': 0 * given['expression']}
+    still, subtracted = (run(c, moving(fresh), MESH, rest) for c in (config, CONFIG))
+    # the program computes one number twice, possibly in two orders: a few roundings of what is subtracted remain
+    assert float(jnp.abs(still.shift).max()) < 1e-5 * float(jnp.abs(subtracted.shift).max())
+    assert float(jnp.abs(run(config, moving(fresh), MESH, given).shift).max()) > 1e-3
 
 
 def test_a_common_rotation_of_everything_changes_nothing(fresh):

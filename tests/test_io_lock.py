@@ -144,3 +144,15 @@ def test_folders_that_cannot_be_written_are_said(tmp_path):
     (tmp_path / 'file').write_text('x')
     with pytest.raises(UserError, match='could not be written'):
         FolderLock(tmp_path / 'file' / 'run', 'training').__enter__()
+
+
+def test_one_that_comes_late_does_not_take_over_the_new_holder(tmp_path):
+    elsewhere(tmp_path)
+    os.utime(tmp_path / NAME, (time.time() - 100,) * 2)
+    stale = lock._read(tmp_path / NAME)
+    with FolderLock(tmp_path, 'training') as first:
+        late = FolderLock(tmp_path, 'training')
+        assert not late._replace(stale), 'it saw the dead holder, and looks again'
+        first.check()
+        assert lock._read(tmp_path / NAME)['token'] == first._token and files(tmp_path) == [NAME]
+    assert not late._replace(stale) and files(tmp_path) == []

@@ -3,7 +3,8 @@
 The file is made by an atomic link, which shared storage (NFS and the like) keeps, too. On the machine of the holder its
 process tells whether it lives; from elsewhere the file's time does, which the holder renews every ``BEAT`` seconds and
 which is compared with the storage's own clock. A lock that was not renewed for ``STALE`` seconds is taken over; to find
-out, a new process waits as long.
+out, a new process waits as long. Of several that take it over at once, one gets it: the file is replaced, never removed
+first, while the operating system locks the file that is replaced.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.atomic import write_error
 from avatar_jax.progress import activity
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None
 
 NAME = '.avatar_jax.lock'
 BEAT, STALE = 10.0, 60.0  # seconds
@@ -83,16 +90,15 @@ class FolderLock:
                     f'{self.folder}: {_named(holder)} is {holder.get("work", self.work)} there; end it or wait, or '
                     'choose another folder'
                 )
-            self._remove(holder)
+            if self._replace(holder):
+                return
         raise UserError(
             f'{self.folder}: other processes take it at the same moment; start one, or choose another folder'
         )
 
     def _create(self) -> bool:
         """Makes the lock file with its content in one step; False where there is one."""
-        own = self.path.with_name(f'{NAME}.{self._token}')
-        try:
-            own.write_text(json.dumps(_identity() | {'token': self._token, 'work': self.work}), encoding='utf-8')
+        with self._written() as own:
             try:
                 os.link(own, self.path)
             except FileExistsError:
@@ -102,28 +108,40 @@ class FolderLock:
                     return False
                 os.rename(own, self.path)
             return True
+
+    def _replace(self, holder: dict[str, Any]) -> bool:
+        """Puts this process's lock file in place of a stale one; False if somebody else was quicker."""
+        with contextlib.suppress(FileNotFoundError), open(self.path, 'rb') as stale, self._written() as own:
+            _lock_file(stale)
+            same = os.path.samestat(os.fstat(stale.fileno()), self.path.stat())
+            if same and _read(self.path).get('token') == holder.get('token'):
+                os.replace(own, self.path)
+                return True
+        return False
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[Path]:
+        """A file beside the lock that says who this process is; gone afterwards unless it was moved."""
+        own = self.path.with_name(f'{NAME}.{self._token}')
+        try:
+            own.write_text(json.dumps(_identity() | {'token': self._token, 'work': self.work}), encoding='utf-8')
+            yield own
         finally:
             with contextlib.suppress(OSError):
                 own.unlink()
-
-    def _remove(self, holder: dict[str, Any]) -> None:
-        """Takes a stale lock away, and only this one: somebody else may have been quicker and hold a new one."""
-        aside = self.path.with_name(f'{NAME}.{self._token}.stale')
-        try:
-            os.rename(self.path, aside)
-        except OSError:
-            return
-        if _read(aside).get('token') != holder.get('token'):
-            with contextlib.suppress(OSError):
-                os.link(aside, self.path)
-        with contextlib.suppress(OSError):
-            aside.unlink()
 
     def _renew(self) -> None:
         while not self._done.wait(BEAT):
             with contextlib.suppress(OSError):
                 if _read(self.path).get('token') == self._token:
                     os.utime(self.path)
+
+
+def _lock_file(file: BinaryIO) -> None:
+    """Waits until nobody else has locked an open file; without effect on storage or systems that lack it."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _identity() -> dict[str, Any]:
