@@ -76,7 +76,14 @@ class Run:
 
 
 def train(
-    start: Callable, config: Any, out: str | Path, streams: ModuleType, *, resume: bool = False, quiet: bool = False
+    start: Callable,
+    config: Any,
+    out: str | Path,
+    streams: ModuleType,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    programs: dict[Hashable, Parallel] | None = None,
 ) -> Any:
     """Trains and exports; returns the final ``TrainState``.
 
@@ -87,6 +94,8 @@ def train(
         out: folder of the run.
         streams: by which batches are read (the module ``data_pipelines.streams``).
         resume: continue the run that is there, or start. quiet: no progress.
+        programs: the steps by kind, which are added here as they come up. Give a second training of the same
+            configuration in one process the first one's, and nothing is traced or compiled again.
 
     Raises:
         UserError: data, weights, batch or folder cannot be used; another run is there.
@@ -98,7 +107,7 @@ def train(
         for note in run.notes:
             print(f'avatar-jax: {note}', file=sys.stderr)
     out = Path(out)
-    programs: dict[Hashable, Parallel] = {}
+    programs = {} if programs is None else programs
 
     def program(kind: Hashable) -> Parallel:
         """One program per kind of step, made when it first comes up."""
