@@ -98,7 +98,7 @@ class Profile:
             f'({self.memory_share:.0%} of {p.bandwidth / 1e9:.1f})'
         ]
         lines += [
-            f'    {o.seconds * 1e3:9.2f} ms {o.share:4.0%} {o.calls:6.0f} x {o.kind:12s} {o.shape}  {o.origin or o.name}'
+            f'   {o.seconds * 1e3:9.2f} ms {o.share:4.0%} {o.calls:5.0f} x {o.kind:12s} {o.shape} {o.origin or o.name}'
             for o in self.operations
         ]
         if not self.operations:

@@ -115,21 +115,18 @@ def _measure(
     done = time.perf_counter()
     costs = count(traces.jaxpr)
     _reset_peak()
-    times, processor = [], []
     arguments = list(arguments)
 
-    def call() -> None:
+    def call() -> tuple[float, float]:
         begin, begin_processor = time.perf_counter(), time.process_time()
         out = jax.block_until_ready(compiled(*arguments))
-        times.append(time.perf_counter() - begin)
-        processor.append(time.process_time() - begin_processor)
+        spent = time.perf_counter() - begin, time.process_time() - begin_processor
         for place in donate:  # what was overwritten comes back at the same place of the output
             arguments[place] = out[place]
+        return spent
 
-    for _ in range(repeats + 1):
-        call()
+    times, processor = zip(*[call() for _ in range(repeats + 1)][1:], strict=True)
     peak_rss = _peak_rss()
-    times, processor = times[1:], processor[1:]
     extra = {'profile': profile(call, compiled, traces.jaxpr, costs, min(times))} if profiled else {}
     memory = compiled.memory_analysis()
     stats = jax.devices()[0].memory_stats() or {}
