@@ -17,7 +17,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from avatar_jax.errors import UserError
@@ -27,7 +27,7 @@ _YES, _NO = ('1', 'true', 'yes', 'on'), ('0', 'false', 'no', 'off')
 METAVARS = {int: 'N', float: 'F'}
 
 
-def option(default: Any, text: str, **more: Any) -> Any:
+def option(default: T, text: str, **more: Any) -> T:
     """A field that is also an option of a command.
 
     Args:
@@ -93,7 +93,7 @@ def from_arguments(cls: type[T], args: argparse.Namespace, **others: Any) -> T:
     return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}, **others)
 
 
-def converted(value: Any, kind: type, where: str, metadata: Mapping[str, Any]) -> Any:
+def converted(value: str | Sequence[str], kind: type[T], where: str, metadata: Mapping[str, Any]) -> T:
     """A text of the command line as ``kind``.
 
     Args:

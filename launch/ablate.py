@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avatar_jax.errors import UserError
-from avatar_jax.methods.base import methods
+from avatar_jax.methods.base import Table, methods
 from launch.program import at_least
+
+if TYPE_CHECKING:
+    from avatar_jax.methods.model import Model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measured(table: Any, out: Path, variant: str, seed: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+def measured(table: Table, out: Path, variant: str, seed: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Scores of one trained variant, by the keys of the table's rows; trains it if that has not been done."""
     from avatar_jax.io import atomic
     from avatar_jax.methods.model import load_model
@@ -92,7 +95,7 @@ def measured(table: Any, out: Path, variant: str, seed: int, args: argparse.Name
     return scores
 
 
-def score(table: Any, variant: str, model: Any, people: int) -> dict[str, dict[str, float]]:
+def score(table: Table, variant: str, model: Model, people: int) -> dict[str, dict[str, float]]:
     """What a table's protocol measures of a trained model."""
     if callable(table.protocol):
         return table.protocol(model, people)

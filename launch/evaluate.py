@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval.options import ProtocolConfig
@@ -23,6 +24,12 @@ from avatar_jax.methods.options import add_build_options, given_options
 from avatar_jax.options import add_options, from_arguments
 from launch.common import add_model, add_perception, say
 from launch.program import at_least
+
+if TYPE_CHECKING:
+    from avatar_jax.eval.personal import VideoCase
+    from avatar_jax.eval.protocols import CaseResult
+    from avatar_jax.losses.perception import PerceptionBank
+    from avatar_jax.methods.model import Model
 
 VIDEO_FRAMES = 3000
 # Fields of ``ProtocolConfig`` that say something about a video of one person.
@@ -136,7 +143,7 @@ def videos(args: argparse.Namespace, protocol: ProtocolConfig, out: Path) -> tup
     return video_items(args.dataset, args.identities, args.seed, args.frames, args.video_frames, out)
 
 
-def measuring(model: Any, options: dict[str, Any], bank: Any, out: Path) -> Any:
+def measuring(model: Model, options: dict[str, Any], bank: PerceptionBank, out: Path) -> Callable[..., CaseResult]:
     """(case, on_step) -> the scores of a method that learns from videos, beside those of an avatar of one frame."""
     from avatar_jax.eval.personal import check_baseline, measure_video
     from avatar_jax.methods.model import choose_model
@@ -146,7 +153,7 @@ def measuring(model: Any, options: dict[str, Any], bank: Any, out: Path) -> Any:
         say(f'no comparison with an avatar of one frame: {reason}')
         one = None
 
-    def measure(case: Any, on_step: Any) -> Any:
+    def measure(case: VideoCase, on_step: Callable[[int], None]) -> CaseResult:
         work = str(out / 'training' / case.name)
         case = replace(case, source=replace(case.source, work=work))
         found = measure_video(case, model, options, bank, lambda done, **_: on_step(done), one)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -31,6 +31,9 @@ from avatar_jax.methods.base import Source
 from avatar_jax.methods.model import Model
 from avatar_jax.ops import image_metrics as image
 from avatar_jax.types import Avatar, Camera, Drive, Motion, Portrait
+
+if TYPE_CHECKING:
+    from avatar_jax.losses.perception import PerceptionBank
 
 MEAN_OF = 200  # training frames at most, for the mean frame
 ONE_FRAME = 'one_frame'
@@ -70,7 +73,7 @@ def measure_video(
     case: VideoCase,
     model: Model,
     options: Mapping[str, Any],
-    bank: Any,
+    bank: PerceptionBank | None,
     on_step: Callable[..., None],
     one: Model | None = None,
 ) -> CaseResult:

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,11 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from avatar_jax.errors import UserError
-from avatar_jax.parallel import AXIS
+from avatar_jax.parallel import AXIS, Parallel, StepFn
 from avatar_jax.types import PyTree
+
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr, Jaxpr
 
 # Shares of the peak that networks of this kind reach; see docs/scaling.md for what was measured.
 COMPUTE_SHARE, MEMORY_SHARE = 0.35, 0.6
@@ -110,7 +113,7 @@ DEVICES = (
 # ------------------------------------------------------------------------------------------------------------ counting
 
 
-def count(jaxpr: Any) -> Costs:
+def count(jaxpr: ClosedJaxpr | Jaxpr) -> Costs:
     """Costs of a (closed) jaxpr as one device runs it; bodies of ``while`` loops count once, of ``cond`` the
     dearest.
     """
@@ -206,14 +209,14 @@ def _one(name: str, equation: Any) -> Costs:
     return Costs(float(arithmetic), moved if name in _MOVING else 0.0)
 
 
-def step_costs(spread: Any, state: PyTree, batch: PyTree) -> Costs:
+def step_costs(spread: Parallel, state: PyTree, batch: PyTree) -> Costs:
     """Costs of one device's part of a step of ``parallel.Parallel``, from arrays or their shapes."""
     costs = count(spread.trace(state, batch))
     # The partitioned program is written for all devices together.
     return costs * (1.0 / spread.num_devices) if spread.kind == 'sharded' else costs
 
 
-def count_step(step: Any, state: PyTree, batch: PyTree, constants: PyTree, devices: int = 1) -> Costs:
+def count_step(step: StepFn, state: PyTree, batch: PyTree, constants: PyTree, devices: int = 1) -> Costs:
     """Costs of one device's part of ``step(state, batch, constants, axis_name)``, from shapes alone.
 
     ``batch``: one device's share. ``devices``: how many there are in thought; none is touched.
@@ -340,7 +343,7 @@ class Estimate:
         )
 
 
-def estimate(spread: Any, state: PyTree, batch: PyTree, bf16: bool = False) -> Estimate:
+def estimate(spread: Parallel, state: PyTree, batch: PyTree, bf16: bool = False) -> Estimate:
     """Compiles a step (which ``spread.step`` then uses) and says what it will take.
 
     Raises:

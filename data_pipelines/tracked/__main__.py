@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from avatar_jax.errors import UserError
 from data_pipelines.tracked.layouts import LAYOUTS
 
+if TYPE_CHECKING:
+    from avatar_jax.track.measure import Measures
+
 
 def build(
-    name: str, videos: str | Path, data_dir: str | Path = 'data', config: str = '512', tracker: Any = None
+    name: str, videos: str | Path, data_dir: str | Path = 'data', config: str = '512', tracker: Measures | None = None
 ) -> tuple[Path, list[tuple[str, str]]]:
     """Builds (or finds) a data set.
 
@@ -25,7 +28,7 @@ def build(
         videos: the manual directory.
         data_dir: TFDS root.
         config: '512', '256', '128' or 'tiny'.
-        tracker: ``avatar_jax.track.measure.Measures``; None takes the default one.
+        tracker: None takes the default one.
 
     Returns:
         (folder of the data set, [(clip, reason)] of what was skipped).

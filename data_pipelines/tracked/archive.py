@@ -25,7 +25,7 @@ from avatar_jax.io import atomic
 from avatar_jax.io.animation import open_video
 from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, SLICES
 from avatar_jax.progress import Progress
-from avatar_jax.track.measure import MeasuredClip, PictureFrames, Selected, measure
+from avatar_jax.track.measure import MeasuredClip, Measures, PictureFrames, Selected, measure
 from data_pipelines.tracked.layouts import ClipSpec, choose_frames
 
 VERSION = 1
@@ -119,7 +119,7 @@ def archive_path(folder: Path, clip: ClipSpec, options: Options) -> Path:
     return folder / f'{options.key(clip)}.zip'
 
 
-def track_clip(clip: ClipSpec, tracker: Any, options: Options, path: Path) -> None:
+def track_clip(clip: ClipSpec, tracker: Measures, options: Options, path: Path) -> None:
     """Tracks a clip and writes its archive, completely or not at all.
 
     Raises:

@@ -24,7 +24,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.io.atomic import write_json
 from avatar_jax.ops.coefficients import SLICES
 from avatar_jax.progress import Progress
-from avatar_jax.track.measure import default_tracker
+from avatar_jax.track.measure import Measures, default_tracker
 from data_pipelines.frame_features import frame_features
 from data_pipelines.tables import TABLE_NAME
 from data_pipelines.tracked.archive import Options, TrackedClip, archive_path, load_clip, track_clip
@@ -170,7 +170,7 @@ class Ready:
     skipped: list[tuple[str, str]]
 
 
-def track_all(specs: list[ClipSpec], tracker: Any, options: Options, folder: Path) -> Ready:
+def track_all(specs: list[ClipSpec], tracker: Measures, options: Options, folder: Path) -> Ready:
     """Tracks every clip whose archive is not there yet; a clip that cannot be used is skipped."""
     paths, skipped = {}, []
     with Progress(len(specs), 'tracking', unit='clip') as bar:

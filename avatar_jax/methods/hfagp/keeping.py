@@ -23,6 +23,7 @@ from avatar_jax.methods.hfagp.batches import PersonFrames
 from avatar_jax.methods.hfagp.config import ModelConfig
 from avatar_jax.train.checkpoints import Checkpoints, config_difference
 from avatar_jax.train.state import TrainState
+from avatar_jax.types import PyTree
 
 EVERY = 120.0  # seconds between two
 PREVIEW = 'preview.png'
@@ -128,7 +129,7 @@ class Keeper:
         """Whether it is time to keep the state."""
         return self._store is not None and time.monotonic() - self._last >= EVERY
 
-    def keep(self, progress: Progress, variables: Any, config: ModelConfig, video: PersonFrames) -> None:
+    def keep(self, progress: Progress, variables: PyTree, config: ModelConfig, video: PersonFrames) -> None:
         """Writes the state and ``preview.png``: unseen frames beside what each driver makes of them."""
         if self._store is None:
             return

@@ -36,7 +36,7 @@ from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.render.sampling import RenderDraws
-from avatar_jax.types import Frames, PyTree
+from avatar_jax.types import Array, Frames, Portrait, PyTree
 
 METHOD = 'otavatar'
 NETWORKS = ('generator', 'controller')
@@ -127,7 +127,7 @@ class ModelConfig:
 # --------------------------------------------------------------------------------------------------------- variables
 
 
-def join(generator: Mapping[str, Any], controller: Mapping[str, Any], w_std: Any = None) -> dict[str, Any]:
+def join(generator: Mapping[str, Any], controller: Mapping[str, Any], w_std: Array | None = None) -> dict[str, Any]:
     """One tree from the variables of the two networks, each ``{'params': ..., ...}``."""
     tree: dict[str, Any] = {}
     for name, variables in zip(NETWORKS, (generator, controller), strict=True):
@@ -330,7 +330,7 @@ def frame(
     return Frames(raw if views.image is None else jnp.clip(views.image, -1, 1), raw, views.depth, views.opacity)
 
 
-def source_windows(portrait: Any) -> jax.Array:
+def source_windows(portrait: Portrait) -> jax.Array:
     """[..., 27, 70] motion windows of still pictures: the picture's coefficients in every frame.
 
     Coefficients that were not measured are taken as zero (a neutral face, an unturned head).
