@@ -30,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--dtype', choices=('float32', 'bfloat16'), help=text)
     text = 'rays that are rendered at a time (default: as the preset has it)'
     add('--ray-chunk', type=int, metavar='N', help=text)
+    text = (
+        "also print rates beside what this machine reaches with the same shapes, and each stage's heaviest operations"
+    )
+    add('--profile', action='store_true', help=text)
     add('--out', metavar='FILE.json', help='file for all figures')
     add = parser.add_argument_group('training steps').add_argument
     add('--train', action='store_true', help='measure the training step of --config instead of the stages')
@@ -77,6 +81,6 @@ def _stages(args: argparse.Namespace) -> None:
     if preset not in bench.presets:
         raise UserError(f'--preset {preset}: {owner.name} has {", ".join(bench.presets)}')
     config = bench.config(preset, args.dtype, args.ray_chunk)
-    run_benchmark(bench, config, args.stages, args.batch_sizes, args.repeats, args.out, print)
+    run_benchmark(bench, config, args.stages, args.batch_sizes, args.repeats, args.out, print, args.profile)
     if bench.note:
         print(bench.note)
