@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 from apache_beam.portability import python_urns
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
 
@@ -47,7 +46,7 @@ def quiet_deaths() -> Iterator[None]:
     usual = threading.excepthook
 
     def hook(args: Any) -> None:
-        lost = isinstance(args.exc_value, grpc.RpcError) or 'Worker subprocess exited' in str(args.exc_value)
+        lost = args.exc_type.__module__.startswith('grpc') or 'Worker subprocess exited' in str(args.exc_value)
         if not lost:
             usual(args)
 
