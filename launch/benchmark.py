@@ -1,4 +1,5 @@
-"""Measures time and memory of a method's stages, or with --train of a training step on one or several devices.
+"""Measures time and memory of a method's stages, with --train of a training step on one or several devices, or with
+--everything of all stages of all methods.
 
 Weights and data are random. Compilation is timed separately. On a machine with other load, the minimum is the number to
 trust; the load average is in the report.
@@ -30,7 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--dtype', choices=('float32', 'bfloat16'), help=text)
     text = 'rays that are rendered at a time (default: as the preset has it)'
     add('--ray-chunk', type=int, metavar='N', help=text)
-    add('--out', metavar='FILE.json', help='file for all figures')
+    text = (
+        "also print rates beside what this machine reaches with the same shapes, and each stage's heaviest operations"
+    )
+    add('--profile', action='store_true', help=text)
+    add('--out', metavar='FILE.json', help='file for all figures; a folder for --everything')
+    add('--everything', action='store_true', help='measure all stages of all methods and write tables into --out DIR')
+    text = 'begin nothing new after this time, e.g. 90s, 8m or 1h (with --everything; default: %(default)s)'
+    add('--budget', metavar='TIME', default='8m', help=text)
     add = parser.add_argument_group('training steps').add_argument
     add('--train', action='store_true', help='measure the training step of --config instead of the stages')
     text, example = 'config file of the training (default: %(default)s)', f'{an_example()}:tiny'
@@ -48,10 +56,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """``avatar-jax bench``."""
-    if args.train:
+    if args.everything:
+        _everything(args)
+    elif args.train:
         _train(args)
     else:
         _stages(args)
+
+
+def _everything(args: argparse.Namespace) -> None:
+    from avatar_jax.bench.everything import run_everything
+    from avatar_jax.options import seconds_of
+
+    if args.out is None:
+        raise UserError('--everything: give a folder for the tables with --out DIR')
+    if args.train or args.profile or args.stages or args.preset:
+        raise UserError(
+            '--everything: measures all stages of all methods; leave --train, --profile, --stages and --preset out'
+        )
+    run_everything(args.out, seconds_of(args.budget), args.repeats, report=print)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -77,6 +100,6 @@ def _stages(args: argparse.Namespace) -> None:
     if preset not in bench.presets:
         raise UserError(f'--preset {preset}: {owner.name} has {", ".join(bench.presets)}')
     config = bench.config(preset, args.dtype, args.ray_chunk)
-    run_benchmark(bench, config, args.stages, args.batch_sizes, args.repeats, args.out, print)
+    run_benchmark(bench, config, args.stages, args.batch_sizes, args.repeats, args.out, print, args.profile)
     if bench.note:
         print(bench.note)

@@ -1,8 +1,10 @@
 """What a method is: a toy of a stranger's package goes through every command, and nothing else names a method."""
 
 import ast
+import dataclasses
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import jax
@@ -105,6 +107,33 @@ def test_invert_and_animate(run, toy, tmp_path):
     assert status == 2 and '--steps: Toy has no such option; leave it out (it has --darker)' in err
     status, _, err = run('invert', '--image', toy / 'a.png', '--out', tmp_path / 'x', '--darker', 'much', *weights)
     assert status == 2 and '--darker much: give a number' in err
+
+
+def test_invert_holds_one_group_of_a_long_list(run, toy, tmp_path, monkeypatch):
+    """Of seven pictures, three side by side, never more than three are in memory: read, measured or built."""
+    from avatar_jax.methods import model
+    from avatar_jax.methods.pictures import Pictures
+
+    alone = dataclasses.replace(toy_method.METHOD, sources=('portrait',))
+    chosen = dataclasses.replace(load_model(toy / 'toy.safetensors'), method=alone)
+    monkeypatch.setattr(model, 'choose_model', lambda *_: chosen)
+    read, held, most = Pictures.read, [], []
+
+    def counted(self, i, *args, **options):
+        found = read(self, i, *args, **options)
+        held.append([weakref.ref(found), weakref.ref(found.measured), weakref.ref(found.source)])
+        most.append(max(sum(r() is not None for r in refs) for refs in zip(*held, strict=True)))
+        return found
+
+    monkeypatch.setattr(Pictures, 'read', counted)
+    files = [tmp_path / f'{k}.png' for k in range(7)]
+    for k, file in enumerate(files):
+        file.write_bytes(b'no picture' if k == 4 else (toy / 'a.png').read_bytes())
+    how = ('--aligned', '--background', 'keep', '--group', 3, '--out', tmp_path / 'out')
+    status, out, err = run('invert', '--image', *files, *how)
+    assert status == 2 and '1 of 7 inputs were skipped' in err, err
+    assert out.count('dB to the portrait') == 6 and most == [1, 2, 3, 1, 2, 3]
+    assert [r['name'] for r in json.loads((tmp_path / 'out' / 'report.json').read_text())['avatars']] == list('012356')
 
 
 @pytest.mark.slow

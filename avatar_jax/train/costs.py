@@ -13,7 +13,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,40 @@ def count(jaxpr: ClosedJaxpr | Jaxpr) -> Costs:
     dearest.
     """
     return _count(getattr(jaxpr, 'jaxpr', jaxpr))
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product or convolution of a program, which can be run by itself.
+
+    Attributes:
+        function: takes its operands. shapes, dtypes: of these. text: kind and shapes, for people.
+        flops: of one run. times: that it runs, with loops in full.
+    """
+
+    function: Callable[..., jax.Array]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+    text: str
+    flops: float
+    times: float
+
+
+def products(jaxpr: Any, times: float = 1.0) -> Iterator[Product]:
+    """All products and convolutions of a (closed) jaxpr; those of all branches of a ``cond``."""
+    for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+        name = equation.primitive.name
+        if name in ('dot_general', 'conv_general_dilated'):
+            avals = [v.aval for v in equation.invars]
+            shapes = tuple(tuple(a.shape) for a in avals)
+            kind = 'product' if name == 'dot_general' else 'convolution'
+            text = f'{kind} of {" and ".join("x".join(map(str, s)) for s in shapes)}'
+            run = functools.partial(equation.primitive.bind, **equation.params)
+            yield Product(run, shapes, tuple(a.dtype for a in avals), text, _one(name, equation).flops, times)
+            continue
+        inner = list(_inner(equation.params))
+        for body in inner[:1] if name.startswith('custom') else inner:
+            yield from products(body, times * (equation.params['length'] if name == 'scan' else 1))
 
 
 def _count(jaxpr: Any) -> Costs:
