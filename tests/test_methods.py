@@ -165,6 +165,16 @@ def test_bench(run, tmp_path):
     assert status == 0 and 'Toy on 1 device(s)' in out, err
     status, _, err = run('bench', '--method', 'toy', '--preset', 'huge')
     assert status == 2 and '--preset huge: toy has small, large' in err
+    status, out, err = run('bench', '--method', 'toy', '--memory', '--batch-sizes', 1, 9, '--out', tmp_path / 'm.json')
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ['small'] * 2 + ['large'] * 2, err
+    found = json.loads((tmp_path / 'm.json').read_text())['results']
+    pictures = [r['peak_bytes'] - r['argument_bytes'] for r in found]  # of 16 and 64 pixels a side, three floats each
+    assert all(p >= 12 * n * s**2 for p, n, s in zip(pictures, (1, 9, 1, 9), (16, 16, 64, 64), strict=True))
+    assert pictures[3] < 2 * 12 * 9 * 64**2
+    status, out, err = run('bench', '--train', '--memory', '--config', 'tests/toy_config.py')
+    assert status == 0 and '; memory 0 MiB' in out and 's/step' not in out, err
+    status, _, err = run('bench', '--method', 'toy', '--memory', '--profile')
+    assert status == 2 and '--profile: does not go with --memory' in err
 
 
 def test_train_and_resume(run, tmp_path):

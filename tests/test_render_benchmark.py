@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+from avatar_jax.bench import stages
 from avatar_jax.bench.profile import described, heaviest
 from avatar_jax.bench.stages import run_benchmark
 from avatar_jax.cli import main
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import method
 from avatar_jax.models.triplane import GeneratorConfig
-from avatar_jax.train.costs import count, products
+from avatar_jax.train.costs import ProgramMemory, count, products
 
 BENCH = method('eg3d').bench
 
@@ -26,6 +27,23 @@ def test_every_stage_is_measured(tmp_path):
         assert r['batch'] == 2 and len(r['times_s']) == 2 and 0 < r['min_s'] <= r['median_s'] and r['compile_s'] > 0
         assert r['temp_bytes'] >= 0 and r['argument_bytes'] > 0
     assert result['config']['img_resolution'] == config.img_resolution and result['machine']['devices']
+
+
+@pytest.mark.slow
+def test_memory_of_inverting_people(tmp_path, monkeypatch, capsys):
+    """Six people need about three times as much as two; nothing is executed."""
+    monkeypatch.setattr(stages, '_measure', None)
+    how = ['bench', '--memory', '--preset', 'tiny', '--stages', 'people', '--batch-sizes', '2', '6']
+    assert main([*how, '--out', str(tmp_path / 'm.json')]) == 0
+    two, six = json.loads((tmp_path / 'm.json').read_text())['results']
+    assert two['preset'] == 'tiny' and two['stage'] == 'people' and six['batch'] == 6
+    assert 2 * two['temp_bytes'] < six['temp_bytes'] < 4 * two['temp_bytes']
+    assert two['peak_bytes'] >= two['temp_bytes'] + two['argument_bytes'] > two['argument_bytes'] > 0
+    assert 'people           batch 6' in capsys.readouterr().out
+
+
+def test_what_a_program_holds_is_said_in_words():
+    assert ProgramMemory(2**20, 2**31, 2**20).text() == '2.0 GiB (arguments 1 MiB, temporaries 2.0 GiB)'
 
 
 def test_profile_says_where_the_time_goes(tmp_path):
