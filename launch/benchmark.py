@@ -1,4 +1,5 @@
-"""Measures time and memory of a method's stages, or with --train of a training step on one or several devices.
+"""Measures time and memory of a method's stages, with --train of a training step on one or several devices, or with
+--everything of all stages of all methods.
 
 Weights and data are random. Compilation is timed separately. On a machine with other load, the minimum is the number to
 trust; the load average is in the report.
@@ -39,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'the training step'
     )
     add('--memory', action='store_true', help=text)
-    add('--out', metavar='FILE.json', help='file for all figures')
+    add('--out', metavar='FILE.json', help='file for all figures; a folder for --everything')
+    add('--everything', action='store_true', help='measure all stages of all methods and write tables into --out DIR')
+    text = 'begin nothing new after this time, e.g. 90s, 8m or 1h (with --everything; default: %(default)s)'
+    add('--budget', metavar='TIME', default='8m', help=text)
     add = parser.add_argument_group('training steps').add_argument
     add('--train', action='store_true', help='measure the training step of --config instead of the stages')
     text, example = 'config file of the training (default: %(default)s)', f'{an_example()}:tiny'
@@ -57,15 +61,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """``avatar-jax bench``."""
-    for name in ('profile', 'count_only'):
+    for name in ('profile', 'count_only', 'everything'):
         if args.memory and getattr(args, name):
             raise UserError(f'--{name.replace("_", "-")}: does not go with --memory')
-    if args.train:
+    if args.everything:
+        _everything(args)
+    elif args.train:
         _train(args)
     elif args.memory:
         _memory(args)
     else:
         _stages(args)
+
+
+def _everything(args: argparse.Namespace) -> None:
+    from avatar_jax.bench.everything import run_everything
+    from avatar_jax.options import seconds_of
+
+    if args.out is None:
+        raise UserError('--everything: give a folder for the tables with --out DIR')
+    if args.train or args.profile or args.stages or args.preset:
+        raise UserError(
+            '--everything: measures all stages of all methods; leave --train, --profile, --stages and --preset out'
+        )
+    run_everything(args.out, seconds_of(args.budget), args.repeats, report=print)
 
 
 def _train(args: argparse.Namespace) -> None:

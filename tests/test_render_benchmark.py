@@ -1,15 +1,19 @@
 """The benchmark runs every stage and writes what it promises."""
 
 import json
+from dataclasses import dataclass
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 
 from avatar_jax.bench import stages
+from avatar_jax.bench.everything import plan, run_everything, tables
 from avatar_jax.bench.profile import described, heaviest
 from avatar_jax.bench.stages import run_benchmark
 from avatar_jax.cli import main
 from avatar_jax.errors import UserError
-from avatar_jax.methods.base import method
+from avatar_jax.methods.base import Bench, method, methods
 from avatar_jax.models.triplane import GeneratorConfig
 from avatar_jax.train.costs import ProgramMemory, count, products
 
@@ -95,6 +99,64 @@ def test_products_of_loops_count_in_full():
     ]
     assert found[1].function(*(jnp.ones(s) for s in found[1].shapes)).shape == (1, 1, 4, 4)
     assert sum(p.flops * p.times for p in found) == count(jaxpr).flops
+
+
+def small(name, factor):
+    """A method whose one stage is a matrix product, in two precisions."""
+
+    def build(config, batch):
+        x = jnp.full((batch, 64), 1 / 3, config.name)
+
+        def stage(which):
+            assert which == name
+            return (lambda a: jnp.float32(factor) * (a @ jnp.ones((64, 64), config.name)).astype(jnp.float32)), (x,), ()
+
+        return SimpleNamespace(stage=stage)
+
+    bench = Bench(('heads', 'full'), (name,), lambda preset, dtype, chunk: Kind(dtype or 'float32'), build)
+    return SimpleNamespace(name=name, bench=bench)
+
+
+@dataclass(frozen=True)
+class Kind:
+    name: str
+
+
+def test_everything_within_a_time(tmp_path, monkeypatch):
+    owners, lines = [small('a', 1), small('b', 2), SimpleNamespace(name='c', bench=None)], []
+    found = run_everything(tmp_path, 60, 1, owners, lines.append)
+    assert [(r['method'], r['stage']) for r in found['results']] == [('a', 'a'), ('b', 'b')]
+    assert [e['relative_error'] for e in found['errors']] == pytest.approx([2**-9] * 2, abs=2**-9) and not found[
+        'left_out'
+    ]
+    text = (tmp_path / 'tables.md').read_text()
+    assert '## a, heads' in text and '| b, heads | b |' in text and 'H200' in text and len(lines) == 5
+    assert json.loads((tmp_path / 'results.json').read_text())['results'][0]['min_s'] > 0
+    # On an accelerator also the paper's size, and several frames at once.
+    assert [i.text for i in plan(owners[:1], True)] == [
+        'a heads a batch 1',
+        'a full a batch 1',
+        'a heads frame batch 8',
+        'a full frame batch 8',
+        'a heads a bfloat16 error',
+    ]
+    assert 'Left out for want of time: b heads b batch 1' in tables({**found, 'left_out': ['b heads b batch 1']})
+    late = run_everything(tmp_path, 1e-9, 1, owners)
+    assert not late['results'] and len(late['left_out']) == 4
+
+
+def test_everything_covers_all_methods():
+    items = plan(list(methods()), False)
+    assert items[0].method == 'otavatar'
+    sizes = {(m.bench.config, s) for m in methods() if m.bench is not None for s in m.bench.stages}
+    assert len([i for i in items if not i.error]) == len(sizes)
+    assert {i.method for i in items if i.error} == {'otavatar', 'hfagp', 'nofa'}
+
+
+def test_everything_needs_a_folder(capsys):
+    for extra in ([], ['--out', 'x', '--stages', 'frame'], ['--out', 'x', '--budget', 'soon']):
+        assert main(['bench', '--everything', *extra]) == 2
+        assert capsys.readouterr().err.startswith('avatar-jax: error: --')
 
 
 def test_presets_and_mistakes(capsys):

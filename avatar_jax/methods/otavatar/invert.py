@@ -398,7 +398,8 @@ def step_program(
 
     def step(shared: tuple, people: tuple) -> tuple:
         how = {'stage': rule, 'count': 1, 'sr': True, 'jitter': False, 'devices': devices}
-        return _advance(shared, people, jnp.int32(0), jnp.asarray(False), config=config, **how)
+        state, (loss, *_) = _advance(shared, people, jnp.int32(0), jnp.asarray(False), config=config, **how)
+        return state.code, state.bias, loss
 
     return step, ((variables, bank), (problems, states, keys))
 
