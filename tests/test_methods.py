@@ -202,9 +202,17 @@ def test_convert(run, tmp_path):
 
 
 def test_ablate(run, tmp_path):
-    status, out, err = run('ablate', '--table', 'toy1', '--seeds', 1, '--out', tmp_path)
+    how = ('ablate', '--table', 'toy1', '--seeds', 1, '--out', tmp_path)
+    for k, there in ((2, 1), (1, 2)):
+        status, out, err = run(*how, '--share', f'{k}/2')
+        assert status == 0 and '1 of 2 trainings are done' in out, err
+        assert len(list(tmp_path.glob('*/scores.json'))) == there and not (tmp_path / 'report.json').exists()
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')}
+    status, out, err = run(*how)
     assert status == 0 and 'fast better than slow: ERROR as in the paper' in out, err
-    assert run('ablate', '--table', 'toy1', '--seeds', 1, '--out', tmp_path)[1] == out  # nothing is trained again
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')} == stamps, 'nothing is trained again'
+    status, _, err = run(*how, '--share', '3/2')
+    assert status == 2 and '--share 3/2: give K/N' in err
 
 
 def test_frames_do_not_depend_on_the_devices(toy):
