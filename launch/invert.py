@@ -49,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = 'what is behind the head (default: what the weights were trained with)'
     add('--background', choices=('weights', 'white', 'black', 'keep'), default='weights', help=text)
     add_perception(parser, 'weights of networks for the losses, e.g. vgg19=vgg19.npz (default: stand-ins)')
-    text = 'sample at random where the method does in training, e.g. along the rays'
+    text = 'random draws, as in training, e.g. of the samples along rays (default: none)'
     add('--jitter', action='store_true', help=text)
-    text = 'avatars that are optimised at the same time (default: 4)'
+    text = 'avatars that are made at the same time, over all devices together (default: 4)'
     add('--group', type=int, default=4, metavar='N', help=text)
     text = (
         'only the K-th of N equal shares of the pictures, for several machines that work on one list; each writes its '
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.methods.avatars import build_avatars, write_summary
     from avatar_jax.methods.model import choose_model
     from avatar_jax.methods.pictures import Pictures
-    from launch.batch import Batch, share_of
+    from launch.batch import Batch, part_of, share_of
 
     at_least(args, group=1, seed=0)
     how = {name: getattr(args, name) for name in ('motion', 'landmarks', 'background', 'aligned', 'face')}
@@ -102,8 +102,9 @@ def run(args: argparse.Namespace) -> int:
         reports.append(report)
         tell(out / report['name'], report)
     if reports:
-        name = 'report.json' if args.share is None else f'report_{args.share.replace("/", "_of_")}.json'
-        write_summary(out / name, model, options, bank, reports, batch.skipped, args.seed)
+        write_summary(
+            out / f'report{part_of(args.share)}.json', model, options, bank, reports, batch.skipped, args.seed
+        )
     return batch.finish()
 
 

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 import types
+from pathlib import Path
 
 import pytest
 
@@ -166,6 +167,15 @@ def test_every_subcommand_has_its_module(name):
     parser = cli.Parser(prog=name)
     module.add_arguments(parser)
     assert callable(module.run) and '--help' in parser.format_help()
+
+
+def test_programs_are_thin():
+    """Parse, call, print: what is computed is in the library."""
+    lengths = {
+        p.name: len(p.read_text().splitlines())
+        for p in Path(importlib.import_module('launch').__path__[0]).rglob('*.py')
+    }
+    assert len(lengths) > 20 and {name: n for name, n in lengths.items() if n > 125} == {}
 
 
 @pytest.fixture

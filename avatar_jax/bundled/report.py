@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from avatar_jax.configure import Dataclass
 
 
-class Training(Protocol):
+class Schedule(Protocol):
     """How long a network was trained: the configuration of its trainer."""
 
     steps: int
@@ -28,7 +28,7 @@ def write_network(
     *,
     method: str,
     net: Dataclass,
-    config: Training,
+    config: Schedule,
     held_out: Mapping[str, Any],
     trained_on: Mapping[str, Any],
     began: float,

@@ -269,7 +269,7 @@ def optimise(
             _report(curves, done, schedule, began, on_step)
             if keeper.due():
                 elapsed = time.monotonic() - began
-                now = keeping.Progress(state, done, elapsed, tuned_from, _columns(curves))
+                now = keeping.TrainingSoFar(state, done, elapsed, tuned_from, _columns(curves))
                 keeper.keep(now, train.variables_of(state), config, video)
     if curves:
         _report(curves, done, schedule, began, on_step)
