@@ -1,8 +1,8 @@
 """Interpolated look-ups in images, volumes and tri-planes, with fast gradients to the table and to the coordinates.
 
 Everything here is one operation, `weighted_rows`: gather a few rows of a flat table and add them with weights. The
-coordinates enter through the weights only, so their gradient is ordinary differentiation; the table's gradient is a loop
-of scatters into one table (one table per corner is what makes plain differentiation slow on a CPU).
+coordinates enter through the weights only, so their gradient is ordinary differentiation; the table's gradient is a
+loop of scatters into one table (one table per corner is what makes plain differentiation slow on a CPU).
 """
 
 from __future__ import annotations
