@@ -27,6 +27,11 @@ def share_of(count: int, share: str | None) -> list[int]:
     return list(range(int(part) - 1, count, int(parts)))
 
 
+def part_of(share: str | None) -> str:
+    """What the names of a share's reports have in addition: '_2_of_4' for '2/4', nothing without one."""
+    return '' if share is None else f'_{share.replace("/", "_of_")}'
+
+
 class Batch:
     """Runs work on inputs one by one and remembers what was skipped.
 

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.methods.avatars import build_avatars, write_summary
     from avatar_jax.methods.model import choose_model
     from avatar_jax.methods.pictures import Pictures
-    from launch.batch import Batch, share_of
+    from launch.batch import Batch, part_of, share_of
 
     at_least(args, group=1, seed=0)
     how = {name: getattr(args, name) for name in ('motion', 'landmarks', 'background', 'aligned', 'face')}
@@ -102,8 +102,9 @@ def run(args: argparse.Namespace) -> int:
         reports.append(report)
         tell(out / report['name'], report)
     if reports:
-        name = 'report.json' if args.share is None else f'report_{args.share.replace("/", "_of_")}.json'
-        write_summary(out / name, model, options, bank, reports, batch.skipped, args.seed)
+        write_summary(
+            out / f'report{part_of(args.share)}.json', model, options, bank, reports, batch.skipped, args.seed
+        )
     return batch.finish()
 
 

@@ -165,6 +165,16 @@ def test_bench(run, tmp_path):
     assert status == 0 and 'Toy on 1 device(s)' in out, err
     status, _, err = run('bench', '--method', 'toy', '--preset', 'huge')
     assert status == 2 and '--preset huge: toy has small, large' in err
+    status, out, err = run('bench', '--method', 'toy', '--memory', '--batch-sizes', 1, 9, '--out', tmp_path / 'm.json')
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ['small'] * 2 + ['large'] * 2, err
+    found = json.loads((tmp_path / 'm.json').read_text())['results']
+    pictures = [r['peak_bytes'] - r['argument_bytes'] for r in found]  # of 16 and 64 pixels a side, three floats each
+    assert all(p >= 12 * n * s**2 for p, n, s in zip(pictures, (1, 9, 1, 9), (16, 16, 64, 64), strict=True))
+    assert pictures[3] < 2 * 12 * 9 * 64**2
+    status, out, err = run('bench', '--train', '--memory', '--config', 'tests/toy_config.py')
+    assert status == 0 and '; memory 0 MiB' in out and 's/step' not in out, err
+    status, _, err = run('bench', '--method', 'toy', '--memory', '--profile')
+    assert status == 2 and '--profile: does not go with --memory' in err
 
 
 def test_train_and_resume(run, tmp_path):
@@ -192,9 +202,17 @@ def test_convert(run, tmp_path):
 
 
 def test_ablate(run, tmp_path):
-    status, out, err = run('ablate', '--table', 'toy1', '--seeds', 1, '--out', tmp_path)
+    how = ('ablate', '--table', 'toy1', '--seeds', 1, '--out', tmp_path)
+    for k, there in ((2, 1), (1, 2)):
+        status, out, err = run(*how, '--share', f'{k}/2')
+        assert status == 0 and '1 of 2 trainings are done' in out, err
+        assert len(list(tmp_path.glob('*/scores.json'))) == there and not (tmp_path / 'report.json').exists()
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')}
+    status, out, err = run(*how)
     assert status == 0 and 'fast better than slow: ERROR as in the paper' in out, err
-    assert run('ablate', '--table', 'toy1', '--seeds', 1, '--out', tmp_path)[1] == out  # nothing is trained again
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')} == stamps, 'nothing is trained again'
+    status, _, err = run(*how, '--share', '3/2')
+    assert status == 2 and '--share 3/2: give K/N' in err
 
 
 def test_frames_do_not_depend_on_the_devices(toy):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
+from avatar_jax.bench import stages
 from avatar_jax.bench.everything import plan, run_everything, tables
 from avatar_jax.bench.profile import described, heaviest
 from avatar_jax.bench.stages import run_benchmark
@@ -14,7 +15,7 @@ from avatar_jax.cli import main
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import Bench, method, methods
 from avatar_jax.models.triplane import GeneratorConfig
-from avatar_jax.train.costs import count, products
+from avatar_jax.train.costs import ProgramMemory, count, products
 
 BENCH = method('eg3d').bench
 
@@ -30,6 +31,23 @@ def test_every_stage_is_measured(tmp_path):
         assert r['batch'] == 2 and len(r['times_s']) == 2 and 0 < r['min_s'] <= r['median_s'] and r['compile_s'] > 0
         assert r['temp_bytes'] >= 0 and r['argument_bytes'] > 0
     assert result['config']['img_resolution'] == config.img_resolution and result['machine']['devices']
+
+
+@pytest.mark.slow
+def test_memory_of_inverting_people(tmp_path, monkeypatch, capsys):
+    """Six people need about three times as much as two; nothing is executed."""
+    monkeypatch.setattr(stages, '_measure', None)
+    how = ['bench', '--memory', '--preset', 'tiny', '--stages', 'people', '--batch-sizes', '2', '6']
+    assert main([*how, '--out', str(tmp_path / 'm.json')]) == 0
+    two, six = json.loads((tmp_path / 'm.json').read_text())['results']
+    assert two['preset'] == 'tiny' and two['stage'] == 'people' and six['batch'] == 6
+    assert 2 * two['temp_bytes'] < six['temp_bytes'] < 4 * two['temp_bytes']
+    assert two['peak_bytes'] >= two['temp_bytes'] + two['argument_bytes'] > two['argument_bytes'] > 0
+    assert 'people           batch 6' in capsys.readouterr().out
+
+
+def test_what_a_program_holds_is_said_in_words():
+    assert ProgramMemory(2**20, 2**31, 2**20).text() == '2.0 GiB (arguments 1 MiB, temporaries 2.0 GiB)'
 
 
 def test_profile_says_where_the_time_goes(tmp_path):
@@ -130,8 +148,8 @@ def test_everything_within_a_time(tmp_path, monkeypatch):
 def test_everything_covers_all_methods():
     items = plan(list(methods()), False)
     assert items[0].method == 'otavatar'
-    stages = {(m.bench.build, s) for m in methods() if m.bench is not None for s in m.bench.stages}
-    assert len([i for i in items if not i.error]) == len(stages)
+    sizes = {(m.bench.config, s) for m in methods() if m.bench is not None for s in m.bench.stages}
+    assert len([i for i in items if not i.error]) == len(sizes)
     assert {i.method for i in items if i.error} == {'otavatar', 'hfagp', 'nofa'}
 
 

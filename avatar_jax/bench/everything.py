@@ -51,12 +51,14 @@ class Item:
 
 
 def plan(owners: Sequence[Method], accelerator: bool) -> list[Item]:
-    """What to measure, the most important first. Methods that share their stages are measured once."""
-    seen, able = set(), []
+    """What to measure, the most important first. A method whose stages another has, too, of the same sizes, is left
+    out."""
+    seen, able = {}, []
     for owner in sorted(owners, key=lambda m: m.name != DEFAULT):
-        if owner.bench is not None and owner.bench.build not in seen:
-            seen.add(owner.bench.build)
-            able.append(owner)
+        if owner.bench is None or set(owner.bench.stages) <= seen.get(owner.bench.config, set()):
+            continue
+        seen[owner.bench.config] = set(owner.bench.stages)
+        able.append(owner)
     items = [Item(m.name, m.bench.presets[0], s) for m in able for s in m.bench.stages]
     if accelerator:
         large = [m for m in able if len(m.bench.presets) > 1]

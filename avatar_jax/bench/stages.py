@@ -56,11 +56,8 @@ def run_benchmark(
     """
     import jax
 
-    stages = bench.stages if stages is None else stages
-    if unknown := sorted(set(stages) - set(bench.stages)):
-        raise UserError(f'--stages: {", ".join(unknown)} unknown; use {", ".join(bench.stages)}')
-    check = Check.values(OPTION, repeats=repeats, batch_sizes=min(batch_sizes, default=0))
-    check.at_least(1, 'repeats', 'batch_sizes')
+    stages = check_stages(bench, stages, batch_sizes)
+    Check.values(OPTION, repeats=repeats).at_least(1, 'repeats')
     result: dict[str, Any] = {
         'machine': machine(),
         'config': dataclasses.asdict(config),
@@ -87,6 +84,15 @@ def run_benchmark(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + '\n')
     return result
+
+
+def check_stages(bench: Bench, stages: Sequence[str] | None, batch_sizes: Sequence[int]) -> Sequence[str]:
+    """The stages that are asked for, None being all. Raises ``UserError`` for what cannot be measured."""
+    stages = bench.stages if stages is None else stages
+    if unknown := sorted(set(stages) - set(bench.stages)):
+        raise UserError(f'--stages: {", ".join(unknown)} unknown; use {", ".join(bench.stages)}')
+    Check.values(OPTION, batch_sizes=min(batch_sizes, default=0)).at_least(1, 'batch_sizes')
+    return stages
 
 
 def summary(measured: dict[str, Any]) -> str:

@@ -319,6 +319,36 @@ def predict(costs: Costs, device: Device, devices: int, bf16: bool = False) -> P
 
 
 @dataclass(frozen=True)
+class ProgramMemory:
+    """Bytes that a compiled program holds on one device, as the compiler plans them (0 where it does not tell).
+
+    Attributes:
+        arguments: what it is given. temporaries: what it needs meanwhile. new: results that overwrite no argument.
+    """
+
+    arguments: int
+    temporaries: int
+    new: int
+
+    @property
+    def peak(self) -> int:
+        """All of it together."""
+        return self.arguments + self.temporaries + self.new
+
+    def text(self) -> str:
+        """One phrase."""
+        return f'{_gib(self.peak)} (arguments {_gib(self.arguments)}, temporaries {_gib(self.temporaries)})'
+
+
+def program_memory(compiled: jax.stages.Compiled) -> ProgramMemory:
+    """What a compiled program needs."""
+    memory = compiled.memory_analysis()
+    sizes = ('argument', 'temp', 'output', 'alias')
+    arguments, temporaries, results, reused = (int(getattr(memory, f'{s}_size_in_bytes', 0)) for s in sizes)
+    return ProgramMemory(arguments, temporaries, max(results - reused, 0))
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What is known before the first step. Bytes and seconds per device; ``time`` None: unknown device."""
 
@@ -352,11 +382,8 @@ def estimate(spread: Parallel, state: PyTree, batch: PyTree, bf16: bool = False)
     begin = time.perf_counter()
     compiled = spread.compile(state, batch)
     took = time.perf_counter() - begin
-    memory = compiled.memory_analysis()
-    arguments = int(getattr(memory, 'argument_size_in_bytes', 0))
-    temporaries = int(getattr(memory, 'temp_size_in_bytes', 0))
-    new = int(getattr(memory, 'output_size_in_bytes', 0)) - int(getattr(memory, 'alias_size_in_bytes', 0))
-    total = arguments + temporaries + max(new, 0)
+    memory = program_memory(compiled)
+    total = memory.peak
     stats = jax.local_devices()[0].memory_stats() or {}
     device = this_device()
     limit = int(stats.get('bytes_limit', 0) or (device.memory if device and device.name == 'CPU' else 0))
@@ -368,7 +395,7 @@ def estimate(spread: Parallel, state: PyTree, batch: PyTree, bf16: bool = False)
             'scale.accumulate, remat, dtype=bfloat16, more devices or parallel=sharded'
         )
     kind = jax.local_devices()[0].device_kind
-    return Estimate(costs, arguments, temporaries, total, limit, took, seconds, kind)
+    return Estimate(costs, memory.arguments, memory.temporaries, total, limit, took, seconds, kind)
 
 
 def _gib(count: float) -> str:

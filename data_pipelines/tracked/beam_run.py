@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 
 DIRECT = ('direct', 'directrunner')
 # Beam's own default is one thread of this process.
-DIRECT_OPTIONS = ('--direct_running_mode=multi_processing', '--direct_num_workers=0')
+DIRECT_OPTIONS = (
+    '--direct_running_mode=multi_processing',
+    '--direct_num_workers=0',
+    '--default_sdk_harness_log_level=WARNING',
+)
 LOOK_EVERY = 2.0  # seconds between two counts of the finished clips
 
 
@@ -195,7 +199,7 @@ def _counting(paths: Sequence[Path]) -> Iterator[None]:
     def look(bar: Progress) -> None:
         shown, left = 0, list(paths)
         while not ended.wait(LOOK_EVERY):
-            left = [p for p in left if not p.is_file()]
+            left = [p for p in left if not p.is_file() and not _reason_path(p).is_file()]
             bar.update(len(paths) - len(left) - shown)
             shown = len(paths) - len(left)
 
