@@ -153,7 +153,7 @@ def _watch(folder: Path) -> None:
     """An entry that JAX cannot read is compiled anew, without a word; at the end of the process it is removed."""
     show, damaged = warnings.showwarning, []
 
-    def showwarning(message: Any, *rest: Any, **options: Any) -> None:
+    def showwarning(message: Warning | str, *rest: Any, **options: Any) -> None:
         if _TROUBLE not in str(message):
             show(message, *rest, **options)
         elif not damaged:

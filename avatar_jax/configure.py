@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from avatar_jax.checks import FieldError
 from avatar_jax.errors import UserError
@@ -26,9 +26,16 @@ if TYPE_CHECKING:
     import ml_collections
 
 T = TypeVar('T')
+Plain = dict | list | str | int | float | bool | None  # what JSON has
 
 
-def to_plain(config: Any) -> Any:
+class Dataclass(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
+
+
+def to_plain(config: object) -> Plain:
     """Nested dicts, lists, numbers and texts of a config (dataclasses, mappings, ``ConfigDict``), as JSON has them."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
@@ -72,7 +79,7 @@ def replaced(config: T, overrides: Mapping[str, Any]) -> T:
     return updated(config, values)
 
 
-def differences(config: Any, base: Any, where: str = '') -> dict[str, Any]:
+def differences(config: Dataclass, base: Dataclass, where: str = '') -> dict[str, Any]:
     """What of a config is not as in ``base``, another of the same kind: dotted name -> plain value."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
@@ -190,7 +197,7 @@ def _suggestion(key: str, known: Mapping[str, Any]) -> str:
 # -------------------------------------------------------------------------------------------------- config files
 
 
-def fields_of(config: Any) -> ml_collections.ConfigDict:
+def fields_of(config: Dataclass) -> ml_collections.ConfigDict:
     """All fields of a (nested) dataclass, typed: overrides of another type or name are refused.
 
     A field that is None and may hold something else becomes a placeholder of that type.
@@ -209,7 +216,7 @@ def fields_of(config: Any) -> ml_collections.ConfigDict:
     return config_dict.ConfigDict(out)
 
 
-def run_fields(method: str, config: Any, training: str = '') -> ml_collections.ConfigDict:
+def run_fields(method: str, config: Dataclass, training: str = '') -> ml_collections.ConfigDict:
     """The fields of a run's configuration, and whose training it is (see ``launch.config_args.load_run``)."""
     found = fields_of(config)
     with found.unlocked():

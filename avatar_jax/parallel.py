@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,9 @@ from jax.sharding import PartitionSpec as P
 
 from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr
 
 AXIS, MODEL_AXIS = 'data', 'model'
 KINDS = ('pmap', 'shard_map', 'single', 'sharded')
@@ -153,7 +156,7 @@ class Parallel:
         # processes and hands them back, and such arrays can neither be stored nor cut.
         return self.compile(state, batch)(state, batch, self._constants)
 
-    def trace(self, state: PyTree, batch: PyTree) -> Any:
+    def trace(self, state: PyTree, batch: PyTree) -> ClosedJaxpr:
         """The closed jaxpr of the step; takes placed arguments or their shapes, computes nothing.
 
         Inside of its ``shard_map`` are the shapes of one device; with 'sharded' and 'single' those of the whole batch.
@@ -209,7 +212,7 @@ def parallelise(
     replicated = NamedSharding(mesh, P())
     rows = NamedSharding(mesh, P((AXIS, MODEL_AXIS) if kind == 'sharded' else AXIS))
 
-    def place(what: str, x: Any) -> Sharding:
+    def place(what: str, x: jax.Array | np.ndarray) -> Sharding:
         if what == 'batch':
             return rows
         return NamedSharding(mesh, cut(x.shape, shards)) if kind == 'sharded' else replicated

@@ -24,7 +24,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from avatar_jax.errors import UserError
 
@@ -195,7 +194,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agree(what: str, value: Any) -> None:
+def agree(what: str, value: object) -> None:
     """Compares ``value`` (as JSON) over all processes; all must call it.
 
     Raises:

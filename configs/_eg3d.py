@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avatar_jax.configure import unknown_variant
 from configs._heads import heads_generator
 
+if TYPE_CHECKING:
+    from avatar_jax.methods.eg3d.config import RunConfig
 
-def ffhq(variant: str, final: int | None = None) -> Any:
+
+def ffhq(variant: str, final: int | None = None) -> RunConfig:
     """The published FFHQ runs; ``final``: raw resolution to grow to, or None for the first run."""
     from avatar_jax.methods.eg3d.config import DataConfig, LossConfig, OutputConfig, RunConfig, TrainConfig
     from avatar_jax.models.triplane import GeneratorConfig
@@ -33,7 +36,7 @@ def ffhq(variant: str, final: int | None = None) -> Any:
     return _variants(config, names, onwards)
 
 
-def heads(variant: str) -> Any:
+def heads(variant: str) -> RunConfig:
     """Procedural heads, from the shipped prior."""
     from avatar_jax.methods.eg3d.config import (
         DataConfig,
@@ -89,7 +92,7 @@ def _variants(config: Any, names: list[str], onwards: bool) -> Any:
     return tiny(config) if 'tiny' in names else config
 
 
-def tiny(config: Any) -> Any:
+def tiny(config: RunConfig) -> RunConfig:
     """The same run with networks of a few thousand parameters, on heads of 32 pixels that are drawn in moments."""
     from avatar_jax.methods.eg3d.config import DataConfig, DiscriminatorConfig, OutputConfig
     from avatar_jax.models.triplane import GeneratorConfig

@@ -7,7 +7,7 @@ background. What cannot be changed is refused, in one line that says what differ
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,11 +15,14 @@ from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import make_label, normalise_pose, split_label
 from avatar_jax.faces.conventions import BACKGROUNDS, Conventions, differences
 
+if TYPE_CHECKING:
+    from data_pipelines.sources import ClipFrames
+
 
 class FittedFrames:
     """A source (``data_pipelines.sources``) with other labels or another background."""
 
-    def __init__(self, source: Any, want: Conventions):
+    def __init__(self, source: ClipFrames, want: Conventions):
         self.source, self.want, self.table = source, want, source.table
         self._has = source.conventions
         self.has_masks = source.has_masks
@@ -49,7 +52,7 @@ def _laid_over(image: np.ndarray, mask: np.ndarray, old: str, new: str) -> np.nd
     return np.rint(np.clip(found, 0, 255)).astype(np.uint8)
 
 
-def fitted(source: Any, weights: Conventions, where: str) -> tuple[Any, list[str]]:
+def fitted(source: ClipFrames, weights: Conventions, where: str) -> tuple[Any, list[str]]:
     """A source as the weights know pictures, and what differs without harm.
 
     Args:

@@ -8,13 +8,34 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import mirror_label
 from avatar_jax.progress import Console
+
+if TYPE_CHECKING:
+    from avatar_jax.train.run import PicturesConfig
+
+
+class Images(Protocol):
+    """A source of single pictures; see the module."""
+
+    resolution: int
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """``image`` [H,W,3] uint8 and ``label`` [25]."""
+
+    def all_labels(self) -> np.ndarray:
+        """[N, 25]."""
+
+    def fingerprint(self) -> str:
+        """Changes when the data do."""
 
 
 def digest(*parts: Any) -> str:
@@ -37,7 +58,7 @@ class ArrayImages:
         self.resolution = images.shape[1]
 
     @classmethod
-    def of(cls, source: Any, progress: bool = False) -> ArrayImages:
+    def of(cls, source: Images, progress: bool = False) -> ArrayImages:
         """All pictures of another source, decoded or drawn once."""
         from tqdm import tqdm
 
@@ -117,7 +138,7 @@ class Mirrored:
     ``labels=False`` leaves the cameras alone, as EG3D's own flag does (wrong, kept for comparison).
     """
 
-    def __init__(self, source: Any, labels: bool = True):
+    def __init__(self, source: Images, labels: bool = True):
         self.source, self.labels, self.resolution = source, labels, source.resolution
 
     def all_labels(self) -> np.ndarray:
@@ -141,11 +162,11 @@ class Mirrored:
         return {'image': np.ascontiguousarray(row['image'][:, ::-1]), 'label': np.asarray(label, np.float32)}
 
 
-def open_images(data: Any, resolution: int, progress: bool = True) -> Any:
+def open_images(data: PicturesConfig, resolution: int, progress: bool = True) -> Images:
     """The source of a training run.
 
     Args:
-        data: ``methods.eg3d.config.DataConfig``. resolution: side of the generator's pictures.
+        data: what is wanted. resolution: side of the generator's pictures.
     Raises:
         UserError: the data cannot be read, are empty, or of another size.
     """

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -31,8 +31,11 @@ from data_pipelines.workers import worker_pool
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
+C = TypeVar('C')  # the configuration, a dataclass
+
+
 @dataclass(frozen=True)
-class Shards:
+class Shards(Generic[C]):
     """One kind of samples.
 
     Attributes:
@@ -45,8 +48,8 @@ class Shards:
     name: str
     module: str
     stem: str
-    config: type
-    sample: Callable[[Any, int], dict[str, np.ndarray]]
+    config: type[C]
+    sample: Callable[[C, int], dict[str, np.ndarray]]
     fields: tuple[str, ...]
     shard: int = 256
 
@@ -54,7 +57,7 @@ class Shards:
         """File of the samples ``first .. first + count - 1``."""
         return folder / f'{self.stem}-{first:09d}-{count:05d}.npz'
 
-    def write(self, config: Any, folder: Path, first: int, count: int) -> Path:
+    def write(self, config: C, folder: Path, first: int, count: int) -> Path:
         """Makes and writes one file; it appears under its name only when complete."""
         samples = [self.sample(config, i) for i in range(first, first + count)]
         path = self.path(folder, first, count)
@@ -70,7 +73,7 @@ class Shards:
 
     def generate(
         self,
-        config: Any,
+        config: C,
         folder: str | os.PathLike,
         start: int,
         count: int,
@@ -135,7 +138,7 @@ class Shards:
                 '--out or the same options'
             )
 
-    def read_config(self, folder: str | os.PathLike) -> Any:
+    def read_config(self, folder: str | os.PathLike) -> C:
         """The configuration of a folder.
 
         Raises:

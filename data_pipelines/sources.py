@@ -10,8 +10,9 @@ from its background. Sources pickle, so that worker processes can have their own
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -22,11 +23,25 @@ from avatar_jax.ops.coefficients import NUM_ID
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.progress import Console
 from data_pipelines.clips import Clip, ClipOptions, make_clip
-from data_pipelines.tables import WindowTable, load_table, table_of_clips
+from data_pipelines.tables import ClipTable, WindowTable, load_table, table_of_clips
 from data_pipelines.track_folders import TrackFrames, track_folders
 
 
-def open_source(folder: str | Path, split: str) -> Any:
+class ClipFrames(Protocol):
+    """A source of frames; see the module."""
+
+    table: ClipTable
+    conventions: Conventions
+    has_masks: bool
+
+    def __len__(self) -> int:
+        """The number of records."""
+
+    def __getitem__(self, record: int) -> Mapping[str, np.ndarray]:
+        """One frame."""
+
+
+def open_source(folder: str | Path, split: str) -> ClipFrames:
     """The frames of a built data set, of clips that were processed for OTAvatar (a folder with its lists) or GPAvatar
     (``dataset.pkl``), or of a folder of folders that ``avatar-jax track`` wrote.
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,10 +18,19 @@ from avatar_jax import processes
 from avatar_jax.errors import UserError
 from avatar_jax.faces.conventions import Conventions
 
+if TYPE_CHECKING:
+    from avatar_jax.models.triplane import GeneratorConfig
+    from avatar_jax.train.run import ClipsConfig, PersonConfig, PicturesConfig
+    from avatar_jax.types import PyTree
+    from data_pipelines.image_sources import Images
+    from data_pipelines.one_person.frames import PersonVideo
+    from data_pipelines.sources import ClipFrames
+
+T = TypeVar('T')
 _SPLITS = {'validation': 'val'}  # of procedural people
 
 
-def clips(data: Any, resolution: int, weights: Conventions, notes: list[str] | None = None) -> Any:
+def clips(data: ClipsConfig, resolution: int, weights: Conventions, notes: list[str] | None = None) -> ClipFrames:
     """The frames that a ``train.run.ClipsConfig`` names, with labels and backgrounds as the model knows them.
 
     Args:
@@ -77,8 +86,17 @@ def share(batch_size: int) -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
+class PairData(Protocol):
+    """How pairs are drawn and read; see ``data_pipelines.pairs.PairConfig``."""
+
+    cameras: str
+    num_workers: int
+    num_threads: int
+    prefetch: int
+
+
 def pairs(
-    source: Any, data: Any, batch_size: int, seed: int, sampling: str, start: int = 0, frames: int = 2
+    source: ClipFrames, data: PairData, batch_size: int, seed: int, sampling: str, start: int = 0, frames: int = 2
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of two (or ``frames``) frames of each person, from step ``start`` on; see ``data_pipelines.pairs``."""
     from data_pipelines.pairs import PairConfig, pair_batches
@@ -91,7 +109,7 @@ def pairs(
 
 
 def sets(
-    source: Any, data: Any, batch_size: int, frames: int, seed: int, start: int = 0
+    source: ClipFrames, data: ClipsConfig, batch_size: int, frames: int, seed: int, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of several frames of each person, from step ``start`` on; see ``data_pipelines.sets.set_batches``."""
     from data_pipelines.sets import SetConfig, set_batches
@@ -101,7 +119,7 @@ def sets(
         yield from batches
 
 
-def first_sets(source: Any, frames: int, seed: int, count: int) -> dict[str, np.ndarray]:
+def first_sets(source: ClipFrames, frames: int, seed: int, count: int) -> dict[str, np.ndarray]:
     """``count`` single sets, stacked: for sample pictures."""
     from data_pipelines.sets import SetConfig, Sets
 
@@ -110,14 +128,16 @@ def first_sets(source: Any, frames: int, seed: int, count: int) -> dict[str, np.
     return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
 
-def pictures(data: Any, resolution: int, quiet: bool = False) -> Any:
+def pictures(data: PicturesConfig, resolution: int, quiet: bool = False) -> Images:
     """The single pictures that a data configuration names; see ``data_pipelines.image_sources.open_images``."""
     from data_pipelines.image_sources import open_images
 
     return open_images(data, resolution, progress=not quiet and processes.is_first())
 
 
-def images(source: Any, data: Any, batch_size: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def images(
+    source: Images, data: PicturesConfig, batch_size: int, seed: int, start: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
     """Batches of single pictures (uint8) and their cameras, from step ``start`` on."""
     from data_pipelines.eg3d_images import image_batches
 
@@ -136,13 +156,13 @@ def images(source: Any, data: Any, batch_size: int, seed: int, start: int = 0) -
         yield from batches
 
 
-def first(stream: Iterator[Any]) -> Any:
+def first(stream: Iterator[T]) -> T:
     """The first batch of a stream, which is closed then; says early when there is too little data."""
     with closing(stream):
         return next(stream)
 
 
-def person(data: Any, size: int, label_mode: str, notes: list[str] | None = None) -> Any:
+def person(data: PersonConfig, size: int, label_mode: str, notes: list[str] | None = None) -> PersonVideo:
     """The video of one person that a ``train.run.PersonConfig`` names, as a ``one_person.frames.PersonVideo``.
 
     Talking videos of procedural people are made where they are missing.
@@ -206,7 +226,7 @@ def _talking(data: Any, label_mode: str) -> Any:
     return read_talking(folder, data.test_share)
 
 
-def frechet(source: Any, inception: str, count: int, seed: int, batch: int = 16) -> Callable[..., float]:
+def frechet(source: Images, inception: str, count: int, seed: int, batch: int = 16) -> Callable[..., float]:
     """The FID of a generator to all pictures of a source: (variables, configuration, labels [M,25]) -> number.
 
     Args:
@@ -222,7 +242,7 @@ def frechet(source: Any, inception: str, count: int, seed: int, batch: int = 16)
 
     weights, real = PerceptionBank.load({'inception': inception}).weights['inception'], []
 
-    def distance(variables: Any, config: Any, labels: np.ndarray) -> float:
+    def distance(variables: PyTree, config: GeneratorConfig, labels: np.ndarray) -> float:
         if not real:  # the same for the whole run
             real.append(real_features(source, weights, fid_features, batch)(0, len(source)))
         fake = fake_features(variables, config, labels, weights, fid_features, seed, batch)(0, count)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.eval.recorded import Recording, cross_case, own_case, remembering, views_case
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.types import Motion
+
+if TYPE_CHECKING:
+    from data_pipelines.sources import ClipFrames
 
 REENACTMENT = {
     'own': 'own motion',
@@ -39,7 +43,7 @@ def procedural_items(count: int, seed: int, config: ProtocolConfig, split: str =
     ]
 
 
-def recording(source: Any, clip: int) -> Recording:
+def recording(source: ClipFrames, clip: int) -> Recording:
     """A clip of a source of frames."""
     table = source.table
     length, start = int(table.num_frames[clip]), table.record(clip, 0, 0)
@@ -60,7 +64,7 @@ def recording(source: Any, clip: int) -> Recording:
     )
 
 
-def clip_items(source: Any, count: int, config: ProtocolConfig) -> list[TestItem]:
+def clip_items(source: ClipFrames, count: int, config: ProtocolConfig) -> list[TestItem]:
     """The first clip of up to ``count`` people of a source of frames, as ``config.kind`` tests it.
 
     Args:
@@ -105,7 +109,7 @@ def _case(source: Any, clip: int, driver: int, config: ProtocolConfig) -> Case:
 
 
 def items_of(
-    dataset: Any, split: str, count: int, seed: int, config: ProtocolConfig, weights: Conventions
+    dataset: Path | None, split: str, count: int, seed: int, config: ProtocolConfig, weights: Conventions
 ) -> tuple[list[TestItem], dict[str, str]]:
     """The people of an evaluation, and what they are, in words.
 

@@ -27,4 +27,4 @@ def add_model(parser: argparse.ArgumentParser, about: Callable[[Method], str] = 
 def add_perception(parser: argparse.ArgumentParser, text: str) -> None:
     """--perception NAME=FILE ..., which may be repeated."""
     more = {'nargs': '+', 'action': 'extend', 'default': [], 'metavar': 'NAME=FILE'}
-    parser.add_argument('--perception', help=f'{text}; one that nothing looks through is refused', **more)
+    parser.add_argument('--perception', help=f'{text}; a network that nothing uses is refused', **more)

@@ -11,10 +11,8 @@ in every way in which it can be driven, with the mean frame and with an avatar o
 from __future__ import annotations
 
 import argparse
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval.options import ProtocolConfig
@@ -25,8 +23,6 @@ from launch.common import add_model, add_perception, say
 from launch.program import at_least
 
 VIDEO_FRAMES = 3000
-# Fields of ``ProtocolConfig`` that say something about a video of one person.
-_OF_VIDEOS = ('resolution', 'frames', 'clip_frames')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add('--measured', type=Path, metavar='DIR', help=text)
     text = (
-        'only the K-th of N equal shares of the people, for several machines with one --out; the command without this '
-        'option then writes the report of all'
+        'only the K-th of N equal shares of the people, for several machines or processes with one --out; each writes '
+        'report_K_of_N, and the command without this option then the report of all'
     )
     add('--share', metavar='K/N', help=text)
     add('--no-sheets', action='store_true', help='write no contact sheets')
@@ -76,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.losses.networks import bank_of, refuse_unused
     from avatar_jax.methods.model import choose_model
     from data_pipelines.test_people import items_of
-    from launch.batch import share_of
+    from launch.batch import part_of, share_of
 
     out = atomic.output_folder(args.out)
     at_least(args, identities=1, portraits=1, seed=0)
@@ -96,8 +92,13 @@ def run(args: argparse.Namespace) -> int:
     length = max(ProtocolConfig.clip_frames, args.frames, args.steady)
     protocol = from_arguments(ProtocolConfig, args, resolution=config.img_resolution, clip_frames=length)
     if owner.sources == ('video',):
-        items, data = videos(args, protocol, out)
-        measured = replace(measured, measure=measuring(model, options, bank, out))
+        from avatar_jax.eval.personal import check_protocol, measuring
+        from data_pipelines.test_videos import video_items
+
+        at_least(args, video_frames=2)
+        check_protocol(protocol, args.measured)
+        items, data = video_items(args.dataset, args.identities, args.seed, args.frames, args.video_frames, out)
+        measured = replace(measured, measure=measuring(model, options, bank, out, say))
     elif args.video_frames != VIDEO_FRAMES:
         raise UserError(f'--video-frames {args.video_frames}: {owner.title} learns from pictures; leave it out')
     else:
@@ -113,44 +114,11 @@ def run(args: argparse.Namespace) -> int:
         sheets=not args.no_sheets,
         save_frames=args.save_frames,
         measured=args.measured,
+        part=part_of(args.share),
     )
-    print((out / TABLE).read_text())
-    print(f'written: {out / TABLE}, {out / REPORT}, {out / "identities"}')
+    table, summary = (out / name.replace('report', f'report{part_of(args.share)}') for name in (TABLE, REPORT))
+    print(table.read_text())
+    print(f'written: {table}, {summary}, {out / "identities"}')
     if report['failed']:
-        say(f'{len(report["failed"])} of {len(items)} people failed')
+        say(f'{len(report["failed"])} of {len(report["failed"]) + len(report["identities"])} people failed')
     return 2 if report['failed'] else 0
-
-
-def videos(args: argparse.Namespace, protocol: ProtocolConfig, out: Path) -> tuple[list, dict[str, str]]:
-    """The people of a method that learns from videos, and that in words."""
-    from data_pipelines.test_videos import video_items
-
-    default = ProtocolConfig()
-    for name in type(default).__dataclass_fields__:
-        if name not in _OF_VIDEOS and getattr(protocol, name) != getattr(default, name):
-            flag = {'kind': 'protocol', 'rule': 'portrait_frames'}.get(name, name).replace('_', '-')
-            raise UserError(f'--{flag}: says nothing about people who are learned from a video; leave it out')
-    if args.measured is not None:
-        raise UserError('--measured: is not known of people who are learned from a video; leave it out')
-    at_least(args, video_frames=2)
-    return video_items(args.dataset, args.identities, args.seed, args.frames, args.video_frames, out)
-
-
-def measuring(model: Any, options: dict[str, Any], bank: Any, out: Path) -> Any:
-    """(case, on_step) -> the scores of a method that learns from videos, beside those of an avatar of one frame."""
-    from avatar_jax.eval.personal import check_baseline, measure_video
-    from avatar_jax.methods.model import choose_model
-
-    one = choose_model(None, None)
-    if reason := check_baseline(model, one):
-        say(f'no comparison with an avatar of one frame: {reason}')
-        one = None
-
-    def measure(case: Any, on_step: Any) -> Any:
-        work = str(out / 'training' / case.name)
-        case = replace(case, source=replace(case.source, work=work))
-        found = measure_video(case, model, options, bank, lambda done, **_: on_step(done), one)
-        shutil.rmtree(work, ignore_errors=True)  # measured: nothing is left to go on with
-        return found
-
-    return measure

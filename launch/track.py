@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avatar_jax.io.names import shown
 from launch.common import say
+
+if TYPE_CHECKING:
+    from avatar_jax.track.inputs import Input
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     out, batch = output_folder(args.out), Batch()
     settings = {k: v for k, v in vars(args).items() if k not in ('input', 'out')}
 
-    def work(item: Any) -> dict[str, Any]:
+    def work(item: Input) -> dict[str, Any]:
         return track_into(out, item, tracker, chooser, options, files.get(item.name), settings, say)
 
     batch.run(items, work, name=lambda item: str(item.path))

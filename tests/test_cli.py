@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 import types
+from pathlib import Path
 
 import pytest
 
@@ -168,6 +169,15 @@ def test_every_subcommand_has_its_module(name):
     assert callable(module.run) and '--help' in parser.format_help()
 
 
+def test_programs_are_thin():
+    """Parse, call, print: what is computed is in the library."""
+    lengths = {
+        p.name: len(p.read_text().splitlines())
+        for p in Path(importlib.import_module('launch').__path__[0]).rglob('*.py')
+    }
+    assert len(lengths) > 20 and {name: n for name, n in lengths.items() if n > 125} == {}
+
+
 @pytest.fixture
 def config_file(tmp_path):
     path = tmp_path / 'experiment.py'
@@ -260,3 +270,8 @@ def test_batch_goes_on_and_lists_what_was_skipped(capsys):
     assert clean.finish() == 0
     with pytest.raises(ZeroDivisionError):
         clean.run([1], lambda item: 1 / 0)
+    lazy, asked = Batch(), []
+    each = lazy.each([0, 1, 2], lambda item: asked.append(item) or work(item))
+    assert next(each) == 0 and asked == [0] and list(each) == [20] and asked == [0, 1, 2]
+    assert (lazy.done, lazy.results) == (2, []) and lazy.finish() == 2
+    assert '1 of 3 inputs were skipped' in capsys.readouterr().err

@@ -216,7 +216,7 @@ def test_another_training_is_not_gone_on_with(tmp_path):
     curves = {name: np.zeros(2, np.float32) for name in keeping.CURVES}
     with keeping.Keeper(str(tmp_path / 'w'), {'steps': 5}) as keeper:
         assert keeper.restored(state).done == 0 and not keeper.due()
-        keeper._store.save(2, {**keeping._stored(keeping.Progress(state, 2, 7.5, 1)), 'curves': curves})
+        keeper._store.save(2, {**keeping._stored(keeping.TrainingSoFar(state, 2, 7.5, 1)), 'curves': curves})
         with pytest.raises(UserError, match='training'), keeping.Keeper(str(tmp_path / 'w'), {'steps': 5}):
             pass
     with keeping.Keeper(str(tmp_path / 'w'), {'steps': 5}) as keeper:

@@ -5,10 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from avatar_jax.io.atomic import write_json
 from avatar_jax.io.weights import save_weights
+
+if TYPE_CHECKING:
+    from avatar_jax.configure import Dataclass
+
+
+class Schedule(Protocol):
+    """How long a network was trained: the configuration of its trainer."""
+
+    steps: int
+    batch: int
+    seed: int
 
 
 def write_network(
@@ -16,8 +27,8 @@ def write_network(
     variables: Mapping[str, Any],
     *,
     method: str,
-    net: Any,
-    config: Any,
+    net: Dataclass,
+    config: Schedule,
     held_out: Mapping[str, Any],
     trained_on: Mapping[str, Any],
     began: float,

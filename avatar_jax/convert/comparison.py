@@ -142,7 +142,7 @@ class Verification:
         """The file of the first of the methods that is there. Raises like ``find``."""
         return self.find(*methods).path
 
-    def compare(self, name: str, actual: Any, limit: float) -> None:
+    def compare(self, name: str, actual: jax.Array | np.ndarray, limit: float) -> None:
         """Compares with ``out/<name>`` if the record has it."""
         if name not in self.golden.out:
             return

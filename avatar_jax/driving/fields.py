@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,16 +27,19 @@ from avatar_jax.driving.bases import (
 )
 from avatar_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from avatar_jax.faces.base import MorphableModel
+
 _NEAR = 0.09  # decimetres between a point and its vertex
 _JAW_STEP = 0.2  # radians over which the jaw's turn is made a displacement
 _LIPS = 0.04  # decimetres around the closed mouth's line that are left out
 _STRIDE = 2  # every second vertex of the skin is dense enough for fields as smooth as these
 _INNER = slice(17, 68)  # landmarks that models agree on; the contour is not
 
-HeadModels = Callable[[str], Any]
+HeadModels = Callable[[str], 'MorphableModel']
 
 
-def load_head_model(basis: str) -> Any:
+def load_head_model(basis: str) -> MorphableModel:
     """The head model of a basis: the procedural one, or the user's own file in the asset folders.
 
     Raises:
@@ -107,7 +110,7 @@ def shared_points() -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([dense, mesh.landmark_ids]), weights
 
 
-def fields_of(model: Any) -> Fields:
+def fields_of(model: MorphableModel) -> Fields:
     """The displacement fields of a head model.
 
     Raises:

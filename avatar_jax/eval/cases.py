@@ -7,7 +7,7 @@ mouth and eyes in states that calibrate a measurement. Recorded clips have only 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.eval import faces
 from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.ops.windows import RADIUS, WINDOW
-from avatar_jax.types import Camera, Portrait
+from avatar_jax.types import Camera, Motion, Portrait
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,44 @@ def mouth_expressions() -> tuple[np.ndarray, np.ndarray]:
     return shut, wide
 
 
-def procedural_case(person: Any, driver: Any, config: ProtocolConfig) -> Case:
+class Clip(Protocol):
+    """A procedural person who talks (``data_pipelines.clips.Clip``); a dataclass.
+
+    Attributes:
+        name: of the clip. identity: [192]. gamma: [27] light. expression: [T,64]. angle: [T,3] rad, seen from ahead.
+        camera_yaws: [C] rad, 0 first. options: with ``supersample``.
+    """
+
+    name: str
+    identity: np.ndarray
+    gamma: np.ndarray
+    expression: np.ndarray
+    angle: np.ndarray
+    camera_yaws: np.ndarray
+    options: Any
+
+    @property
+    def num_cameras(self) -> int:
+        """C."""
+
+    def labels(self, camera: int = 0) -> np.ndarray:
+        """[T,25] camera labels."""
+
+    def motion_rows(self, camera: int = 0) -> np.ndarray:
+        """[T,70] expression, angle, translation."""
+
+    def windows(self, camera: int = 0) -> np.ndarray:
+        """[T,27,70]."""
+
+    def motion(self, camera: int = 0) -> Motion:
+        """The same as a motion."""
+
+
+def procedural_case(person: Clip, driver: Clip, config: ProtocolConfig) -> Case:
     """One procedural person, seen once, driven by another's motion; the truth is rendered.
 
     Args:
-        person: clip (``data_pipelines.clips.Clip``) of the person to rebuild. Its other cameras are the unseen views.
+        person: clip of the person to rebuild. Its other cameras are the unseen views.
         driver: clip of another person.
         config: see ``ProtocolConfig``.
     """

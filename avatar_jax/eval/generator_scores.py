@@ -29,7 +29,7 @@ HEAD_LATENT, IDENTITY = 200, 192
 
 def generator_scores(
     weights: tuple[Mapping[str, Any], GeneratorConfig, str],
-    source: Any,
+    source: generators.RealPictures,
     out: Path,
     *,
     count: int,
@@ -43,7 +43,7 @@ def generator_scores(
 
     Args:
         weights: variables, configuration and SHA-256 of a generator.
-        source: of the real pictures (``data_pipelines.image_sources``).
+        source: of the real pictures.
         out: folder that keeps features, so that an interrupted measurement goes on.
         count, real_count: generated and real pictures; 0 real ones: all.
         inception: weights of the Inception network of the FID; None: a stand-in, after which the scores are named.

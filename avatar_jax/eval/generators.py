@@ -7,7 +7,7 @@ rendering alike, no truncation, random noise, 8-bit pictures.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -93,10 +93,26 @@ def fake_features(
     return compute
 
 
+class RealPictures(Protocol):
+    """Real pictures and their cameras (``data_pipelines.image_sources``)."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
+        """``image`` [H, W, 3] uint8 and ``label`` [25]."""
+
+    def all_labels(self) -> np.ndarray:
+        """[N, 25]."""
+
+    def fingerprint(self) -> str:
+        """The same for the same pictures."""
+
+
 def real_features(
-    source: Any, bank: PerceptionBank, features: Callable[[Any, jax.Array], jax.Array], batch: int
+    source: RealPictures, bank: PerceptionBank, features: Callable[[Any, jax.Array], jax.Array], batch: int
 ) -> Callable[[int, int], np.ndarray]:
-    """(first, count) -> features of the pictures of a source (``data_pipelines.image_sources``)."""
+    """(first, count) -> features of the pictures of a source."""
     compiled = spread(lambda bank, images: features(bank, images.astype(jnp.float32) / 255))
 
     def compute(first: int, count: int) -> np.ndarray:

@@ -13,9 +13,11 @@ part from their own signals and cameras. Groups of scores:
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -23,14 +25,19 @@ import numpy as np
 from avatar_jax.driving.signals import make_drive
 from avatar_jax.errors import UserError
 from avatar_jax.eval import faces
+from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.eval.protocols import CaseResult
 from avatar_jax.eval.statistics import pearson
 from avatar_jax.faces.camera_labels import pose_from_label
 from avatar_jax.io.sound import SoundTrack
 from avatar_jax.methods.base import Source
-from avatar_jax.methods.model import Model
+from avatar_jax.methods.model import Model, choose_model
 from avatar_jax.ops import image_metrics as image
+from avatar_jax.options import flag, option_fields
 from avatar_jax.types import Avatar, Camera, Drive, Motion, Portrait
+
+if TYPE_CHECKING:
+    from avatar_jax.losses.perception import PerceptionBank
 
 MEAN_OF = 200  # training frames at most, for the mean frame
 ONE_FRAME = 'one_frame'
@@ -70,7 +77,7 @@ def measure_video(
     case: VideoCase,
     model: Model,
     options: Mapping[str, Any],
-    bank: Any,
+    bank: PerceptionBank | None,
     on_step: Callable[..., None],
     one: Model | None = None,
 ) -> CaseResult:
@@ -110,6 +117,48 @@ def measure_video(
     result.pictures['driven'] = result.pictures[next(iter(ways))]
     result.scores = {k: float(v) for k, v in result.scores.items()}
     return result
+
+
+def check_protocol(protocol: ProtocolConfig, measured: Path | None) -> None:
+    """Refuses what says nothing about people who are learned from a video.
+
+    Args:
+        measured: folder of what other programs measured, or None.
+
+    Raises:
+        UserError: names the option.
+    """
+    for name, field in option_fields(ProtocolConfig).items():
+        if name != 'frames' and getattr(protocol, name) != field.default:
+            option = field.metadata.get('flag', flag(name))
+            raise UserError(f'{option}: says nothing about people who are learned from a video; leave it out')
+    if measured is not None:
+        raise UserError('--measured: is not known of people who are learned from a video; leave it out')
+
+
+def measuring(
+    model: Model, options: Mapping[str, Any], bank: PerceptionBank, out: Path, note: Callable[[str], None]
+) -> Callable[..., CaseResult]:
+    """(case, on_step) -> the scores of the avatar of a video, beside those of an avatar of one frame.
+
+    Args:
+        options: of the method's ``build``. bank: networks of its losses.
+        out: folder in which trainings keep their state until they are measured. note: called with a sentence where
+            there is no comparison with an avatar of one frame.
+    """
+    one = choose_model(None, None)
+    if reason := check_baseline(model, one):
+        note(f'no comparison with an avatar of one frame: {reason}')
+        one = None
+
+    def measure(case: VideoCase, on_step: Callable[[int], None]) -> CaseResult:
+        work = str(out / 'training' / case.name)
+        case = replace(case, source=replace(case.source, work=work))
+        found = measure_video(case, model, options, bank, lambda done, **_: on_step(done), one)
+        shutil.rmtree(work, ignore_errors=True)  # measured: nothing is left to go on with
+        return found
+
+    return measure
 
 
 def check_baseline(model: Model, one: Model) -> str:

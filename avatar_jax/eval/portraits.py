@@ -17,7 +17,7 @@ from avatar_jax.ops.coefficients import SLICES
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import resize
 from avatar_jax.ops.windows import RADIUS
-from avatar_jax.types import Camera, Portrait
+from avatar_jax.types import Avatar, Camera, Portrait
 
 MOST = 4  # portraits
 NETWORK_SIDE = 128  # pixels that the stand-ins for coefficients and identity were trained on
@@ -93,7 +93,7 @@ def built_scores(
     return {name: _means(rows) for name, rows in found.items()}
 
 
-def driven(model: Model, avatar: Any, item: Mapping[str, np.ndarray]) -> np.ndarray:
+def driven(model: Model, avatar: Avatar, item: Mapping[str, np.ndarray]) -> np.ndarray:
     """The picture [1, H, W, 3] of an avatar in the pose and expression of the first frame."""
     return model.frames(avatar, item['windows'][:1], item['labels'][:1]).rgb
 

@@ -7,7 +7,7 @@ landmark detector and the same fit look at them and at the portrait; the detecto
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ import numpy as np
 
 from avatar_jax.faces.pose import head_to_world
 from avatar_jax.render.cameras import unpack_label
+
+if TYPE_CHECKING:
+    from avatar_jax.faces.base import MorphableModel
 
 NOISE = 0.01  # of the picture's side: deviation that a landmark is credited with; shapes have unit variance
 _STEPS = 3
@@ -43,7 +46,7 @@ def _fit(mean, basis, landmarks, labels, moved, noise, steps):
 
 
 def neutral_vertices(
-    head: Any, landmarks: np.ndarray, labels: np.ndarray, expression: np.ndarray, noise: float = NOISE
+    head: MorphableModel, landmarks: np.ndarray, labels: np.ndarray, expression: np.ndarray, noise: float = NOISE
 ) -> np.ndarray:
     """Vertices [T, V, 3] (decimetres) of the heads in T pictures, without expression or pose.
 

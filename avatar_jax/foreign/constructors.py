@@ -15,7 +15,7 @@ from typing import Any
 
 from avatar_jax.foreign.limits import Budget, Damaged, Refused
 from avatar_jax.foreign.meanings import TABLE, TENSOR_CLASSES, array_state, set_dtype_state
-from avatar_jax.foreign.pickle_values import Global, check_key
+from avatar_jax.foreign.pickle_values import Global, Value, check_key
 from avatar_jax.foreign.records import STORAGES, TORCH_DTYPES, ArrayRef, DtypeRef, InertDict, Record, Storage
 
 _DICTIONARIES = {
@@ -125,7 +125,7 @@ class Inert:
             return False
         return what.module.startswith('torch.nn.') or what.module.split('.')[0] not in _NEVER_PLACEHOLDERS
 
-    def call(self, what: Global, arguments: tuple) -> Any:
+    def call(self, what: Global, arguments: tuple) -> Value:
         full = str(what)
         if full in _CALLS:
             return _CALLS[full](self, *_arguments(full, arguments))
@@ -133,7 +133,7 @@ class Inert:
             return self.dictionary(what, arguments)
         raise Refused(f'calls {what}')
 
-    def new(self, what: Global, arguments: tuple) -> Any:
+    def new(self, what: Global, arguments: tuple) -> Value:
         full = str(what)
         if full in _DICTIONARIES:
             return self.dictionary(what, arguments)
@@ -143,7 +143,7 @@ class Inert:
             return Record(full)
         raise Refused(f'makes an object of {what}')
 
-    def build(self, value: Any, state: Any) -> Any:
+    def build(self, value: Value, state: Value) -> Value:
         if isinstance(value, ArrayRef | Record | InertDict) and value.state is not None:
             raise Refused('a pickle gives an object two states')
         if type(value) is ArrayRef:
@@ -156,12 +156,12 @@ class Inert:
             raise Refused('a pickle gives a state to something that has none')
         return value
 
-    def items(self, value: Any) -> dict | None:
+    def items(self, value: Value) -> dict | None:
         if type(value) is InertDict:
             return value
         return value.items if type(value) is Record and not value.persistent else None
 
-    def persistent(self, identifier: Any) -> Any:
+    def persistent(self, identifier: Value) -> Value:
         raise Refused('refers to data outside of the pickle')
 
     def _state(self, state: Any, cls: str) -> dict:

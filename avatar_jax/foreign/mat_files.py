@@ -192,7 +192,7 @@ class _Reader:
         value.flags.writeable = False
         return value
 
-    def text(self, element: _Element, shape: tuple[int, ...], count: int, what: str) -> Any:
+    def text(self, element: _Element, shape: tuple[int, ...], count: int, what: str) -> str | list[str]:
         """A text, or a list of them if the matrix has several rows."""
         if element.kind not in _TEXTS:
             raise Damaged(f'{what} is not a text')
@@ -237,7 +237,7 @@ class _Reader:
             values.append(self.matrix(element.data, level + 1)[1])
         return values
 
-    def structure(self, elements: _Elements, shape: tuple[int, ...], count: int, level: int, what: str) -> Any:
+    def structure(self, elements: _Elements, shape: tuple[int, ...], count: int, level: int, what: str) -> dict | list:
         """A dictionary, or nested lists of them."""
         width = self.numbers(elements.next(), what)
         if width.dtype.itemsize != 4 or len(width) != 1 or not 0 < width[0] <= 4096:

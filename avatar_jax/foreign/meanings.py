@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from avatar_jax.foreign.limits import Budget, Damaged, Refused, is_count, shape_size, shown
-from avatar_jax.foreign.pickle_values import SMALL, Blob, Global, check_key
+from avatar_jax.foreign.pickle_values import SMALL, Blob, Global, Value, check_key
 from avatar_jax.foreign.records import (
     TORCH_DTYPES,
     ArrayRef,
@@ -42,11 +42,11 @@ class Maker(Protocol):
     load_storage: Callable[[memoryview], Storage] | None
     loaded: dict[int, tuple[Any, Storage]]
 
-    def call(self, what: Global, arguments: tuple) -> Any: ...
+    def call(self, what: Global, arguments: tuple) -> Value: ...
 
-    def new(self, what: Global, arguments: tuple) -> Any: ...
+    def new(self, what: Global, arguments: tuple) -> Value: ...
 
-    def dictionary(self, cls: Global, arguments: tuple) -> Any: ...
+    def dictionary(self, cls: Global, arguments: tuple) -> Value: ...
 
 
 # Plain Python.
@@ -124,7 +124,7 @@ def _dtype(self: Maker, code: Any, align: Any = False, copy: Any = True) -> Dtyp
     return numpy_dtype(code)
 
 
-def set_dtype_state(value: DtypeRef, state: Any) -> None:
+def set_dtype_state(value: DtypeRef, state: Value) -> None:
     if value.order is not None or type(state) is not tuple or len(state) not in (8, 9) or state[1] not in list('<>|='):
         raise Damaged('a numpy dtype has an impossible state')
     if state[2:5] != (None, None, None) or (len(state) == 9 and state[8]):
@@ -140,7 +140,7 @@ def _array(self: Maker, cls: Any, shape: Any, code: Any) -> ArrayRef:
     return ArrayRef()
 
 
-def array_state(state: Any) -> tuple:
+def array_state(state: Value) -> tuple:
     if type(state) is not tuple or len(state) != 5 or state[0] not in (0, 1) or type(state[2]) is not DtypeRef:
         raise Damaged('a numpy array has an impossible state')
     shape_size(state[1], 'a numpy array')

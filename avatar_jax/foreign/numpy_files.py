@@ -10,6 +10,7 @@ from typing import Any
 
 from avatar_jax.foreign.archives import Archive
 from avatar_jax.foreign.limits import Budget, Damaged, Refused, shape_size, shown
+from avatar_jax.foreign.pickle_values import Value
 from avatar_jax.foreign.records import array_from_bytes, numpy_dtype
 from avatar_jax.foreign.torch_files import read_pickle
 
@@ -22,7 +23,7 @@ _HEADER = re.compile(
 )
 
 
-def read_npy(data: memoryview, budget: Budget) -> Any:
+def read_npy(data: memoryview, budget: Budget) -> Value:
     """An array, or for an array of objects what its pickle holds (with references, see ``tree.finish``).
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from avatar_jax.foreign.limits import MAX_TEXT, Budget, Damaged, Refused
-from avatar_jax.foreign.pickle_values import MARK, MAX_LINE, Global
+from avatar_jax.foreign.pickle_values import MARK, MAX_LINE, Global, Value
 
 
 class Constructors(Protocol):
@@ -17,19 +17,19 @@ class Constructors(Protocol):
     def refer(self, module: str, name: str) -> Global:
         """The program refers to a name."""
 
-    def call(self, what: Global, arguments: tuple) -> Any:
+    def call(self, what: Global, arguments: tuple) -> Value:
         """The program wants ``what(*arguments)``."""
 
-    def new(self, what: Global, arguments: tuple) -> Any:
+    def new(self, what: Global, arguments: tuple) -> Value:
         """The program wants a new object of the class ``what``."""
 
-    def build(self, value: Any, state: Any) -> Any:
+    def build(self, value: Value, state: Value) -> Value:
         """The program hands an object its state; gives the object."""
 
-    def items(self, value: Any) -> dict | None:
+    def items(self, value: Value) -> dict | None:
         """The dictionary behind an object that takes items, or None."""
 
-    def persistent(self, identifier: Any) -> Any:
+    def persistent(self, identifier: Value) -> Value:
         """The program refers to something stored outside of it."""
 
 
@@ -94,10 +94,10 @@ class Machine:
 
     # The stack.
 
-    def push(self, value: Any) -> None:
+    def push(self, value: Value) -> None:
         self.stack.append(value)
 
-    def pop(self) -> Any:
+    def pop(self) -> Value:
         if not self.stack:
             raise Damaged('a pickle takes a value where there is none')
         value = self.stack.pop()
@@ -105,7 +105,7 @@ class Machine:
             raise Damaged('a pickle takes a value where there is none')
         return value
 
-    def top(self) -> Any:
+    def top(self) -> Value:
         if not self.stack or self.stack[-1] is MARK:
             raise Damaged('a pickle takes a value where there is none')
         return self.stack[-1]

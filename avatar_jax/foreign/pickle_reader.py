@@ -21,6 +21,7 @@ from typing import Any
 from avatar_jax.foreign.limits import Damaged, Refused
 from avatar_jax.foreign.pickle_instructions import INSTRUCTIONS, STOP
 from avatar_jax.foreign.pickle_machine import Machine
+from avatar_jax.foreign.pickle_values import Value
 
 _NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 
@@ -28,7 +29,7 @@ _NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 class PickleReader(Machine):
     """Reads one pickle."""
 
-    def run(self) -> Any:
+    def run(self) -> Value:
         """Carries out the program and gives its value; ``position`` is then the first byte after the pickle.
 
         Raises:

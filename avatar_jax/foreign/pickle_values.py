@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 
 from avatar_jax.foreign.limits import Damaged, Refused
+
+Value = object
+"""What a pickle can build: plain values, containers of them, and the records of ``foreign.records``."""
 
 SMALL = 4096
 """Byte strings up to this length become ``bytes`` (or text); longer ones stay views of the file."""
@@ -44,7 +47,7 @@ class Blob:
         self.data, self.text = data, text
 
 
-def check_key(key: Any) -> Any:
+def check_key(key: Value) -> Hashable:
     """Lets through what may be a key of a dictionary or an element of a set.
 
     Hashing is done by Python itself, recursively for tuples, so only short tuples of plain values are let through.

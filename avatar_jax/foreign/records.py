@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from avatar_jax.foreign.limits import Budget, Damaged, Refused, shape_size, shown
-from avatar_jax.foreign.pickle_values import Blob, Global
+from avatar_jax.foreign.pickle_values import Blob, Global, Value
 
 
 class InertDict(dict):
@@ -115,7 +115,7 @@ TORCH_DTYPES = {
 _CODE = re.compile(r'b1|[iu][1248]|f[248]|c8|c16|[SU][0-9]{1,6}|O[48]?')
 
 
-def raw_bytes(value: Any, what: str) -> memoryview:
+def raw_bytes(value: Value, what: str) -> memoryview:
     """The bytes behind a byte string of either Python."""
     if type(value) is Blob:
         return value.data
@@ -178,7 +178,7 @@ def check_values(flat: np.ndarray, what: str) -> None:
             raise Damaged(f'{what} of texts holds characters that do not exist')
 
 
-def storage_dtype(what: Any) -> np.dtype:
+def storage_dtype(what: Value) -> np.dtype:
     """Element type of a storage class.
 
     Raises:

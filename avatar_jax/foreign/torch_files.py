@@ -12,6 +12,7 @@ numbers here too. Numbers become native byte order; their type is kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from avatar_jax.foreign.archives import Archive
 from avatar_jax.foreign.constructors import Inert
 from avatar_jax.foreign.limits import Budget, Damaged, Refused, is_count, shown
 from avatar_jax.foreign.pickle_reader import PickleReader
+from avatar_jax.foreign.pickle_values import Global, Value
 from avatar_jax.foreign.records import Storage, check_values, storage_dtype
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -61,12 +63,12 @@ class _Referring(Inert):
         self.views: dict[tuple[str, str], Storage] = {}
         self.pending: list[tuple[Storage, Storage, int]] = []  # a view, what it is of, its offset in bytes
 
-    def call(self, what: Any, arguments: tuple) -> Any:
+    def call(self, what: Global, arguments: tuple) -> Value:
         if self.only_storage:
             raise Refused(f'calls {what} where only numbers can be')
         return super().call(what, arguments)
 
-    def persistent(self, identifier: Any) -> Storage:
+    def persistent(self, identifier: Value) -> Storage:
         if type(identifier) is not tuple or not identifier or type(identifier[0]) is not str:
             raise Damaged('refers to data outside of the pickle in an unknown way')
         if identifier[0] == 'module':
@@ -232,7 +234,7 @@ def read_stream(data: memoryview, budget: Budget, only_storage: bool = False) ->
 # Pickles with tensors in them.
 
 
-def embedded_storage(budget: Budget) -> Any:
+def embedded_storage(budget: Budget) -> Callable[[memoryview], Storage]:
     """A function that reads the numbers of one tensor from the torch file that a pickle holds for it."""
 
     def load(raw: memoryview) -> Storage:

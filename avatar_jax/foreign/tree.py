@@ -8,6 +8,7 @@ checks that walking the copy ends soon, and turns references to stored numbers i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from avatar_jax.foreign.constructors import ATTRIBUTES_ARE_ITEMS, CHUMPY, OPAQUE, SPARSE
 from avatar_jax.foreign.limits import MAX_DEPTH, MAX_NODES, Budget, Damaged, Refused, shape_size, shown
-from avatar_jax.foreign.pickle_values import Blob, Global
+from avatar_jax.foreign.pickle_values import Blob, Global, Value
 from avatar_jax.foreign.records import (
     ArrayRef,
     DtypeRef,
@@ -28,6 +29,7 @@ from avatar_jax.foreign.records import (
     raw_bytes,
 )
 
+Child = Callable[[Value], Value]  # copies what a container holds
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Global, np.generic, np.ndarray)
 
 
@@ -58,10 +60,10 @@ def tensor_array(ref: TensorRef, budget: Budget) -> np.ndarray:
 
 def sparse_array(
     form: str,
-    shape: Any,
-    data: Any,
-    indices: Any,
-    pointers: Any,
+    shape: Value,
+    data: Value,
+    indices: Value,
+    pointers: Value,
     budget: Budget,
 ) -> np.ndarray:
     """Writes out a sparse matrix.
@@ -132,7 +134,7 @@ class _Finisher:
         self.partial: list[np.ndarray] = []
         self.left_out: dict[str, int] = {}
 
-    def value(self, value: Any) -> tuple[Any, int, int]:
+    def value(self, value: Value) -> tuple[Any, int, int]:
         """The copy of a value, the number of container levels in it, the number of values when unfolded."""
         if isinstance(value, _PLAIN):
             return value, 0, 1
@@ -156,10 +158,10 @@ class _Finisher:
         self.done[key] = made
         return made
 
-    def container(self, value: Any) -> tuple[Any, int, int]:
+    def container(self, value: Value) -> tuple[Any, int, int]:
         levels, count = 0, 1
 
-        def child(part: Any) -> Any:
+        def child(part: Value) -> Value:
             nonlocal levels, count
             made, below, nodes = self.value(part)
             levels, count = max(levels, below), count + nodes
@@ -191,13 +193,13 @@ class _Finisher:
             raise TypeError(f'{kind.__name__} is not a value that a reader makes')
         return copy, levels + 1, count
 
-    def dictionary(self, value: dict, child: Any) -> dict:
+    def dictionary(self, value: dict, child: Child) -> dict:
         copy = {key: child(part) for key, part in value.items()}
         if type(value) is InertDict and value.cls in ATTRIBUTES_ARE_ITEMS and value.state is not None:
             copy.update(child(value.state))
         return copy
 
-    def record(self, value: Record, child: Any) -> Any:
+    def record(self, value: Record, child: Child) -> Value:
         if value.cls in OPAQUE:
             self.left_out[value.cls] = self.left_out.get(value.cls, 0) + 1
             return Record(value.cls)
@@ -223,7 +225,7 @@ class _Finisher:
             rows, columns = state.get('indptr'), state.get('indices')
         return sparse_array(form, shape, state.get('data'), columns, rows, self.budget)
 
-    def array(self, value: ArrayRef, child: Any) -> Any:
+    def array(self, value: ArrayRef, child: Child) -> Value:
         if value.state is None:
             raise Damaged('a numpy array has no content')
         shape, dtype, fortran, raw = value.state
@@ -233,7 +235,7 @@ class _Finisher:
         self.budget.tensor(len(raw), 'the arrays in it')
         return array_from_bytes(raw, dtype, shape, bool(fortran), self.budget)
 
-    def objects(self, shape: tuple[int, ...], raw: Any, child: Any) -> Any:
+    def objects(self, shape: tuple[int, ...], raw: Value, child: Child) -> Value:
         """An array of objects, as nested lists; one without sides as the object itself."""
         if type(raw) is not list or len(raw) != shape_size(shape, 'a numpy array'):
             raise Damaged('a numpy array of objects has another number of them than it says')
@@ -261,7 +263,7 @@ def _whole(ref: TensorRef) -> bool:
     return ref.offset == 0 and reach * ref.dtype.itemsize == ref.storage.data.nbytes
 
 
-def finish(value: Any, budget: Budget) -> Finished:
+def finish(value: Value, budget: Budget) -> Finished:
     """Plain values from what a pickle built.
 
     Raises:
@@ -296,7 +298,7 @@ class Flat:
         self.tensors[name] = array
 
 
-def is_module(value: Any) -> bool:
+def is_module(value: Value) -> bool:
     """Whether an object is a module of a network: it has parameters, buffers and sub-modules."""
     return (
         isinstance(value, Record)
@@ -305,7 +307,7 @@ def is_module(value: Any) -> bool:
     )
 
 
-def flatten(tree: Any) -> Flat:
+def flatten(tree: Value) -> Flat:
     """Names the tensors of a finished tree.
 
     Raises:

@@ -141,13 +141,13 @@ def _finite(value: Any) -> Any:
     return _finite(_plain(value))
 
 
-def json_text(value: Any) -> str:
+def json_text(value: object) -> str:
     """Indented JSON of dicts, lists, numbers, numpy and jax arrays, paths; NaN and infinity become null."""
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
     return text.encode('utf-8', 'backslashreplace').decode()  # names that are no UTF-8: JSON's own escapes
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike, value: object) -> None:
     """Writes ``json_text(value)``, completely or not at all. Raises ``UserError`` like ``atomic_path``."""
     write_text(path, json_text(value))
 

@@ -12,7 +12,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -145,7 +145,7 @@ def _read(file: Any, path: Path, max_side: int, min_side: int, background: tuple
         raise UserError(f'{path}: the picture is damaged ({first_line(error)}); get the file again') from error
 
 
-def coded_colours(image: PIL.Image.Image, file: Any) -> dict[str, Any]:
+def coded_colours(image: PIL.Image.Image, file: BinaryIO) -> dict[str, Any]:
     """What PNG, AVIF and HEIC files say of their colours, for ``Image.info`` and ``decoded``; {} for ordinary ones.
 
     Pillow heeds colour profiles only.

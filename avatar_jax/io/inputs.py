@@ -6,10 +6,15 @@ import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.names import media_url
+
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 
 def read_error(path: str | os.PathLike, error: OSError) -> UserError:
@@ -60,7 +65,7 @@ def file_sha256(path: str | os.PathLike) -> str:
         raise read_error(path, error) from error
 
 
-def open_media(path: str | os.PathLike) -> Any:
+def open_media(path: str | os.PathLike) -> InputContainer:
     """A PyAV container for reading; text entries that are not UTF-8 do not make a file unreadable."""
     import av
 
@@ -69,7 +74,7 @@ def open_media(path: str | os.PathLike) -> Any:
     return av.open(media_url(path), **({'metadata_errors': 'replace'} if strict else {}))
 
 
-def picture_tracks(container: Any) -> list[Any]:
+def picture_tracks(container: InputContainer) -> list[VideoStream]:
     """The picture tracks of an open container, the default one first; covers of sound files are none."""
     import av
 
@@ -79,7 +84,7 @@ def picture_tracks(container: Any) -> list[Any]:
     )
 
 
-def sound_track(container: Any) -> Any:
+def sound_track(container: InputContainer) -> AudioStream | None:
     """The default sound track of an open container, else its first one; None where it has none."""
     import av
 

@@ -17,13 +17,16 @@ import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.io import atomic, stamps
 from avatar_jax.io.inputs import input_file, open_media, sound_track
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
 
 COPIED = (
     'aac',
@@ -104,7 +107,7 @@ class SoundTrack:
         """Closes the file."""
         self._stack.close()
 
-    def attach(self, container: Any) -> None:
+    def attach(self, container: OutputContainer) -> None:
         """Adds a sound stream to an output container, before anything is written to it."""
         codec = self._stream.codec_context
         if codec.name in COPIED:
@@ -117,7 +120,7 @@ class SoundTrack:
             self._packets = self._encoded(rate, layout)
             self.notes.append(f'{codec.name} sound encoded as AAC')
 
-    def mux_until(self, container: Any, seconds: Fraction) -> None:
+    def mux_until(self, container: OutputContainer, seconds: Fraction) -> None:
         """Writes the packets that begin before ``seconds`` of the output."""
         import av
 

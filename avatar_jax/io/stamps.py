@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -116,7 +116,7 @@ def snapped(rate: float) -> Fraction | None:
     return nearest if abs(float(nearest) / rate - 1) < _SNAP else None
 
 
-def true_rate(header: Fraction | None, stamps: Stamps, decoded: Any) -> tuple[Fraction | None, str]:
+def true_rate(header: Fraction | None, stamps: Stamps, decoded: Callable[[], float]) -> tuple[Fraction | None, str]:
     """The frame rate by the stamps, where the header is missing or wrong.
 
     Args:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from avatar_jax.io.interlaced import Deinterlacer, interlaced
 from avatar_jax.io.names import media_url
 from avatar_jax.io.provenance import Provenance
 from avatar_jax.io.upright import boxed, fitted, turn_of
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix alike
 _LIMITED_RANGE = 1
@@ -117,7 +120,7 @@ class VideoWriter:
                 self.sound.close()
         return self._stack.__exit__(*error)
 
-    def write(self, frame: Any) -> None:
+    def write(self, frame: ArrayLike) -> None:
         """Appends one frame: [H, W, 3] uint8, or float in [-1, 1]."""
         import av
         from av.video.reformatter import ColorRange, Colorspace

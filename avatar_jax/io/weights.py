@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from avatar_jax.errors import UserError
 from avatar_jax.foreign.safetensors_files import is_safetensors
 from avatar_jax.io import atomic, tensor_files
 from avatar_jax.io.inputs import input_file, read_error
+
+if TYPE_CHECKING:
+    from avatar_jax.configure import Dataclass
 
 FORMAT = 1
 SUFFIX = '.safetensors'
@@ -108,7 +111,7 @@ def save_weights(
     variables: Mapping[str, Any],
     *,
     method: str,
-    config: Any,
+    config: Dataclass | Mapping[str, object],
     provenance: Mapping[str, Any],
     storage: str = 'float32',
 ) -> str:

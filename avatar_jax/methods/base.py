@@ -25,6 +25,7 @@ from avatar_jax.options import option as option
 if TYPE_CHECKING:
     import numpy as np
 
+    from avatar_jax.configure import Dataclass
     from avatar_jax.io.assets import Asset
     from avatar_jax.losses.perception import PerceptionBank
     from avatar_jax.types import Avatar, Config, Portrait
@@ -38,7 +39,7 @@ def later(place: str) -> Callable:
     """The function, class or class method ``'module:name'``, imported when it is first called."""
     module, _, name = place.partition(':')
 
-    def call(*args: Any, **options: Any) -> Any:
+    def call(*args: Any, **options: Any) -> object:
         return attrgetter(name)(importlib.import_module(module))(*args, **options)
 
     call.place = place
@@ -49,7 +50,7 @@ def later_value(place: str) -> Callable:
     """A function that gives the object ``'module:name'``, imported when it is first asked for."""
     module, _, name = place.partition(':')
 
-    def value() -> Any:
+    def value() -> object:
         return attrgetter(name)(importlib.import_module(module))
 
     value.place = place
@@ -131,7 +132,7 @@ class Training:
     """One way to train a method's networks: ``avatar-jax train``, ``bench --train``, ``ablate``.
 
     Attributes:
-        config: plain values -> the run's configuration, a frozen dataclass (fields: see ``train.runner.train``).
+        config: plain values -> the run's configuration, a frozen dataclass (``train.runner.RunConfig``).
         start: (configuration, streams, quiet) -> ``train.runner.Run``: state, step, data, export. ``streams`` is the
             module ``data_pipelines.streams``, by which batches are read.
         program: configuration -> ``train.program.Program``: the step with random data, for measuring and counting.
@@ -316,7 +317,7 @@ class Method:
             return self.looks_through(config, bank)
         return () if self.networks is None else None
 
-    def options(self, values: Mapping[str, Any] | None = None) -> Any:
+    def options(self, values: Mapping[str, Any] | None = None) -> Dataclass:
         """``build_options`` with ``values``. Raises ``UserError`` for names that it does not have."""
         from avatar_jax.configure import from_plain
 

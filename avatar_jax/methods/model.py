@@ -26,6 +26,7 @@ from avatar_jax.types import Array, Avatar, Camera, Config, Drive, Frames, Motio
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+    from avatar_jax.configure import Dataclass
     from avatar_jax.losses.perception import PerceptionBank
 
 AVATAR_FILE = 'avatar.safetensors'
@@ -100,7 +101,7 @@ class Model:
             built.append(self.method.build(self, source, chosen, bank=bank, key=own, on_step=step))
         return built
 
-    def options(self, values: Mapping[str, Any]) -> Any:
+    def options(self, values: Mapping[str, Any]) -> Dataclass:
         """The method's ``build_options`` with these values."""
         return self.method.options(values)
 

@@ -280,3 +280,6 @@ def freeze_labels(params: Mapping[str, Any], count: int) -> dict[str, Any]:
         return 'frozen' if tuple(k.key for k in path[:2]) in frozen else 'trainable'
 
     return jax.tree_util.tree_map_with_path(label, dict(params))
+
+
+Discriminator = DualDiscriminator | SingleDiscriminator

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +120,7 @@ def procedural_expressions(count: int = 3000, seed: int = 0) -> tuple[np.ndarray
     return mean, np.linalg.cholesky(covariance).T
 
 
-def load_head(spec: str | os.PathLike) -> Any:
+def load_head(spec: str | os.PathLike) -> MorphableModel:
     """The head model behind an option: 'procedural', or a file of BFM, FLAME or ICT-FaceKit.
 
     Raises:

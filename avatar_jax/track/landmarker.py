@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from avatar_jax.track.detect import Face, apply, inverse
 from avatar_jax.track.face_numbers import FaceNumbers, eye_distance, features
 from avatar_jax.track.face_task import DETECTOR_SIDE, MESH_SIDE, Box, FaceTask
 from avatar_jax.track.network import PRESENT, QUICK, FaceReader, Reading, cut
-from avatar_jax.track.search import as_face
+from avatar_jax.track.search import Choose, as_face
 
 NAME = 'face landmarker'
 _CROP = 1.5  # side of the mesh's crop in sides of the face
@@ -76,7 +75,7 @@ class LandmarkReader:
         return kept
 
     def detect(
-        self, pixels: np.ndarray, choose: Any, *, search: bool = True, careful: bool = True
+        self, pixels: np.ndarray, choose: Choose, *, search: bool = True, careful: bool = True
     ) -> tuple[Reading | None, str]:
         """The face that ``choose`` takes of a picture's, and what was chosen in words."""
         readings = self.find(pixels, search=search, careful=careful)

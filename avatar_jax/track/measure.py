@@ -24,7 +24,7 @@ from avatar_jax.track.aligned import NETWORK, measure_aligned
 from avatar_jax.track.choose import Chooser
 from avatar_jax.track.crops import BACKGROUNDS, check_background
 from avatar_jax.track.folder import is_track, measured_folder, tracked_media
-from avatar_jax.track.inputs import PICTURES, VIDEOS, PictureFrames, Selected, is_photograph, open_frames
+from avatar_jax.track.inputs import PICTURES, VIDEOS, FrameSource, PictureFrames, Selected, is_photograph, open_frames
 from avatar_jax.track.measured import Measured, MeasuredClip
 from avatar_jax.track.tracker import Measures, Tracker
 
@@ -54,7 +54,7 @@ def default_tracker() -> Tracker:
 
 
 def measure(
-    path: Any,
+    path: str | os.PathLike | FrameSource,
     *,
     size: int,
     label_mode: str,
@@ -122,7 +122,7 @@ def measure(
 
 
 def track_beside(
-    tracker: Measures, source: Any, beside: SideFile, landmarks: Any = None, **options: Any
+    tracker: Measures, source: FrameSource, beside: SideFile, landmarks: str | os.PathLike | None = None, **options: Any
 ) -> MeasuredClip:
     """What a tracker measures with the landmark file beside a picture or video, without it where it was only guessed
     and does not fit; the clip's ``warnings`` say what was ignored.

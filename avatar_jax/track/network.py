@@ -14,6 +14,7 @@ from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNet, Face
 from avatar_jax.ops.landmark_layouts import MIRROR
 from avatar_jax.procedural.expressions import mirror_expression
 from avatar_jax.track.detect import Face, apply, inverse, rotation
+from avatar_jax.types import PyTree
 
 WEIGHTS = 'face_net'
 # Where the crop lies in a cascade's box: its side in box sides, and its centre below the box's centre.
@@ -99,7 +100,7 @@ class FaceReader:
         net = FaceNet(self.config)
         self._run = jax.jit(lambda v, x: net.apply(v, x.astype(jnp.float32) / 127.5 - 1))
 
-    def run(self, crops: np.ndarray) -> Any:
+    def run(self, crops: np.ndarray) -> PyTree:
         """Network output (numpy) for crops [N,side,side,3] uint8, one compilation for each of few sizes of N."""
         n = len(crops)
         size = next(s for s in (1, 2, 6, 16, n) if s >= n)

@@ -7,8 +7,9 @@ network no longer sees a face, after a cut, and now and then. Only numbers are k
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -119,9 +120,20 @@ def increasing(times: np.ndarray) -> np.ndarray:
     return times
 
 
+class Reader(Protocol):
+    """What reads faces: ``FaceReader``, which looks for them through ``search``, or a backend with a ``detect`` of its
+    own, whose arguments and result are those of ``search.choose_face``.
+    """
+
+    name: str
+
+    def around(self, pixels: np.ndarray, points: np.ndarray, variations: tuple = QUICK) -> Reading:
+        """Reads the face at roughly known landmarks [68,2] of a picture [H,W,3] uint8."""
+
+
 def observe(
     frames: Iterable[Any],
-    reader: Any,
+    reader: Reader,
     choose: Chooser,
     *,
     careful: bool = False,
@@ -131,7 +143,7 @@ def observe(
 
     Args:
         frames: objects with ``time`` (seconds) and ``pixels`` [H,W,3] uint8, all of one size.
-        reader: ``FaceReader`` or another backend with ``detect``, ``around``.
+        reader: of the network, or another backend.
         choose: which face.
         careful: average over more crops and look for turned heads, too: for photographs.
         on_frame: called after each frame.
@@ -262,7 +274,9 @@ class FileLandmarks:
         self.network = network if self.kind == 5 else None
         self.points = np.asarray(points, np.float64)
 
-    def observe(self, frames: Iterable[Any], source: Any, on_frame: Callable[[], None] = lambda: None) -> Observed:
+    def observe(
+        self, frames: Iterable[Any], source: str | os.PathLike, on_frame: Callable[[], None] = lambda: None
+    ) -> Observed:
         """``Observed`` of the frames; cuts are not looked for.
 
         Raises:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from avatar_jax.faces.base import MorphableModel
 from avatar_jax.io import atomic
 from avatar_jax.io.images import encode_png, write_png
 from avatar_jax.io.motion import save_motion
@@ -65,7 +66,7 @@ def write(
     item: Input,
     frames: FrameSource,
     clip: MeasuredClip,
-    model: Any,
+    model: MorphableModel,
     config: OutputConfig,
     settings: dict[str, Any],
     weights: str = '',

@@ -22,7 +22,7 @@ from avatar_jax.track.fit import FitConfig
 from avatar_jax.track.inputs import FrameSource, Selected, is_photograph
 from avatar_jax.track.landmark_model import LandmarkModel, at_landmarks, load_head
 from avatar_jax.track.landmarker import LandmarkReader
-from avatar_jax.track.measured import MeasuredClip
+from avatar_jax.track.measured import MeasuredClip, Pictures
 from avatar_jax.track.network import FaceReader
 from avatar_jax.track.observe import FileLandmarks, Observed, observe
 from avatar_jax.track.person_mask import ASSET, PersonMask
@@ -208,7 +208,7 @@ def named(path: Path, error: UserError) -> UserError:
 
 
 def measured_clip(
-    track: Track, frames: FrameSource, pictures: Any, parts: tuple[str, ...], label_mode: str
+    track: Track, frames: FrameSource, pictures: Pictures, parts: tuple[str, ...], label_mode: str
 ) -> MeasuredClip:
     """What a ``Track`` says about a clip."""
     found = track.found & track.valid

@@ -31,7 +31,7 @@ from avatar_jax.types import PyTree
 FORMAT = 1
 
 
-def flatten_config(config: Any, prefix: str = '') -> dict[str, Any]:
+def flatten_config(config: object, prefix: str = '') -> dict[str, Any]:
     """``{'train.seed': 0, ...}``: dotted names of all leaves; a list is one leaf."""
     config = to_plain(config) if not prefix else config
     flat = {}
@@ -44,7 +44,7 @@ def flatten_config(config: Any, prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def config_difference(stored: Any, wanted: Any, may_differ: Sequence[str] = ()) -> str | None:
+def config_difference(stored: object, wanted: object, may_differ: Sequence[str] = ()) -> str | None:
     """The first field in which two configs differ, as 'name = stored, this run has wanted'; None when they agree.
 
     ``may_differ``: names or patterns (``train.log_every``, ``output.*``) that are allowed to.

@@ -13,9 +13,9 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,11 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from avatar_jax.errors import UserError
-from avatar_jax.parallel import AXIS
+from avatar_jax.parallel import AXIS, Parallel, StepFn
 from avatar_jax.types import PyTree
+
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr, Jaxpr
 
 # Shares of the peak that networks of this kind reach; see docs/scaling.md for what was measured.
 COMPUTE_SHARE, MEMORY_SHARE = 0.35, 0.6
@@ -110,11 +113,45 @@ DEVICES = (
 # ------------------------------------------------------------------------------------------------------------ counting
 
 
-def count(jaxpr: Any) -> Costs:
+def count(jaxpr: ClosedJaxpr | Jaxpr) -> Costs:
     """Costs of a (closed) jaxpr as one device runs it; bodies of ``while`` loops count once, of ``cond`` the
     dearest.
     """
     return _count(getattr(jaxpr, 'jaxpr', jaxpr))
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product or convolution of a program, which can be run by itself.
+
+    Attributes:
+        function: takes its operands. shapes, dtypes: of these. text: kind and shapes, for people.
+        flops: of one run. times: that it runs, with loops in full.
+    """
+
+    function: Callable[..., jax.Array]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+    text: str
+    flops: float
+    times: float
+
+
+def products(jaxpr: Any, times: float = 1.0) -> Iterator[Product]:
+    """All products and convolutions of a (closed) jaxpr; those of all branches of a ``cond``."""
+    for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+        name = equation.primitive.name
+        if name in ('dot_general', 'conv_general_dilated'):
+            avals = [v.aval for v in equation.invars]
+            shapes = tuple(tuple(a.shape) for a in avals)
+            kind = 'product' if name == 'dot_general' else 'convolution'
+            text = f'{kind} of {" and ".join("x".join(map(str, s)) for s in shapes)}'
+            run = functools.partial(equation.primitive.bind, **equation.params)
+            yield Product(run, shapes, tuple(a.dtype for a in avals), text, _one(name, equation).flops, times)
+            continue
+        inner = list(_inner(equation.params))
+        for body in inner[:1] if name.startswith('custom') else inner:
+            yield from products(body, times * (equation.params['length'] if name == 'scan' else 1))
 
 
 def _count(jaxpr: Any) -> Costs:
@@ -172,14 +209,14 @@ def _one(name: str, equation: Any) -> Costs:
     return Costs(float(arithmetic), moved if name in _MOVING else 0.0)
 
 
-def step_costs(spread: Any, state: PyTree, batch: PyTree) -> Costs:
+def step_costs(spread: Parallel, state: PyTree, batch: PyTree) -> Costs:
     """Costs of one device's part of a step of ``parallel.Parallel``, from arrays or their shapes."""
     costs = count(spread.trace(state, batch))
     # The partitioned program is written for all devices together.
     return costs * (1.0 / spread.num_devices) if spread.kind == 'sharded' else costs
 
 
-def count_step(step: Any, state: PyTree, batch: PyTree, constants: PyTree, devices: int = 1) -> Costs:
+def count_step(step: StepFn, state: PyTree, batch: PyTree, constants: PyTree, devices: int = 1) -> Costs:
     """Costs of one device's part of ``step(state, batch, constants, axis_name)``, from shapes alone.
 
     ``batch``: one device's share. ``devices``: how many there are in thought; none is touched.
@@ -282,6 +319,36 @@ def predict(costs: Costs, device: Device, devices: int, bf16: bool = False) -> P
 
 
 @dataclass(frozen=True)
+class ProgramMemory:
+    """Bytes that a compiled program holds on one device, as the compiler plans them (0 where it does not tell).
+
+    Attributes:
+        arguments: what it is given. temporaries: what it needs meanwhile. new: results that overwrite no argument.
+    """
+
+    arguments: int
+    temporaries: int
+    new: int
+
+    @property
+    def peak(self) -> int:
+        """All of it together."""
+        return self.arguments + self.temporaries + self.new
+
+    def text(self) -> str:
+        """One phrase."""
+        return f'{_gib(self.peak)} (arguments {_gib(self.arguments)}, temporaries {_gib(self.temporaries)})'
+
+
+def program_memory(compiled: jax.stages.Compiled) -> ProgramMemory:
+    """What a compiled program needs."""
+    memory = compiled.memory_analysis()
+    sizes = ('argument', 'temp', 'output', 'alias')
+    arguments, temporaries, results, reused = (int(getattr(memory, f'{s}_size_in_bytes', 0)) for s in sizes)
+    return ProgramMemory(arguments, temporaries, max(results - reused, 0))
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What is known before the first step. Bytes and seconds per device; ``time`` None: unknown device."""
 
@@ -306,7 +373,7 @@ class Estimate:
         )
 
 
-def estimate(spread: Any, state: PyTree, batch: PyTree, bf16: bool = False) -> Estimate:
+def estimate(spread: Parallel, state: PyTree, batch: PyTree, bf16: bool = False) -> Estimate:
     """Compiles a step (which ``spread.step`` then uses) and says what it will take.
 
     Raises:
@@ -315,11 +382,8 @@ def estimate(spread: Any, state: PyTree, batch: PyTree, bf16: bool = False) -> E
     begin = time.perf_counter()
     compiled = spread.compile(state, batch)
     took = time.perf_counter() - begin
-    memory = compiled.memory_analysis()
-    arguments = int(getattr(memory, 'argument_size_in_bytes', 0))
-    temporaries = int(getattr(memory, 'temp_size_in_bytes', 0))
-    new = int(getattr(memory, 'output_size_in_bytes', 0)) - int(getattr(memory, 'alias_size_in_bytes', 0))
-    total = arguments + temporaries + max(new, 0)
+    memory = program_memory(compiled)
+    total = memory.peak
     stats = jax.local_devices()[0].memory_stats() or {}
     device = this_device()
     limit = int(stats.get('bytes_limit', 0) or (device.memory if device and device.name == 'CPU' else 0))
@@ -331,7 +395,7 @@ def estimate(spread: Any, state: PyTree, batch: PyTree, bf16: bool = False) -> E
             'scale.accumulate, remat, dtype=bfloat16, more devices or parallel=sharded'
         )
     kind = jax.local_devices()[0].device_kind
-    return Estimate(costs, arguments, temporaries, total, limit, took, seconds, kind)
+    return Estimate(costs, memory.arguments, memory.temporaries, total, limit, took, seconds, kind)
 
 
 def _gib(count: float) -> str:

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
 import jax
@@ -50,6 +51,7 @@ from avatar_jax.train.state import TrainState
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL: the same command continues the run
 
 Batches = Callable[[int], Iterable[Any]]  # first step -> batches of that step, the next one, ...
+Sample = np.ndarray | tuple[np.ndarray, Mapping[str, float]]  # uint8 [H, W, 3], alone or with scores
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Mapping[str, jax.Array]]]
 
 
@@ -138,7 +140,7 @@ class Preemption:
 
         return multihost_utils.reached_preemption_sync_point(done)
 
-    def request(self, signum: int | None = None, frame: Any = None) -> None:
+    def request(self, signum: int | None = None, frame: FrameType | None = None) -> None:
         """Sets the flag; a second Ctrl-C interrupts at once."""
         if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
@@ -183,13 +185,13 @@ def fit(
     *,
     folder: str | os.PathLike,
     loop: LoopConfig,
-    config: Any = None,
+    config: object = None,
     resume: bool = False,
     may_differ: Iterable[str] = (),
     current_names: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     label: str = 'train',
     headline: str = 'loss',
-    sample_fn: Callable[[TrainState, int], Any] | None = None,
+    sample_fn: Callable[[TrainState, int], Sample] | None = None,
     place_state: Callable[[TrainState], TrainState] | None = None,
     images_per_step: int = 0,
     phases: Sequence[str] = (),

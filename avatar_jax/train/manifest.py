@@ -51,7 +51,7 @@ def source_state(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def write_manifest(folder: str | os.PathLike, config: Any, **facts: Any) -> None:
+def write_manifest(folder: str | os.PathLike, config: object, **facts: Any) -> None:
     """Writes ``manifest.json``: ``config``, ``command``, ``facts`` (such as the data's fingerprint), the environment.
 
     A resumed run keeps the records of its earlier starts under ``earlier``.

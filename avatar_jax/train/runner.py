@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,27 @@ from avatar_jax.configure import current_names, to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.parallel import Parallel, StepFn, device_order, parallelise, to_host
 from avatar_jax.train.costs import estimate
-from avatar_jax.train.loop import fit, skip_nonfinite
+from avatar_jax.train.loop import LoopConfig, Sample, fit, skip_nonfinite
 from avatar_jax.train.state import TrainState
 from avatar_jax.types import PyTree
+
+
+class RunConfig(Protocol):
+    """A run's configuration, as everything outside its method knows it: a frozen dataclass.
+
+    Attributes:
+        seed: of everything that is drawn. data: where the pictures come from. output: ``train.run``.
+        parallel: one of ``parallel.KINDS``. MAY_DIFFER: names or patterns of the fields that a resumed run may change.
+    """
+
+    seed: int
+    data: object
+    output: object
+    parallel: str
+    MAY_DIFFER: ClassVar[tuple[str, ...]]
+
+    def loop(self) -> LoopConfig:
+        """When to do what."""
 
 
 def one_kind(number: int) -> Hashable:
@@ -64,7 +82,7 @@ class Run:
     constants: PyTree = ()
     bound: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    sample: Callable[[TrainState, int], Any] | None = None
+    sample: Callable[[TrainState, int], Sample] | None = None
     headline: str = 'loss'
     phases: Sequence[str] = ()
     bf16: bool = False
@@ -77,20 +95,19 @@ class Run:
 
 def train(
     start: Callable,
-    config: Any,
+    config: RunConfig,
     out: str | Path,
     streams: ModuleType,
     *,
     resume: bool = False,
     quiet: bool = False,
     programs: dict[Hashable, Parallel] | None = None,
-) -> Any:
+) -> TrainState:
     """Trains and exports; returns the final ``TrainState``.
 
     Args:
         start: (configuration, streams, quiet) -> ``Run``, of a ``Training``.
-        config: the run's configuration: a frozen dataclass with ``seed``, ``data``, ``output`` (``train.run``),
-            ``parallel``, ``loop()`` and ``MAY_DIFFER``, what a resumed run may change.
+        config: the run's configuration.
         out: folder of the run.
         streams: by which batches are read (the module ``data_pipelines.streams``).
         resume: continue the run that is there, or start. quiet: no progress.
@@ -156,7 +173,7 @@ def train(
         known = estimate(chosen, state, chosen.put_batch(batch), run.bf16)
         return f'train: {run.batch_size} {run.unit} per step on {chosen.num_devices} device(s); {known.text()}'
 
-    def sample(state: TrainState, done: int) -> Any:
+    def sample(state: TrainState, done: int) -> Sample:
         return run.sample(jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), state), done)
 
     state = fit(

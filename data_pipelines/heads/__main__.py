@@ -94,11 +94,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--config', default='128', metavar='NAME', help='64, 128, 256, 512 or tiny (default: 128)')
     parser.add_argument('--data-dir', default='data', metavar='DIR', help='where TFDS keeps data sets (default: data)')
     parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes that draw (default: 1)')
-    parser.add_argument('--seed', type=int, metavar='N', help='chooses the people')
-    parser.add_argument('--people', type=int, metavar='N', help='people of the training split')
-    parser.add_argument('--clips', type=int, metavar='N', help='clips per person')
-    parser.add_argument('--frames', type=int, metavar='N', help='frames per clip')
-    parser.add_argument('--cameras', type=int, metavar='N', help='cameras of the clips with several')
+    parser.add_argument('--seed', type=int, metavar='N', help='chooses the people (default: as --config says)')
+    parser.add_argument(
+        '--people', type=int, metavar='N', help='people of the training split (default: as --config says)'
+    )
+    parser.add_argument('--clips', type=int, metavar='N', help='clips per person (default: as --config says)')
+    parser.add_argument('--frames', type=int, metavar='N', help='frames per clip (default: as --config says)')
+    parser.add_argument(
+        '--cameras', type=int, metavar='N', help='cameras of the clips with several (default: as --config says)'
+    )
     parser.add_argument(
         '--audio', action='store_true', help='with the sound of the speech: features per frame, WAV files per clip'
     )

@@ -25,7 +25,7 @@ from avatar_jax.io import atomic
 from avatar_jax.io.animation import open_video
 from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, SLICES
 from avatar_jax.progress import Progress
-from avatar_jax.track.measure import MeasuredClip, PictureFrames, Selected, measure
+from avatar_jax.track.measure import MeasuredClip, Measures, PictureFrames, Selected, measure
 from data_pipelines.tracked.layouts import ClipSpec, choose_frames
 
 VERSION = 1
@@ -119,7 +119,18 @@ def archive_path(folder: Path, clip: ClipSpec, options: Options) -> Path:
     return folder / f'{options.key(clip)}.zip'
 
 
-def track_clip(clip: ClipSpec, tracker: Any, options: Options, path: Path) -> None:
+def finished_clip(clip: ClipSpec, tracker: Any, options: Options, path: Path) -> None:
+    """Makes sure that a clip's archive is there and whole: tracks the clip if it has none yet.
+
+    Raises:
+        UserError: the clip cannot be used, or its archive is damaged.
+    """
+    if not path.is_file():
+        track_clip(clip, tracker, options, path)
+    load_clip(path)
+
+
+def track_clip(clip: ClipSpec, tracker: Measures, options: Options, path: Path) -> None:
     """Tracks a clip and writes its archive, completely or not at all.
 
     Raises:

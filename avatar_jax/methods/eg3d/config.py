@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax.numpy as jnp
 
 from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
 from avatar_jax.methods.eg3d.augment import AdaConfig
-from avatar_jax.models.discriminator import DualDiscriminator, SingleDiscriminator
+from avatar_jax.models.discriminator import Discriminator, DualDiscriminator, SingleDiscriminator
 from avatar_jax.models.triplane import GeneratorConfig
 from avatar_jax.ops.resize import FILTER_MODES
 from avatar_jax.train import run
@@ -56,7 +55,7 @@ class DiscriminatorConfig:
         check.one_of('dtype', 'float32', 'bfloat16')
         check.one_of('mbstd_grouping', 'contiguous', 'strided')
 
-    def module(self, img_resolution: int, c_dim: int = 25) -> Any:
+    def module(self, img_resolution: int, c_dim: int = 25) -> Discriminator:
         """The network for images of that size."""
         kind = DualDiscriminator if self.kind == 'dual' else SingleDiscriminator
         return kind(

@@ -8,7 +8,7 @@ width in *raw* pixels (as in the original).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -16,11 +16,12 @@ import jax.numpy as jnp
 
 from avatar_jax.losses.density import NUM_SLICES, monotonic
 from avatar_jax.methods.eg3d.config import WITHOUT_EFFECT, LossConfig
-from avatar_jax.models.discriminator import DualDiscriminator
+from avatar_jax.models.discriminator import Discriminator, DualDiscriminator
 from avatar_jax.models.fresh_noise import noise_maps, planes_of
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.resample import setup_filter
 from avatar_jax.ops.resize import filtered_resizing, resize
+from avatar_jax.render.config import RenderConfig
 from avatar_jax.render.sampling import RenderDraws
 from avatar_jax.types import PyTree
 
@@ -197,7 +198,7 @@ def synthesise(
     return Pair(*jax.vmap(one)(out.rgb, out.features, ws, noise_maps(variables['noise'], draws.noise)))
 
 
-def judge(net: Any, params: PyTree, pair: Pair, c: jax.Array) -> jax.Array:
+def judge(net: Discriminator, params: PyTree, pair: Pair, c: jax.Array) -> jax.Array:
     """Logits [N, 1] of a dual or single discriminator."""
     images = pair if isinstance(net, DualDiscriminator) else pair[:1]
     return net.apply({'params': params}, *images, c)
@@ -211,7 +212,7 @@ def adversarial(logits: jax.Array, real: bool) -> jax.Array:
     return jnp.mean(jax.nn.softplus(-logits if real else logits))
 
 
-def r1_penalty(net: Any, params: PyTree, pair: Pair, c: jax.Array) -> tuple[jax.Array, Pair, jax.Array]:
+def r1_penalty(net: Discriminator, params: PyTree, pair: Pair, c: jax.Array) -> tuple[jax.Array, Pair, jax.Array]:
     """Squared gradient of the logits with respect to image and raw image, as two independent inputs.
 
     ``pair`` is what the discriminator sees: blurred and augmented (as in the original, which does not differentiate
@@ -234,7 +235,7 @@ def r1_penalty(net: Any, params: PyTree, pair: Pair, c: jax.Array) -> tuple[jax.
 
 def density_penalty(
     density: Callable[[jax.Array], jax.Array],
-    rendering: Any,
+    rendering: RenderConfig,
     draws: DensityDraws,
     second_density: Callable[[jax.Array], jax.Array] | None = None,
 ) -> dict[str, jax.Array]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from avatar_jax.methods.eg3d import losses as L
 from avatar_jax.methods.eg3d.config import LossConfig
+from avatar_jax.methods.eg3d.schedules import Number
 from avatar_jax.models.fresh_noise import planes_of
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.types import PyTree
@@ -102,8 +103,8 @@ def generator_main(
     d_params: PyTree,
     buffers: Mapping[str, PyTree],
     draws: GeneratedDraws,
-    probability: Any,
-    sigma: Any = None,
+    probability: Number | None,
+    sigma: Number | None = None,
     transform: Transform | None = None,
 ) -> tuple[jax.Array, Terms]:
     """The generator wants its images to pass for real ones.
@@ -127,7 +128,7 @@ def generator_reg(
     params: PyTree,
     buffers: Mapping[str, PyTree],
     draws: RegularDraws,
-    probability: Any,
+    probability: Number | None,
     path_mean: jax.Array,
 ) -> tuple[jax.Array, Terms]:
     """Regularisation of the generator; ``path_mean``: running mean of the path length."""
@@ -162,8 +163,8 @@ def discriminator_main(
     real: L.Pair,
     real_c: jax.Array,
     draws: GeneratedDraws,
-    probability: Any,
-    sigma: Any = None,
+    probability: Number | None,
+    sigma: Number | None = None,
     transforms: tuple[Transform | None, Transform | None] = (None, None),
 ) -> tuple[jax.Array, Terms]:
     """The discriminator tells generated from real images.
@@ -199,7 +200,7 @@ def discriminator_reg(
     params: PyTree,
     real: L.Pair,
     real_c: jax.Array,
-    sigma: Any = None,
+    sigma: Number | None = None,
     transform: Transform | None = None,
 ) -> tuple[jax.Array, Terms]:
     """R1: ``gamma / 2`` times the mean squared gradient on real images, as the discriminator sees them."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.methods.eg3d.config import RunConfig
-from avatar_jax.models.triplane import TriPlaneGenerator
+from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator
 from avatar_jax.types import PyTree
 
 
 @partial(jax.jit, static_argnames=('config', 'resolution'))
-def render_fixed(variables: Mapping[str, PyTree], z: jax.Array, c: jax.Array, *, config: Any, resolution: int) -> dict:
+def render_fixed(
+    variables: Mapping[str, PyTree], z: jax.Array, c: jax.Array, *, config: GeneratorConfig, resolution: int
+) -> dict:
     """Images of codes z [N, z_dim] from cameras c [N, 25], without any randomness."""
     model = TriPlaneGenerator(config)
     condition = c if config.rendering.gpc_reg_prob is not None else jnp.zeros_like(c)

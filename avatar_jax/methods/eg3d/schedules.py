@@ -6,15 +6,13 @@ host) or as an array (inside a compiled step).
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.train.optimizers import OptimizerConfig
 
-Number = Any  # Python number or array
+Number = float | jax.Array
 
 
 def _namespace(n: Number):

@@ -20,7 +20,7 @@ from avatar_jax.methods.eg3d import losses, phases, schedules
 from avatar_jax.methods.eg3d.augment import AdaState, KeyDraws, augment
 from avatar_jax.methods.eg3d.config import WITHOUT_EFFECT, RunConfig
 from avatar_jax.methods.eg3d.draws import Dice
-from avatar_jax.models.discriminator import freeze_labels
+from avatar_jax.models.discriminator import Discriminator, freeze_labels
 from avatar_jax.models.fresh_noise import noise_size
 from avatar_jax.models.triplane import TriPlaneGenerator, init_generator
 from avatar_jax.parallel import mean_over_devices, num_shards, sample_keys
@@ -107,7 +107,7 @@ def init_discriminator(config: RunConfig, key: jax.Array) -> PyTree:
     return init_judge(net, 2 if config.discriminator.kind == 'dual' else 1, key)
 
 
-def init_judge(net: Any, pictures: int, key: jax.Array) -> PyTree:
+def init_judge(net: Discriminator, pictures: int, key: jax.Array) -> PyTree:
     """Fresh parameters of a discriminator that judges one picture, or two."""
     size, c = net.img_resolution, jnp.zeros((1, 25))
     images = (jnp.zeros((1, size, size, 3)),) * pictures

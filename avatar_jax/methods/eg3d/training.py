@@ -17,6 +17,7 @@ from avatar_jax.methods.eg3d import train as training
 from avatar_jax.methods.eg3d.config import WITHOUT_EFFECT, RunConfig, check_resolutions
 from avatar_jax.methods.eg3d.samples import sample_sheet
 from avatar_jax.render.cameras import orbit_labels
+from avatar_jax.train.loop import Sample
 from avatar_jax.train.manifest import write_manifest
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run
@@ -54,7 +55,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     count = config.output.fid_images
     distance = streams.frechet(source, config.inception, count, config.seed) if count else None
 
-    def sample(state: TrainState, done: int) -> Any:
+    def sample(state: TrainState, done: int) -> Sample:
         variables, resolution = training.generator_variables(state), resolution_after(done)
         sheet = sample_sheet(config, variables, labels, real, resolution)
         if distance is None:

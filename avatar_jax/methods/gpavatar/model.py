@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,9 @@ from avatar_jax.models import host_draws, styleunet
 from avatar_jax.models.styleunet import StyleUNet
 from avatar_jax.ops.resize import resize
 from avatar_jax.types import Avatar, Camera, Frames, Portrait, PyTree
+
+if TYPE_CHECKING:
+    from avatar_jax.faces.flame import FLAME
 
 NETS = {'style_tplane': 'encoder', 'up_renderer': 'superresolution'}
 MAX_PORTRAITS = 1000
@@ -102,7 +105,9 @@ def save_model(
     return save_weights(path, variables, method=METHOD, config=config.to_dict(), provenance=provenance, storage=storage)
 
 
-def load_model(path: str | os.PathLike, flame: Any = None) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
+def load_model(
+    path: str | os.PathLike, flame: FLAME | str | os.PathLike | None = None
+) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
     """Reads a weight file of this method: (variables with the mesh, configuration, SHA-256, provenance).
 
     Args:

@@ -25,9 +25,11 @@ from avatar_jax.methods.gpavatar.mesh import NUM_SHAPE, load_mesh
 from avatar_jax.methods.gpavatar.model import abstract, init, load_model, save_model, views_of, with_coefficients
 from avatar_jax.methods.gpavatar.train import RunConfig
 from avatar_jax.methods.gpavatar.train_config import LossConfig, TrainConfig
+from avatar_jax.train.loop import Sample
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run, devices_for
 from avatar_jax.train.state import TrainState
+from avatar_jax.types import PyTree
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:
@@ -63,7 +65,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
 
     shown: list[dict[str, Any]] = []
 
-    def sample(state: TrainState, done: int) -> Any:
+    def sample(state: TrainState, done: int) -> Sample:
         del done
         if not shown:
             found = streams.first_sets(source, frames, config.seed + 1, config.output.sample_people)
@@ -112,7 +114,7 @@ def networks_of(model: ModelConfig) -> ModelConfig:
     )
 
 
-def alexnet(files: Sequence[str], variables: Mapping[str, Any]) -> Any:
+def alexnet(files: Sequence[str], variables: Mapping[str, Any]) -> PyTree | None:
     """AlexNet for the perceptual loss: from ``alexnet=FILE``, else the one that imported weights contain, else None.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from avatar_jax.methods.hfagp.model import check_driver, check_signal, check_sou
 from avatar_jax.sound.features import mel_rows
 from avatar_jax.sound.windows import windows_at
 from avatar_jax.types import Motion
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 def coefficient_signal(config: ModelConfig, motion: Motion, source: str = 'driver') -> dict[str, np.ndarray]:
@@ -58,7 +61,7 @@ def picture_signal(
 
 
 def sound_windows(
-    config: ModelConfig, path: str | os.PathLike, times: Any = None, *, fps: float = 25.0
+    config: ModelConfig, path: str | os.PathLike, times: ArrayLike | None = None, *, fps: float = 25.0
 ) -> tuple[dict[str, np.ndarray], SoundSignal]:
     """``sound`` [T, 16, C] of a video, sound or feature file, and what ``driving.audio.sound_signal`` found.
 
@@ -71,7 +74,7 @@ def sound_windows(
     return {'sound': found.windows}, found
 
 
-def as_bytes(picture: Any, size: int, source: str = 'driver') -> np.ndarray:
+def as_bytes(picture: ArrayLike, size: int, source: str = 'driver') -> np.ndarray:
     """A square picture [H, H, 3] of bytes, or of numbers in [-1, 1], as bytes [size, size, 3] (bilinear, antialiased).
 
     Raises:

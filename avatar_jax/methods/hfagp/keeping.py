@@ -23,6 +23,7 @@ from avatar_jax.methods.hfagp.batches import PersonFrames
 from avatar_jax.methods.hfagp.config import ModelConfig
 from avatar_jax.train.checkpoints import Checkpoints, config_difference
 from avatar_jax.train.state import TrainState
+from avatar_jax.types import PyTree
 
 EVERY = 120.0  # seconds between two
 PREVIEW = 'preview.png'
@@ -31,7 +32,7 @@ _STATES, _NONE, _SHOWN = 'states', -1, 4
 
 
 @dataclass
-class Progress:
+class TrainingSoFar:
     """How far a training is.
 
     Attributes:
@@ -106,29 +107,29 @@ class Keeper:
         place = next(p for p in places if not p.exists())
         return (self.folder / _STATES).rename(place)
 
-    def restored(self, fresh: TrainState) -> Progress:
+    def restored(self, fresh: TrainState) -> TrainingSoFar:
         """The progress that was kept, or none with a fresh state."""
         if self._store is None or self._store.latest_step() is None:
-            return Progress(fresh)
+            return TrainingSoFar(fresh)
         template = {
-            **_stored(Progress(fresh)),
+            **_stored(TrainingSoFar(fresh)),
             'curves': {k: np.zeros(self._store.latest_step(), np.float32) for k in CURVES},
         }
         try:
             kept, done = self._store.restore(jax.eval_shape(lambda: template))
         except UserError as error:
             self.notes.append(f'{error}; the training begins anew')
-            return Progress(fresh)
+            return TrainingSoFar(fresh)
         self.notes.append(f'{self.folder}: goes on after step {done}')
         tuned = int(kept['tuned_from'])
         state = jax.tree.map(jax.numpy.asarray, kept['state'])
-        return Progress(state, done, float(kept['elapsed']), None if tuned == _NONE else tuned, kept['curves'])
+        return TrainingSoFar(state, done, float(kept['elapsed']), None if tuned == _NONE else tuned, kept['curves'])
 
     def due(self) -> bool:
         """Whether it is time to keep the state."""
         return self._store is not None and time.monotonic() - self._last >= EVERY
 
-    def keep(self, progress: Progress, variables: Any, config: ModelConfig, video: PersonFrames) -> None:
+    def keep(self, progress: TrainingSoFar, variables: PyTree, config: ModelConfig, video: PersonFrames) -> None:
         """Writes the state and ``preview.png``: unseen frames beside what each driver makes of them."""
         if self._store is None:
             return
@@ -139,7 +140,7 @@ class Keeper:
         self._last = time.monotonic()
 
 
-def _stored(progress: Progress) -> dict[str, Any]:
+def _stored(progress: TrainingSoFar) -> dict[str, Any]:
     return {
         'state': progress.state,
         'elapsed': np.asarray(progress.elapsed, np.float32),

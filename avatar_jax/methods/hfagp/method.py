@@ -8,7 +8,7 @@ sound.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from avatar_jax.io.assets import Asset
 from avatar_jax.methods.base import Bench, Method, Row, Table, Training, later, later_value, option
@@ -66,7 +66,7 @@ CLAIMS = (
 )
 
 
-def table_run(variant: str, size: str, seed: int, steps: int | None, pictures: Any) -> tuple[str, list[str]]:
+def table_run(variant: str, size: str, seed: int, steps: int | None, pictures: str | Path) -> tuple[str, list[str]]:
     """The configuration that a variant of Table 4 is trained with, and its overrides; each seed is another person."""
     names = ['tiny' if size == 'tiny' else 'heads', 'picture', variant]
     folder = f'{pictures}/hfagp_{size}_{seed:02d}'

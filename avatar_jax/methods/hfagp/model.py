@@ -12,9 +12,10 @@ generator. All functions are pure and take a static configuration, so they pass 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,10 @@ from avatar_jax.methods.hfagp.encoders import (
 from avatar_jax.methods.weight_files import WeightFiles
 from avatar_jax.models.triplane import TriPlaneGenerator, init_generator
 from avatar_jax.render.sampling import RenderDraws
-from avatar_jax.types import Avatar, Camera, Frames
+from avatar_jax.types import Array, Avatar, Camera, Frames
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 SHARED = 'shared'
 PREVIEW_WEIGHT = {'picture': 10.0, 'coefficients': 5.0, 'sound': 5.0}
@@ -77,7 +81,7 @@ def signal_shape(config: ModelConfig, driver: str) -> tuple[int, ...]:
     }[driver]
 
 
-def check_signal(config: ModelConfig, driver: str, signal: Any, source: str = 'driver') -> None:
+def check_signal(config: ModelConfig, driver: str, signal: Float[Array, 'frames ...'], source: str = 'driver') -> None:
     """``UserError`` unless a signal [T, ...] has frames of the shape that this model was trained with, all finite."""
     check_driver(config, driver)
     expected, found = signal_shape(config, driver), tuple(np.shape(signal)[1:])
@@ -259,7 +263,7 @@ def identity_of(variables: Mapping[str, Any], tuned: bool = True) -> dict[str, A
 
 
 def avatar_of(
-    variables: Mapping[str, Any], config: ModelConfig, weights: str, source: str, label: Any = None
+    variables: Mapping[str, Any], config: ModelConfig, weights: str, source: str, label: Array | None = None
 ) -> Avatar:
     """The avatar that weights with a person are themselves (of a training run, or a released checkpoint).
 
@@ -312,7 +316,8 @@ def frame(
     smooth = driver == 'sound' and signal.ndim == 4
     weights = weights_of(own['params'], config, driver, signal, smooth)
     codes = codes_of(own['params'], config, driver, weights, prepared[basis_name(config, driver)])
-    out = render(generator_of(own), config, codes, labels, keys, sr)
+    looking = dataclasses.replace(config, generator=config.generator.for_frames())
+    out = render(generator_of(own), looking, codes, labels, keys, sr)
     return out.replace(rgb=jnp.clip(out.rgb, -1, 1), raw=jnp.clip(out.raw, -1, 1))
 
 

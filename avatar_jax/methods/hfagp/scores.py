@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from avatar_jax.methods.hfagp.driving import smooths_sound
 from avatar_jax.methods.hfagp.encoders import sound_neighbours
 from avatar_jax.methods.hfagp.losses import supervised
 from avatar_jax.ops.image_metrics import psnr, ssim, to_unit
+
+if TYPE_CHECKING:
+    from avatar_jax.methods.model import Model
 
 MOST = 64  # frames that are measured
 AT_ONCE = 4
@@ -96,7 +99,7 @@ def sheet(
     return np.concatenate([np.concatenate([to_uint8(p) for p in c], 0) for c in columns], 1), scores
 
 
-def of_training(model: Any, people: int) -> dict[str, dict[str, float]]:
+def of_training(model: Model, people: int) -> dict[str, dict[str, float]]:
     """The scores of the first driver that a training kept in its weight file, for tables: of 'train' and 'unseen'.
 
     Raises:

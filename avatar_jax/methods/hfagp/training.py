@@ -27,7 +27,7 @@ from avatar_jax.methods.hfagp.cameras import orbit_labels
 from avatar_jax.methods.hfagp.config import METHOD, ModelConfig
 from avatar_jax.methods.hfagp.prior import with_person
 from avatar_jax.methods.model import save_avatar
-from avatar_jax.train.loop import LoopConfig
+from avatar_jax.train.loop import LoopConfig, Sample
 from avatar_jax.train.program import Program
 from avatar_jax.train.run import PeopleOutput, PersonConfig
 from avatar_jax.train.runner import Run, devices_for
@@ -109,7 +109,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
         for batch in training_batches(video, model, config.seed, first):
             yield {name: values[rows] for name, values in batch.items()}
 
-    def sample(state: TrainState, done: int) -> Any:
+    def sample(state: TrainState, done: int) -> Sample:
         del done
         return scores.sheet(training.variables_of(state), model, video, config.output.sample_people)
 

@@ -6,23 +6,23 @@ reconstruction alone settles the geometry.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import optax
 
 from avatar_jax.methods.eg3d.augment import AdaState, KeyDraws, augment
 from avatar_jax.methods.eg3d.losses import Pair, adversarial, judge, r1_penalty
 from avatar_jax.methods.eg3d.schedules import lazy_optimizer
 from avatar_jax.methods.eg3d.train import init_judge
 from avatar_jax.methods.hidenerf.config import ModelConfig
+from avatar_jax.models.discriminator import Discriminator
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.types import PyTree
 
 NAMES = ('raw_discriminator', 'discriminator')  # of raw and of final pictures
 
 
-def network(config: ModelConfig, name: str) -> Any:
+def network(config: ModelConfig, name: str) -> Discriminator:
     """The module of that name."""
     size = config.raw_size if name == 'raw_discriminator' else config.image_size
     return getattr(config, name).module(size)
@@ -34,7 +34,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, PyTree]:
     return {name: init_judge(network(config, name), 1, k) for name, k in zip(NAMES, keys, strict=True)}
 
 
-def optimizer(config: ModelConfig) -> Any:
+def optimizer(config: ModelConfig) -> optax.GradientTransformation:
     """Of both, corrected for the lazy gradient penalty."""
     return make_optimizer(lazy_optimizer(config.train.discriminator, config.train.r1_every))
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.methods.base import Built
+from avatar_jax.methods.base import Built, NoOptions, Source
 from avatar_jax.methods.hidenerf import cameras, model, secc
 from avatar_jax.methods.hidenerf.config import METHOD, ModelConfig
 from avatar_jax.ops.resize import resize
 from avatar_jax.types import Avatar, Camera, Portrait
+
+if TYPE_CHECKING:
+    from avatar_jax.losses.perception import PerceptionBank
+    from avatar_jax.methods.model import Model
 
 BEHIND = 100.0  # degrees from the front beyond which a portrait shows no face
 FLAT = 60.0  # degrees from which planes that are not looked up in the camera's frame collapse
@@ -120,7 +124,13 @@ def build(variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait,
 
 
 def build_avatar(
-    model_: Any, source: Any, options: Any, *, bank: Any, key: jax.Array | None, on_step: Callable[..., None]
+    model_: Model,
+    source: Source,
+    options: NoOptions,
+    *,
+    bank: PerceptionBank | None,
+    key: jax.Array | None,
+    on_step: Callable[..., None],
 ) -> Built:
     """``build`` behind the interface of all methods: one portrait, one forward pass."""
     del options, bank, key

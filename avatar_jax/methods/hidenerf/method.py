@@ -6,7 +6,7 @@ moves all sample points; a refine network with the source's identity features ma
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 from avatar_jax.methods.base import Bench, Method, Row, Table, Training, later
 
@@ -19,7 +19,7 @@ TABLE_5 = {
 }
 
 
-def table_run(variant: str, size: str, seed: int, steps: int | None, pictures: Any) -> tuple[str, list[str]]:
+def table_run(variant: str, size: str, seed: int, steps: int | None, pictures: str | Path) -> tuple[str, list[str]]:
     """The configuration that a variant of Table 5 is trained with, and its overrides."""
     parts = [name for name in ('small' if size == 'tiny' else '', '' if variant == 'full' else variant) if name]
     overrides = [f'--config.seed={seed}', '--config.output.sample_people=0', f'--config.data.folder={pictures}']

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,9 @@ from avatar_jax.ops.resize import resize
 from avatar_jax.parallel import sample_keys
 from avatar_jax.render.cameras import unpack_label
 from avatar_jax.types import Frames, PyTree
+
+if TYPE_CHECKING:
+    from avatar_jax.faces.base import MorphableModel
 
 SOURCE_PARTS, FRAME_PARTS = ('appearance', 'identity'), ('deformation', 'points', 'refine')
 
@@ -137,7 +140,9 @@ def save_model(
     return WEIGHTS.save(path, {'params': variables['params']}, config, provenance, storage)
 
 
-def load_model(path: str | os.PathLike, head: Any = None) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
+def load_model(
+    path: str | os.PathLike, head: MorphableModel | None = None
+) -> tuple[dict[str, Any], ModelConfig, str, dict[str, Any]]:
     """Reads a weight file of this method: (variables with the mesh, configuration, SHA-256, provenance).
 
     Args:

@@ -10,7 +10,7 @@ one, both seen by a fixed camera and without the head's pose. They are drawn on 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from avatar_jax.procedural.mesh import CLOTH, HAIR, head_mesh
 from avatar_jax.procedural.model import ProceduralHead
 from avatar_jax.render import device_rasterizer, rasterizer
 from avatar_jax.render.rasterizer import SeccConfig, normalised_coordinate_code
+
+if TYPE_CHECKING:
+    from avatar_jax.faces.base import MorphableModel
 
 _MIRROR_WEIGHT = 1.0  # of how far expressions move a vertex, beside its place, when its partner is sought
 
@@ -57,7 +60,7 @@ class HeadMesh:
 # ------------------------------------------------------------------------------------------------------------ the mesh
 
 
-def build_mesh(model: Any, code: np.ndarray | None = None) -> HeadMesh:
+def build_mesh(model: MorphableModel, code: np.ndarray | None = None) -> HeadMesh:
     """The mesh of a head model (``faces.base.MorphableModel``): procedural head, BFM, FLAME, ICT or another linear one.
 
     Of the procedural head everything but hair and clothes is drawn, which belong to its style and hide the brows.
@@ -111,7 +114,7 @@ def procedural_mesh() -> HeadMesh:
     return build_mesh(ProceduralHead())
 
 
-def load_mesh(basis: str, head: Any = None, source: str = 'weights') -> HeadMesh:
+def load_mesh(basis: str, head: MorphableModel | None = None, source: str = 'weights') -> HeadMesh:
     """The mesh of a basis.
 
     Args:

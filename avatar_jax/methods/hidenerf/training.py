@@ -25,6 +25,7 @@ from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.methods.hidenerf.losses import network_of
 from avatar_jax.methods.hidenerf.parts import LossConfig, TrainConfig
 from avatar_jax.methods.hidenerf.train import RunConfig
+from avatar_jax.train.loop import Sample
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run, devices_for
 from avatar_jax.train.state import TrainState
@@ -64,7 +65,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
 
     shown: list[dict[str, Any]] = []
 
-    def sample(state: TrainState, done: int) -> Any:
+    def sample(state: TrainState, done: int) -> Sample:
         del done
         if not shown:
             found = streams.first_sets(source, FRAMES, config.seed + 1, config.output.sample_people)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 from avatar_jax.methods.base import Row, Table
 
@@ -26,7 +26,7 @@ STAGES_OF = {'full': ('general', 'compensation'), 'teeth': ('general', 'teeth')}
 ABLATED = ('without_compensation', 'without_wnet', 'without_identity')
 
 
-def run(variant: str, size: str, seed: int, steps: int | None, pictures: Any) -> list[tuple[str, list[str]]]:
+def run(variant: str, size: str, seed: int, steps: int | None, pictures: str | Path) -> list[tuple[str, list[str]]]:
     """The configurations that a variant is trained with, stage after stage, and their overrides.
 
     Args:

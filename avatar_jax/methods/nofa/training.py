@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,13 @@ from avatar_jax.methods.nofa.teacher import Teacher
 from avatar_jax.methods.nofa.train import Frozen, RunConfig
 from avatar_jax.models.e4e_files import with_backbone
 from avatar_jax.render.cameras import orbit_labels
+from avatar_jax.train.loop import Sample
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run, devices_for
 from avatar_jax.train.state import TrainState
+
+if TYPE_CHECKING:
+    from avatar_jax.faces.conventions import Conventions
 
 FRAMES = 2  # of a person: source and target
 
@@ -65,7 +69,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
 
     shown: list[dict[str, Any]] = []
 
-    def sample(state: TrainState, done: int) -> Any:
+    def sample(state: TrainState, done: int) -> Sample:
         del done
         if not shown:
             found = streams.first(streams.pairs(source, data, stage.batch_size, config.seed, 'uniform', 0))
@@ -97,7 +101,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     )
 
 
-def conventions_of(model_config: ModelConfig) -> Any:
+def conventions_of(model_config: ModelConfig) -> Conventions:
     """What the pictures and cameras of the data have to be like."""
     from avatar_jax.faces.conventions import of_model
 

@@ -36,7 +36,7 @@ from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.render.sampling import RenderDraws
-from avatar_jax.types import Frames, PyTree
+from avatar_jax.types import Array, Frames, Portrait, PyTree
 
 METHOD = 'otavatar'
 NETWORKS = ('generator', 'controller')
@@ -127,7 +127,7 @@ class ModelConfig:
 # --------------------------------------------------------------------------------------------------------- variables
 
 
-def join(generator: Mapping[str, Any], controller: Mapping[str, Any], w_std: Any = None) -> dict[str, Any]:
+def join(generator: Mapping[str, Any], controller: Mapping[str, Any], w_std: Array | None = None) -> dict[str, Any]:
     """One tree from the variables of the two networks, each ``{'params': ..., ...}``."""
     tree: dict[str, Any] = {}
     for name, variables in zip(NETWORKS, (generator, controller), strict=True):
@@ -325,12 +325,12 @@ def frame(
     motion = motion_codes(network(variables, 'controller')['params'], config, signals['windows'], code_book)
     w = jnp.broadcast_to(code, (labels.shape[0], *code.shape))
     ws = driven_codes(w, motion, config, variables, clamp=False)
-    views = render_views(generator, config.generator, ws, correct_intrinsics(labels, bias), keys, sr)
+    views = render_views(generator, config.generator.for_frames(), ws, correct_intrinsics(labels, bias), keys, sr)
     raw = jnp.clip(views.raw, -1, 1)
     return Frames(raw if views.image is None else jnp.clip(views.image, -1, 1), raw, views.depth, views.opacity)
 
 
-def source_windows(portrait: Any) -> jax.Array:
+def source_windows(portrait: Portrait) -> jax.Array:
     """[..., 27, 70] motion windows of still pictures: the picture's coefficients in every frame.
 
     Coefficients that were not measured are taken as zero (a neutral face, an unturned head).

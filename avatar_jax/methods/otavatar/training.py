@@ -39,6 +39,7 @@ from avatar_jax.methods.otavatar.model import (
 from avatar_jax.methods.otavatar.train import BATCH_KEYS, RunConfig
 from avatar_jax.parallel import device_order
 from avatar_jax.render.cameras import orbit_labels
+from avatar_jax.train.loop import Sample
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run, devices_for
 from avatar_jax.train.starting import Part, Starting, part_of, starting
@@ -71,7 +72,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     begun = starting_point(config.init, model)
     variables, digest = with_parts(init(model, jax.random.key(config.seed)), begun, model), begun.digest
 
-    def sample(state: TrainState, done: int) -> Any:
+    def sample(state: TrainState, done: int) -> Sample:
         del done
         return training.sample_sheet(model, state, fixed, bank, config.output.sample_people)
 
