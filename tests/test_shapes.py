@@ -14,7 +14,9 @@ import pytest
 jaxtyping = pytest.importorskip('jaxtyping')
 
 MODULES = (
+    'faces.camera_labels',
     'faces.pose',
+    'faces.translation',
     'methods.model',
     'methods.render',
     'ops.activations',
@@ -147,6 +149,31 @@ def test_rays_and_cameras():
     call(pose.project, call(pose.to_camera, moved))
     assert isinstance(call(pose.rotation_matrix, np.zeros((5, 3))), jax.Array)
     assert all(fits(getattr(Camera(cam2world, intrinsics), name), hint) for name, hint in hints(Camera).items())
+
+
+def test_cameras_of_heads():
+    from avatar_jax.faces import camera_labels, translation
+
+    def run(function, *args):  # in numpy, which compiles nothing
+        return jax.tree.map(np.asarray, call(function, *args))
+
+    rng = np.random.default_rng(0)
+    angle, trans, points = (rng.uniform(0.1, 0.3, shape) for shape in ((2, 4, 3), (2, 4, 3), (2, 4, 68, 2)))
+    label = run(camera_labels.label_from_pose, angle, trans, 'orig')
+    pose, camera = run(camera_labels.split_label, label)
+    run(camera_labels.make_label, run(camera_labels.mirror_pose, pose), camera[0, 0])
+    run(camera_labels.normalise_pose, run(camera_labels.raw_pose, angle, trans), 'simplify')
+    run(camera_labels.pose_from_label, run(camera_labels.mirror_label, label))
+    run(camera_labels.look_at, angle[..., 0], angle[..., 1])
+    run(camera_labels.labels_from_conditions, rng.uniform(0.1, 0.3, (5, 8)))
+    run(camera_labels.correct_intrinsics, label[0, 0], rng.uniform(size=(6, 18)))
+    run(camera_labels.correct_rotation, label, np.zeros(18))
+    run(camera_labels.yaw_label, label, 0.1)
+    run(camera_labels.intrinsics, angle[..., 0])
+    offset = run(translation.pixel_offset, points, points[0, 0], 256.0)
+    run(translation.translate_label, label, offset, np.ones((2, 4)))
+    run(translation.pivot_place, label)
+    run(translation.head_sizes, points)
 
 
 def test_things_that_pass_between_rooms():

@@ -10,11 +10,15 @@ numpy in, numpy out; JAX in, JAX out (differentiable).
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from avatar_jax.faces.pose import CAMERA_DISTANCE, EG3D_OFFSET, EG3D_SCALE, euler_angles, rotation_matrix, world_to_head
 from avatar_jax.ops.arrays import Array, namespace
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 LABEL_SIZE = 25
 FOCAL_1024 = 2985.29  # pixels in the 1024 frame, about 1015 * 1024/224 * 300/466.285
@@ -35,7 +39,7 @@ _MIRROR = np.array([[1, -1, -1, -1], [-1, 1, 1, 1], [-1, 1, 1, 1], [1, 1, 1, 1]]
 # --- putting matrices and labels together -------------------------------------------------------------------------
 
 
-def pose_matrix(rotation: Array, position: Array) -> Array:
+def pose_matrix(rotation: Float[Array, '*batch 3 3'], position: Float[Array, '*batch 3']) -> Float[Array, '*batch 4 4']:
     """[..., 3, 3] and [..., 3] -> camera-to-world [..., 4, 4]."""
     xp = namespace(rotation, position)
     top = xp.concatenate([rotation, position[..., None]], axis=-1)
@@ -43,7 +47,7 @@ def pose_matrix(rotation: Array, position: Array) -> Array:
     return xp.concatenate([top, bottom], axis=-2)
 
 
-def intrinsics(focal: Array | float = FOCAL, center: float = 0.5) -> Array:
+def intrinsics(focal: Float[Array, '*batch'] | float = FOCAL, center: float = 0.5) -> Float[Array, '*batch 3 3']:
     """Normalised intrinsics [..., 3, 3] of one focal length (in image sizes)."""
     xp = namespace(focal)
     focal = xp.asarray(focal)
@@ -53,12 +57,14 @@ def intrinsics(focal: Array | float = FOCAL, center: float = 0.5) -> Array:
     return xp.stack([xp.stack(row, -1) for row in rows], -2)
 
 
-def intrinsics_from_fov(degrees: float) -> np.ndarray:
+def intrinsics_from_fov(degrees: float) -> Float[np.ndarray, '3 3']:
     """Normalised intrinsics [3, 3] from a field of view, with the constants of the released scripts."""
     return intrinsics(np.float64(1 / (math.tan(degrees * 3.14159 / 360) * 1.414)))
 
 
-def make_label(pose: Array, camera: Array | None = None) -> Array:
+def make_label(
+    pose: Float[Array, '*batch 4 4'], camera: Float[Array, '*camera 3 3'] | None = None
+) -> Float[Array, '*batch 25']:
     """Camera-to-world [..., 4, 4] and intrinsics [..., 3, 3] (default FFHQ) -> label [..., 25] float32."""
     xp = namespace(pose, camera)
     camera = xp.asarray(intrinsics(np.float64(FOCAL)) if camera is None else camera)
@@ -67,19 +73,19 @@ def make_label(pose: Array, camera: Array | None = None) -> Array:
     return xp.concatenate(flat, axis=-1).astype(np.float32)
 
 
-def split_label(label: Array) -> tuple[Array, Array]:
+def split_label(label: Float[Array, '*batch 25']) -> tuple[Float[Array, '*batch 4 4'], Float[Array, '*batch 3 3']]:
     """Label [..., 25] -> camera-to-world [..., 4, 4], intrinsics [..., 3, 3]."""
     if label.shape[-1] != LABEL_SIZE:
         raise ValueError(f'a camera label has 25 numbers, got shape {tuple(label.shape)}')
     return label[..., :16].reshape(*label.shape[:-1], 4, 4), label[..., 16:].reshape(*label.shape[:-1], 3, 3)
 
 
-def mirror_pose(pose: Array) -> Array:
+def mirror_pose(pose: Float[Array, '*batch 4 4']) -> Float[Array, '*batch 4 4']:
     """Pose [..., 4, 4] of the horizontally mirrored picture."""
     return pose * _MIRROR.astype(pose.dtype)
 
 
-def mirror_label(label: Array) -> Array:
+def mirror_label(label: Float[Array, '*batch 25']) -> Float[Array, '*batch 25']:
     """Label [..., 25] of the horizontally mirrored picture; intrinsics are unchanged."""
     pose, camera = split_label(label)
     return make_label(mirror_pose(pose), camera)
@@ -88,7 +94,12 @@ def mirror_label(label: Array) -> Array:
 # --- from the coefficient regressor's pose (FFHQ labels) -------------------------------------------------------------
 
 
-def raw_pose(angle: Array, trans: Array, scale: float = EG3D_SCALE, offset: tuple = EG3D_OFFSET) -> Array:
+def raw_pose(
+    angle: Float[Array, '*batch 3'],
+    trans: Float[Array, '*batch 3'],
+    scale: float = EG3D_SCALE,
+    offset: tuple = EG3D_OFFSET,
+) -> Float[Array, '*batch 4 4']:
     """Deep3DFaceRecon angle [..., 3] (radians) and translation [..., 3] (dm) -> camera-to-world [..., 4, 4].
 
     Not normalised: the camera keeps its distance. At zero angle and translation it sits at (0, 0.006, 2.861) and
@@ -103,7 +114,9 @@ def raw_pose(angle: Array, trans: Array, scale: float = EG3D_SCALE, offset: tupl
     )
 
 
-def normalise_pose(pose: Array, mode: str = 'orig', radius: float = RADIUS, center: tuple = COR_CENTER) -> Array:
+def normalise_pose(
+    pose: Float[Array, '*batch 4 4'], mode: str = 'orig', radius: float = RADIUS, center: tuple = COR_CENTER
+) -> Float[Array, '*batch 4 4']:
     """Puts the camera at the distance that a generator was trained with.
 
     Args:
@@ -127,12 +140,14 @@ def normalise_pose(pose: Array, mode: str = 'orig', radius: float = RADIUS, cent
     return pose_matrix(rotation, position)
 
 
-def label_from_pose(angle: Array, trans: Array, mode: str = 'orig') -> Array:
+def label_from_pose(
+    angle: Float[Array, '*batch 3'], trans: Float[Array, '*batch 3'], mode: str = 'orig'
+) -> Float[Array, '*batch 25']:
     """Regressor pose -> label [..., 25] with FFHQ intrinsics; see ``normalise_pose`` for ``mode``."""
     return make_label(normalise_pose(raw_pose(angle, trans), mode))
 
 
-def pose_from_label(label: Array) -> tuple[Array, Array]:
+def pose_from_label(label: Float[Array, '*batch 25']) -> tuple[Float[Array, '*batch 3'], Float[Array, '*batch 3']]:
     """Inverse of ``label_from_pose(mode='raw')``: label [..., 25] -> (angle [..., 3] rad, trans [..., 3] dm).
 
     Of a normalised label it gives the translation that the normalised camera stands for.
@@ -161,7 +176,9 @@ def _facing(forward: Array) -> Array:
     return xp.stack([right, unit(xp.cross(forward, right)), forward], axis=-1)
 
 
-def look_at(horizontal: Array, vertical: Array, point: tuple = PIVOT, radius: float = RADIUS) -> Array:
+def look_at(
+    horizontal: Float[Array, '*batch'], vertical: Float[Array, '*batch'], point: tuple = PIVOT, radius: float = RADIUS
+) -> Float[Array, '*batch 4 4']:
     """Camera on a sphere around the **origin**, looking at ``point``.
 
     Args:
@@ -179,14 +196,14 @@ def look_at(horizontal: Array, vertical: Array, point: tuple = PIVOT, radius: fl
     return pose_matrix(_facing(xp.asarray(point, dtype=origin.dtype) - origin), origin)
 
 
-def orbit_pose(frame: Array, period: float = 100.0, amplitude: float = 0.5) -> Array:
+def orbit_pose(frame: Array, period: float = 100.0, amplitude: float = 0.5) -> Float[Array, '*batch 4 4']:
     """OTAvatar's circling camera: frame numbers [...] -> camera-to-world [..., 4, 4] (pi is 3.14, as released)."""
     xp = namespace(frame)
     phase = 2 * 3.14 * xp.asarray(frame) / period
     return look_at(3.14 / 2 + amplitude * xp.sin(phase), 3.14 / 2 - 0.05 + amplitude * xp.cos(phase))
 
 
-def canonical_label() -> np.ndarray:
+def canonical_label() -> Float[np.ndarray, ' 25']:
     """The frontal label [25] at radius 2.7, with the release's 3.14 for pi."""
     return make_label(look_at(np.float64(3.14 / 2), np.float64(3.14 / 2)))
 
@@ -194,13 +211,15 @@ def canonical_label() -> np.ndarray:
 # --- OTAvatar ------------------------------------------------------------------------------------------------------
 
 
-def condition_rotation(condition: Array) -> Array:
+def condition_rotation(condition: Float[Array, '*batch numbers']) -> Float[Array, '*batch 3 3']:
     """Rotation [..., 3, 3] of a stored condition [..., >=7] (angle x and y negated), before temporal averaging."""
     xp = namespace(condition)
     return rotation_matrix(condition[..., :3] * xp.asarray([-1, -1, 1], dtype=condition.dtype))
 
 
-def labels_from_conditions(condition: Array, release: bool = False) -> Array:
+def labels_from_conditions(
+    condition: Float[Array, 'frames numbers'], release: bool = False
+) -> Float[Array, 'frames 25']:
     """Labels of one clip from the tracker's conditions (angle 3, translation 3, ..., focal).
 
     Rotation (a plain mean of matrices) and translation are averaged over frames [max(i-1, 0), min(i+2, T-1)), end
@@ -230,7 +249,9 @@ def labels_from_conditions(condition: Array, release: bool = False) -> Array:
     return make_label(pose, intrinsics(FOCAL_1024 / CROP * condition[:, -1] / OTAVATAR_FOCAL))
 
 
-def correct_intrinsics(label: Array, bias: Array) -> Array:
+def correct_intrinsics(
+    label: Float[Array, '*labels 25'], bias: Float[Array, '*biases 18']
+) -> Float[Array, '*batch 25']:
     """Learnable correction: K <- K (1 + tanh s) + t on all nine entries.
 
     Args:
@@ -242,7 +263,7 @@ def correct_intrinsics(label: Array, bias: Array) -> Array:
     return xp.concatenate([xp.broadcast_to(label[..., :16], (*corrected.shape[:-1], 16)), corrected], axis=-1)
 
 
-def correct_rotation(label: Array, bias: Array) -> Array:
+def correct_rotation(label: Float[Array, '*labels 25'], bias: Float[Array, '*biases 18']) -> Float[Array, '*batch 25']:
     """The same correction of the nine rotation entries of the pose (off in the released system)."""
     xp = namespace(label, bias)
     pose, camera = split_label(label)
@@ -254,7 +275,9 @@ def correct_rotation(label: Array, bias: Array) -> Array:
 # --- views of a known head ---------------------------------------------------------------------------------------
 
 
-def yaw_label(label: Array, radians: Array, center: tuple = PIVOT) -> Array:
+def yaw_label(
+    label: Float[Array, '*labels 25'], radians: Array | float, center: tuple = PIVOT
+) -> Float[Array, '*batch 25']:
     """Moves a camera around the vertical axis through ``center``; >0 moves it towards +x. Shapes broadcast."""
     pose, camera = split_label(label)
     xp = namespace(label, radians)
@@ -271,7 +294,7 @@ def yaw_label(label: Array, radians: Array, center: tuple = PIVOT) -> Array:
 _FLIPPED = [1, 2, 5, 6, 9, 10]  # second and third columns of the rotation, rows 0 to 2
 
 
-def flip_axes(label: np.ndarray) -> np.ndarray:
+def flip_axes(label: Float[np.ndarray, '*batch 25']) -> Float[np.ndarray, '*batch 25']:
     """Labels [..., 25] with OpenCV axes from those with OpenGL axes (x right, y up, z backward), or the other way."""
     flipped = np.array(label)
     flipped[..., _FLIPPED] *= -1

@@ -9,11 +9,18 @@ translations.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from avatar_jax.faces.camera_labels import FOCAL, PIVOT, make_label, pose_matrix, split_label
 from avatar_jax.ops.arrays import Array, namespace
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def pixel_offset(driving: Array, source: Array, side: Array | float) -> Array:
+
+def pixel_offset(
+    driving: Float[Array, '*batch points 2'], source: Float[Array, 'points 2'], side: Array | float
+) -> Float[Array, '*batch 2']:
     """Offset (x, y) of the head in units of the crop window.
 
     Args:
@@ -28,7 +35,7 @@ def pixel_offset(driving: Array, source: Array, side: Array | float) -> Array:
     return (driving.mean(-2) - source.mean(-2)) / side
 
 
-def pivot_depth(pose: Array, pivot: tuple = PIVOT) -> Array:
+def pivot_depth(pose: Float[Array, '*batch 4 4'], pivot: tuple = PIVOT) -> Float[Array, '*batch']:
     """Depth of the pivot along the optical axis, [..., 4, 4] camera-to-world -> [...]."""
     xp = namespace(pose)
     offset = xp.asarray(pivot, dtype=pose.dtype) - pose[..., :3, 3]
@@ -36,8 +43,12 @@ def pivot_depth(pose: Array, pivot: tuple = PIVOT) -> Array:
 
 
 def translate_pose(
-    pose: Array, offset: Array, focal: Array | float = FOCAL, zoom: Array | None = None, pivot: tuple = PIVOT
-) -> Array:
+    pose: Float[Array, '*batch 4 4'],
+    offset: Float[Array, '*batch 2'],
+    focal: Array | float = FOCAL,
+    zoom: Array | None = None,
+    pivot: tuple = PIVOT,
+) -> Float[Array, '*batch 4 4']:
     """Moves cameras so that the pivot's picture moves by ``offset``.
 
     Args:
@@ -61,13 +72,17 @@ def translate_pose(
     return pose_matrix(pose[..., :3, :3], position)
 
 
-def translate_label(label: Array, offset: Array, zoom: Array | None = None) -> Array:
+def translate_label(
+    label: Float[Array, '*batch 25'], offset: Float[Array, '*batch 2'], zoom: Array | None = None
+) -> Float[Array, '*batch 25']:
     """``translate_pose`` for labels [..., 25], with each label's own focal length."""
     pose, camera = split_label(label)
     return make_label(translate_pose(pose, offset, camera[..., 0, 0], zoom), camera)
 
 
-def pivot_place(label: Array, pivot: tuple = PIVOT) -> tuple[Array, Array]:
+def pivot_place(
+    label: Float[Array, '*batch 25'], pivot: tuple = PIVOT
+) -> tuple[Float[Array, '*batch 2'], Float[Array, '*batch']]:
     """Where labels [..., 25] show the pivot: [..., 2] in picture sides (y down), and its depth [...]."""
     pose, camera = split_label(label)
     xp = namespace(pose)
@@ -77,7 +92,7 @@ def pivot_place(label: Array, pivot: tuple = PIVOT) -> tuple[Array, Array]:
     return place[..., :2] / place[..., 2:], seen[..., 2]
 
 
-def head_sizes(points: Array) -> Array:
+def head_sizes(points: Float[Array, '*batch points 2']) -> Float[Array, '*batch']:
     """Mean distance of landmarks [..., N, 2] from their mean: the size whose ratio is the zoom."""
     xp = namespace(points)
     return xp.sqrt(((points - points.mean(-2, keepdims=True)) ** 2).sum(-1)).mean(-1)
