@@ -21,6 +21,7 @@ from avatar_jax.methods.model import Model, choose_model, load_avatar, load_mode
 from avatar_jax.train.run import PersonConfig
 from avatar_jax.types import Camera, Drive, Motion, Portrait
 from launch.config_args import load_run
+from tests.runs import copied_as_if_killed, shared_programs
 
 SIZE, FRAMES, FPS = 32, 27, 5.0
 
@@ -110,9 +111,10 @@ def test_the_shipped_prior_is_taken():
 def test_a_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('PYTHONWARNINGS', 'ignore')
     spec = ['train', '--config', 'configs/hfagp_heads.py:tiny', f'--config.data.folder={tmp_path / "talk"}']
-    assert main([*spec, '--out', str(tmp_path / 'whole')]) == 0
-    assert main([*spec, '--out', str(tmp_path / 'parts'), '--config.model.settings.train.iterations=3']) == 0
-    assert main([*spec, '--out', str(tmp_path / 'parts'), '--resume']) == 0
+    with shared_programs():
+        with copied_as_if_killed(tmp_path / 'whole', tmp_path / 'parts', 3):
+            assert main([*spec, '--out', str(tmp_path / 'whole')]) == 0
+        assert main([*spec, '--out', str(tmp_path / 'parts'), '--resume']) == 0
     whole, parts = (load_model(tmp_path / name / 'weights.safetensors') for name in ('whole', 'parts'))
     jax.tree.map(np.testing.assert_array_equal, whole.variables, parts.variables)
     scores = whole.provenance['scores']['coefficients']

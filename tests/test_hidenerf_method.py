@@ -1,6 +1,5 @@
 """HiDe-NeRF through the commands: train, resume, invert, animate, on a few thousand parameters."""
 
-import shutil
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ from avatar_jax.methods.base import method, training
 from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.methods.model import load_model
 from launch.config_args import load_run
+from tests.runs import copied_as_if_killed, shared_programs
 
 
 @pytest.mark.slow
@@ -20,12 +20,11 @@ def test_commands(tmp_path, capsys):
 
     spec = ['--config', 'configs/hidenerf_heads.py:tiny', '--config.parallel=single']
     out = [str(tmp_path / name) for name in ('whole', 'parts')]
-    assert main(['train', *spec, '--out', out[0]]) == 0
-    # The same run as it was one step before its end.
-    shutil.copytree(*out)
-    shutil.rmtree(f'{out[1]}/checkpoints/4')
-    Path(out[1], 'weights.safetensors').unlink()
-    assert main(['train', *spec, '--out', out[1], '--resume']) == 0
+    with shared_programs():
+        with copied_as_if_killed(Path(out[0]), Path(out[1]), 3):
+            assert main(['train', *spec, '--out', out[0]]) == 0
+        assert not Path(out[1], 'weights.safetensors').exists()
+        assert main(['train', *spec, '--out', out[1], '--resume']) == 0
     models = [load_model(f'{folder}/weights.safetensors') for folder in out]
     for a, b in zip(*(jax.tree.leaves(m.variables['params']) for m in models), strict=True):
         np.testing.assert_array_equal(a, b)

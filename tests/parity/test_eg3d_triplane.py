@@ -172,6 +172,7 @@ def to_torch_shapes(template):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('little_memory')
 @handles('eg3d', 'triplane_full')
 def test_triplane_full_size(golden):
     config, seed = config_of(golden), golden.config['SEED']

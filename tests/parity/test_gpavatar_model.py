@@ -193,6 +193,7 @@ def noises(inp, prefix, config):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('little_memory')
 @handles('gpavatar', 'full_model')
 def test_full_model(golden):
     variables = jax.tree.map(jnp.asarray, variables_of(golden.param))
