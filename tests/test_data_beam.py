@@ -78,16 +78,20 @@ def test_a_killed_worker_loses_nothing(videos, tmp_path):
 
 @needs_beam
 @pytest.mark.slow
-def test_runners_and_options_that_cannot_work(videos, tmp_path, capsys):
+def test_runners_and_options_that_cannot_work(videos, tmp_path, capsys, monkeypatch):
     command = ['own_videos', '--videos', str(videos), '--data-dir', str(tmp_path / 'd'), '--config', 'tiny']
     for more, said in (
         (['--beam', 'FlinkRuner'], '--beam FlinkRuner: Unexpected pipeline runner'),
         (['--beam', 'DirectRunner', '--beam-options', '--direct_workers=2'], '--direct_workers: Beam has no such'),
         (['--beam', 'DirectRunner', '--beam-options', '--direct_num_workers=x'], '--beam-options: Beam cannot read'),
+        (['--beam', 'DirectRunner', '--beam-options', 'workers'], '--beam-options workers: options of a runner begin'),
         (['--beam-options', '--direct_num_workers=2'], '--beam-options: goes with --beam'),
     ):
         assert main([*command, *more]) == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    assert main([*command[:2], 'videos', *command[3:], '--beam', 'FlinkRunner']) == 2
+    assert '--videos videos: with --beam FlinkRunner give the whole path' in capsys.readouterr().err
     assert not (tmp_path / 'd').exists()
     from data_pipelines.tracked import beam_run
     from data_pipelines.tracked.archive import Options

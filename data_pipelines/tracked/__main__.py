@@ -63,7 +63,7 @@ def build(
     if config not in known:
         raise UserError(f'--config {config}: unknown; use one of {", ".join(known)}')
     if beam is not None:
-        check_beam(beam, beam_options)
+        check_beam(beam, beam_options, videos)
     tfds.disable_progress_bar()
     builder = BUILDERS[name](data_dir=Path(data_dir), config=config)
     builder.tracker = tracker
@@ -86,15 +86,15 @@ def build(
     return Path(builder.data_path), [(r['clip'], r['reason']) for r in record]
 
 
-def check_beam(runner: str, options: Sequence[str]) -> None:
-    """Raises ``UserError`` where Apache Beam is missing, or does not know the runner or an option."""
+def check_beam(runner: str, options: Sequence[str], videos: str | Path) -> None:
+    """Raises ``UserError`` where Apache Beam is missing, or cannot work with the runner, an option or the path."""
     if importlib.util.find_spec('apache_beam') is None:
         raise UserError(
             f"--beam {runner}: apache_beam is not installed; install it with: pip install 'avatar-jax[beam]'"
         )
     from data_pipelines.tracked.beam_run import check
 
-    check(runner, options)
+    check(runner, options, videos)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -106,10 +106,7 @@ def track_with_beam(
                 pending[spec.name] = (spec, path)
     if not pending:
         return {}
-    local = runner.lower() in DIRECT
-    if not local and any(not _source(s).is_absolute() for s, _ in pending.values()):
-        raise UserError(f'--videos: with --beam {runner} give the whole path, under which the workers find it')
-    pipeline = _pipeline(runner, flags, local)
+    pipeline = _pipeline(runner, flags)
     folder.mkdir(parents=True, exist_ok=True)
     for _, path in pending.values():
         _reason_path(path).unlink(missing_ok=True)
@@ -129,17 +126,23 @@ def track_with_beam(
     return _reasons(runner, pending)
 
 
-def check(runner: str, flags: Sequence[str]) -> None:
-    """Raises ``UserError`` for a runner or options that Beam does not know, before any work."""
-    _pipeline(runner, flags, runner.lower() in DIRECT)
+def check(runner: str, flags: Sequence[str], videos: str | os.PathLike) -> None:
+    """Raises ``UserError``, before any work, for a runner or options that Beam does not know, or a path that other
+    machines cannot know.
+    """
+    _pipeline(runner, flags)
+    if not _is_local(runner) and not Path(videos).is_absolute():
+        raise UserError(f'--videos {videos}: with --beam {runner} give the whole path, under which workers find it')
 
 
-def _source(spec: ClipSpec) -> Path:
-    first = spec.cameras[0]
-    return first if isinstance(first, Path) else first[0]
+def _is_local(runner: str) -> bool:
+    return runner.lower() in DIRECT
 
 
-def _pipeline(runner: str, flags: Sequence[str], local: bool) -> beam.Pipeline:
+def _pipeline(runner: str, flags: Sequence[str]) -> beam.Pipeline:
+    local = _is_local(runner)
+    if flags and not flags[0].startswith('--'):
+        raise UserError(f'--beam-options {flags[0]}: options of a runner begin with --')
     flags = [*(DIRECT_OPTIONS if local else ()), *flags]
     try:
         options = PipelineOptions(flags)
