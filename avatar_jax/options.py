@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from avatar_jax.errors import UserError
 T = TypeVar('T')
 _YES, _NO = ('1', 'true', 'yes', 'on'), ('0', 'false', 'no', 'off')
 METAVARS = {int: 'N', float: 'F'}
+_UNITS = {'s': 1, 'm': 60, 'h': 3600}
 
 
 def option(default: T, text: str, **more: Any) -> T:
@@ -119,3 +121,12 @@ def converted(value: str | Sequence[str], kind: type[T], where: str, metadata: M
     except ValueError:
         words = {int: 'a whole number', float: 'a number'}.get(kind, kind.__name__)
         raise UserError(f'{where} {value}: give {words}') from None
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of '90s', '20m' or '2h'."""
+    found = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([smh])\s*', text)
+    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise UserError(f'--budget {text}: give a time like 90s, 20m or 2h')
+    return seconds

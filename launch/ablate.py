@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--steps', type=int, metavar='N', help='steps of each training (default: as configured)')
     add('--people', type=int, default=32, metavar='N', help='number of test people (default: 32)')
     add('--variants', nargs='+', metavar='NAME', help='train only these variants (default: all)')
+    text = (
+        'only the K-th of N equal shares of the trainings, for several machines with one --out; the command without '
+        'this option then writes the report of all'
+    )
+    add('--share', metavar='K/N', help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.eval.ablation import make_report, render, rows_of
     from avatar_jax.io import atomic
     from avatar_jax.progress import Progress
+    from launch.batch import share_of
 
     at_least(args, seeds=1, people=1, steps=1)
     owner = next(m for m in methods() if args.table in m.tables)
@@ -53,15 +59,19 @@ def run(args: argparse.Namespace) -> int:
     variants = args.variants or list(table.variants)
     if unknown := [v for v in variants if v not in table.variants]:
         raise UserError(f'--variants: {", ".join(unknown)} unknown; use {", ".join(table.variants)}')
+    every = [(variant, seed) for variant in variants for seed in range(args.seeds)]
+    trainings = [every[i] for i in share_of(len(every), args.share)]
     out = atomic.output_folder(args.out)
     scores: dict[str, list[Any]] = {}
-    with Progress(len(variants) * args.seeds, 'trainings of the table') as bar:
-        for variant in variants:
-            for seed in range(args.seeds):
-                for row, found in rows_of(table, variant, measured(table, out, variant, seed, args)).items():
-                    scores.setdefault(row, []).append(found)
-                bar.update(1)
-    report = make_report(table, scores, vars(args))
+    with Progress(len(trainings), 'trainings of the table') as bar:
+        for variant, seed in trainings:
+            for row, found in rows_of(table, variant, measured(table, out, variant, seed, args)).items():
+                scores.setdefault(row, []).append(found)
+            bar.update(1)
+    if args.share is not None:
+        print(f'{len(trainings)} of {len(every)} trainings are done; the command without --share writes the report')
+        return 0
+    report = make_report(table, scores, {k: v for k, v in vars(args).items() if k != 'share'})
     atomic.write_json(out / 'report.json', report)
     atomic.write_text(out / 'report.txt', render(table, report))
     print(render(table, report))

@@ -1,4 +1,5 @@
-"""Measures time and memory of a method's stages, or with --train of a training step on one or several devices.
+"""Measures time and memory of a method's stages, with --train of a training step on one or several devices, or with
+--everything of all stages of all methods.
 
 Weights and data are random. Compilation is timed separately. On a machine with other load, the minimum is the number to
 trust; the load average is in the report.
@@ -10,7 +11,7 @@ import argparse
 
 from avatar_jax import processes
 from avatar_jax.errors import UserError
-from avatar_jax.methods.base import DEFAULT, an_example, method, methods
+from avatar_jax.methods.base import DEFAULT, Bench, an_example, method, methods
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--dtype', choices=('float32', 'bfloat16'), help=text)
     text = 'rays that are rendered at a time (default: as the preset has it)'
     add('--ray-chunk', type=int, metavar='N', help=text)
-    add('--out', metavar='FILE.json', help='file for all figures')
+    text = (
+        "also print rates beside what this machine reaches with the same shapes, and each stage's heaviest operations"
+    )
+    add('--profile', action='store_true', help=text)
+    text = (
+        'only compile, and print the peak memory of each stage at every preset (or at --preset); with --train that of '
+        'the training step'
+    )
+    add('--memory', action='store_true', help=text)
+    add('--out', metavar='FILE.json', help='file for all figures; a folder for --everything')
+    add('--everything', action='store_true', help='measure all stages of all methods and write tables into --out DIR')
+    text = 'begin nothing new after this time, e.g. 90s, 8m or 1h (with --everything; default: %(default)s)'
+    add('--budget', metavar='TIME', default='8m', help=text)
     add = parser.add_argument_group('training steps').add_argument
     add('--train', action='store_true', help='measure the training step of --config instead of the stages')
     text, example = 'config file of the training (default: %(default)s)', f'{an_example()}:tiny'
@@ -48,10 +61,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """``avatar-jax bench``."""
-    if args.train:
+    for name in ('profile', 'count_only', 'everything'):
+        if args.memory and getattr(args, name):
+            raise UserError(f'--{name.replace("_", "-")}: does not go with --memory')
+    if args.everything:
+        _everything(args)
+    elif args.train:
         _train(args)
+    elif args.memory:
+        _memory(args)
     else:
         _stages(args)
+
+
+def _everything(args: argparse.Namespace) -> None:
+    from avatar_jax.bench.everything import run_everything
+    from avatar_jax.options import seconds_of
+
+    if args.out is None:
+        raise UserError('--everything: give a folder for the tables with --out DIR')
+    if args.train or args.profile or args.stages or args.preset:
+        raise UserError(
+            '--everything: measures all stages of all methods; leave --train, --profile, --stages and --preset out'
+        )
+    run_everything(args.out, seconds_of(args.budget), args.repeats, report=print)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -61,22 +94,36 @@ def _train(args: argparse.Namespace) -> None:
     processes.join(processes.from_arguments(args))
     training, config = load_run(args.config, args.overrides)
     program, how = training.program(config), (args.rows, args.repeats, args.parallel, args.out)
-    run_train_benchmark(program, args.devices, *how, print, args.count_only)
+    run_train_benchmark(program, args.devices, *how, print, args.count_only, args.memory)
 
 
-def _stages(args: argparse.Namespace) -> None:
-    from avatar_jax.bench.stages import run_benchmark
-
+def _bench(args: argparse.Namespace) -> Bench:
+    """What the method of the options measures."""
     if args.overrides:
         raise UserError(f'{args.overrides[0]}: goes with --train')
     owner = method(args.method)
     bench = owner.bench
     if bench is None:
         raise UserError(f'--method {args.method}: has no stages to measure; measure its training with --train')
-    preset = bench.presets[0] if args.preset is None else args.preset
-    if preset not in bench.presets:
-        raise UserError(f'--preset {preset}: {owner.name} has {", ".join(bench.presets)}')
-    config = bench.config(preset, args.dtype, args.ray_chunk)
-    run_benchmark(bench, config, args.stages, args.batch_sizes, args.repeats, args.out, print)
+    if args.preset not in (None, *bench.presets):
+        raise UserError(f'--preset {args.preset}: {owner.name} has {", ".join(bench.presets)}')
+    return bench
+
+
+def _memory(args: argparse.Namespace) -> None:
+    from avatar_jax.bench.memory import run_memory
+
+    bench = _bench(args)
+    presets = bench.presets if args.preset is None else (args.preset,)
+    configs = {preset: bench.config(preset, args.dtype, args.ray_chunk) for preset in presets}
+    run_memory(bench, configs, args.stages, args.batch_sizes, args.out, print)
+
+
+def _stages(args: argparse.Namespace) -> None:
+    from avatar_jax.bench.stages import run_benchmark
+
+    bench = _bench(args)
+    config = bench.config(args.preset or bench.presets[0], args.dtype, args.ray_chunk)
+    run_benchmark(bench, config, args.stages, args.batch_sizes, args.repeats, args.out, print, args.profile)
     if bench.note:
         print(bench.note)

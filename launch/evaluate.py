@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add('--measured', type=Path, metavar='DIR', help=text)
     text = (
-        'only the K-th of N equal shares of the people, for several machines with one --out; the command without this '
-        'option then writes the report of all'
+        'only the K-th of N equal shares of the people, for several machines or processes with one --out; each writes '
+        'report_K_of_N, and the command without this option then the report of all'
     )
     add('--share', metavar='K/N', help=text)
     add('--no-sheets', action='store_true', help='write no contact sheets')
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.losses.networks import bank_of, refuse_unused
     from avatar_jax.methods.model import choose_model
     from data_pipelines.test_people import items_of
-    from launch.batch import share_of
+    from launch.batch import part_of, share_of
 
     out = atomic.output_folder(args.out)
     at_least(args, identities=1, portraits=1, seed=0)
@@ -114,9 +114,11 @@ def run(args: argparse.Namespace) -> int:
         sheets=not args.no_sheets,
         save_frames=args.save_frames,
         measured=args.measured,
+        part=part_of(args.share),
     )
-    print((out / TABLE).read_text())
-    print(f'written: {out / TABLE}, {out / REPORT}, {out / "identities"}')
+    table, summary = (out / name.replace('report', f'report{part_of(args.share)}') for name in (TABLE, REPORT))
+    print(table.read_text())
+    print(f'written: {table}, {summary}, {out / "identities"}')
     if report['failed']:
-        say(f'{len(report["failed"])} of {len(items)} people failed')
+        say(f'{len(report["failed"])} of {len(report["failed"]) + len(report["identities"])} people failed')
     return 2 if report['failed'] else 0

@@ -35,22 +35,39 @@ if not os.environ.get('XLA_FLAGS'):  # the processes of pytest-xdist inherit wha
     os.environ['XLA_FLAGS'] = _QUICK if _xla_takes(_QUICK) else '--xla_backend_optimization_level=0'
 
 
-_MUCH = 1.2e9  # bytes of a process after a test, from which on its programs are freed at once
+# Bytes of a process from which on its programs are freed: after a file, whose programs few other files use, and after a
+# test, which others of its file may share programs with.
+_MUCH, _TOO_MUCH = 1.0e9, 1.4e9
+
+
+def pytest_collection_finish():
+    """What modules hold stays for ever: looking for garbage need not go through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='module', autouse=True)
 def free_programs():
-    """Frees a file's compiled programs after its last test."""
+    """Frees a file's compiled programs after its last test. Little ones may stay: the next file uses many of them."""
     yield
-    _free()
+    if _resident() > _MUCH:
+        _free()
 
 
 @pytest.fixture(autouse=True)
 def free_programs_of_large_tests():
     """Frees them after a test that needed much, too: the next one is to start from little."""
     yield
-    if _resident() > _MUCH:
+    if _resident() > _TOO_MUCH:
         _free()
+
+
+@pytest.fixture
+def little_memory():
+    """Frees everything before a test of full-size networks, and after it."""
+    _free()
+    yield
+    _free()
 
 
 def _free() -> None:

@@ -270,3 +270,8 @@ def test_batch_goes_on_and_lists_what_was_skipped(capsys):
     assert clean.finish() == 0
     with pytest.raises(ZeroDivisionError):
         clean.run([1], lambda item: 1 / 0)
+    lazy, asked = Batch(), []
+    each = lazy.each([0, 1, 2], lambda item: asked.append(item) or work(item))
+    assert next(each) == 0 and asked == [0] and list(each) == [20] and asked == [0, 1, 2]
+    assert (lazy.done, lazy.results) == (2, []) and lazy.finish() == 2
+    assert '1 of 3 inputs were skipped' in capsys.readouterr().err

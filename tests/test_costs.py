@@ -180,6 +180,9 @@ def test_training_benchmark_measures_and_counts(tmp_path):
         and counted[1]['collectives'] >= 1
         and 'step_s' not in counted[1]
     )
+    (planned,) = run_train_benchmark(program, [1], 4, report=lines.append, memory_only=True)['results']
+    assert planned['peak_bytes'] >= planned['argument_bytes'] > 0 and 'step_s' not in planned
+    assert 'memory 0 MiB' in lines[-1] and 's/step' not in lines[-1]
     with pytest.raises(UserError, match='--devices 4096: there are only'):
         run_train_benchmark(program, [4096])
     text = scaling.tables(program, [1, 8, 64], ['H100', 'TPU v5p'], 4)

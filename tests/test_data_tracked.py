@@ -19,47 +19,7 @@ from data_pipelines.tracked import layouts
 from data_pipelines.tracked.__main__ import build, main
 from data_pipelines.tracked.archive import load_clip, mask_of_picture
 from data_pipelines.tracked.layouts import LAYOUTS, ClipSpec, choose_frames, held_out
-
-
-class GreyTracker:
-    """Finds a face in every frame that is not black; expression 0 is the frame's brightness, the head turns with it."""
-
-    name, basis, parts = 'grey 1', 'procedural', ('pose', 'expression', 'identity', 'landmarks')
-
-    def __init__(self):
-        self.clips = []
-
-    def __call__(self, frames, *, size, label_mode, **options):
-        level = [frame.pixels.mean() / 255 for frame in frames]
-        self.clips.append(str(frames.path))
-        level = np.array(level)
-        found = level > 0.04
-        if not found.any():
-            raise UserError(f'{frames.path}: no face found in any of {len(level)} frames')
-        coefficients = np.zeros((len(level), 257), np.float32)
-        coefficients[:, 0], coefficients[:, 80], coefficients[:, 225] = 0.5, level, level - 0.5
-        labels = label_from_pose(coefficients[:, 224:227], coefficients[:, 254:257], label_mode)
-        shots = (level > 0.9).astype(int) if level.max() > 0.9 else None  # a cut to somebody bright
-        landmarks = np.tile(np.linspace(0, size - 1, 68)[:, None], (len(level), 1, 2)).reshape(-1, 68, 2)
-
-        def pictures(wanted, on_frame):
-            for k, value in enumerate(level):
-                grey = np.full((size, size, 3), round(255 * value), np.uint8)
-                yield Shown(k, grey, np.full((size, size), 200 / 255, np.float32))
-
-        return MeasuredClip(
-            frames.path,
-            coefficients,
-            labels.astype(np.float32),
-            landmarks.astype(np.float32),
-            found,
-            float(frames.fps),
-            self.basis,
-            self.parts,
-            pictures,
-            notes=('grey',),
-            segment=shots,
-        )
+from tests.grey_tracker import GreyTracker
 
 
 def video(path, levels=(60, 70, 80), fps=25, side=40):

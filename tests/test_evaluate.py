@@ -13,6 +13,7 @@ from avatar_jax.io.provenance import from_metadata
 from avatar_jax.losses.networks import named_files
 from avatar_jax.types import Frames, Motion
 from data_pipelines import test_people as people
+from launch.batch import part_of, share_of
 from tests.recordings import recording_of
 
 SIZE = 24
@@ -104,6 +105,22 @@ def test_an_interrupted_run_continues(tmp_path):
     fourth = Recorder()
     assert launcher.evaluate(tmp_path / 'a', fourth.method, items())['mean'] == whole['mean']
     assert third.built == fourth.built == ['person-0']
+
+
+def test_shares_of_several_machines_make_one_report(tmp_path):
+    """Three shares of two people with one folder, the last one empty; then the report of all, for which nothing is
+    built again.
+    """
+    whole = launcher.evaluate(tmp_path / 'whole', Recorder().method, items(2))
+    for k in (3, 2, 1):
+        mine, recorder = share_of(2, f'{k}/3'), Recorder()
+        some = [items(2)[i] for i in mine]
+        found = launcher.evaluate(tmp_path / 'out', recorder.method, some, part=part_of(f'{k}/3'))
+        assert recorder.built == [item.name for item in some] == [r['name'] for r in found['identities']]
+    assert not (tmp_path / 'out' / 'report.json').exists() and (tmp_path / 'out' / 'report_1_of_3.txt').exists()
+    last = Recorder()
+    together = launcher.evaluate(tmp_path / 'out', last.method, items(2))
+    assert last.built == [] and together['mean'] == whole['mean'] and together['about'] == whole['about']
 
 
 def test_a_folder_belongs_to_one_evaluation(tmp_path):

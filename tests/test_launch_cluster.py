@@ -29,6 +29,35 @@ def test_local_starts_one_process_for_each_gpu(capsys):
     assert again.endswith('--resume')
 
 
+def test_local_shares_evaluations_and_then_makes_the_report(capsys):
+    command = ['--', 'evaluate', '--out', 'r']
+    first, second, whole = dry(local, capsys, '--processes', '2', command=command).splitlines()
+    assert first.endswith('evaluate --out r --share 1/2') and second.endswith('evaluate --out r --share 2/2')
+    assert whole.endswith('evaluate --out r') and first.startswith('CUDA_VISIBLE_DEVICES=0 ')
+    assert len(dry(local, capsys, '--processes', '2', command=['--', 'invert', '--image', 'a']).splitlines()) == 2
+    assert len(dry(local, capsys, command=command).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('codes', 'status'), [([0, 5], 5), ([2, 0], 0), ([-9, -9], -9), ([-9, 0, 0], 0), ([1], 1)], ids=str
+)
+def test_what_follows_the_shares(codes, status, monkeypatch):
+    """Status of each round; a lost process starts its round again, and the report follows when all went through."""
+    left, seen = list(codes), []
+    monkeypatch.setattr(local, 'supervise', lambda s, apart=False: seen.append((len(s), apart)) or left.pop(0))
+    assert local.run(['--processes', '3', '--restarts', '1', '--', 'evaluate', '--out', 'r']) == status
+    reported = codes[0] in (0, 2) or codes == [-9, 0, 0]
+    assert left == [] and seen == [(3, True)] * (len(codes) - reported) + [(1, False)] * reported
+
+
+def test_processes_apart_go_on_when_one_is_lost():
+    ends = ['raise SystemExit(3)', 'import time; time.sleep(0.5)', 'import os, signal; os.kill(os.getpid(), 9)']
+    started = time.monotonic()
+    assert supervise.supervise([({}, [sys.executable, '-c', text]) for text in ends], apart=True) == -9
+    assert time.monotonic() - started >= 0.5
+    assert supervise.supervise([({}, [sys.executable, '-c', text]) for text in ends[:2]], apart=True) == 3
+
+
 def test_slurm_script_asks_for_a_task_per_gpu_a_warning_and_a_requeue(capsys):
     text = dry(slurm, capsys, '--nodes', '2', '--gpus-per-node', '4', '--partition', 'gpu', '--setup', 'source env.sh')
     for line in (
@@ -80,7 +109,9 @@ def test_tpu_pods_by_queued_resource_and_on_gke(capsys):
     [
         (local, ['--processes', '2'], 'give the command after --'),
         (local, ['--processes', '0', *TRAIN], '--processes 0: must be at least 1'),
-        (local, ['--', 'invert', '--image', 'x'], 'invert: only train and bench'),
+        (local, ['--', 'track', '--image', 'x'], 'track: only train, bench, invert, evaluate and ablate run'),
+        (slurm, ['--', 'invert', '--image', 'x'], 'invert: only train and bench run'),
+        (local, ['--', 'evaluate', '--share', '1/2'], '--share: is set by the wrapper'),
         (slurm, [*TRAIN, '--process-id=1'], '--process-id: is set by the wrapper'),
         (slurm, ['--', 'train', '--config', 'x'], 'give --out'),
         (tpu, ['--name', 'a', '--accelerator', 'v5p-8', *TRAIN], '--zone: needed'),

@@ -115,7 +115,7 @@ def test_halving_is_a_mean_and_drops_an_odd_row(rng):
 def test_pyramid_sees_edges_that_a_plain_distance_does_not(rng):
     target = jnp.asarray(np.tile([[1.0, -1.0], [-1.0, 1.0]], (8, 8))[None, ..., None], jnp.float32)
     flat = jnp.zeros_like(target)
-    assert float(pyramid_loss(target, target, 3)) == 0
+    assert float(pyramid_loss(target, target, 3)) < 1e-6
     assert float(pyramid_loss(flat, target, 1)) > 2 * float(jnp.mean(jnp.abs(flat - target)))
     with pytest.raises(ValueError, match='scales'):
         pyramid_loss(target, target, 6)
@@ -142,9 +142,10 @@ def test_local_loss_looks_at_mouth_and_eyes_alone(rng):
     at_eye = target.at[0, (y1 + y2) // 2, (x1 + x2) // 2].add(1.0)
     corner = target.at[:, 0, 0].add(1.0)
     with_eyes, mouth_only = local_target(target, points), local_target(target, points, eyes=False)
-    assert float(local_loss(corner, with_eyes)) == 0
-    assert float(local_loss(at_eye, with_eyes)) > 0
-    assert float(local_loss(at_eye, mouth_only)) == 0
+    # Two computations of the same parts: numbers around 1, each a sum of a few.
+    assert float(local_loss(corner, with_eyes)) < 1e-6
+    assert float(local_loss(at_eye, with_eyes)) > 1e-5
+    assert float(local_loss(at_eye, mouth_only)) < 1e-6
 
 
 @pytest.mark.slow
@@ -214,7 +215,8 @@ def test_points_of_a_person_do_not_depend_on_the_batch():
     keys = jax.random.split(jax.random.key(3), 3)
     points, offsets = regularisers.random_points(keys, 3, 10)
     alone, alone_offsets = regularisers.random_points(keys[1:2], 1, 10)
-    assert (points[1] == alone[0]).all() and (offsets[1] == alone_offsets[0]).all()
+    np.testing.assert_allclose(points[1], alone[0], atol=1e-6)
+    np.testing.assert_allclose(offsets[1], alone_offsets[0], rtol=1e-5, atol=1e-6)
     assert np.abs(points).max() <= 1 and np.abs(points).max() > 0.8
 
 

@@ -1,9 +1,12 @@
 """What a method is: a toy of a stranger's package goes through every command, and nothing else names a method."""
 
 import ast
+import dataclasses
 import json
 import sys
+import weakref
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -14,7 +17,9 @@ from avatar_jax.errors import UserError
 from avatar_jax.io.video import write_video
 from avatar_jax.methods import base
 from avatar_jax.methods.model import choose_model, load_avatar, load_model
+from avatar_jax.train import runner
 from tests import toy_method
+from tests.runs import copied_as_if_killed, shared_programs
 from tests.test_track_measure import head
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,6 +112,33 @@ def test_invert_and_animate(run, toy, tmp_path):
     assert status == 2 and '--darker much: give a number' in err
 
 
+def test_invert_holds_one_group_of_a_long_list(run, toy, tmp_path, monkeypatch):
+    """Of seven pictures, three side by side, never more than three are in memory: read, measured or built."""
+    from avatar_jax.methods import model
+    from avatar_jax.methods.pictures import Pictures
+
+    alone = dataclasses.replace(toy_method.METHOD, sources=('portrait',))
+    chosen = dataclasses.replace(load_model(toy / 'toy.safetensors'), method=alone)
+    monkeypatch.setattr(model, 'choose_model', lambda *_: chosen)
+    read, held, most = Pictures.read, [], []
+
+    def counted(self, i, *args, **options):
+        found = read(self, i, *args, **options)
+        held.append([weakref.ref(found), weakref.ref(found.measured), weakref.ref(found.source)])
+        most.append(max(sum(r() is not None for r in refs) for refs in zip(*held, strict=True)))
+        return found
+
+    monkeypatch.setattr(Pictures, 'read', counted)
+    files = [tmp_path / f'{k}.png' for k in range(7)]
+    for k, file in enumerate(files):
+        file.write_bytes(b'no picture' if k == 4 else (toy / 'a.png').read_bytes())
+    how = ('--aligned', '--background', 'keep', '--group', 3, '--out', tmp_path / 'out')
+    status, out, err = run('invert', '--image', *files, *how)
+    assert status == 2 and '1 of 7 inputs were skipped' in err, err
+    assert out.count('dB to the portrait') == 6 and most == [1, 2, 3, 1, 2, 3]
+    assert [r['name'] for r in json.loads((tmp_path / 'out' / 'report.json').read_text())['avatars']] == list('012356')
+
+
 @pytest.mark.slow
 def test_invert_a_video(run, toy, tmp_path):
     """Two frames of a head with landmarks beside them: one avatar of all frames, read one after the other."""
@@ -136,6 +168,16 @@ def test_bench(run, tmp_path):
     assert status == 0 and 'Toy on 1 device(s)' in out, err
     status, _, err = run('bench', '--method', 'toy', '--preset', 'huge')
     assert status == 2 and '--preset huge: toy has small, large' in err
+    status, out, err = run('bench', '--method', 'toy', '--memory', '--batch-sizes', 1, 9, '--out', tmp_path / 'm.json')
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ['small'] * 2 + ['large'] * 2, err
+    found = json.loads((tmp_path / 'm.json').read_text())['results']
+    pictures = [r['peak_bytes'] - r['argument_bytes'] for r in found]  # of 16 and 64 pixels a side, three floats each
+    assert all(p >= 12 * n * s**2 for p, n, s in zip(pictures, (1, 9, 1, 9), (16, 16, 64, 64), strict=True))
+    assert pictures[3] < 2 * 12 * 9 * 64**2
+    status, out, err = run('bench', '--train', '--memory', '--config', 'tests/toy_config.py')
+    assert status == 0 and '; memory 0 MiB' in out and 's/step' not in out, err
+    status, _, err = run('bench', '--method', 'toy', '--memory', '--profile')
+    assert status == 2 and '--profile: does not go with --memory' in err
 
 
 def test_train_and_resume(run, tmp_path):
@@ -151,6 +193,25 @@ def test_train_and_resume(run, tmp_path):
     assert status == 2 and "data has no option 'poeple'; did you mean 'people'?" in err
 
 
+def test_runs_that_other_tests_interrupt(run, tmp_path):
+    """``tests.runs``: a copy of a run as a kill would leave it, which goes on with the programs of the first."""
+    spec, whole, parts = ('--config', 'tests/toy_config.py'), tmp_path / 'whole', tmp_path / 'parts'
+    with shared_programs():
+        with copied_as_if_killed(whole, parts, 2):
+            assert run('train', *spec, '--out', whole)[0] == 0
+        saved = [sorted(int(p.name) for p in (f / 'checkpoints').iterdir() if p.name.isdigit()) for f in (whole, parts)]
+        assert saved[1][-1] == 2 < saved[0][-1] and not (parts / 'weights.safetensors').exists()
+        with mock.patch.object(runner, 'parallelise', side_effect=AssertionError):
+            assert run('train', *spec, '--out', parts, '--resume')[0] == 0
+    gains = [load_model(f / 'weights.safetensors').variables['params']['gain'] for f in (whole, parts)]
+    np.testing.assert_array_equal(*gains)
+    with (
+        pytest.raises(AssertionError, match='did not come to this step'),
+        copied_as_if_killed(whole, tmp_path / 'x', 9),
+    ):
+        pass
+
+
 def test_convert(run, tmp_path):
     np.savez(tmp_path / 'gain.npz', gain=np.float32([1, 2, 3]))
     status, out, err = run('convert', tmp_path / 'gain.npz', '--to', tmp_path / 'here')
@@ -163,9 +224,17 @@ def test_convert(run, tmp_path):
 
 
 def test_ablate(run, tmp_path):
-    status, out, err = run('ablate', '--table', 'toy1', '--seeds', 1, '--out', tmp_path)
+    how = ('ablate', '--table', 'toy1', '--seeds', 1, '--out', tmp_path)
+    for k, there in ((2, 1), (1, 2)):
+        status, out, err = run(*how, '--share', f'{k}/2')
+        assert status == 0 and '1 of 2 trainings are done' in out, err
+        assert len(list(tmp_path.glob('*/scores.json'))) == there and not (tmp_path / 'report.json').exists()
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')}
+    status, out, err = run(*how)
     assert status == 0 and 'fast better than slow: ERROR as in the paper' in out, err
-    assert run('ablate', '--table', 'toy1', '--seeds', 1, '--out', tmp_path)[1] == out  # nothing is trained again
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')} == stamps, 'nothing is trained again'
+    status, _, err = run(*how, '--share', '3/2')
+    assert status == 2 and '--share 3/2: give K/N' in err
 
 
 def test_frames_do_not_depend_on_the_devices(toy):
@@ -175,7 +244,7 @@ def test_frames_do_not_depend_on_the_devices(toy):
     avatar = toy_method.Avatar({'color': jax.numpy.zeros(3)}, method='toy')
     whole = model.frames(avatar, rows, labels, per_call=5)
     parts = model.frames(avatar, rows, labels, per_call=2, chunk=2)
-    np.testing.assert_array_equal(whole.rgb, parts.rgb)
+    np.testing.assert_allclose(whole.rgb, parts.rgb, atol=1e-6)
     white = avatar.replace(identity={'color': jax.numpy.ones(3)})
     mixed = model.frames(avatar, 0 * rows, labels, per_call=2, towards=(white, np.linspace(0, 1, 5)))
     np.testing.assert_allclose(mixed.rgb[:, 0, 0, 0], np.linspace(0, 1, 5), atol=1e-6)

@@ -156,7 +156,8 @@ def test_noise_modes(generator):
     np.testing.assert_array_equal(random, run('random', 1))
     for a, b in ((const, none), (const, random), (none, random), (random, run('random', 2))):
         assert float(jnp.abs(a - b).max()) > 1e-3
-    np.testing.assert_array_equal(run('none', values={'params': variables['params']}), none)  # needs no buffers
+    without = run('none', values={'params': variables['params']})  # needs no buffers
+    np.testing.assert_allclose(without, none, rtol=1e-5, atol=1e-6)  # another program: other rounding
     with pytest.raises(ValueError, match='noise_mode'):
         run('fixed')
 

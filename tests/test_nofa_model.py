@@ -239,8 +239,13 @@ def test_chunks_of_rays_change_nothing():
     """The field runs for coarse and fine samples inside the chunks; gradients reach its parameters through them."""
     config = ModelConfig.tiny()
     chunked = dataclasses.replace(config, generator=config.generator.replace(rendering={'ray_chunk': 200}))
-    ws = nofa.style_rows(AWAKE, config, IMAGES)
-    planes = nofa.volume_of(AWAKE, config, ws, IMAGES).planes
+
+    @jax.jit
+    def volume(variables):
+        ws = nofa.style_rows(variables, config, IMAGES)
+        return ws, nofa.volume_of(variables, config, ws, IMAGES).planes
+
+    ws, planes = volume(AWAKE)
 
     def loss(params, config):
         variables = {**AWAKE, 'params': {**AWAKE['params'], 'deformation': params}}
@@ -256,8 +261,13 @@ def test_chunks_of_rays_change_nothing():
     assert all(float(jnp.abs(g).max()) > 0 for g in (grads['dnet']['0']['weight'], grads['wnet']['0']['weight']))
     # Single pixels are those of the whole picture, in any order.
     pixels = jnp.asarray([[7, 250, 120], [0, 33, 8]])
-    deform = nofa.deformation_of(AWAKE, config, SHAPES, EXPRESSIONS)
-    single = nofa.render_pixels(AWAKE, config, planes, LABELS, pixels, raw.shape[1], deform).raw
+
+    @jax.jit
+    def some(variables, planes):
+        deform = nofa.deformation_of(variables, config, SHAPES, EXPRESSIONS)
+        return nofa.render_pixels(variables, config, planes, LABELS, pixels, raw.shape[1], deform).raw
+
+    single = some(AWAKE, planes)
     close(single, jnp.take_along_axis(raw.reshape(2, -1, 3), pixels[..., None], 1), atol=1e-5, what='pixels')
 
 

@@ -224,3 +224,11 @@ def test_samples_are_sorted_whatever_the_compiler_works_out_twice(disparity):
         quick = jax.jit(run, compiler_options=options)(planes)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(quick), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_frames_are_rendered_within_the_cache():
+    """On a CPU some rays at a time; a smaller number that was configured stays."""
+    assert RenderConfig().for_frames().ray_chunk == 256  # 48 samples
+    assert RenderConfig(depth_resolution=24, depth_resolution_importance=24).for_frames().ray_chunk == 512
+    assert RenderConfig(ray_chunk=64).for_frames().ray_chunk == 64
+    assert RenderConfig(ray_chunk=4096).for_frames() == RenderConfig(ray_chunk=256)

@@ -1,13 +1,10 @@
-"""EG3D's training at a tiny size: exact resume after a kill, the same update on any number of devices, weight files."""
+"""EG3D's training at a tiny size: exact resume, the same update on any number of devices, weight files."""
 
 import dataclasses
 import functools
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -31,10 +28,9 @@ from avatar_jax.methods.eg3d.config import (
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
 from avatar_jax.train.checkpoints import Checkpoints, config_difference
 from avatar_jax.train.logging import read_jsonl
+from tests.runs import flags_of_devices, train, train_and_resume
 
 ROOT = Path(__file__).resolve().parents[1]
-# The optimisation level spares half of the compile time; it is the same in all processes that are compared.
-FLAGS = '--xla_backend_optimization_level=0'
 
 
 def tiny_run(batch=4, iterations=4, lazy=0, **train):
@@ -64,30 +60,6 @@ def tiny_run(batch=4, iterations=4, lazy=0, **train):
     )
 
 
-RUN = """
-import sys
-sys.path.insert(0, {root!r})
-from tests.runs import train
-from tests.test_train_eg3d import tiny_run
-train(tiny_run(), {out!r}, resume={resume!r}, quiet=True)
-"""
-
-
-def start(code, **env):
-    return subprocess.Popen(
-        [sys.executable, '-c', code],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': FLAGS, **env},
-    )
-
-
-def finish(process):
-    errors = process.communicate()[1]
-    assert process.returncode == 0, errors[-3000:]
-
-
 def stored_numbers(out, step):
     """Checksums of all arrays of a checkpoint."""
     import orbax.checkpoint as ocp
@@ -98,16 +70,8 @@ def stored_numbers(out, step):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
-    whole, out = tmp_path / 'whole', tmp_path / 'killed'
-    finish(start(RUN.format(root=str(ROOT), out=str(whole), resume=False)))
-    process = start(RUN.format(root=str(ROOT), out=str(out), resume=False))
-    deadline = time.monotonic() + 1200
-    while time.monotonic() < deadline and process.poll() is None and not (out / 'checkpoints' / '2').is_dir():
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finish(start(RUN.format(root=str(ROOT), out=str(out), resume=True)))
+def test_a_stopped_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
+    _, _, whole, out = train_and_resume(tiny_run(), tmp_path, 2)
     expected, found = stored_numbers(whole, 4), stored_numbers(out, 4)
     assert expected == found
     assert any('augment' in name for name in found) and any(name.endswith('w_avg') for name in found)
@@ -191,7 +155,15 @@ def batch_of(count, size=16):
 
 @pytest.mark.slow
 def test_the_update_does_not_depend_on_devices_and_micro_batches():
-    finish(start(DEVICES.format(root=str(ROOT)), XLA_FLAGS=FLAGS + ' --xla_force_host_platform_device_count=4'))
+    done = subprocess.run(
+        [sys.executable, '-c', DEVICES.format(root=str(ROOT))],
+        cwd=ROOT,
+        env=flags_of_devices(4),
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_batches_that_do_not_divide_are_refused():
@@ -280,8 +252,6 @@ def test_configs_and_their_variants():
 
 @pytest.mark.slow
 def test_bad_starts_are_one_line(tmp_path):
-    from tests.runs import train
-
     config = tiny_run()
     cases = {
         'no such file': dataclasses.replace(config, init=str(tmp_path / 'x.safetensors')),

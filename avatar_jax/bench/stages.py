@@ -31,6 +31,7 @@ def run_benchmark(
     repeats: int = 5,
     out_json: str | os.PathLike | None = None,
     report: Callable[[str], None] | None = None,
+    profiled: bool = False,
 ) -> dict[str, Any]:
     """Measures the stages of a model with random weights.
 
@@ -42,21 +43,21 @@ def run_benchmark(
         repeats: timed calls per stage, after one that is not counted.
         out_json: where to write the result, or None.
         report: receives one line per finished measurement, e.g. ``print``.
+        profiled: also measure what the machine reaches with the same shapes, and list the heaviest operations
+            (``bench.profile``).
 
     Returns:
         {'machine', 'config', 'load_average', 'results': [{'stage', 'batch', 'trace_s', 'compile_s', 'min_s',
             'median_s',
         'processor_min_s' (seconds summed over the cores: tells more than the clock on a busy machine), 'times_s',
-        'flops' (counted from shapes; loops of unknown length count once), 'temp_bytes', 'argument_bytes',
-        'output_bytes', 'peak_rss_bytes', 'device_peak_bytes'}]}; what the platform does not tell is None.
+        'flops', 'bytes' (counted from shapes; loops of unknown length count once), 'temp_bytes', 'argument_bytes',
+        'output_bytes', 'peak_rss_bytes', 'device_peak_bytes', perhaps 'profile'}]}; what the platform does not tell
+            is None.
     """
     import jax
 
-    stages = bench.stages if stages is None else stages
-    if unknown := sorted(set(stages) - set(bench.stages)):
-        raise UserError(f'--stages: {", ".join(unknown)} unknown; use {", ".join(bench.stages)}')
-    check = Check.values(OPTION, repeats=repeats, batch_sizes=min(batch_sizes, default=0))
-    check.at_least(1, 'repeats', 'batch_sizes')
+    stages = check_stages(bench, stages, batch_sizes)
+    Check.values(OPTION, repeats=repeats).at_least(1, 'repeats')
     result: dict[str, Any] = {
         'machine': machine(),
         'config': dataclasses.asdict(config),
@@ -67,10 +68,14 @@ def run_benchmark(
         build = bench.build(config, batch)
         for stage in stages:
             function, arguments, donate = build.stage(stage)
-            measured = {'stage': stage, 'batch': batch, **_measure(function, arguments, donate, repeats)}
+            measured = {'stage': stage, 'batch': batch, **_measure(function, arguments, donate, repeats, profiled)}
             result['results'].append(measured)
             if report:
                 report(summary(measured))
+                if profiled:
+                    report(measured['profile'].text())
+            if profiled:
+                measured['profile'] = measured['profile'].to_dict()
         del build
         jax.clear_caches()
     result['load_average'].append(_load())
@@ -79,6 +84,15 @@ def run_benchmark(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + '\n')
     return result
+
+
+def check_stages(bench: Bench, stages: Sequence[str] | None, batch_sizes: Sequence[int]) -> Sequence[str]:
+    """The stages that are asked for, None being all. Raises ``UserError`` for what cannot be measured."""
+    stages = bench.stages if stages is None else stages
+    if unknown := sorted(set(stages) - set(bench.stages)):
+        raise UserError(f'--stages: {", ".join(unknown)} unknown; use {", ".join(bench.stages)}')
+    Check.values(OPTION, batch_sizes=min(batch_sizes, default=0)).at_least(1, 'batch_sizes')
+    return stages
 
 
 def summary(measured: dict[str, Any]) -> str:
@@ -91,9 +105,12 @@ def summary(measured: dict[str, Any]) -> str:
     )
 
 
-def _measure(function: Callable, arguments: tuple, donate: tuple[int, ...], repeats: int) -> dict[str, Any]:
+def _measure(
+    function: Callable, arguments: tuple, donate: tuple[int, ...], repeats: int, profiled: bool
+) -> dict[str, Any]:
     import jax
 
+    from avatar_jax.bench.profile import profile
     from avatar_jax.train.costs import count
 
     start = time.perf_counter()
@@ -102,33 +119,38 @@ def _measure(function: Callable, arguments: tuple, donate: tuple[int, ...], repe
     traced = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
-    flops = count(traces.jaxpr).flops
+    costs = count(traces.jaxpr)
     _reset_peak()
-    times, processor = [], []
     arguments = list(arguments)
-    for _ in range(repeats + 1):
+
+    def call() -> tuple[float, float]:
         begin, begin_processor = time.perf_counter(), time.process_time()
         out = jax.block_until_ready(compiled(*arguments))
-        times.append(time.perf_counter() - begin)
-        processor.append(time.process_time() - begin_processor)
+        spent = time.perf_counter() - begin, time.process_time() - begin_processor
         for place in donate:  # what was overwritten comes back at the same place of the output
             arguments[place] = out[place]
-    times = times[1:]
+        return spent
+
+    times, processor = zip(*[call() for _ in range(repeats + 1)][1:], strict=True)
+    peak_rss = _peak_rss()
+    extra = {'profile': profile(call, compiled, traces.jaxpr, costs, min(times))} if profiled else {}
     memory = compiled.memory_analysis()
     stats = jax.devices()[0].memory_stats() or {}
     return {
         'trace_s': traced - start,
-        'flops': flops,
+        'flops': costs.flops,
+        'bytes': costs.bytes,
         'compile_s': done - traced,
         'min_s': min(times),
         'median_s': statistics.median(times),
-        'processor_min_s': min(processor[1:]),
+        'processor_min_s': min(processor),
         'times_s': times,
         'temp_bytes': getattr(memory, 'temp_size_in_bytes', None),
         'argument_bytes': getattr(memory, 'argument_size_in_bytes', None),
         'output_bytes': getattr(memory, 'output_size_in_bytes', None),
-        'peak_rss_bytes': _peak_rss(),
+        'peak_rss_bytes': peak_rss,
         'device_peak_bytes': stats.get('peak_bytes_in_use'),
+        **extra,
     }
 
 

@@ -39,6 +39,7 @@ def run_train_benchmark(
     out_json: str | os.PathLike | None = None,
     report: Callable[[str], None] | None = None,
     count_only: bool = False,
+    memory_only: bool = False,
 ) -> dict[str, Any]:
     """Measures (or counts) a training step.
 
@@ -50,13 +51,14 @@ def run_train_benchmark(
         kind: how the step is spread, see ``parallel.parallelise``.
         out_json: where to write the result, or None.
         report: receives one line per finished measurement.
-        count_only: compile and run nothing.
+        count_only: compile and run nothing. memory_only: compile, and run nothing.
 
     Returns:
         {'method', 'machine', 'results': [{'devices', 'rows', 'images', 'gflop', 'traffic_bytes', 'collective_bytes',
-        'collectives', 'state_bytes', and unless ``count_only`` 'compile_s', 'argument_bytes', 'temp_bytes',
-        'device_peak_bytes', 'step_s', 'times_s', 'images_per_s', 'efficiency', 'predicted_s'}]}. Costs and bytes are
-        those of one device; of several variants of a step, means by their shares (bytes: the largest).
+        'collectives', 'state_bytes', unless ``count_only`` 'compile_s', 'argument_bytes', 'temp_bytes', 'peak_bytes',
+        and unless ``memory_only`` 'device_peak_bytes', 'step_s', 'times_s', 'images_per_s', 'efficiency',
+        'predicted_s'}]}. Costs and bytes are those of one device; of several variants of a step, means by their shares
+        (bytes: the largest).
     """
     import jax
 
@@ -72,9 +74,12 @@ def run_train_benchmark(
     rows = rows or max(program.batch // counts[-1], 1)
     result: dict[str, Any] = {'method': program.name, 'parallel': kind, 'machine': machine(), 'results': []}
     for count in counts:
-        measured = _counted(program, count, rows) if count_only else _measured(program, count, rows, repeats, kind)
+        if count_only:
+            measured = _counted(program, count, rows)
+        else:
+            measured = _measured(program, count, rows, 0 if memory_only else repeats, kind)
         first = result['results'][0] if result['results'] else measured
-        if not count_only:
+        if 'step_s' in measured:
             measured['efficiency'] = measured['images_per_s'] / count / (first['images_per_s'] / first['devices'])
         result['results'].append(measured)
         if report and is_first():
@@ -94,10 +99,12 @@ def summary(name: str, m: dict[str, Any]) -> str:
         f'sums {m["collective_bytes"] / 2**20:.4g} MiB in {m["collectives"]:.0f} calls, '
         f'state {m["state_bytes"] / 2**20:.4g} MiB'
     )
+    if 'peak_bytes' in m:
+        text += f'; memory {m["peak_bytes"] / 2**20:.0f} MiB, compile {m["compile_s"]:.1f} s'
     if 'step_s' in m:
         text += (
-            f'; {m["step_s"]:.3f} s/step, {m["images_per_s"]:.2f} images/s, efficiency {m["efficiency"]:.2f}, compile '
-            f'{m["compile_s"]:.1f} s, temporaries {m["temp_bytes"] / 2**20:.0f} MiB'
+            f', temporaries {m["temp_bytes"] / 2**20:.0f} MiB; {m["step_s"]:.3f} s/step, {m["images_per_s"]:.2f} '
+            f'images/s, efficiency {m["efficiency"]:.2f}'
         )
     return text
 
@@ -142,22 +149,25 @@ def _record(
 
 
 def _measured(program: Program, count: int, rows: int, repeats: int, kind: str) -> dict[str, Any]:
+    """Compiles the step and, with ``repeats``, runs it."""
     import jax
 
     from avatar_jax.parallel import parallelise
-    from avatar_jax.train.costs import Costs, compute_time, step_costs, this_device, tree_bytes
+    from avatar_jax.train.costs import Costs, compute_time, program_memory, step_costs, this_device, tree_bytes
 
     constants = program.make_constants()
     batch = program.make_batch(rows * count // jax.process_count())
-    costs, compile_s, step_s, temporary, arguments, times = Costs(), 0.0, 0.0, 0, 0, {}
+    costs, compile_s, step_s, plans, times = Costs(), 0.0, 0.0, [], {}
     host = program.make_state()
     for share, name, step in program.variants:
         spread = parallelise(step, kind=kind, constants=constants, devices=jax.devices()[:count])
         state, placed = spread.put_state(host), spread.put_batch(batch)
         begin = time.perf_counter()
-        memory = spread.compile(state, placed).memory_analysis()
+        plans.append(program_memory(spread.compile(state, placed)))
         compile_s += time.perf_counter() - begin
         costs += step_costs(spread, state, placed) * share
+        if not repeats:
+            continue
         taken = []
         for _ in range(repeats + 1):
             begin = time.perf_counter()
@@ -166,16 +176,19 @@ def _measured(program: Program, count: int, rows: int, repeats: int, kind: str) 
             taken.append(time.perf_counter() - begin)
         times[name] = taken[1:]
         step_s += share * statistics.median(taken[1:])
-        temporary = max(temporary, int(getattr(memory, 'temp_size_in_bytes', 0)))
-        arguments = max(arguments, int(getattr(memory, 'argument_size_in_bytes', 0)))
-    record = _record(program, count, rows, costs, tree_bytes(host), tree_bytes(constants))
+    record = {
+        **_record(program, count, rows, costs, tree_bytes(host), tree_bytes(constants)),
+        'compile_s': compile_s,
+        'argument_bytes': max(p.arguments for p in plans),
+        'temp_bytes': max(p.temporaries for p in plans),
+        'peak_bytes': max(p.peak for p in plans),
+    }
+    if not repeats:
+        return record
     device = this_device()
     stats = jax.devices()[0].memory_stats() or {}
     return {
         **record,
-        'compile_s': compile_s,
-        'argument_bytes': arguments,
-        'temp_bytes': temporary,
         'device_peak_bytes': stats.get('peak_bytes_in_use'),
         'step_s': step_s,
         'times_s': times,

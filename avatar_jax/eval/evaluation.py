@@ -122,6 +122,7 @@ def evaluate(
     sheets: bool = True,
     save_frames: bool = False,
     measured: str | Path | None = None,
+    part: str = '',
     batch: int = ANIMATE_BATCH,
 ) -> dict[str, Any]:
     """Runs all identities that are not done yet and writes the report.
@@ -136,6 +137,7 @@ def evaluate(
         title: of the report.
         sheets: whether to write a contact sheet per identity. save_frames: also write the driven frames and the true
             ones, for other programs. measured: folder with what those measured (``eval.measured``).
+        part: of the reports' names, where the identities are only some of those that share the folder, e.g. '_2_of_4'.
         batch: frames per call of ``method.animate``.
 
     Returns:
@@ -186,9 +188,10 @@ def evaluate(
     report = make_report(list(records.values()), run, title, provenance)
     if fid := frechet([paths[n] for n, r in records.items() if r['status'] == 'done']):
         report['fid'] = fid
-    atomic.write_json(out / REPORT, report)
-    report = json.loads((out / REPORT).read_text())  # as its readers see it: NaN is null
-    atomic.write_text(out / TABLE, tables.render(report))
+    path, table = (out / name.replace('report', f'report{part}') for name in (REPORT, TABLE))
+    atomic.write_json(path, report)
+    report = json.loads(path.read_text())  # as its readers see it: NaN is null
+    atomic.write_text(table, tables.render(report))
     return report
 
 

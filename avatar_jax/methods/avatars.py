@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Person:
 
 def build_avatars(
     model: Model,
-    people: Sequence[Person],
+    people: Iterable[Person],
     out: Path,
     options: Mapping[str, Any],
     *,
@@ -54,32 +55,53 @@ def build_avatars(
 ) -> Iterator[dict[str, Any]]:
     """Makes avatars, ``group`` of them side by side where the method can, and writes ``out/<name>`` for each.
 
+    ``people`` may be an iterator that reads each picture when it is asked for: no more than a group is asked for at a
+    time, and nothing of a group is kept when the next one is read.
+
     Yields:
         the report of each avatar, as soon as its folder is there; its ``notes`` are for the person who asked.
     """
+    people = iter(people)
+    for start in itertools.count(0, group):
+        own = None if key is None else jax.random.fold_in(key, start)
+        # Only the inner generator, which is gone after it, has names for the pictures and avatars of a group.
+        if not (yield from _build_group(model, list(itertools.islice(people, group)), out, options, bank, own, seed)):
+            return
+
+
+def _build_group(
+    model: Model,
+    part: list[Person],
+    out: Path,
+    options: Mapping[str, Any],
+    bank: PerceptionBank,
+    key: jax.Array | None,
+    seed: int,
+) -> Generator[dict[str, Any], None, int]:
+    """The reports of one group; returns how many people were in it."""
+    if not part:
+        return 0
     steps = model.steps(**options)
-    for start in range(0, len(people), group):
-        part = people[start : start + group]
-        title = part[0].source.name if len(part) == 1 else f'{len(part)} avatars'
-        total = steps * (1 if model.method.build_many else len(part))
-        with Progress(total, title) as bar:
-            shown = 0
+    title = part[0].source.name if len(part) == 1 else f'{len(part)} avatars'
+    total = steps * (1 if model.method.build_many else len(part))
+    with Progress(total, title) as bar:
+        shown = 0
 
-            def on_step(done: int, bar=bar, title=title, total=total, **numbers: Any) -> None:
-                nonlocal shown
-                bar.update(done - shown, **numbers)
-                shown = done
-                if done >= total:
-                    bar.describe(f'{title}: rendering it')
+        def on_step(done: int, **numbers: Any) -> None:
+            nonlocal shown
+            bar.update(done - shown, **numbers)
+            shown = done
+            if done >= total:
+                bar.describe(f'{title}: rendering it')
 
-            sources = [p.source for p in part]
-            own = None if key is None else jax.random.fold_in(key, start)
-            built = model.build_many(sources, bank=bank, key=own, on_step=on_step, **options)
-        for person, found in zip(part, built, strict=True):
-            report = write_avatar(model, person, found, out / person.source.name, seed)
-            if person.source.work:  # done: what was kept to go on with is not needed any more
-                shutil.rmtree(person.source.work, ignore_errors=True)
-            yield report
+        sources = [p.source for p in part]
+        built = model.build_many(sources, bank=bank, key=key, on_step=on_step, **options)
+    for person, found in zip(part, built, strict=True):
+        report = write_avatar(model, person, found, out / person.source.name, seed)
+        if person.source.work:  # done: what was kept to go on with is not needed any more
+            shutil.rmtree(person.source.work, ignore_errors=True)
+        yield report
+    return len(part)
 
 
 def write_avatar(model: Model, person: Person, built: Built, folder: Path, seed: int) -> dict[str, Any]:

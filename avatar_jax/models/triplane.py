@@ -104,6 +104,10 @@ class GeneratorConfig:
         _known('generator', changes, GeneratorConfig)
         return dataclasses.replace(self, **changes)
 
+    def for_frames(self) -> GeneratorConfig:
+        """For pictures that are only looked at, see ``RenderConfig.for_frames``."""
+        return dataclasses.replace(self, rendering=self.rendering.for_frames())
+
     @classmethod
     def ffhq512(cls, raw: int = 64) -> GeneratorConfig:
         """EG3D's FFHQ model, 512 pixels; ``raw``: 64 or 128 rendered pixels (two releases of one architecture)."""

@@ -1,8 +1,8 @@
 """Interpolated look-ups in images, volumes and tri-planes, with fast gradients to the table and to the coordinates.
 
 Everything here is one operation, `weighted_rows`: gather a few rows of a flat table and add them with weights. The
-coordinates enter through the weights only, so their gradient is ordinary differentiation; the table's gradient is one
-scatter of all rows together (one scatter per corner is what makes plain differentiation slow on a CPU).
+coordinates enter through the weights only, so their gradient is ordinary differentiation; the table's gradient is a
+loop of scatters into one table (one table per corner is what makes plain differentiation slow on a CPU).
 """
 
 from __future__ import annotations
@@ -50,8 +50,14 @@ def _weighted_rows_fwd(table, index, weight):
 
 def _weighted_rows_bwd(residuals, cotangent):
     table, index, weight = residuals
-    updates = (weight[:, :, None] * cotangent[None]).reshape(-1, cotangent.shape[-1])
-    d_table = jnp.zeros_like(table).at[index.reshape(-1)].add(updates.astype(table.dtype), mode='promise_in_bounds')
+
+    def add(total, tap):
+        rows, weights = tap
+        return total.at[rows].add((weights[:, None] * cotangent).astype(table.dtype), mode='promise_in_bounds'), None
+
+    # One tap after the other, in place: all rows at once would write [K, M, C] to memory first, which takes several
+    # times as long on a CPU, and written out without a loop, the table is copied for each.
+    d_table, _ = jax.lax.scan(add, jnp.zeros_like(table), (index, weight))
     d_weight = jnp.stack([(table.at[i].get(mode='promise_in_bounds') * cotangent).sum(-1) for i in index])
     return d_table, None, d_weight.astype(weight.dtype)
 

@@ -13,7 +13,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,40 @@ def count(jaxpr: ClosedJaxpr | Jaxpr) -> Costs:
     dearest.
     """
     return _count(getattr(jaxpr, 'jaxpr', jaxpr))
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product or convolution of a program, which can be run by itself.
+
+    Attributes:
+        function: takes its operands. shapes, dtypes: of these. text: kind and shapes, for people.
+        flops: of one run. times: that it runs, with loops in full.
+    """
+
+    function: Callable[..., jax.Array]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+    text: str
+    flops: float
+    times: float
+
+
+def products(jaxpr: Any, times: float = 1.0) -> Iterator[Product]:
+    """All products and convolutions of a (closed) jaxpr; those of all branches of a ``cond``."""
+    for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+        name = equation.primitive.name
+        if name in ('dot_general', 'conv_general_dilated'):
+            avals = [v.aval for v in equation.invars]
+            shapes = tuple(tuple(a.shape) for a in avals)
+            kind = 'product' if name == 'dot_general' else 'convolution'
+            text = f'{kind} of {" and ".join("x".join(map(str, s)) for s in shapes)}'
+            run = functools.partial(equation.primitive.bind, **equation.params)
+            yield Product(run, shapes, tuple(a.dtype for a in avals), text, _one(name, equation).flops, times)
+            continue
+        inner = list(_inner(equation.params))
+        for body in inner[:1] if name.startswith('custom') else inner:
+            yield from products(body, times * (equation.params['length'] if name == 'scan' else 1))
 
 
 def _count(jaxpr: Any) -> Costs:
@@ -285,6 +319,36 @@ def predict(costs: Costs, device: Device, devices: int, bf16: bool = False) -> P
 
 
 @dataclass(frozen=True)
+class ProgramMemory:
+    """Bytes that a compiled program holds on one device, as the compiler plans them (0 where it does not tell).
+
+    Attributes:
+        arguments: what it is given. temporaries: what it needs meanwhile. new: results that overwrite no argument.
+    """
+
+    arguments: int
+    temporaries: int
+    new: int
+
+    @property
+    def peak(self) -> int:
+        """All of it together."""
+        return self.arguments + self.temporaries + self.new
+
+    def text(self) -> str:
+        """One phrase."""
+        return f'{_gib(self.peak)} (arguments {_gib(self.arguments)}, temporaries {_gib(self.temporaries)})'
+
+
+def program_memory(compiled: jax.stages.Compiled) -> ProgramMemory:
+    """What a compiled program needs."""
+    memory = compiled.memory_analysis()
+    sizes = ('argument', 'temp', 'output', 'alias')
+    arguments, temporaries, results, reused = (int(getattr(memory, f'{s}_size_in_bytes', 0)) for s in sizes)
+    return ProgramMemory(arguments, temporaries, max(results - reused, 0))
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What is known before the first step. Bytes and seconds per device; ``time`` None: unknown device."""
 
@@ -318,11 +382,8 @@ def estimate(spread: Parallel, state: PyTree, batch: PyTree, bf16: bool = False)
     begin = time.perf_counter()
     compiled = spread.compile(state, batch)
     took = time.perf_counter() - begin
-    memory = compiled.memory_analysis()
-    arguments = int(getattr(memory, 'argument_size_in_bytes', 0))
-    temporaries = int(getattr(memory, 'temp_size_in_bytes', 0))
-    new = int(getattr(memory, 'output_size_in_bytes', 0)) - int(getattr(memory, 'alias_size_in_bytes', 0))
-    total = arguments + temporaries + max(new, 0)
+    memory = program_memory(compiled)
+    total = memory.peak
     stats = jax.local_devices()[0].memory_stats() or {}
     device = this_device()
     limit = int(stats.get('bytes_limit', 0) or (device.memory if device and device.name == 'CPU' else 0))
@@ -334,7 +395,7 @@ def estimate(spread: Parallel, state: PyTree, batch: PyTree, bf16: bool = False)
             'scale.accumulate, remat, dtype=bfloat16, more devices or parallel=sharded'
         )
     kind = jax.local_devices()[0].device_kind
-    return Estimate(costs, arguments, temporaries, total, limit, took, seconds, kind)
+    return Estimate(costs, memory.arguments, memory.temporaries, total, limit, took, seconds, kind)
 
 
 def _gib(count: float) -> str:

@@ -101,6 +101,7 @@ def train(
     *,
     resume: bool = False,
     quiet: bool = False,
+    programs: dict[Hashable, Parallel] | None = None,
 ) -> TrainState:
     """Trains and exports; returns the final ``TrainState``.
 
@@ -110,6 +111,8 @@ def train(
         out: folder of the run.
         streams: by which batches are read (the module ``data_pipelines.streams``).
         resume: continue the run that is there, or start. quiet: no progress.
+        programs: the steps by kind, which are added here as they come up. Give a second training of the same
+            configuration in one process the first one's, and nothing is traced or compiled again.
 
     Raises:
         UserError: data, weights, batch or folder cannot be used; another run is there.
@@ -121,7 +124,7 @@ def train(
         for note in run.notes:
             print(f'avatar-jax: {note}', file=sys.stderr)
     out = Path(out)
-    programs: dict[Hashable, Parallel] = {}
+    programs = {} if programs is None else programs
 
     def program(kind: Hashable) -> Parallel:
         """One program per kind of step, made when it first comes up."""

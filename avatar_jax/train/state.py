@@ -27,7 +27,12 @@ class Group:
     def create(cls, params: PyTree, tx: optax.GradientTransformation, *, ema: bool = False) -> Group:
         """A fresh group; the average starts equal to (and as a copy of) the parameters."""
         params = jax.tree.map(jnp.asarray, params)
-        return cls(params, tx.init(params), jax.tree.map(jnp.array, params) if ema else None)
+
+        @jax.jit  # one small program instead of some for each shape of a parameter
+        def rest(params):
+            return tx.init(params), jax.tree.map(jnp.copy, params) if ema else None
+
+        return cls(params, *rest(params))
 
     def apply_gradients(
         self, grads: PyTree, tx: optax.GradientTransformation, *, lr_scale=1.0, max_norm: float | None = None

@@ -119,6 +119,17 @@ def archive_path(folder: Path, clip: ClipSpec, options: Options) -> Path:
     return folder / f'{options.key(clip)}.zip'
 
 
+def finished_clip(clip: ClipSpec, tracker: Any, options: Options, path: Path) -> None:
+    """Makes sure that a clip's archive is there and whole: tracks the clip if it has none yet.
+
+    Raises:
+        UserError: the clip cannot be used, or its archive is damaged.
+    """
+    if not path.is_file():
+        track_clip(clip, tracker, options, path)
+    load_clip(path)
+
+
 def track_clip(clip: ClipSpec, tracker: Measures, options: Options, path: Path) -> None:
     """Tracks a clip and writes its archive, completely or not at all.
 

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ from avatar_jax.progress import Progress
 from avatar_jax.track.measure import Measures, default_tracker
 from data_pipelines.frame_features import frame_features
 from data_pipelines.tables import TABLE_NAME
-from data_pipelines.tracked.archive import Options, TrackedClip, archive_path, load_clip, track_clip
+from data_pipelines.tracked.archive import Options, TrackedClip, archive_path, finished_clip, load_clip
 from data_pipelines.tracked.layouts import LAYOUTS, SPLITS, ClipSpec
 
 SKIPPED_NAME = 'skipped.json'
@@ -60,6 +60,7 @@ class TrackedClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     layout: ClassVar[str] = ''
     tracker: Any = None  # None: the default one
+    beam: tuple[str, tuple[str, ...]] | None = None  # name of a Beam runner that tracks, and its options
     skipped: list[tuple[str, str]] | None = None  # (clip, reason) of the last run
 
     def options(self) -> Options:
@@ -68,9 +69,7 @@ class TrackedClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return Options(config.resolution, config.jpeg_quality, self._tracker().name)
 
     def _tracker(self) -> Any:
-        if self.tracker is None:
-            self.tracker = default_tracker()
-        return self.tracker
+        return default_tracker() if self.tracker is None else self.tracker
 
     def _info(self) -> tfds.core.DatasetInfo:
         config, layout = self.builder_config, LAYOUTS[self.layout]
@@ -87,7 +86,12 @@ class TrackedClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         specs = LAYOUTS[self.layout].find(folder)
         archives = self.data_path.parents[2] / ARCHIVES / self.layout
         tracker, options = self._tracker(), self.options()
-        ready = track_all(specs, tracker, options, Path(archives))
+        unusable = {}
+        if self.beam is not None:
+            from data_pipelines.tracked.beam_run import track_with_beam
+
+            unusable = track_with_beam(*self.beam, specs, self.tracker, options, Path(archives))
+        ready = track_all(specs, tracker, options, Path(archives), unusable)
         self.skipped = ready.skipped
         if not ready.paths:
             raise UserError(f'{folder}: no clip can be used; the first: {ready.skipped[0][1]}')
@@ -170,16 +174,25 @@ class Ready:
     skipped: list[tuple[str, str]]
 
 
-def track_all(specs: list[ClipSpec], tracker: Measures, options: Options, folder: Path) -> Ready:
-    """Tracks every clip whose archive is not there yet; a clip that cannot be used is skipped."""
+def track_all(
+    specs: list[ClipSpec],
+    tracker: Measures,
+    options: Options,
+    folder: Path,
+    unusable: Mapping[str, str] | None = None,
+) -> Ready:
+    """Tracks every clip whose archive is not there yet; a clip that cannot be used is skipped.
+
+    ``unusable``: name -> reason, of clips that were tried already.
+    """
     paths, skipped = {}, []
     with Progress(len(specs), 'tracking', unit='clip') as bar:
         for spec in specs:
             try:
+                if spec.name in (unusable or {}):
+                    raise UserError(unusable[spec.name])
                 path = archive_path(folder, spec, options)
-                if not path.is_file():
-                    track_clip(spec, tracker, options, path)
-                load_clip(path)
+                finished_clip(spec, tracker, options, path)
                 paths[spec.name] = path
             except UserError as e:
                 skipped.append((spec.name, str(e)))

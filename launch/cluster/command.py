@@ -14,6 +14,7 @@ from avatar_jax.methods.base import an_example
 
 PREEMPTED_STATUS = 75
 OWN_FLAGS = ('--coordinator', '--num-processes', '--process-id')
+TOGETHER = ('train', 'bench')
 
 
 def parser_of(doc: str, program: str) -> argparse.ArgumentParser:
@@ -28,8 +29,13 @@ def parser_of(doc: str, program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_command(
+    argv: Sequence[str], able: Sequence[str] = TOGETHER, own_flags: Sequence[str] = OWN_FLAGS
+) -> tuple[list[str], list[str]]:
     """Options of the wrapper and the command after ``--``.
+
+    Args:
+        able: commands that the wrapper can run. own_flags: options that it sets itself.
 
     Raises:
         UserError: no command, one that cannot be spread over processes, or one that says itself how.
@@ -43,9 +49,10 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     own, command = argv[:place], argv[place + 1 :]
     if command[0] == 'avatar-jax':
         command = command[1:]
-    if not command or command[0] not in ('train', 'bench'):
-        raise UserError(f'{" ".join(command[:1]) or "--"}: only train and bench run in several processes')
-    given = [flag for flag in OWN_FLAGS if any(c == flag or c.startswith(flag + '=') for c in command)]
+    if not command or command[0] not in able:
+        names = f'{", ".join(able[:-1])} and {able[-1]}'
+        raise UserError(f'{" ".join(command[:1]) or "--"}: only {names} run in several processes')
+    given = [flag for flag in own_flags if any(c == flag or c.startswith(flag + '=') for c in command)]
     if given:
         raise UserError(f'{given[0]}: is set by the wrapper; leave it out')
     if command[0] == 'train' and not any(c == '--out' or c.startswith('--out=') for c in command):

@@ -7,21 +7,30 @@
 One process that sees all GPUs needs no wrapper: ``avatar-jax train`` uses them all. One process for each GPU reads and
 decodes data in as many processes, which pays when reading is the bottleneck.
 
-SIGTERM and Ctrl-C go to one of the processes, which tells the others; all write one checkpoint and leave with 75, and
-so does the wrapper. When a process dies the others are ended, and with ``--restarts N`` the command is started again,
-up to N times, from the last complete checkpoint.
+Commands whose work falls into shares (invert, evaluate, ablate) run as one process for each share, which know nothing
+of each other: when one dies, the others go on. When all are done, evaluate and ablate make the report of the whole:
+
+    python -m launch.cluster.local --processes 4 -- evaluate --out DIR
+
+In trainings SIGTERM and Ctrl-C go to one of the processes, which tells the others; all write one checkpoint and leave
+with 75, and so does the wrapper. When a process dies the others are ended, and with ``--restarts N`` the command is
+started again, up to N times, from the last complete checkpoint.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import sys
 from collections.abc import Sequence
 
 from avatar_jax.checks import OPTION, Check
-from launch.cluster.command import at_least_one, main, parser_of, resuming, shell, split_command
+from launch.cluster.command import OWN_FLAGS, TOGETHER, at_least_one, main, parser_of, resuming, shell, split_command
 from launch.cluster.supervise import supervise
+
+# Commands with --share -> whether the command without it then makes the report of the whole.
+SHARED = {'invert': False, 'evaluate': True, 'ablate': True}
 
 
 def plan(
@@ -39,18 +48,19 @@ def plan(
             environment = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags.strip()}
         else:
             environment = {'CUDA_VISIBLE_DEVICES': ','.join(str(i * gpus_each + k) for k in range(gpus_each))}
-        join = (
-            []
-            if processes == 1
-            else ['--coordinator', f'localhost:{port}', '--num-processes', str(processes), '--process-id', str(i)]
-        )
+        join = ['--coordinator', f'localhost:{port}', '--num-processes', str(processes), '--process-id', str(i)]
+        if command[0] in SHARED:
+            join = ['--share', f'{i + 1}/{processes}']
+        if processes == 1:
+            join = []
         started.append((environment, [sys.executable, '-m', 'avatar_jax.cli', *command, *join]))
     return started
 
 
 def run(argv: Sequence[str]) -> int:
     """The wrapper; returns the exit status."""
-    own, command = split_command(argv)
+    own, command = split_command(argv, (*TOGETHER, *SHARED), (*OWN_FLAGS, '--share'))
+    shared = bool(command) and command[0] in SHARED
     parser = parser_of(__doc__, 'local')
     parser.add_argument('--processes', type=int, default=1, metavar='N', help='number of processes (default: 1)')
     parser.add_argument('--gpus-each', type=int, default=1, metavar='N', help='GPUs per process (default: 1)')
@@ -75,18 +85,25 @@ def run(argv: Sequence[str]) -> int:
             args.gpus_each,
         )
         if args.dry_run:
-            for environment, words in started:
+            for environment, words in started + _whole(command, args):
                 print(shell([f'{k}={v}' for k, v in environment.items()] + words))
             return 0
-        status = supervise(started)
+        status = supervise(started, apart=shared)
         if not _died(status):
-            return status
+            whole = _whole(command, args)
+            return supervise(whole) if whole and status in (0, 2) else status  # 2: some people failed
         print(
             f'launch.cluster.local: a process ended with status {status}'
             + (', starting again' if attempt < args.restarts else ''),
             file=sys.stderr,
         )
     return status
+
+
+def _whole(command: Sequence[str], args: argparse.Namespace) -> list[tuple[dict[str, str], list[str]]]:
+    """The process, if any, that comes after all shares."""
+    after = args.processes > 1 and SHARED.get(command[0])
+    return plan(command, 1, 0, args.cpu_devices, args.gpus_each) if after else []
 
 
 def _died(status: int) -> bool:

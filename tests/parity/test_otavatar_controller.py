@@ -103,7 +103,7 @@ def test_controller_variant(golden):
     else:
         assert code.scaling is None
         w_x, alpha = jax.jit(module.apply)({'params': params}, motion)
-        assert (w_x == code.w_x).all() and (alpha == code.alpha).all()
+        close(w_x, code.w_x, scale=1e-6, what='codes alone'), close(alpha, code.alpha, scale=1e-6, what='alpha alone')
     golden.check_all_used()
 
     exported = to_release_keys(params, module.config)

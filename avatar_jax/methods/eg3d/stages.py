@@ -36,7 +36,7 @@ class Stages:
     """Functions and example arguments of all stages for one batch size."""
 
     def __init__(self, config: GeneratorConfig, batch: int):
-        self.model = TriPlaneGenerator(config)
+        self.model, self.looking = TriPlaneGenerator(config), TriPlaneGenerator(config.for_frames())
         self.variables = init_generator(config, jax.random.key(0))
         pivot, radius = config.rendering.avg_camera_pivot, config.rendering.avg_camera_radius
         self.labels = cameras.orbit_labels(batch, radius, pivot)
@@ -60,7 +60,7 @@ class Stages:
             return ((out['image'] - target[0]) ** 2).mean() + ((out['image_raw'] - target[1]) ** 2).mean()
 
         def frame(variables, ws, labels):
-            return self._apply('synthesis', variables, ws, labels)
+            return self.looking.apply(variables, ws, labels, method='synthesis')
 
         def train(params, state, buffers, ws, labels, target):
             value, grads = jax.value_and_grad(lambda p: loss({'params': p, **buffers}, ws, labels, target))(params)
@@ -74,7 +74,10 @@ class Stages:
             return train, (params, optimizer.init(params), buffers, self.ws, self.labels, self.target), (0, 1)
         simple = {
             'backbone': (lambda v, ws: self._apply('planes', v, ws), (self.ws,)),
-            'rendering': (lambda v, planes, c: self._apply('render', v, planes, c), (self.planes, self.labels)),
+            'rendering': (
+                lambda v, planes, c: self.looking.apply(v, planes, c, method='render'),
+                (self.planes, self.labels),
+            ),
             'superresolution': (
                 lambda v, features, ws: self._apply('superresolve', v, features[..., :3], features, ws),
                 (self.features, self.ws),

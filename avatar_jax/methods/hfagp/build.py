@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from avatar_jax.methods.hfagp.batches import PersonFrames, check_video, training
 from avatar_jax.methods.hfagp.config import METHOD, ModelConfig
 from avatar_jax.methods.hfagp.prior import knows_a_person, with_person
 from avatar_jax.methods.hfagp.video import fitted, source_video
+from avatar_jax.options import seconds_of
 from avatar_jax.train.state import TrainState
 from avatar_jax.types import Avatar, Camera, PyTree
 
@@ -32,16 +32,6 @@ if TYPE_CHECKING:
     from avatar_jax.methods.model import Model
 
 EVERY = 10  # steps between two reports
-_UNITS = {'s': 1, 'm': 60, 'h': 3600}
-
-
-def seconds_of(text: str) -> float:
-    """Seconds of '90s', '20m' or '2h'."""
-    found = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([smh])\s*', text)
-    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
-    if seconds <= 0:
-        raise UserError(f'--budget {text}: give a time like 90s, 20m or 2h')
-    return seconds
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ generator. All functions are pure and take a static configuration, so they pass 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -315,7 +316,8 @@ def frame(
     smooth = driver == 'sound' and signal.ndim == 4
     weights = weights_of(own['params'], config, driver, signal, smooth)
     codes = codes_of(own['params'], config, driver, weights, prepared[basis_name(config, driver)])
-    out = render(generator_of(own), config, codes, labels, keys, sr)
+    looking = dataclasses.replace(config, generator=config.generator.for_frames())
+    out = render(generator_of(own), looking, codes, labels, keys, sr)
     return out.replace(rgb=jnp.clip(out.rgb, -1, 1), raw=jnp.clip(out.raw, -1, 1))
 
 

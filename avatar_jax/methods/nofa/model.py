@@ -14,6 +14,7 @@ the identity coefficients. A frame of it costs the deformation field, the decode
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -408,7 +409,8 @@ def frame(
     )
     deform = deformation_of(variables, config, shape, signals['expression'])
     draws = None if keys is None else sample_draws(keys, config)
-    views = render(variables, config, planes, ws, labels, deform, draws, sr)
+    looking = dataclasses.replace(config, generator=config.generator.for_frames())
+    views = render(variables, looking, planes, ws, labels, deform, draws, sr)
     raw = jnp.clip(views.raw, -1, 1)
     return Frames(raw if views.image is None else jnp.clip(views.image, -1, 1), raw, views.depth, views.opacity)
 

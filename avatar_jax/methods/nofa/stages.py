@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -75,9 +76,11 @@ class Stages:
         points = jnp.zeros((self.batch, rays * (rendering.depth_resolution + rendering.depth_resolution_importance), 3))
         drive = (self.shape, self.expression)
 
+        looking = dataclasses.replace(c, generator=g.for_frames())
+
         def rendered(v, planes, ws, labels, shape, expression, sr):
             deform = model.deformation_of(v, c, shape, expression)
-            return model.render(v, c, planes, ws, labels, deform, sr=sr)
+            return model.render(v, looking, planes, ws, labels, deform, sr=sr)
 
         def superresolved(v, raw, ws):
             own, network = model.network(v, 'generator'), TriPlaneGenerator(g)

@@ -341,8 +341,7 @@ def _invert_alike(
     for i, stage in enumerate(stages):
         states = jax.vmap(lambda c, b: inversion.start(c, b, moves))(codes, biases)
         stage_keys = jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
-        # What the compiled steps depend on, without what they do not: both stages are to share them.
-        rule = dataclasses.replace(stage, space='w+', return_previous=False, steps=1, sr_steps=0)
+        rule = _rule(stage)
         outs = []
         for begin, length, sr in inversion.phases(stage):
             states = jax.vmap(inversion.begin_phase)(states)
@@ -378,6 +377,31 @@ def _invert_alike(
         (make_avatar(config, p, codes[i], biases[i], weights), jax.tree.map(lambda x, i=i: x[i], results))
         for i, p in enumerate(portraits)
     ]
+
+
+def _rule(stage: inversion.StageConfig) -> inversion.StageConfig:
+    """What the compiled steps depend on, without what they do not: both stages are to share them."""
+    return dataclasses.replace(stage, space='w+', return_previous=False, steps=1, sr_steps=0)
+
+
+def step_program(
+    variables: Mapping[str, Any], config: ModelConfig, portraits: Sequence[Portrait], bank: PerceptionBank
+) -> tuple[Callable, tuple]:
+    """One super-resolved step for all portraits (``alike``), on one device: a function and its arguments."""
+    devices, moves = tuple(jax.local_devices()[:1]), transforms(config)
+    code, bias = first_code(variables, config)
+    state = inversion.start(code, bias, moves)
+    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(portraits), *x.shape)), state)
+    keys = jax.random.split(jax.random.key(0), len(portraits))
+    problems = _pose_all((variables, bank), stack_portraits(portraits), config=config, devices=devices)
+    rule = _rule(config.settings.inversion.stages()[-1])
+
+    def step(shared: tuple, people: tuple) -> tuple:
+        how = {'stage': rule, 'count': 1, 'sr': True, 'jitter': False, 'devices': devices}
+        state, (loss, *_) = _advance(shared, people, jnp.int32(0), jnp.asarray(False), config=config, **how)
+        return state.code, state.bias, loss
+
+    return step, ((variables, bank), (problems, states, keys))
 
 
 def num_steps(config: ModelConfig) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from avatar_jax.io.assets import Asset
-from avatar_jax.methods.base import Method, Training, later, later_value, option
+from avatar_jax.methods.base import Bench, Method, Training, later, later_value, option
 from avatar_jax.methods.eg3d.method import GENERATOR_BENCH
 
 
@@ -65,7 +65,12 @@ METHOD = Method(
             example='configs/otavatar_heads.py',
         )
     },
-    bench=GENERATOR_BENCH,
+    bench=Bench(
+        presets=GENERATOR_BENCH.presets,
+        stages=(*GENERATOR_BENCH.stages, 'people'),
+        config=GENERATOR_BENCH.config,
+        build=later('avatar_jax.methods.otavatar.stages:Stages'),
+    ),
     foreign=later_value('avatar_jax.methods.otavatar.foreign:FOREIGN'),
     assets=(
         Asset(

@@ -325,7 +325,7 @@ def frame(
     motion = motion_codes(network(variables, 'controller')['params'], config, signals['windows'], code_book)
     w = jnp.broadcast_to(code, (labels.shape[0], *code.shape))
     ws = driven_codes(w, motion, config, variables, clamp=False)
-    views = render_views(generator, config.generator, ws, correct_intrinsics(labels, bias), keys, sr)
+    views = render_views(generator, config.generator.for_frames(), ws, correct_intrinsics(labels, bias), keys, sr)
     raw = jnp.clip(views.raw, -1, 1)
     return Frames(raw if views.image is None else jnp.clip(views.image, -1, 1), raw, views.depth, views.opacity)
 
