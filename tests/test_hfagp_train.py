@@ -113,7 +113,7 @@ def test_a_batch_gives_the_same_update_on_any_number_of_devices():
         for a, b in zip(
             jax.tree.leaves(whole.groups[name].opt_state.mu), jax.tree.leaves(shared.groups[name].opt_state.mu)
         ):
-            np.testing.assert_array_equal(b[0], b[1])
+            np.testing.assert_allclose(b[0], b[1], rtol=1e-6)  # two lanes of one loop
             np.testing.assert_allclose(b[0], a, rtol=1e-3, atol=1e-5 * max(1e-3, float(np.abs(a).max())))
 
 

@@ -67,15 +67,23 @@ def differing(a, b):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', MOVES)
-def test_a_step_moves_its_networks_alone(kind):
-    """Single rays, whole pictures in the second stage, and the encoder's codes."""
-    stage = stage_of(kind)
-    state = training.init_state(CONFIG, VARIABLES, stage)
+def test_a_step_moves_its_networks_alone_and_goes_on_where_it_stopped(kind):
+    """Single rays, whole pictures in the second stage, and the encoder's codes.
+
+    A state that was taken apart into plain arrays, as a checkpoint does, gives the same next step bit for bit.
+    """
+    stage, shown = stage_of(kind), BATCHES.get(kind, BATCH)
+    step, state = step_of(CONFIG, stage), training.init_state(CONFIG, VARIABLES, stage)
     assert not differing(VARIABLES, training.variables_of(state))
     losses = []
-    for _ in range(6):
-        state, metrics = step_of(CONFIG, stage)(state, BATCHES.get(kind, BATCH), TRUTH)
+    for done in range(6):
+        if done == 2:
+            saved = jax.tree.map(np.array, state)
+        state, metrics = step(state, shown, TRUTH)
         losses.append(float(metrics['loss']))
+        if done == 2:
+            again = step(jax.tree.map(jnp.asarray, saved), shown, TRUTH)
+            jax.tree.map(np.testing.assert_array_equal, (state, metrics), again)
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0], 'one batch is learnt'
     moved = differing(VARIABLES, training.variables_of(state))
@@ -108,23 +116,10 @@ def test_devices_share_a_batch(kind):
         b = np.concatenate([np.ravel(x[0]) for x in jax.tree.leaves(two.groups[name].opt_state.mu)])
         close_l2(b, a, 1e-4, f'{name} gradient')
         jax.tree.map(
-            lambda x: np.testing.assert_array_equal(x[0], x[1], err_msg='devices differ'), two.groups[name].params
+            lambda x: np.testing.assert_allclose(x[0], x[1], rtol=1e-6, err_msg='devices differ'),
+            two.groups[name].params,
         )
     jax.tree.map(lambda a, b: close(b[0], a, rtol=1e-3, scale=1e-4, atol=1e-6, what='untrained'), one.extra, two.extra)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('kind', MOVES)
-def test_a_run_goes_on_where_it_stopped(kind):
-    """A state that was taken apart into plain arrays, as a checkpoint does, gives the same next step bit for bit."""
-    stage, shown = stage_of(kind), BATCHES.get(kind, BATCH)
-    step, state = step_of(CONFIG, stage), training.init_state(CONFIG, VARIABLES, stage)
-    for _ in range(2):
-        state, _ = step(state, shown, TRUTH)
-    saved = jax.tree.map(np.array, state)
-    state, metrics = step(state, shown, TRUTH)
-    again, metrics_again = step(jax.tree.map(jnp.asarray, saved), shown, TRUTH)
-    jax.tree.map(np.testing.assert_array_equal, (state, metrics), (again, metrics_again))
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from avatar_jax.render.sampling import draw_pixels
 from avatar_jax.train.logging import read_jsonl
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
 from data_pipelines.sets import SetConfig, Sets
-from tests.runs import train
+from tests.runs import train_and_resume
 
 SETTINGS = {
     'loss__box': 0.0,
@@ -56,19 +56,16 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(pictures, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('gpavatar_rays') / 'whole'
-    return folder, train(run_config(pictures), folder, quiet=True)
+    return train_and_resume(run_config(pictures), tmp_path_factory.mktemp('gpavatar_rays'), 2)
 
 
 @pytest.mark.slow
-def test_rays_and_whole_pictures_alternate_and_resume(trained, pictures, tmp_path):
-    folder, whole = trained
+def test_rays_and_whole_pictures_alternate_and_resume(trained):
+    whole, resumed, folder, _ = trained
     log = read_jsonl(folder / 'metrics.jsonl')
     steps = {r['step']: r for r in log if 'loss' in r}
     assert [('perceptual' in steps[k]) for k in range(1, 6)] == [False, False, True, False, True]  # step 3 and after 4
     assert all(np.isfinite(r['opacity']) and np.isfinite(r['psnr']) for r in steps.values())
-    train(run_config(pictures, 2), tmp_path / 'run', quiet=True)
-    resumed = train(run_config(pictures), tmp_path / 'run', resume=True, quiet=True)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
     assert list((folder / 'samples').iterdir())
