@@ -10,9 +10,8 @@ its weights were trained on: weights of procedural heads make a likeness in the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.names import shown
@@ -20,10 +19,6 @@ from avatar_jax.methods.base import Method
 from avatar_jax.methods.options import add_build_options, given_options
 from launch.common import add_model, add_perception, say
 from launch.program import at_least
-
-if TYPE_CHECKING:
-    from avatar_jax.methods.avatars import Person
-    from avatar_jax.methods.pictures import ReadFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from avatar_jax.losses.networks import bank_of, refuse_unused
     from avatar_jax.methods.avatars import build_avatars, write_summary
     from avatar_jax.methods.model import choose_model
-    from avatar_jax.methods.pictures import Pictures
+    from avatar_jax.methods.pictures import Pictures, people_in_turn
     from launch.batch import Batch, part_of, share_of
 
     at_least(args, group=1, seed=0)
@@ -106,21 +101,6 @@ def run(args: argparse.Namespace) -> int:
             out / f'report{part_of(args.share)}.json', model, options, bank, reports, batch.skipped, args.seed
         )
     return batch.finish()
-
-
-def people_in_turn(readings: Iterator[ReadFile], owner: Method, name: str, out: Path) -> Iterator[Person]:
-    """Whom avatars are made of, each read when its turn comes: of a long list only one group is in memory. A method
-    that joins the portraits of a person has to read them all.
-    """
-    from avatar_jax.methods.pictures import people_of, with_work
-
-    if owner.joins_portraits:
-        return iter([with_work(person, out) for person in people_of(list(readings), owner, name)])
-
-    def alone(reading: ReadFile) -> Person:
-        return with_work(people_of([reading], owner, name)[0], out)
-
-    return map(alone, readings)  # unlike a loop, it has no name that holds the last one until the next is read
 
 
 def tell(folder: Path, report: dict[str, Any]) -> None:

@@ -1,20 +1,26 @@
 """The evaluation run: per-identity results, resuming, failures, reports."""
 
+import dataclasses
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.eval import evaluation as launcher
+from avatar_jax.eval import personal
 from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.eval.recorded import own_case
 from avatar_jax.io.provenance import from_metadata
 from avatar_jax.losses.networks import named_files
+from avatar_jax.methods.base import Source
 from avatar_jax.types import Frames, Motion
 from data_pipelines import test_people as people
 from launch.batch import part_of, share_of
 from tests.recordings import recording_of
+from tests.tiny_model import portrait
 
 SIZE = 24
 
@@ -229,3 +235,49 @@ def test_portraits_of_the_ablation_are_independent():
     assert np.abs(sets(0)['images'] - people.portrait_sets(1, 2, 16, seed=1)(0)['images']).max() > 0.1
     with pytest.raises(IndexError):
         sets(6)
+
+
+@pytest.mark.parametrize(
+    ('changed', 'option'),
+    [
+        ({'kind': 'cross'}, '--protocol'),
+        ({'rule': 'paper'}, '--portrait-frames'),
+        ({'source_yaw': 9.0}, '--source-yaw'),
+        ({'steady': 5}, '--steady'),
+        ({'portraits': 2}, '--portraits'),
+    ],
+)
+def test_what_says_nothing_about_people_of_videos_is_refused(changed, option):
+    with pytest.raises(UserError, match=f'^{option}: says nothing about people who are learned from a video'):
+        personal.check_protocol(ProtocolConfig(**changed), None)
+
+
+def test_people_of_videos_are_measured_beside_an_avatar_of_one_frame(monkeypatch, tmp_path):
+    seen, said = [], []
+
+    def model(basis):
+        config = SimpleNamespace(img_resolution=32, basis=basis, label_mode='raw')
+        return SimpleNamespace(config=config, method=SimpleNamespace(title='Other'))
+
+    def measure(case, own, options, bank, on_step, one):
+        work = Path(case.source.work)
+        work.mkdir(parents=True)
+        on_step(3, loss=0.5)
+        seen.append((work, own, options, one))
+        return 'scores'
+
+    one = model('procedural')
+    monkeypatch.setattr(personal, 'choose_model', lambda *names: one)
+    monkeypatch.setattr(personal, 'measure_video', measure)
+    case = dataclasses.make_dataclass('Case', ['name', 'source'])('anna', Source([portrait(0)]))
+    steps = []
+    for basis, compared in (('procedural', one), ('flame-2020', None)):
+        own = model(basis)
+        scores = personal.measuring(own, {'a': 1}, None, tmp_path, said.append)(case, steps.append)
+        assert scores == 'scores' and seen[-1] == (tmp_path / 'training' / 'anna', own, {'a': 1}, compared)
+    assert steps == [3, 3] and not seen[0][0].exists(), 'nothing is left of the training'
+    (why,) = said
+    assert "basis is 'flame-2020', that of Other 'procedural'" in why
+    personal.check_protocol(ProtocolConfig(frames=7), None)
+    with pytest.raises(UserError, match='--measured'):
+        personal.check_protocol(ProtocolConfig(), tmp_path)

@@ -174,3 +174,15 @@ def test_bad_meshes_and_bases_are_one_line(mesh, tmp_path):
     own = np.random.default_rng(0).uniform(size=(30, 3))
     mesh = secc.build_mesh(model, own)
     np.testing.assert_allclose(mesh.code, own[np.unique(np.asarray(model.triangles))], rtol=1e-6)
+
+
+def test_lids_show(mesh):
+    """A blink changes the code as clearly as an open mouth does, where the eyes are and nowhere else."""
+    still, blink = np.zeros((2, 64), np.float32)
+    for name in ('blink_l', 'blink_r'):
+        blink[ProceduralHead.expression_names.index(name)] = 1
+    before, after = (draw(mesh, np.zeros(80, np.float32), e) for e in (still, blink))
+    change = np.abs(after - before).max(-1)
+    rows, columns = np.nonzero(change > 0.5)
+    assert len(rows) >= 8 and change.max() > 1
+    assert np.ptp(rows) <= 3 and np.ptp(columns) < 24 and columns.min() + columns.max() == pytest.approx(47, abs=2)

@@ -8,7 +8,9 @@ frames = model.frames(built.avatar, motion, labels)
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,22 +86,31 @@ class Model:
         on_step: Callable[..., None] | None = None,
         **options: Any,
     ) -> list[Built]:
-        """An avatar of each source, side by side where the method can."""
+        """An avatar of each source, over all devices of the process; side by side on each where the method can."""
         sources = [as_source(s) for s in sources]
         for source in sources:
             check_source(self.method, source)
         chosen, bank, on_step = self.options(options), self._bank(bank), on_step or _silent
         if self.method.build_many is not None:
             return self.method.build_many(self, sources, chosen, bank=bank, key=key, on_step=on_step)
-        each, built = self.steps(**options), []
-        for i, source in enumerate(sources):
+        each, done, lock = self.steps(**options), [0] * len(sources), threading.Lock()
+
+        def one(i: int, model: Model, wanted: Callable[[], None] = _always) -> Built:
+            def step(count: int, **numbers: Any) -> None:
+                wanted()
+                with lock:
+                    done[i] = count
+                    on_step(sum(done), **numbers)
+
             own = None if key is None else jax.random.fold_in(key, i)
+            built = self.method.build(model, sources[i], chosen, bank=bank, key=own, on_step=step)
+            done[i] = each
+            return built
 
-            def step(done: int, i: int = i, **numbers: Any) -> None:
-                on_step(i * each + done, **numbers)
-
-            built.append(self.method.build(self, source, chosen, bank=bank, key=own, on_step=step))
-        return built
+        devices = jax.local_devices()[: len(sources)]
+        if len(devices) < 2:
+            return [one(i, self) for i in range(len(sources))]
+        return _on_devices(self, one, len(sources), devices)
 
     def options(self, values: Mapping[str, Any]) -> Dataclass:
         """The method's ``build_options`` with these values."""
@@ -154,6 +165,40 @@ class Model:
         from avatar_jax.losses.networks import default_bank
 
         return default_bank(self.config.img_resolution) if bank is None else bank
+
+
+def _always() -> None:
+    """Nothing speaks against going on."""
+
+
+def _on_devices(
+    model: Model, one: Callable[[int, Model, Callable[[], None]], Built], count: int, devices: Sequence[jax.Device]
+) -> list[Built]:
+    """``one(i, model, wanted)`` for i up to ``count``: a thread for each device, with the model on it.
+
+    ``wanted()`` raises once another one has failed.
+    """
+    stopped = threading.Event()
+
+    def wanted() -> None:
+        if stopped.is_set():
+            raise RuntimeError('stopped: another avatar could not be made')
+
+    def part(first: int) -> list[Built]:
+        with jax.default_device(devices[first]):
+            own = replace(model, variables=jax.device_put(model.variables, devices[first]))
+            return [one(i, own, wanted) for i in range(first, count, len(devices))]
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        jobs = [pool.submit(part, k) for k in range(len(devices))]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        except BaseException:  # Ctrl-C, too: the others end with their next step
+            stopped.set()
+            raise
+    found = [jobs[i % len(devices)].result()[i // len(devices)] for i in range(count)]
+    return [replace(built, avatar=jax.device_put(built.avatar, devices[0])) for built in found]
 
 
 def _silent(done: int, **numbers: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,19 @@ def people_of(readings: Sequence[ReadFile], owner: Method, name: str) -> list[Pe
         return [*(Person(r.source, [r.measured], r.expression) for r in portraits), *clips]
     joined = Source([r.source.portraits[0] for r in portraits], name=name)
     return [Person(joined, [r.measured for r in portraits], portraits[0].expression), *clips]
+
+
+def people_in_turn(readings: Iterator[ReadFile], owner: Method, name: str, out: Path) -> Iterator[Person]:
+    """``people_of``, each read when its turn comes, with ``with_work``: of a long list only one group is in memory. A
+    method that joins the portraits of a person has to read them all.
+    """
+    if owner.joins_portraits:
+        return iter([with_work(person, out) for person in people_of(list(readings), owner, name)])
+
+    def alone(reading: ReadFile) -> Person:
+        return with_work(people_of([reading], owner, name)[0], out)
+
+    return map(alone, readings)  # unlike a loop, it has no name that holds the last one until the next is read
 
 
 def with_work(person: Person, out: Path) -> Person:

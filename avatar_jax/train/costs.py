@@ -137,7 +137,7 @@ class Product:
     times: float
 
 
-def products(jaxpr: Any, times: float = 1.0) -> Iterator[Product]:
+def products(jaxpr: ClosedJaxpr | Jaxpr, times: float = 1.0) -> Iterator[Product]:
     """All products and convolutions of a (closed) jaxpr; those of all branches of a ``cond``."""
     for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
         name = equation.primitive.name

@@ -119,7 +119,7 @@ def archive_path(folder: Path, clip: ClipSpec, options: Options) -> Path:
     return folder / f'{options.key(clip)}.zip'
 
 
-def finished_clip(clip: ClipSpec, tracker: Any, options: Options, path: Path) -> None:
+def finished_clip(clip: ClipSpec, tracker: Measures, options: Options, path: Path) -> None:
     """Makes sure that a clip's archive is there and whole: tracks the clip if it has none yet.
 
     Raises:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 from apache_beam.portability import python_urns
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
@@ -45,7 +44,7 @@ def quiet_deaths() -> Iterator[None]:
     """Without the tracebacks that Beam's threads of an ended process leave: the error of the pipeline says it."""
     usual = threading.excepthook
 
-    def hook(args: Any) -> None:
+    def hook(args: threading.ExceptHookArgs) -> None:
         lost = args.exc_type.__module__.startswith('grpc') or 'Worker subprocess exited' in str(args.exc_value)
         if not lost:
             usual(args)

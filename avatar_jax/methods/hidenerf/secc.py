@@ -21,7 +21,7 @@ from avatar_jax.driving.bases import FLAME_EXPRESSION, FLAME_EYES, FLAME_JAW
 from avatar_jax.errors import UserError
 from avatar_jax.faces.flame import DECIMETRES, FLAME
 from avatar_jax.faces.pose import CAMERA_DISTANCE, EG3D_OFFSET, EG3D_SCALE
-from avatar_jax.procedural.mesh import CLOTH, HAIR, head_mesh
+from avatar_jax.procedural.mesh import CLOTH, EYE, HAIR, head_mesh
 from avatar_jax.procedural.model import ProceduralHead
 from avatar_jax.render import device_rasterizer, rasterizer
 from avatar_jax.render.rasterizer import SeccConfig, normalised_coordinate_code
@@ -63,7 +63,9 @@ class HeadMesh:
 def build_mesh(model: MorphableModel, code: np.ndarray | None = None) -> HeadMesh:
     """The mesh of a head model (``faces.base.MorphableModel``): procedural head, BFM, FLAME, ICT or another linear one.
 
-    Of the procedural head everything but hair and clothes is drawn, which belong to its style and hide the brows.
+    Of the procedural head everything but hair and clothes is drawn, which belong to its style and hide the brows. Its
+    eyeballs are black like the background: their coordinates are those of the lids but for a few percent, so that a
+    blink would change next to nothing.
 
     Args:
         code: [V, 3] colours of all vertices of the model; None: normalised coordinates of its mean shape.
@@ -89,8 +91,15 @@ def build_mesh(model: MorphableModel, code: np.ndarray | None = None) -> HeadMes
         )
     ids, drawn = np.unique(triangles, return_inverse=True)
     rest, moves = rest[ids], moves[:, ids]
+    if code is not None:
+        colours = np.asarray(code, np.float32)[ids]
+    else:
+        colours = normalised_coordinate_code(rest)
+        if isinstance(model, ProceduralHead):
+            eyeballs = model.triangles[head_mesh().face_part == EYE]
+            colours[np.isin(ids, eyeballs)] = 0
     common = {
-        'code': jnp.asarray(normalised_coordinate_code(rest) if code is None else np.asarray(code, np.float32)[ids]),
+        'code': jnp.asarray(colours),
         'triangles': jnp.asarray(drawn.reshape(triangles.shape), jnp.int32),
         'partner': jnp.asarray(mirror_partners(rest, moves), jnp.int32),
         'basis': model.basis,

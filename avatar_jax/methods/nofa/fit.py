@@ -7,7 +7,7 @@ searched in W. ``fit_people`` does all of it for people side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -42,6 +42,7 @@ from avatar_jax.methods.nofa.train import assembled, join_generator, split_gener
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
+from avatar_jax.parallel import on_all, over_devices
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.types import Avatar, Portrait, PyTree
 
@@ -187,19 +188,30 @@ def locality_of(
     return tuning.locality_term(picture, first, ws[0], random_code, config.settings.tuning.locality, distance)
 
 
-@partial(jax.jit, static_argnames='config')
-def _pose_all(bank, portraits, *, config):
-    return jax.vmap(lambda p: pose_problem(bank, config, p))(portraits)
+@partial(jax.jit, static_argnames=('config', 'devices'))
+def _pose_all(bank, portraits, *, config, devices):
+    def all_of(bank, portraits):
+        return jax.vmap(lambda p: pose_problem(bank, config, p))(portraits)
+
+    return over_devices(all_of, devices)(bank, portraits)
 
 
-@partial(jax.jit, static_argnames='config')
-def _encode_all(variables, images, *, config):
-    return style_rows(variables, config, images)[:, None]
+@partial(jax.jit, static_argnames=('config', 'devices'))
+def _encode_all(variables, images, *, config, devices):
+    return over_devices(lambda v, x: style_rows(v, config, x)[:, None], devices)(variables, images)
 
 
-@partial(jax.jit, static_argnames='config')
-def _search_all(variables, problems, bank, keys, *, config):
+@partial(jax.jit, static_argnames=('config', 'devices'))
+def _search_all(variables, problems, bank, keys, *, config, devices):
     """A code in W for each person: the result of the search, and rows [P,1,L,D]."""
+
+    def all_of(shared, people):
+        return _search(*shared, *people, config)
+
+    return over_devices(all_of, devices)((variables, bank), (problems, keys))
+
+
+def _search(variables, bank, problems, keys, config):
     search, generator = config.settings.search, network(variables, 'generator')
     rendering = config.generator.rendering
     label = frontal_label(rendering.avg_camera_radius, rendering.avg_camera_pivot).reshape(-1)
@@ -225,16 +237,21 @@ def _search_all(variables, problems, bank, keys, *, config):
     return jax.vmap(one)(problems, keys)
 
 
-@partial(jax.jit, static_argnames=('config', 'count', 'jitter'), donate_argnames='states')
-def _advance(variables, problems, rows, bank, states, keys, *, config, count, jitter):
+@partial(jax.jit, static_argnames=('config', 'count', 'jitter', 'devices'), donate_argnames='states')
+def _advance(variables, problems, rows, bank, states, keys, *, config, count, jitter, devices):
     chosen = config.settings.tuning
 
-    def one(problem, ws, state, key):
-        loss, _ = tuning_loss(variables, config, problem, ws, bank, chosen.tune, jitter)
-        local = locality_of(variables, config, problem, ws, bank) if chosen.locality.weight else None
-        return tuning.advance(loss, state, key, count, chosen, local)
+    def all_of(shared, people):
+        variables, bank = shared
 
-    return jax.vmap(one)(problems, rows, states, keys)
+        def one(problem, ws, state, key):
+            loss, _ = tuning_loss(variables, config, problem, ws, bank, chosen.tune, jitter)
+            local = locality_of(variables, config, problem, ws, bank) if chosen.locality.weight else None
+            return tuning.advance(loss, state, key, count, chosen, local)
+
+        return jax.vmap(one)(*people)
+
+    return over_devices(all_of, devices)((variables, bank), (problems, rows, states, keys))
 
 
 def _own_variables(variables, config, params, tune):
@@ -290,6 +307,7 @@ def fit_people(
     *,
     weights: str = '',
     on_step: Callable[..., None] | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> list[Fitted]:
     """Avatars of portraits, all computed side by side: memory grows with their number.
 
@@ -299,6 +317,7 @@ def fit_people(
             deterministic.
         weights: SHA-256 of the weights, stored in the avatars.
         on_step: called as ``on_step(done, loss=mean)`` after every few steps of the tuning.
+        devices: over which people are spread, with the same results as on one; None: all of this process.
 
     Returns:
         one ``Fitted`` for each portrait; each equals what the portrait alone gives with the key
@@ -314,17 +333,27 @@ def fit_people(
         if loss.one_shot.mouth:
             landmarks = None if portrait.landmarks is None else np.asarray(portrait.landmarks)[None]
             losses.check_mouths(landmarks, config.img_resolution, [portrait.source or 'portrait'])
-    count, start_key = len(portraits), jax.random.key(0) if key is None else key
+    devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
+    people = len(portraits)
+    count = -(-people // len(devices)) * len(devices)  # the last one fills up
+    common, (variables, bank) = (variables, bank), on_all((variables, bank), devices)
+    start_key = jax.random.key(0) if key is None else key
     keys = jax.vmap(lambda i: jax.random.fold_in(start_key, i))(jnp.arange(count))
     plain = _plain(config)
-    problems = _pose_all(bank, _stacked(portraits), config=plain)
+    stacked = _stacked([*portraits, *[portraits[-1]] * (count - people)])
+    problems = _pose_all(bank, stacked, config=plain, devices=devices)
     pivots = None
     if config.settings.pivot == 'search':
         pivots, rows = _search_all(
-            variables, problems, bank, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), config=plain
+            variables,
+            problems,
+            bank,
+            jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys),
+            config=plain,
+            devices=devices,
         )
     else:
-        rows = _encode_all(variables, problems.image[:, 0], config=plain)
+        rows = _encode_all(variables, problems.image[:, 0], config=plain, devices=devices)
     tuned = None
     if settings.tune != 'none':
         first = first_params(variables, settings.tune)
@@ -333,17 +362,28 @@ def fit_people(
         while done < settings.steps and not bool(states.stopped.all()):
             size = min(STEPS_PER_CALL, settings.steps)
             states, out = _advance(
-                variables, problems, rows, bank, states, keys, config=config, count=size, jitter=key is not None
+                variables,
+                problems,
+                rows,
+                bank,
+                states,
+                keys,
+                config=config,
+                count=size,
+                jitter=key is not None,
+                devices=devices,
             )
             outs.append(jax.tree.map(np.asarray, out))
             done = min(done + size, settings.steps)
             if on_step is not None:
-                made = outs[-1][0]
+                made = outs[-1][0][:people]
                 on_step(done, loss=float(np.nanmean(made)) if np.isfinite(made).any() else float('nan'))
         tuned = jax.vmap(tuning.finish)(states, [jax.tree.map(jnp.asarray, o) for o in outs])
-    found = []
+    found, made = [], (problems, rows, tuned, pivots)
+    if len(devices) > 1:
+        made, (variables, bank) = jax.device_get(made), common
     for i, portrait in enumerate(portraits):
-        own = jax.tree.map(lambda x, i=i: x[i], (problems, rows, tuned, pivots))
+        own = jax.tree.map(lambda x, i=i: x[i], made)
         found.append(_finished(variables, config, portrait, bank, weights, *own))
     return found
 
