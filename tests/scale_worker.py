@@ -7,7 +7,6 @@ Every sample draws its own noise, so a sample that a run leaves out, repeats or 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -139,12 +138,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    return {
-        **os.environ,
-        'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-        'PYTHONPATH': str(ROOT),
-    }
+    from tests.runs import flags_of_devices
+
+    return flags_of_devices(devices) | {'PYTHONPATH': str(ROOT)}
 
 
 if __name__ == '__main__':

@@ -26,11 +26,15 @@ def settings(tune, steps=12, **more):
     return fit.with_tuning(CONFIG, tuning=TuningConfig(tune, steps, ADAM, **more))
 
 
+@jax.jit
+def frame(variables, identity, signals, label):
+    return nofa.frame(variables, CONFIG, identity, None, signals, label)
+
+
 def shown(avatar, person):
     """The portrait's own view of an avatar."""
     signals = {'expression': jnp.asarray(person.expression)[None]}
-    run = jax.jit(lambda identity, label: nofa.frame(VARIABLES, CONFIG, identity, None, signals, label))
-    return run(avatar.identity, jnp.asarray(person.camera.label)[None]).rgb[0]
+    return frame(VARIABLES, avatar.identity, signals, jnp.asarray(person.camera.label)[None]).rgb[0]
 
 
 @pytest.fixture(scope='module')

@@ -1,12 +1,9 @@
-"""Training of the whole model at a tiny size: exact resume after a kill, devices, configurations, the command."""
+"""Training of the whole model at a tiny size: exact resume, devices, configurations, the command."""
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -22,6 +19,7 @@ from avatar_jax.methods.otavatar.train import DataConfig, RunConfig, init_state,
 from avatar_jax.train.logging import read_jsonl
 from avatar_jax.train.optimizers import OptimizerConfig
 from avatar_jax.train.run import PeopleOutput
+from tests.runs import flags_of_devices, train, train_and_resume
 from tests.tiny_model import batch, random_variables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,45 +46,19 @@ def tiny_run(iterations=3, **changes):
     )
 
 
-KILLED = """
-import sys
-sys.path.insert(0, {root!r})
-from tests.runs import train
-from tests.test_train_otavatar import tiny_run
-train(tiny_run(), {out!r}, quiet=True)
-"""
-
-
 def leaves(state):
     return [np.asarray(x) for x in jax.tree.leaves(state)]
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
-    from tests.runs import train
-
-    whole = train(tiny_run(), tmp_path / 'whole', quiet=True)
-    out = tmp_path / 'killed'
-    process = subprocess.Popen(
-        [sys.executable, '-c', KILLED.format(root=str(ROOT), out=str(out))],
-        cwd=ROOT,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 1200
-    while not any(p.name.isdigit() for p in (out / 'checkpoints').glob('*')):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    resumed = train(tiny_run(), out, resume=True, quiet=True)
+def test_a_stopped_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
+    whole, resumed, folder, out = train_and_resume(tiny_run(), tmp_path, 1)
     for a, b in zip(leaves(whole), leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
 
     # What is left behind: a log of every term, weights that load, a folder that another configuration may not use.
-    log = read_jsonl(tmp_path / 'whole' / 'metrics.jsonl')
-    assert [r['step'] for r in log] == [1, 2, 3]
+    log = read_jsonl(folder / 'metrics.jsonl')
+    assert [r['step'] for r in log] == [1, 2, 3] == [r['step'] for r in read_jsonl(out / 'metrics.jsonl')]
     for name in (
         'identity/raw/pixel',
         'identity/raw/pyramid',
@@ -173,8 +145,7 @@ def compare_devices():
 
 @pytest.mark.slow
 def test_one_two_and_four_devices_make_the_same_update():
-    flags = '--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0'
-    env = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+    env = flags_of_devices(4)
     code = 'from tests.test_train_otavatar import compare_devices; compare_devices()'
     done = subprocess.run(
         [sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800, check=False
@@ -242,32 +213,39 @@ def test_batches_and_devices_are_checked_before_anything_is_compiled():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'changes',
-    [
-        {'sigma_w': 'std', 'clamp_radius': 5.0},
-        {'controller__scaling': True, 'controller__motion_space': 'w'},
-        {'train__frames_per_clip': 3, 'loss__alpha_mutual': 0.1},
-        {'train__frames_per_clip': 1},
-    ],
-    ids=lambda c: next(iter(c)) + str(next(iter(c.values()))),
-)
-def test_options_that_no_preset_has_are_trained_and_used(changes, tmp_path):
+def test_options_that_no_preset_has_are_trained_and_used(tmp_path):
+    """Together, as one program; without frames of their own beside the first, there is only the training to look at."""
     from avatar_jax.methods.model import load_model as load
-    from tests.runs import train
     from tests.tiny_model import portrait
 
+    changes = {
+        'sigma_w': 'std',
+        'clamp_radius': 5.0,
+        'controller__scaling': True,
+        'controller__motion_space': 'w',
+        'train__frames_per_clip': 3,
+        'loss__alpha_mutual': 0.1,
+    }
     run = tiny_run(1, inversion__w_steps=1, inversion__wplus_steps=0, **changes)
-    train(run, tmp_path, quiet=True)
-    row = read_jsonl(tmp_path / 'metrics.jsonl')[-1]
-    assert row['controller/grad_norm'] > 0 and ('controller/alpha_mutual' in row) == ('loss__alpha_mutual' in changes)
-    model = load(tmp_path / 'weights.safetensors')
+    train(run, tmp_path / 'all')
+    row = read_jsonl(tmp_path / 'all' / 'metrics.jsonl')[-1]
+    assert row['controller/grad_norm'] > 0 and np.isfinite(row['controller/alpha_mutual'])
+    model = load(tmp_path / 'all' / 'weights.safetensors')
     assert model.config == run.model
     windows = np.random.default_rng(0).uniform(0, 1, (2, 27, 70)).astype(np.float32)
     avatar = model.build(portrait(0)).avatar
     labels = np.repeat(np.asarray(portrait(0).camera.label)[None], 2, 0)
     pictures = model.frames(avatar, windows, labels, sr=False).rgb
     assert np.isfinite(pictures).all() and np.abs(pictures[0] - pictures[1]).max() > 0
+
+
+@pytest.mark.slow
+def test_one_frame_per_clip_is_trained(tmp_path):
+    run = tiny_run(1, train__frames_per_clip=1)
+    train(run, tmp_path)
+    row = read_jsonl(tmp_path / 'metrics.jsonl')[-1]
+    assert row['controller/grad_norm'] > 0 and 'controller/alpha_mutual' not in row
+    assert load_model(tmp_path / 'weights.safetensors')[1] == run.model
 
 
 def test_standard_deviations_of_codes_are_those_of_the_mapping_network():
