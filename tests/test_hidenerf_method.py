@@ -8,8 +8,10 @@ import pytest
 
 from avatar_jax.cli import main
 from avatar_jax.methods.base import method, training
+from avatar_jax.methods.hidenerf.build import cut_off
 from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.methods.model import load_model
+from avatar_jax.types import Camera, Portrait
 from launch.config_args import load_run
 from tests.runs import copied_as_if_killed, shared_programs
 
@@ -39,7 +41,7 @@ def test_commands(tmp_path, capsys):
     assert main(['animate', '--avatar', f'{made}/face', '--motion', 'speech:0:3', '--out', film, *weights]) == 0
     capsys.readouterr()
     assert main(['invert', '--method', 'hidenerf', '--image', 'x.png', '--out', made]) == 2
-    assert 'no weights for it are in the package' in capsys.readouterr().err
+    assert 'x.png' in capsys.readouterr().err
 
 
 def test_configs():
@@ -51,3 +53,16 @@ def test_configs():
     table = method('hidenerf').tables['hidenerf5']
     for variant in table.variants:
         load_run(*table.run(variant, 'tiny', 1, 5, '/tmp'))
+
+
+def test_heads_that_rays_cut_off_are_said():
+    config = ModelConfig.heads()
+
+    def at(distance):
+        pose = np.diag([1.0, -1, -1, 1]).astype(np.float32)
+        pose[2, 3] = config.volume.pivot[2] + distance
+        return cut_off(config, Portrait(image=np.zeros((8, 8, 3)), camera=Camera(pose, np.eye(3, dtype=np.float32))))
+
+    assert at(2.7) == ''
+    assert at(2.5).startswith('its camera is 2.50 from the head, whose parts are cut off by rays from 2.4 to 3.12; ')
+    assert '3.05' in at(3.05)

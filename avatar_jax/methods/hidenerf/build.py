@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BEHIND = 100.0  # degrees from the front beyond which a portrait shows no face
 FLAT = 60.0  # degrees from which planes that are not looked up in the camera's frame collapse
+HEAD = 0.2  # from its centre to the face, world units
 
 
 def check_camera(config: ModelConfig, portrait: Portrait, name: str) -> None:
@@ -52,6 +53,18 @@ def check_camera(config: ModelConfig, portrait: Portrait, name: str) -> None:
             f"{name}: is seen at {angle:.0f} degrees from the front, where weights with appearance.transform='{mode}' "
             f"have no depth; give a portrait within {FLAT:.0f} degrees, or weights with 'exact'"
         )
+
+
+def cut_off(config: ModelConfig, portrait: Portrait) -> str:
+    """One line where the head is so near or so far that rays of the weights end within it; '' elsewhere."""
+    volume = config.volume
+    depth = float(cameras.head_depth(jnp.asarray(portrait.camera.cam2world, jnp.float32), volume.pivot))
+    if volume.near + HEAD <= depth <= volume.far - HEAD:
+        return ''
+    return (
+        f'its camera is {depth:.2f} from the head, whose parts are cut off by rays from {volume.near:g} to '
+        f"{volume.far:g}; bring cameras to the label mode of the weights ('{config.label_mode}')"
+    )
 
 
 def picture_of(config: ModelConfig, portrait: Portrait, name: str) -> jax.Array:
@@ -142,4 +155,6 @@ def build_avatar(
         'seconds_with_compilation': time.monotonic() - began,
         'limit': 'the likeness is bounded by what the weights have seen in training',
     }
-    return Built(avatar, report=report)
+    portrait = source.portraits[0]
+    notes = (f'{portrait.source or "portrait"}: {line}',) if (line := cut_off(model_.config, portrait)) else ()
+    return Built(avatar, report=report, notes=notes)

@@ -31,6 +31,7 @@ def table_run(variant: str, size: str, seed: int, steps: int | None, pictures: s
 METHOD = Method(
     name='hidenerf',
     title='HiDe-NeRF',
+    weights='hidenerf128',
     config=later('avatar_jax.methods.hidenerf.config:ModelConfig.from_dict'),
     load=later('avatar_jax.methods.hidenerf.model:load_model'),
     save=later('avatar_jax.methods.hidenerf.model:save_model'),
