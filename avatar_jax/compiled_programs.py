@@ -29,7 +29,8 @@ from avatar_jax.io.user_cache import user_cache
 MAX_BYTES = 2 << 30
 _SHORT = 0.5  # seconds of compilation below which a program is not kept
 _JAX_FOLDER = 'JAX_COMPILATION_CACHE_DIR'
-_SEEN = 'whole.json'  # entry -> [bytes, time of change] when it was found to be whole
+_SEEN = 'whole.json'  # entry -> [bytes, time of change, checksum] when it was found to be whole
+_ZSTD = b'\x28\xb5\x2f\xfd'  # what it packs begins with
 _WRITING = 60  # seconds in which another process may still be writing an entry
 _OLD = 30 * 86400  # seconds after which programs of another version or machine go
 _TROUBLE = 'persistent compilation cache'  # in each warning of JAX that speaks of an entry
@@ -91,11 +92,10 @@ def _entries(folder: Path) -> dict[Path, os.stat_result]:
     return found
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(data: bytes) -> bool:
     """Whether an entry can be unpacked to its end: JAX packs with zlib, or with zstandard where that is installed."""
-    data = path.read_bytes()
     try:
-        if data[:4] == b'\x28\xb5\x2f\xfd':
+        if data[:4] == _ZSTD:
             import zstandard
 
             for _ in zstandard.ZstdDecompressor().read_to_iter(data):
@@ -112,17 +112,26 @@ def _is_whole(path: Path) -> bool:
 
 
 def _remove_damaged(folder: Path, again: bool = False) -> None:
-    """Removes entries that are not whole. Each is looked at once; ``again``: all of them."""
+    """Removes entries that are not whole. Each is looked at once; ``again``: all of them, as one could not be read.
+
+    What zstandard packs has no checksum of its own, so that a changed byte can pass: one is kept of each entry that was
+    whole, and ``again`` removes those of which there is none.
+    """
     record, known = folder / _SEEN, {}
-    if not again:
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(record.read_text())
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(record.read_text())
     now = {}
     for path, stat in _entries(folder).items():
-        mark = [stat.st_size, stat.st_mtime_ns]
-        if time.time() - stat.st_mtime < _WRITING and not again:
+        mark, seen = [stat.st_size, stat.st_mtime_ns], known.get(path.name, [])
+        if not again and seen[:2] == mark and len(seen) == 3:
+            now[path.name] = seen
             continue
-        if known.get(path.name) == mark or _is_whole(path):
+        if not again and time.time() - stat.st_mtime < _WRITING:
+            continue
+        data = path.read_bytes()
+        mark.append(zlib.crc32(data))
+        sure = seen == mark or (data[:4] != _ZSTD and seen[:2] != mark[:2])
+        if (sure or not again) and _is_whole(data):
             now[path.name] = mark
         else:
             path.unlink(missing_ok=True)
