@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import tempfile
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -151,11 +152,13 @@ def recorded(call: Callable[[], object], calls: int = CALLS) -> dict[str, tuple[
         with jax.profiler.trace(folder, profiler_options=options):
             for _ in range(calls):
                 call()
-        files = sorted(Path(folder).rglob('*.xplane.pb'))
         seen: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for file in files:
-            for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-                for event in (e for line in plane.lines for e in line.events):
+        # The reader makes types without a module, of which Python 3.12 warns; as an error that would end the process.
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', DeprecationWarning)
+            for file in sorted(Path(folder).rglob('*.xplane.pb')):
+                data = jax.profiler.ProfileData.from_file(str(file))
+                for event in (e for plane in data.planes for line in plane.lines for e in line.events):
                     name = next((v for k, v in event.stats if k == 'hlo_op'), None)
                     if name is not None:
                         seen[str(name)][0] += 1 / calls
