@@ -48,13 +48,13 @@ def render(table: Table, report: Mapping[str, Any]) -> str:
     note = f'; {report["note"]}' if report['note'] else ''
     lines = [f'{report["table"]}; mean +- standard deviation over the seeds{note}', '']
     width = max((len(name) for name in report['rows']), default=0) + 2
-    lines.append(f'{"":{width}}' + ''.join(f'{score.upper():>18}{"paper":>8}' for score in table.scores))
+    lines.append(f'{"":{width}}' + ''.join(f'{score.upper():>21}{"paper":>8}' for score in table.scores))
     for name, row in report['rows'].items():
         cells = ''
         for score in table.scores:
             paper, spread = row['paper'].get(score), row[f'{score}_std']
             measured = f'{row[score]:.4g} +- {spread:.2g}'
-            cells += f'{measured:>18}{"" if paper is None else format(paper, "g"):>8}'
+            cells += f'{measured:>21}{"" if paper is None else format(paper, "g"):>8}'
         lines.append(f'{name:{width}}{cells}')
     lines.append('')
     for claim in report['claims']:
