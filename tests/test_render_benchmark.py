@@ -1,9 +1,11 @@
 """The benchmark runs every stage and writes what it promises."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -143,6 +145,21 @@ def test_everything_within_a_time(tmp_path, monkeypatch):
     assert 'Left out for want of time: b heads b batch 1' in tables({**found, 'left_out': ['b heads b batch 1']})
     late = run_everything(tmp_path, 1e-9, 1, owners)
     assert not late['results'] and len(late['left_out']) == 4
+
+
+def test_everything_goes_on_after_a_stage_that_fails(tmp_path):
+    def build(config, batch):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory\nand more')
+
+    broken = small('a', 1)
+    broken.bench = dataclasses.replace(broken.bench, build=build, config=lambda *options: Kind('float32'))
+    found = run_everything(tmp_path, 60, 1, [broken, small('b', 2)])
+    assert [r['method'] for r in found['results']] == ['b']
+    assert found['failed'][0] == 'a heads a batch 1: RESOURCE_EXHAUSTED: out of memory'
+    assert 'Failed: a heads a batch 1: RESOURCE' in (tmp_path / 'tables.md').read_text()
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='file'):
+        run_everything(tmp_path / 'file', 60, 1, [])
 
 
 def test_everything_covers_all_methods():

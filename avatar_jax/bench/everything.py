@@ -7,13 +7,11 @@ there. What the time did not suffice for is listed. Beside what was measured sta
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -21,6 +19,7 @@ import numpy as np
 
 from avatar_jax.bench.stages import machine, run_benchmark, summary
 from avatar_jax.errors import UserError
+from avatar_jax.io.atomic import output_folder, write_json
 from avatar_jax.methods.base import DEFAULT, methods
 from avatar_jax.train.costs import Costs, compute_time, find_device
 
@@ -84,38 +83,41 @@ def run_everything(
 
     Returns:
         {'machine', 'seconds', 'results': [of ``run_benchmark``, with 'method' and 'preset'], 'errors': [{'method',
-        'preset', 'stage', 'relative_error'}], 'left_out': names}.
+        'preset', 'stage', 'relative_error'}], 'failed': lines, 'left_out': names}.
 
     Raises:
-        UserError: the folder cannot be written to, or no time is left for anything.
+        UserError: the folder cannot be written to, or the time is not positive.
     """
     if not seconds > 0:
         raise UserError(f'--budget: must be above 0, got {seconds}')
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(folder)
     owners = list(methods() if owners is None else owners)
     by_name = {m.name: m.bench for m in owners}
-    begin, found, errors, left_out = time.monotonic(), [], [], []
-    result = {'machine': machine(), 'results': found, 'errors': errors, 'left_out': left_out}
+    begin, found, errors, failed, left_out = time.monotonic(), [], [], [], []
+    result = {'machine': machine(), 'results': found, 'errors': errors, 'failed': failed, 'left_out': left_out}
     for item in plan(owners, jax.default_backend() != 'cpu'):
         if time.monotonic() - begin > seconds:
             left_out.append(item.text)
             continue
-        bench = by_name[item.method]
-        if item.error:
-            wrong = bfloat16_error(bench, item.preset, item.stage)
-            errors.append({'method': item.method, 'preset': item.preset, 'stage': item.stage, 'relative_error': wrong})
-            line = f'{item.text}: {wrong:.1e}'
-        else:
-            config = bench.config(item.preset, None, None)
-            (measured,) = run_benchmark(bench, config, [item.stage], [item.batch], repeats)['results']
-            found.append({'method': item.method, 'preset': item.preset, **measured})
-            line = f'{item.method} {item.preset} {summary(measured)}'
+        bench, about = by_name[item.method], {'method': item.method, 'preset': item.preset}
+        try:
+            if item.error:
+                wrong = bfloat16_error(bench, item.preset, item.stage)
+                errors.append({**about, 'stage': item.stage, 'relative_error': wrong})
+                line = f'{item.text}: {wrong:.1e}'
+            else:
+                config = bench.config(item.preset, None, None)
+                (measured,) = run_benchmark(bench, config, [item.stage], [item.batch], repeats)['results']
+                found.append({**about, **measured})
+                line = f'{item.method} {item.preset} {summary(measured)}'
+        except jax.errors.JaxRuntimeError as error:  # most often too little memory on the device: the others go on
+            line = f'{item.text}: {str(error).splitlines()[0]}'
+            failed.append(line)
         if report:
             report(line)
         result['seconds'] = round(time.monotonic() - begin, 1)
-        (folder / RAW).write_text(json.dumps(result, indent=1) + '\n')
-    (folder / RAW).write_text(json.dumps(result, indent=1) + '\n')
+        write_json(folder / RAW, result)
+    write_json(folder / RAW, result)
     (folder / 'tables.md').write_text(tables(result))
     if report:
         rest = f'; no time for {len(left_out)}: {left_out[0]}, ...' if left_out else ''
@@ -153,6 +155,7 @@ def tables(result: Mapping[str, object]) -> str:
         lines += [
             f'| {e["method"]}, {e["preset"]} | {e["stage"]} | {e["relative_error"]:.1e} |' for e in result['errors']
         ]
+    lines += [f'\nFailed: {line}' for line in result['failed']]
     if result['left_out']:
         lines += ['', f'Left out for want of time: {", ".join(result["left_out"])}.']
     return '\n'.join(lines) + '\n'
