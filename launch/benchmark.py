@@ -12,6 +12,9 @@ import argparse
 from avatar_jax import processes
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import DEFAULT, Bench, an_example, method, methods
+from avatar_jax.options import flag, seconds_of
+
+BUDGET = '8m'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--memory', action='store_true', help=text)
     add('--out', metavar='FILE.json', help='file for all figures; a folder for --everything')
     add('--everything', action='store_true', help='measure all stages of all methods and write tables into --out DIR')
-    text = 'begin nothing new after this time, e.g. 90s, 8m or 1h (with --everything; default: %(default)s)'
-    add('--budget', metavar='TIME', default='8m', help=text)
+    text = f'with --everything: begin nothing new after this time, e.g. 90s, 8m or 1h (default: {BUDGET})'
+    add('--budget', metavar='TIME', help=text)
     add = parser.add_argument_group('training steps').add_argument
     add('--train', action='store_true', help='measure the training step of --config instead of the stages')
     text, example = 'config file of the training (default: %(default)s)', f'{an_example()}:tiny'
@@ -64,6 +67,10 @@ def run(args: argparse.Namespace) -> None:
     for name in ('profile', 'count_only', 'everything'):
         if args.memory and getattr(args, name):
             raise UserError(f'--{name.replace("_", "-")}: does not go with --memory')
+    if args.budget is not None and not args.everything:
+        raise UserError('--budget: goes with --everything')
+    if args.train and args.profile:
+        raise UserError('--profile: is of stages and does not go with --train')
     if args.everything:
         _everything(args)
     elif args.train:
@@ -76,15 +83,15 @@ def run(args: argparse.Namespace) -> None:
 
 def _everything(args: argparse.Namespace) -> None:
     from avatar_jax.bench.everything import run_everything
-    from avatar_jax.options import seconds_of
 
     if args.out is None:
         raise UserError('--everything: give a folder for the tables with --out DIR')
-    if args.train or args.profile or args.stages or args.preset:
-        raise UserError(
-            '--everything: measures all stages of all methods; leave --train, --profile, --stages and --preset out'
-        )
-    run_everything(args.out, seconds_of(args.budget), args.repeats, report=print)
+    usual = {'method': DEFAULT, 'batch_sizes': [1], **dict.fromkeys(('preset', 'stages', 'dtype', 'ray_chunk'))}
+    usual |= dict.fromkeys(('train', 'profile', 'count_only'), False)
+    for name, value in usual.items():
+        if getattr(args, name) != value:
+            raise UserError(f'{flag(name)}: --everything measures all stages of all methods as they are; leave it out')
+    run_everything(args.out, seconds_of(args.budget or BUDGET), args.repeats, report=print)
 
 
 def _train(args: argparse.Namespace) -> None:

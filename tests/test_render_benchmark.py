@@ -176,6 +176,22 @@ def test_everything_needs_a_folder(capsys):
         assert capsys.readouterr().err.startswith('avatar-jax: error: --')
 
 
+@pytest.mark.parametrize(
+    'options',
+    [
+        ['--dtype', 'bfloat16', '--everything', '--out', 'x'],
+        ['--ray-chunk', '8', '--everything', '--out', 'x'],
+        ['--batch-sizes', '2', '--everything', '--out', 'x'],
+        ['--method', 'nofa', '--everything', '--out', 'x'],
+        ['--budget', '1m'],
+        ['--profile', '--train'],
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, capsys):
+    assert main(['bench', *options]) == 2
+    assert capsys.readouterr().err.startswith(f'avatar-jax: error: {options[0]}: ')
+
+
 def test_presets_and_mistakes(capsys):
     assert BENCH.config('ffhq512-128', None, None).neural_rendering_resolution == 128
     assert BENCH.config('ffhq512', None, None) == GeneratorConfig.ffhq512()
