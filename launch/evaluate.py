@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = 'split of --dataset, or of the procedural heads (default: test)'
     add('--split', default='test', metavar='NAME', help=text)
     add_options(parser, ProtocolConfig)
-    text = 'length of the talking videos that are drawn for methods that learn from a video (default: %(default)s)'
+    text = 'frames of the talking videos that are drawn for methods that learn from a video (default: %(default)s)'
     add('--video-frames', type=int, default=VIDEO_FRAMES, metavar='N', help=text)
     text = 'weights of frozen networks for losses and scores (vgg19, arcface18, lpips_alex with alexnet, deep3d_recon, '
     add_perception(parser, f'{text}...; default: stand-ins)')

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = 'what is behind the head (default: what the weights were trained with)'
     add('--background', choices=('weights', 'white', 'black', 'keep'), default='weights', help=text)
     add_perception(parser, 'weights of networks for the losses, e.g. vgg19=vgg19.npz (default: stand-ins)')
-    text = 'random draws, as in training, e.g. of the samples along rays (default: none)'
+    text = 'draw at random what is random in training, e.g. the samples along rays (default: fixed samples)'
     add('--jitter', action='store_true', help=text)
     text = 'avatars that are made at the same time, over all devices together (default: 4)'
     add('--group', type=int, default=4, metavar='N', help=text)

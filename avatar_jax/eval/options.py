@@ -66,8 +66,7 @@ class ProtocolConfig:
     )
     steady: int = option(
         0,
-        'further driven frames, one after the other, to measure how much pictures change from frame to frame '
-        '(default: 0, none)',
+        'further consecutive driven frames, to measure how much pictures change from frame to frame (default: 0, none)',
     )
 
     def __post_init__(self):
