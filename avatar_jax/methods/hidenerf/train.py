@@ -87,8 +87,10 @@ class RunConfig:
         check.need(self.method == METHOD, 'method', f'this configuration is of {METHOD!r}')
         check.one_of('storage', 'float32', 'float16')
         for part in self.init_parts:
-            check.need(part in PARTS, 'init_parts', f'{part!r} is no part; there are {", ".join(PARTS)}')
-        check.need(not self.init_parts or self.init, 'init_parts', 'these are of the weights that init names; it is empty')
+            check.need(part in PARTS, 'init_parts', f'may have {", ".join(PARTS)}')
+        check.need(
+            not self.init_parts or bool(self.init), 'init_parts', 'needs init, the weights that have these parts'
+        )
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""
