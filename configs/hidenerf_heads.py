@@ -3,10 +3,10 @@
     avatar-jax train --config configs/hidenerf_heads.py --out runs/hidenerf
 
 Variants (``hidenerf_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), ``small`` (32
-pixels, for comparing variants), ``fine`` (64 x 64 rays, to go on from weights with 32 x 32:
-``--config.init=FILE --config.init_parts="('appearance', 'deformation', 'points')"``), ``full`` (the published sizes at 256 pixels, for measuring speed and memory), and the
-rows of the paper's Table 5: no_multi_scale, no_camera_to_world, no_secc; plane_warp (equation 1 to the letter). Join
-with commas: ``small,no_secc``.
+pixels, for comparing variants), ``fine`` (64 x 64 rays, to go on from weights with 32 x 32, with
+``--config.init=FILE --config.init_parts="('appearance', 'deformation', 'points')"``), ``full`` (the published sizes at
+256 pixels, for measuring speed and memory), and the rows of the paper's Table 5: no_multi_scale, no_camera_to_world,
+no_secc; plane_warp (equation 1 to the letter). Join with commas: ``small,no_secc``.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from avatar_jax.train.loop import Sample
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run, devices_for
 from avatar_jax.train.state import TrainState
+from avatar_jax.types import PyTree
 
 FRAMES = 2  # of a clip: driver and source
 NETWORKS = ('vgg16', 'lpips_vgg')
