@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
+from avatar_jax.methods.base import Method, methods
 from avatar_jax.options import option
 
+VIDEO_FRAMES = 3000  # of a talking video that is drawn, if nothing else is asked for
 KINDS, RULES = ('own', 'cross', 'views'), ('spread', 'paper')
 
 
@@ -64,8 +66,7 @@ class ProtocolConfig:
     )
     steady: int = option(
         0,
-        'further driven frames, one after the other, to measure how much pictures change from frame to frame '
-        '(default: 0, none)',
+        'further consecutive driven frames, to measure how much pictures change from frame to frame (default: 0, none)',
     )
 
     def __post_init__(self):
@@ -88,3 +89,11 @@ class ProtocolConfig:
             'steady',
             f'needs 3 to {self.clip_frames} frames one after the other, or 0',
         )
+
+    def check_method(self, owner: Method) -> None:
+        """Raises ``UserError`` for more portraits than the method can make an avatar of."""
+        if self.portraits > 1 and not owner.joins_portraits:
+            able = ', '.join(m.name for m in methods() if m.joins_portraits)
+            raise UserError(
+                f'--portraits {self.portraits}: {owner.name} rebuilds a person from one picture; use --method {able}'
+            )

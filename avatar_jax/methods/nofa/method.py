@@ -19,15 +19,16 @@ class BuildOptions:
 
     tune: str | None = option(
         None,
-        'what is fitted to the person after the forward pass (default: as the weights say)',
+        'what is fitted to the person after the forward pass (default: as configured in the weights)',
         choices=('compensation', 'generator', 'none'),
     )
     pivot: str | None = option(
         None,
-        "the code that the fit starts from: the encoder's, or that of a search in W (default: as the weights say)",
+        "the code that the fit starts from: the encoder's, or that of a search in W (default: as configured in the "
+        'weights)',
         choices=('encoder', 'search'),
     )
-    fit_steps: int | None = option(None, 'steps of the fit (default: as the weights say)')
+    fit_steps: int | None = option(None, 'steps of the fit (default: as configured in the weights)')
 
 
 METHOD = Method(

@@ -32,8 +32,8 @@ class BuildOptions:
     )
     pti_hold: float = option(
         0.0,
-        'with --pti: how firmly the shape is held where the code had it, and the unseen side near the mirror image of '
-        'the seen one (default: 0, not at all)',
+        'with --pti: how strongly the shape is kept as it was before the fine-tuning, and the unseen side near the '
+        'mirror image of the seen one (default: 0, not at all)',
     )
 
 
