@@ -63,7 +63,8 @@ class Batches:
         process_index, process_count: this process gets the ``process_index``-th of ``process_count`` equal blocks of a
                 step.
         num_workers: worker processes; 0 reads in threads. Does not change the batches.
-        num_threads, prefetch: reading threads, and elements read ahead. Do not change the batches.
+        num_threads, prefetch: reading threads, and elements read ahead (at least a batch a thread). Do not change the
+            batches.
     Raises:
         UserError: the batch does not divide among the processes.
     """
@@ -94,9 +95,9 @@ class Batches:
         local = batch_size // process_count
         share = _Share(load, batch_size, local, process_index * local)
         batches = grain.MapDataset.range(0, 2**62).map(share).batch(local)[start_step:]
-        stream = batches.to_iter_dataset(
-            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(1, prefetch // local))
-        )
+        # Threads make whole batches; with fewer places than threads some would have nothing to do, and Grain warns.
+        ahead = max(1, num_threads, prefetch // local)
+        stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead))
         self._shared = num_workers > 0
         if self._shared:
             _parse_flags()

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from absl import logging
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.pose import rotation_matrix, to_camera, transform
@@ -15,6 +16,7 @@ from data_pipelines.clips import ClipOptions, evaluation_clips, make_clip
 from data_pipelines.heads.__main__ import build, main
 from data_pipelines.pairs import PairConfig, Pairs, pair_batches
 from data_pipelines.sources import BuiltFrames, MemoryFrames, RenderedFrames
+from data_pipelines.stream import Batches
 from data_pipelines.tables import load_table
 
 SMALL = ClipOptions(num_frames=4, num_cameras=3, multi_view_share=0.5, supersample=1)
@@ -246,6 +248,15 @@ def test_resume_by_step_is_exact_for_threads_and_processes(rendered):
     fewer_threads = PairConfig(batch_size=2, seed=7, num_threads=0, prefetch=0)
     for a, b in zip(whole[:2], take(memory, fewer_threads, 2), strict=True):
         same(a, b)
+
+
+def test_more_threads_than_elements_read_ahead(monkeypatch):
+    """Grain warns of threads that have nothing to do."""
+    warned = []
+    monkeypatch.setattr(logging, 'warning', lambda *args: warned.append(args))
+    with Batches(lambda k: {'k': np.int32(k)}, 16, num_threads=4, prefetch=8) as stream:
+        np.testing.assert_array_equal(next(stream)['k'], range(16))
+    assert not warned
 
 
 @pytest.mark.slow
