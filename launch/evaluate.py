@@ -59,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'report_K_of_N, and the command without this option then the report of all'
     )
     add('--share', metavar='K/N', help=text)
+    text = (
+        'with --start encoder: also start each inversion at the mean code, and report the steps and seconds that the '
+        'encoder saves until the same loss'
+    )
+    add('--against-mean', action='store_true', help=text)
     add('--no-sheets', action='store_true', help='write no contact sheets')
     add_build_options(parser)
 
@@ -88,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     estimators, used = from_bank(bank, args.csim), owner.used_networks(config, bank)
     if used is not None:
         refuse_unused(args.perception, {*used, *looks_through(bank, args.csim)}, 'the evaluation')
-    measured = subject(model, bank, **options)
+    measured = subject(model, bank, args.against_mean, **options)
     length = max(ProtocolConfig.clip_frames, args.frames, args.steady)
     protocol = from_arguments(ProtocolConfig, args, resolution=config.img_resolution, clip_frames=length)
     if owner.sources == ('video',):

@@ -94,7 +94,9 @@ def test_encoders_that_do_not_fit_are_named(file, tmp_path):
         return start.load_encoder(path, CONFIG.generator, GENERATOR)
 
     with pytest.raises(UserError, match='other.safetensors: its encoder was trained for another generator'):
-        load(nofa_file(tmp_path / 'other.safetensors', generator=model.network(random_variables(CONFIG, 1), 'generator')))
+        load(
+            nofa_file(tmp_path / 'other.safetensors', generator=model.network(random_variables(CONFIG, 1), 'generator'))
+        )
     tiny = NofaConfig.tiny()
     deeper = NofaConfig(
         tiny.generator.replace(plane_resolution=32), tiny.settings.replace(encoder__num_ws=8), tiny.basis
@@ -187,4 +189,6 @@ def test_people_are_tuned_side_by_side_and_stop_by_themselves():
     easy = dataclasses.replace(settings, stop_term='negative_psnr', stop_below=1e3)
     (stopped,) = finetune.tune_people(VARIABLES, config, people[1:2], found[1:2], bank, None, easy)
     assert int(stopped.tuned.steps) == 1 and bool(stopped.tuned.stopped)
-    close(stopped.tuned.curve[0], tuned[1].tuned.curve[0], rtol=1e-4, what='first loss, beside another person and alone')
+    close(
+        stopped.tuned.curve[0], tuned[1].tuned.curve[0], rtol=1e-4, what='first loss, beside another person and alone'
+    )

@@ -45,9 +45,7 @@ class StartEncoder:
     sha256: str = flax.struct.field(pytree_node=False, default='')
 
 
-def chosen_encoder(
-    start: str, file: str, config: GeneratorConfig, generator: Mapping[str, Any]
-) -> StartEncoder | None:
+def chosen_encoder(start: str, file: str, config: GeneratorConfig, generator: Mapping[str, Any]) -> StartEncoder | None:
     """The encoder that the options ``--start`` and ``--encoder`` ask for; None for the mean code.
 
     Args:

@@ -44,7 +44,8 @@ class PivotConfig:
         warm_up, ramp_down: shares of the steps in which it rises linearly and falls along a cosine.
         noise: standard deviation of the noise on the code, in standard deviations of codes. noise_until: share of the
             steps over which it decays (with the square) to nothing.
-        samples: codes of the mapping network whose mean is the start.
+        samples: codes of the mapping network, for their mean and spread.
+        start: 'mean' of these codes, or what an 'encoder' sees in the picture (the mean of its rows).
     """
 
     steps: int = 450
@@ -54,11 +55,13 @@ class PivotConfig:
     noise: float = 0.05
     noise_until: float = 0.75
     samples: int = 600
+    start: str = 'mean'
 
     def __post_init__(self):
         check = Check(self, 'pivot')
         check.at_least(1, 'steps')
         check.at_least(2, 'samples')
+        check.one_of('start', 'mean', 'encoder')
         check.above(0, 'lr', 'noise_until')
         check.at_least(0, 'noise')
         check.within(0, 1, 'warm_up', 'ramp_down', 'noise_until')
@@ -101,7 +104,7 @@ def find_pivot(
 
     Args:
         loss_fn: ``(code [d], key) -> (loss, terms)``.
-        start, spread: of ``code_statistics``.
+        start: [d], usually the mean of ``code_statistics``. spread: of it.
     """
     tx = make_optimizer(OptimizerConfig('adam', config.lr))
 

@@ -159,6 +159,7 @@ class Bench:
         build: (configuration, batch size) -> an object whose ``stage(name)`` returns a function, its arguments, and the
             numbers of the arguments that may be donated (overwritten).
         note: one line for comparison, e.g. what the paper reports.
+        compared: pairs of stages, of which the first is told as a share of the second.
     """
 
     presets: tuple[str, ...]
@@ -166,6 +167,7 @@ class Bench:
     config: Callable
     build: Callable
     note: str = ''
+    compared: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,6 @@ from avatar_jax.train.optimizers import OptimizerConfig
 from avatar_jax.types import Portrait, PyTree
 
 
-
 class TunedPerson(NamedTuple):
     """A person after the fit: the inversion with the tuned avatar (``identity['generator']`` holds its parameters) and
     its scores, what ``inversion.tuning`` tells, and the seconds of the steps, without compilation.
