@@ -1,4 +1,4 @@
-"""Properties that NOFA must have whatever it has learnt, those without a better place; docs/nofa.md lists all of them."""
+"""Properties that NOFA must have, those without a better place; docs/nofa.md lists all of them."""
 
 import ast
 import re
