@@ -26,14 +26,14 @@ from avatar_jax.io.names import prepare_streams, shown
 
 # subcommand -> (module with add_arguments and run, one line of help)
 COMMANDS = {
-    'demo': ('launch.demo', 'show it: invert an unseen head and animate it, from the shipped weights'),
+    'demo': ('launch.demo', 'the whole path: invert an unseen head and animate it, from the shipped weights'),
     'invert': ('launch.invert', 'make avatars from portraits'),
     'animate': ('launch.animate', 'make a video of an avatar from a motion'),
     'track': ('launch.track', 'turn photographs and videos into crops, camera labels, coefficients and motion'),
     'evaluate': ('launch.evaluate', 'measure quality on heads that were never seen in training'),
-    'train': ('launch.train', 'train a model'),
+    'train': ('launch.train', 'train the networks of a method'),
     'metrics': ('launch.generator_metrics', 'score a generator: FID, KID, precision, recall, identity, depth, pose'),
-    'convert': ('launch.convert', 'import published weights, prove an import, or export'),
+    'convert': ('launch.convert', 'import published weights, verify an import, or export'),
     'assets': ('launch.assets', 'show which optional files exist, and which are here'),
     'ablate': ('launch.ablate', "train and compare the variants of a paper's table"),
     'bench': ('launch.benchmark', 'measure speed and memory'),

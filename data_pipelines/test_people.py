@@ -12,12 +12,13 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.eval.cases import Case, procedural_case
 from avatar_jax.eval.evaluation import TestItem
-from avatar_jax.eval.options import ProtocolConfig
+from avatar_jax.eval.options import VIDEO_FRAMES, ProtocolConfig
 from avatar_jax.eval.recorded import Recording, cross_case, own_case, remembering, views_case
-from avatar_jax.faces.conventions import Conventions
+from avatar_jax.faces.conventions import Conventions, of_model
 from avatar_jax.types import Motion
 
 if TYPE_CHECKING:
+    from avatar_jax.methods.model import Model
     from data_pipelines.sources import ClipFrames
 
 REENACTMENT = {
@@ -142,6 +143,35 @@ def items_of(
     about = {'people': f'{dataset.resolve()}, split {split}', 'reenactment': REENACTMENT[config.kind]}
     about |= {'conventions': '; '.join(notes)} if notes else {}
     return clip_items(source, count, config), about
+
+
+def people_for(
+    model: Model,
+    config: ProtocolConfig,
+    dataset: Path | None,
+    split: str,
+    count: int,
+    seed: int,
+    video_frames: int,
+    out: Path,
+) -> tuple[list[TestItem], dict[str, str]]:
+    """The people on whom a model is evaluated, as its method is shown them, and what they are, in words.
+
+    Args:
+        dataset: folder of a data set; None: fresh procedural people. split, count, seed: which of them.
+        video_frames: frames of the videos that are drawn for a method that learns from one, into ``out``.
+
+    Raises:
+        UserError: data that do not fit the model; a length of videos for a method that learns from pictures.
+    """
+    owner = model.method
+    if owner.sources == ('video',):
+        from data_pipelines.test_videos import video_items
+
+        return video_items(dataset, count, seed, config.frames, video_frames, out)
+    if video_frames != VIDEO_FRAMES:
+        raise UserError(f'--video-frames {video_frames}: {owner.title} learns from pictures; leave it out')
+    return items_of(dataset, split, count, seed, config, of_model(model.config))
 
 
 def portrait_sets(people: int, most: int, resolution: int, seed: int = 0) -> Callable[[int], Mapping[str, np.ndarray]]:

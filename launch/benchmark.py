@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 
 from avatar_jax import processes
-from avatar_jax.errors import UserError
-from avatar_jax.methods.base import DEFAULT, Bench, an_example, method, methods
-from avatar_jax.options import flag, seconds_of
+from avatar_jax.bench.choices import bench_of, check_together
+from avatar_jax.methods.base import DEFAULT, Bench, an_example, methods
+from avatar_jax.options import seconds_of
 
 BUDGET = '8m'
 
@@ -64,73 +64,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """``avatar-jax bench``."""
-    for name in ('profile', 'count_only', 'everything'):
-        if args.memory and getattr(args, name):
-            raise UserError(f'--{name.replace("_", "-")}: does not go with --memory')
-    if args.budget is not None and not args.everything:
-        raise UserError('--budget: goes with --everything')
-    if args.train and args.profile:
-        raise UserError('--profile: is of stages and does not go with --train')
+    check_together(vars(args))
     if args.everything:
-        _everything(args)
+        from avatar_jax.bench.everything import run_everything
+
+        run_everything(args.out, seconds_of(args.budget or BUDGET), args.repeats, report=print)
     elif args.train:
-        _train(args)
-    elif args.memory:
-        _memory(args)
+        from avatar_jax.bench.training import run_train_benchmark
+        from launch.config_args import load_run
+
+        processes.join(processes.from_arguments(args))
+        training, config = load_run(args.config, args.overrides)
+        program, how = training.program(config), (args.rows, args.repeats, args.parallel, args.out)
+        run_train_benchmark(program, args.devices, *how, print, args.count_only, args.memory)
     else:
-        _stages(args)
+        _stages(args, bench_of(args.method, args.preset))
 
 
-def _everything(args: argparse.Namespace) -> None:
-    from avatar_jax.bench.everything import run_everything
-
-    if args.out is None:
-        raise UserError('--everything: give a folder for the tables with --out DIR')
-    usual = {'method': DEFAULT, 'batch_sizes': [1], **dict.fromkeys(('preset', 'stages', 'dtype', 'ray_chunk'))}
-    usual |= dict.fromkeys(('train', 'profile', 'count_only'), False)
-    for name, value in usual.items():
-        if getattr(args, name) != value:
-            raise UserError(f'{flag(name)}: --everything measures all stages of all methods as they are; leave it out')
-    run_everything(args.out, seconds_of(args.budget or BUDGET), args.repeats, report=print)
-
-
-def _train(args: argparse.Namespace) -> None:
-    from avatar_jax.bench.training import run_train_benchmark
-    from launch.config_args import load_run
-
-    processes.join(processes.from_arguments(args))
-    training, config = load_run(args.config, args.overrides)
-    program, how = training.program(config), (args.rows, args.repeats, args.parallel, args.out)
-    run_train_benchmark(program, args.devices, *how, print, args.count_only, args.memory)
-
-
-def _bench(args: argparse.Namespace) -> Bench:
-    """What the method of the options measures."""
-    if args.overrides:
-        raise UserError(f'{args.overrides[0]}: goes with --train')
-    owner = method(args.method)
-    bench = owner.bench
-    if bench is None:
-        raise UserError(f'--method {args.method}: has no stages to measure; measure its training with --train')
-    if args.preset not in (None, *bench.presets):
-        raise UserError(f'--preset {args.preset}: {owner.name} has {", ".join(bench.presets)}')
-    return bench
-
-
-def _memory(args: argparse.Namespace) -> None:
+def _stages(args: argparse.Namespace, bench: Bench) -> None:
     from avatar_jax.bench.memory import run_memory
-
-    bench = _bench(args)
-    presets = bench.presets if args.preset is None else (args.preset,)
-    configs = {preset: bench.config(preset, args.dtype, args.ray_chunk) for preset in presets}
-    run_memory(bench, configs, args.stages, args.batch_sizes, args.out, print)
-
-
-def _stages(args: argparse.Namespace) -> None:
     from avatar_jax.bench.stages import run_benchmark
 
-    bench = _bench(args)
-    config = bench.config(args.preset or bench.presets[0], args.dtype, args.ray_chunk)
+    presets = bench.presets if args.memory and args.preset is None else (args.preset or bench.presets[0],)
+    configs = {preset: bench.config(preset, args.dtype, args.ray_chunk) for preset in presets}
+    if args.memory:
+        run_memory(bench, configs, args.stages, args.batch_sizes, args.out, print)
+        return
+    (config,) = configs.values()
     run_benchmark(bench, config, args.stages, args.batch_sizes, args.repeats, args.out, print, args.profile)
     if bench.note:
         print(bench.note)

@@ -11,25 +11,20 @@ in every way in which it can be driven, with the mean frame and with an avatar o
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from avatar_jax.errors import UserError
-from avatar_jax.eval.options import ProtocolConfig
-from avatar_jax.methods.base import methods
+from avatar_jax.eval.options import VIDEO_FRAMES, ProtocolConfig
 from avatar_jax.methods.options import add_build_options, given_options
 from avatar_jax.options import add_options, from_arguments
 from launch.common import add_model, add_perception, say
 from launch.program import at_least
 
-VIDEO_FRAMES = 3000
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``avatar-jax evaluate``."""
     add = parser.add_argument
-    text = 'folder for the results; an unfinished run continues'
-    add('--out', type=Path, required=True, metavar='DIR', help=text)
+    add('--out', type=Path, required=True, metavar='DIR', help='folder for the results; an unfinished run continues')
     add('--identities', type=int, default=16, metavar='N', help='number of people (default: 16)')
     add('--seed', type=int, default=0, metavar='N', help='chooses the people (default: 0)')
     add_model(parser)
@@ -38,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = 'split of --dataset, or of the procedural heads (default: test)'
     add('--split', default='test', metavar='NAME', help=text)
     add_options(parser, ProtocolConfig)
-    text = 'length of the talking videos that are drawn for methods that learn from a video (default: %(default)s)'
+    text = 'frames of the talking videos that are drawn for methods that learn from a video (default: %(default)s)'
     add('--video-frames', type=int, default=VIDEO_FRAMES, metavar='N', help=text)
     text = 'weights of frozen networks for losses and scores (vgg19, arcface18, lpips_alex with alexnet, deep3d_recon, '
     add_perception(parser, f'{text}...; default: stand-ins)')
@@ -47,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'of arcface18, arcface18_se, iresnet18 ... iresnet100, ir50, irse50, dlib_face that is given)'
     )
     add('--csim', default='auto', metavar='NAME', help=text)
-    text = 'also write the driven and the true frames as pictures, into frames/'
-    add('--save-frames', action='store_true', help=text)
+    add('--save-frames', action='store_true', help='also write the driven and the true frames into frames/')
     text = (
         'scores of what other programs measured on those pictures: DIR/NAME.npz for each person (landmarks, '
         'expression, pose, action units, embeddings, vertices, SyncNet features; docs/evaluation.md)'
@@ -59,55 +53,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'report_K_of_N, and the command without this option then the report of all'
     )
     add('--share', metavar='K/N', help=text)
-    text = (
-        'with --start encoder: also start each inversion at the mean code, and report the steps and seconds that the '
-        'encoder saves until the same loss'
-    )
-    add('--against-mean', action='store_true', help=text)
     add('--no-sheets', action='store_true', help='write no contact sheets')
     add_build_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates a method as the options say and prints the table; returns the exit status."""
-    from avatar_jax.eval.estimators import from_bank, looks_through
-    from avatar_jax.eval.evaluation import REPORT, TABLE, evaluate, subject
-    from avatar_jax.faces.conventions import of_model
+    from avatar_jax.eval.estimators import chosen_estimators
+    from avatar_jax.eval.evaluation import REPORT, TABLE, evaluate
+    from avatar_jax.eval.personal import subject_of
     from avatar_jax.io import atomic
-    from avatar_jax.losses.networks import bank_of, refuse_unused
+    from avatar_jax.losses.networks import bank_of
     from avatar_jax.methods.model import choose_model
-    from data_pipelines.test_people import items_of
+    from data_pipelines.test_people import people_for
     from launch.batch import part_of, share_of
 
     out = atomic.output_folder(args.out)
-    at_least(args, identities=1, portraits=1, seed=0)
+    at_least(args, identities=1, portraits=1, seed=0, video_frames=2)
     model = choose_model(args.method, args.weights)
-    config, owner = model.config, model.method
-    if args.portraits > 1 and not owner.joins_portraits:
-        able = ', '.join(m.name for m in methods() if m.joins_portraits)
-        raise UserError(
-            f'--portraits {args.portraits}: {owner.name} rebuilds a person from one picture; use --method {able}'
-        )
-    options = given_options(args, owner)
-    bank = bank_of(args.perception, config.img_resolution)
-    estimators, used = from_bank(bank, args.csim), owner.used_networks(config, bank)
-    if used is not None:
-        refuse_unused(args.perception, {*used, *looks_through(bank, args.csim)}, 'the evaluation')
-    measured = subject(model, bank, args.against_mean, **options)
-    length = max(ProtocolConfig.clip_frames, args.frames, args.steady)
-    protocol = from_arguments(ProtocolConfig, args, resolution=config.img_resolution, clip_frames=length)
-    if owner.sources == ('video',):
-        from avatar_jax.eval.personal import check_protocol, measuring
-        from data_pipelines.test_videos import video_items
-
-        at_least(args, video_frames=2)
-        check_protocol(protocol, args.measured)
-        items, data = video_items(args.dataset, args.identities, args.seed, args.frames, args.video_frames, out)
-        measured = replace(measured, measure=measuring(model, options, bank, out, say))
-    elif args.video_frames != VIDEO_FRAMES:
-        raise UserError(f'--video-frames {args.video_frames}: {owner.title} learns from pictures; leave it out')
-    else:
-        items, data = items_of(args.dataset, args.split, args.identities, args.seed, protocol, of_model(config))
+    size, length = model.config.img_resolution, max(ProtocolConfig.clip_frames, args.frames, args.steady)
+    protocol = from_arguments(ProtocolConfig, args, resolution=size, clip_frames=length)
+    protocol.check_method(model.method)
+    options, bank, part = given_options(args, model.method), bank_of(args.perception, size), part_of(args.share)
+    estimators = chosen_estimators(bank, args.csim, args.perception, model)
+    measured = subject_of(model, options, bank, protocol, args.measured, out, say)
+    which = (args.dataset, args.split, args.identities, args.seed, args.video_frames)
+    items, data = people_for(model, protocol, *which, out)
     report = evaluate(
         out,
         measured,
@@ -119,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
         sheets=not args.no_sheets,
         save_frames=args.save_frames,
         measured=args.measured,
-        part=part_of(args.share),
+        part=part,
     )
-    table, summary = (out / name.replace('report', f'report{part_of(args.share)}') for name in (TABLE, REPORT))
+    table, summary = (out / name.replace('report', f'report{part}') for name in (TABLE, REPORT))
     print(table.read_text())
     print(f'written: {table}, {summary}, {out / "identities"}')
     if report['failed']:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--split', default='val', metavar='NAME', help='split of the real pictures (default: val)')
     parser.add_argument('--count', type=int, default=50000, help='number of generated pictures (default: 50000)')
     parser.add_argument(
-        '--real-count', type=int, default=0, help='number of real ones (default: all; rendered: --count)'
+        '--real-count', type=int, default=0, help='number of real pictures (default: all; rendered: --count)'
     )
     parser.add_argument(
         '--inception', type=Path, metavar='FILE', help='weights of the Inception network that FIDs are defined with'

@@ -10,13 +10,10 @@ its weights were trained on: weights of procedural heads make a likeness in the 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.names import shown
-from avatar_jax.methods.base import Method
-from avatar_jax.methods.options import add_build_options, given_options
+from avatar_jax.methods.options import add_build_options, given_options, makes
 from launch.common import add_model, add_perception, say
 from launch.program import at_least
 
@@ -44,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = 'what is behind the head (default: what the weights were trained with)'
     add('--background', choices=('weights', 'white', 'black', 'keep'), default='weights', help=text)
     add_perception(parser, 'weights of networks for the losses, e.g. vgg19=vgg19.npz (default: stand-ins)')
-    text = 'random draws, as in training, e.g. of the samples along rays (default: none)'
+    text = 'draw at random what is random in training, e.g. the samples along rays (default: fixed samples)'
     add('--jitter', action='store_true', help=text)
     text = 'avatars that are made at the same time, over all devices together (default: 4)'
     add('--group', type=int, default=4, metavar='N', help=text)
@@ -57,20 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_build_options(parser)
 
 
-def makes(owner: Method) -> str:
-    """What a method makes of the pictures, for the help."""
-    if owner.sources == ('video',):
-        return ' (an avatar of each video)'
-    return ' (one avatar of all portraits)' if owner.joins_portraits else ' (an avatar of each portrait)'
-
-
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit status (2 if a picture was skipped)."""
     import jax
 
     from avatar_jax.io.atomic import output_folder
     from avatar_jax.losses.networks import bank_of, refuse_unused
-    from avatar_jax.methods.avatars import build_avatars, write_summary
+    from avatar_jax.methods.avatars import build_avatars, in_a_line, write_summary
     from avatar_jax.methods.model import choose_model
     from avatar_jax.methods.pictures import Pictures, people_in_turn
     from launch.batch import Batch, part_of, share_of
@@ -95,18 +85,11 @@ def run(args: argparse.Namespace) -> int:
     key, reports = jax.random.key(args.seed) if args.jitter else None, []
     for report in build_avatars(model, people, out, options, bank=bank, key=key, group=args.group, seed=args.seed):
         reports.append(report)
-        tell(out / report['name'], report)
+        for note in report['notes']:
+            say(note)
+        print(shown(in_a_line(out / report['name'], report)))
     if reports:
         write_summary(
             out / f'report{part_of(args.share)}.json', model, options, bank, reports, batch.skipped, args.seed
         )
     return batch.finish()
-
-
-def tell(folder: Path, report: dict[str, Any]) -> None:
-    """One avatar in a line, and what its maker should know."""
-    for note in report['notes']:
-        say(note)
-    count = len(report['portraits'])
-    which = 'the portrait' if count == 1 else f'the first of {count} portraits'
-    print(shown(f'{folder}: {report["psnr"]:.1f} dB to {which}, alignment {report["alignment"]}'))

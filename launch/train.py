@@ -1,4 +1,4 @@
-"""Trains the networks of a method; the config file says of which.
+"""Trains the networks of the method that the config file names.
 
     avatar-jax train --config configs/NAME.py[:VARIANT] --out DIR [--resume] [--config.FIELD=VALUE ...]
 

@@ -1,6 +1,11 @@
-"""No module imports another in a circle. Which room imports which is a contract of import-linter (pyproject.toml)."""
+"""No module imports another in a circle, and programs are thin. Which room imports which is a contract of import-linter
+(pyproject.toml)."""
+
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize('package', ['avatar_jax', 'launch', 'data_pipelines'])
@@ -14,3 +19,9 @@ def test_there_is_no_circle(package):
         for imported in left.values():
             imported.difference_update(free)
     assert not left, f'in circles, or above one: {", ".join(sorted(left))}'
+
+
+@pytest.mark.parametrize('file', sorted((ROOT / 'launch').glob('*.py')), ids=lambda file: file.stem)
+def test_programs_are_thin(file):
+    """A program parses, calls and prints; what it decides or computes is the library's."""
+    assert len(file.read_text().splitlines()) <= 100

@@ -1,13 +1,92 @@
-"""A table of a paper from trained variants: rows with mean and spread over the seeds, and what became of the claims."""
+"""A table of a paper: trains and scores its variants, and tells what became of the claims.
+
+Rows have mean and spread over the seeds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from avatar_jax.methods.base import Table
+from avatar_jax.errors import UserError
+from avatar_jax.eval.portraits import MOST, built_scores, portrait_scores
+from avatar_jax.io import atomic
+from avatar_jax.methods.base import Table, methods
+from avatar_jax.methods.model import Model, load_model
+
+
+def chosen(
+    name: str, variants: Sequence[str] | None = None, size: str | None = None
+) -> tuple[Table, tuple[str, ...], str]:
+    """A table of a method, the variants of it that are trained (None: all), and the size (None: the table's first).
+
+    Raises:
+        UserError: it has no such size, or a variant is not in it.
+    """
+    table = next(m.tables[name] for m in methods() if name in m.tables)
+    size = table.sizes[0] if size is None else size
+    if size not in table.sizes:
+        raise UserError(f'--size {size}: {name} has {", ".join(table.sizes)}')
+    variants = tuple(variants or table.variants)
+    if unknown := [v for v in variants if v not in table.variants]:
+        raise UserError(f'--variants: {", ".join(unknown)} unknown; use {", ".join(table.variants)}')
+    return table, variants, size
+
+
+def trained_scores(
+    table: Table,
+    out: Path,
+    variant: str,
+    seed: int,
+    settings: Mapping[str, Any],
+    train: Callable[[str, Sequence[str], Path], None],
+    portrait_sets: Callable[[int, int, int], Callable[[int], Mapping[str, np.ndarray]]],
+) -> Mapping[str, Mapping[str, float]]:
+    """Scores of one trained variant, by the keys of the table's rows; trains and scores it if that has not been done.
+
+    Args:
+        out: folder of the table; the variant's is ``out/VARIANT-SEED``.
+        settings: 'steps' of each training (None: as configured), 'people' that are scored, 'size' of the table.
+        train: (``FILE:VARIANT`` of a config, overrides, folder): trains it there, or goes on.
+        portrait_sets: (people, portraits of each, pixels) -> the people of ``eval.portraits``.
+    """
+    folder = out / f'{variant}-{seed}'
+    result = folder / 'scores.json'
+    if result.is_file():
+        known = json.loads(result.read_text())
+        if known['settings'] == settings:
+            return known['scores']
+    runs = table.run(variant, settings['size'], seed, settings['steps'], out / 'pictures')
+    runs, before = [runs] if isinstance(runs, tuple) else runs, []
+    for number, (spec, overrides) in enumerate(runs, 1):
+        place = folder if number == len(runs) else folder / f'stage{number}'
+        train(spec, [*overrides, *before], place)
+        before = [f'--config.init={place / "weights.safetensors"}']
+    model = load_model(folder / 'weights.safetensors')
+    scores = score(table, variant, model, settings['people'], portrait_sets)
+    atomic.write_json(result, {'settings': settings, 'scores': scores})
+    return scores
+
+
+def score(
+    table: Table,
+    variant: str,
+    model: Model,
+    people: int,
+    portrait_sets: Callable[[int, int, int], Callable[[int], Mapping[str, np.ndarray]]],
+) -> Mapping[str, Mapping[str, float]]:
+    """What a table's protocol measures of a trained model of one of its variants."""
+    if callable(table.protocol):
+        return table.protocol(model, people)
+    sets = portrait_sets(people, MOST, model.config.img_resolution)
+    if table.builds:
+        keys = {row.key for row in table.rows.values() if row.variant == variant}
+        return built_scores(model, sets, people, {k: v for k, v in table.builds.items() if k in keys})
+    return portrait_scores(model, sets, people)
 
 
 def rows_of(table: Table, variant: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:

@@ -7,9 +7,9 @@ with the reason; nothing is replaced by something else under the same name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,15 @@ from avatar_jax.faces.alignment import align
 from avatar_jax.faces.recon import METHOD as RECON
 from avatar_jax.io.images import to_uint8
 from avatar_jax.losses.identity import FACE_NETWORKS
+from avatar_jax.losses.networks import refuse_unused
 from avatar_jax.losses.perception import LPIPS_TRUNK, PerceptionBank
 from avatar_jax.models.perception.inception import fid_features
 from avatar_jax.models.perception.lpips import NETS
 from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, SLICES
 from avatar_jax.procedural import EXPRESSION_NAMES, ProceduralHead
+
+if TYPE_CHECKING:
+    from avatar_jax.methods.model import Model
 
 PRESENT = 0.25  # expression coefficient from which a movement counts as there
 
@@ -162,6 +166,22 @@ def from_bank(bank: PerceptionBank, csim: str = 'auto') -> Estimators:
         more=tuple((f'lpips_{net}', network) for net, network in distances.items()),
         inception=inception,
     )
+
+
+def chosen_estimators(bank: PerceptionBank, csim: str, given: Sequence[str], model: Model) -> Estimators:
+    """``from_bank``, where the user named files of networks.
+
+    Args:
+        given: 'NAME=FILE' for each of them.
+        model: what is evaluated.
+
+    Raises:
+        UserError: as ``from_bank``; or neither the scores nor the losses of the method look through one of them.
+    """
+    used = model.method.used_networks(model.config, bank)
+    if used is not None:
+        refuse_unused(given, {*used, *looks_through(bank, csim)}, 'the evaluation')
+    return from_bank(bank, csim)
 
 
 def looks_through(bank: PerceptionBank, csim: str = 'auto') -> tuple[str, ...]:

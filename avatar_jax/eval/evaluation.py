@@ -122,7 +122,6 @@ def subject(model: Model, bank: PerceptionBank, against_mean: bool = False, **op
             'weight file': Path(model.path).name,
             'config': config.to_dict(),
             'options': to_plain(model.options(options)),
-            **({'against_mean': True} if against_mean else {}),
         },
         steps=own + (0 if usual is None else model.steps(**usual)),
         bank=bank,

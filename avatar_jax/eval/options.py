@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
+from avatar_jax.methods.base import Method, methods
 from avatar_jax.options import option
 
+VIDEO_FRAMES = 3000  # of a talking video that is drawn, if nothing else is asked for
 KINDS, RULES = ('own', 'cross', 'views'), ('spread', 'paper')
 
 
@@ -28,6 +30,7 @@ class ProtocolConfig:
             (``eval.recorded.paper_frames``).
         source_yaw: degrees by which the camera of a procedural person's portrait is turned to the side; the view from
             the front is then one of the unseen ones.
+        against_mean: every inversion that starts from an encoder is also started at the mean code, and compared.
         steady: further driven frames, one after the other from the middle of the driver's clip, that tell how steady
             the avatar is; 0: none.
     """
@@ -62,10 +65,14 @@ class ProtocolConfig:
     source_yaw: float = option(
         0.0, 'turn the camera of the portraits to the side (procedural people; default: 0)', metavar='DEGREES'
     )
+    against_mean: bool = option(
+        False,
+        'with --start encoder: also start each inversion at the mean code, and report the steps and seconds that the '
+        'encoder saves until the same loss',
+    )
     steady: int = option(
         0,
-        'further driven frames, one after the other, to measure how much pictures change from frame to frame '
-        '(default: 0, none)',
+        'further consecutive driven frames, to measure how much pictures change from frame to frame (default: 0, none)',
     )
 
     def __post_init__(self):
@@ -88,3 +95,11 @@ class ProtocolConfig:
             'steady',
             f'needs 3 to {self.clip_frames} frames one after the other, or 0',
         )
+
+    def check_method(self, owner: Method) -> None:
+        """Raises ``UserError`` for more portraits than the method can make an avatar of."""
+        if self.portraits > 1 and not owner.joins_portraits:
+            able = ', '.join(m.name for m in methods() if m.joins_portraits)
+            raise UserError(
+                f'--portraits {self.portraits}: {owner.name} rebuilds a person from one picture; use --method {able}'
+            )

@@ -25,6 +25,7 @@ import numpy as np
 from avatar_jax.driving.signals import make_drive
 from avatar_jax.errors import UserError
 from avatar_jax.eval import faces
+from avatar_jax.eval.evaluation import Subject, subject
 from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.eval.protocols import CaseResult
 from avatar_jax.eval.statistics import pearson
@@ -134,6 +135,30 @@ def check_protocol(protocol: ProtocolConfig, measured: Path | None) -> None:
             raise UserError(f'{option}: says nothing about people who are learned from a video; leave it out')
     if measured is not None:
         raise UserError('--measured: is not known of people who are learned from a video; leave it out')
+
+
+def subject_of(
+    model: Model,
+    options: Mapping[str, Any],
+    bank: PerceptionBank,
+    protocol: ProtocolConfig,
+    measured: Path | None,
+    out: Path,
+    note: Callable[[str], None],
+) -> Subject:
+    """A model as something to be measured, in the way that its method asks for: by pictures, or by videos.
+
+    Args:
+        measured: folder of what other programs measured, or None. options, bank, out, note: as of ``measuring``.
+
+    Raises:
+        UserError: an option that says nothing about people who are learned from a video.
+    """
+    found = subject(model, bank, protocol.against_mean, **options)
+    if model.method.sources != ('video',):
+        return found
+    check_protocol(protocol, measured)
+    return replace(found, measure=measuring(model, options, bank, out, note))
 
 
 def measuring(

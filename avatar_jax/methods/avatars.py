@@ -140,6 +140,13 @@ def write_avatar(model: Model, person: Person, built: Built, folder: Path, seed:
     return report
 
 
+def in_a_line(folder: Path, report: Mapping[str, Any]) -> str:
+    """An avatar's folder and how well it turned out, for the person who asked."""
+    count = len(report['portraits'])
+    which = 'the portrait' if count == 1 else f'the first of {count} portraits'
+    return f'{folder}: {report["psnr"]:.1f} dB to {which}, alignment {report["alignment"]}'
+
+
 def write_summary(
     path: Path,
     model: Model,

@@ -33,6 +33,13 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(flag(name), dest=f'build_{name}', help=help_text.replace('%', '%%'), **more)
 
 
+def makes(owner: Method) -> str:
+    """What a method makes of pictures, for a help text that lists methods."""
+    if owner.sources == ('video',):
+        return ' (an avatar of each video)'
+    return ' (one avatar of all portraits)' if owner.joins_portraits else ' (an avatar of each portrait)'
+
+
 def given_options(args: argparse.Namespace, owner: Method) -> dict[str, Any]:
     """The options that were given, as values for ``Model.build``.
 

@@ -139,6 +139,8 @@ class Stages:
             'expression': self.expression,
             'importance': jnp.ones((count, side, side)),
         }
+        if c.loss.depth:
+            batch['depths'] = jnp.ones((count, side, side))
         frozen = {'mesh': self.variables['mesh'], 'bank': None}
         # The state is overwritten: it needs arrays of its own.
         state = train.init_state(c, {'params': jax.tree.map(jnp.copy, self.variables['params'])})

@@ -19,28 +19,29 @@ class BuildOptions:
 
     tune: str | None = option(
         None,
-        'what is fitted to the person after the forward pass (default: as the weights say)',
+        'what is fitted to the person after the forward pass (default: as configured in the weights)',
         choices=('compensation', 'generator', 'none'),
     )
     pivot: str | None = option(
         None,
-        "the code that the fit starts from: the encoder's, or that of a search in W (default: as the weights say)",
+        "the code that the fit starts from: the encoder's, or that of a search in W (default: as configured in the "
+        'weights)',
         choices=('encoder', 'search'),
     )
     start: str | None = option(
         None,
         "with --pivot search: the code that the search starts from: the mean code, or the encoder's (default: as the "
-        'weights say)',
+        'configured in the weights)',
         choices=('mean', 'encoder'),
     )
-    fit_steps: int | None = option(None, 'steps of the fit (default: as the weights say)')
+    fit_steps: int | None = option(None, 'steps of the fit (default: as configured in the weights)')
     fit_stop: float | None = option(
-        None, 'end the fit when the picture is shown this well (default: as the weights say)', metavar='DB'
+        None, 'end the fit when the picture is shown this well (default: as configured in the weights)', metavar='DB'
     )
     locality: float | None = option(
         None,
         "with --tune generator: weight of PTI's term that keeps pictures of other codes as they were (default: as the "
-        'weights say)',
+        'configured in the weights)',
     )
 
 

@@ -48,7 +48,7 @@ class BuildOptions:
     )
     hold: float | None = option(
         None,
-        'with --tune generator: how firmly the shape is held where the code had it, and the unseen side near the '
+        'with --tune generator: how strongly the shape is kept as it was before the fit, and the unseen side near the '
         'mirror image of the seen one (default: 0, not at all)',
     )
 
