@@ -30,7 +30,7 @@ class BuildOptions:
     )
     start: str | None = option(
         None,
-        "with --pivot search: the code that the search starts from: the mean code, or the encoder's (default: as the "
+        "with --pivot search: the code that the search starts from: the mean code, or the encoder's (default: as "
         'configured in the weights)',
         choices=('mean', 'encoder'),
     )
@@ -40,7 +40,7 @@ class BuildOptions:
     )
     locality: float | None = option(
         None,
-        "with --tune generator: weight of PTI's term that keeps pictures of other codes as they were (default: as the "
+        "with --tune generator: weight of PTI's term that keeps pictures of other codes as they were (default: as "
         'configured in the weights)',
     )
 
