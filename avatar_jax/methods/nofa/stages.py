@@ -31,7 +31,6 @@ from avatar_jax.methods.nofa.config import ModelConfig
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.render.cameras import frontal_label
 
-STATE = 6  # place of the fit's state among the arguments of its step
 STEPS = 1_000_000
 
 
@@ -112,7 +111,7 @@ class Stages:
         weights = c.settings.loss.one_shot
         size = c.generator.neural_rendering_resolution
 
-        def one(v, image, label, shape, expression, marks, state, *volume):
+        def one(state, v, image, label, shape, expression, marks, *volume):
             targets = fit.losses.prepare_targets(bank, c.settings.loss, weights, image[None], marks[None], size)
             problem = fit.Problem(image[None], label[None], shape[None], expression[None], targets)
             rows = jnp.zeros((1, c.generator.num_ws, c.generator.w_dim))
@@ -120,18 +119,19 @@ class Stages:
             loss, _ = fit.tuning_loss(v, c, problem, rows, bank, tune, False, given)
             return tuning.advance(loss, state, jax.random.key(0), 1, chosen)[0]
 
-        def step(v, *people):
-            moved = jax.vmap(one, in_axes=(None, *(0,) * len(people)))(v, *people)
-            return *(None,) * STATE, moved  # at the place of the argument that it overwrites
-
-        first = fit.first_params(self.variables, tune)
-        states = jax.vmap(lambda _: tuning.start(first, chosen))(jnp.arange(self.batch))
-        people = (self.images, self.labels, self.shape, self.expression, self.landmarks, states)
+        people = (self.images, self.labels, self.shape, self.expression, self.landmarks)
+        volume = ()
         if tune == 'compensation':
             g = c.generator
             planes = jnp.zeros((self.batch, 3, *(g.plane_resolution,) * 2, g.plane_channels))
-            people += (planes, jnp.zeros((self.batch, *(c.feature_resolution,) * 2, c.feature_channels)))
-        return step, (self.variables, *people), (STATE,)
+            volume = (planes, jnp.zeros((self.batch, *(c.feature_resolution,) * 2, c.feature_channels)))
+        first = fit.first_params(self.variables, tune)
+        states = jax.vmap(lambda _: tuning.start(first, chosen))(jnp.arange(self.batch))
+
+        def step(states, v, *rows):
+            return (jax.vmap(one, in_axes=(0, None, *(0,) * len(rows)))(states, v, *rows),)
+
+        return step, (states, self.variables, *people, *volume), (0,)
 
     def _training(self, stage: str) -> tuple[Callable, tuple, tuple[int, ...]]:
         c, both = self.config, lambda x: jnp.stack([x, x], 1)
