@@ -84,11 +84,7 @@ def test_stages_of_the_benchmark():
     stages, costs = bench.build(bench.config('tiny', None, 512), 1), {}
     for name in bench.stages:
         function, arguments, donated = stages.stage(name)
-        traced, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        costs[name] = count(traced).flops
-        for place in donated:  # what a call overwrites comes back for the next one
-            again = jax.tree.map(lambda x: (x.shape, x.dtype), shapes[place])
-            assert again == jax.tree.map(lambda x: (x.shape, x.dtype), arguments[place]), name
+        costs[name] = count(jax.make_jaxpr(function)(*arguments)).flops
         assert costs[name] > 0
         assert donated == ((0,) if name.startswith(('training', 'tuning')) else ())
     assert 0.97 < costs['frame'] / (costs['rendering'] + costs['superresolution']) < 1.03, costs
