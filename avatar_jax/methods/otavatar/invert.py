@@ -7,6 +7,7 @@ steps at a time, so that it can show progress, ends when everybody has stopped, 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from avatar_jax.driving.signals import drive_of_rows, still_rows
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.inversion import invert as inversion
 from avatar_jax.inversion.invert import StageResult, Transforms, interpolate
+from avatar_jax.inversion.saving import Course, StepClock
+from avatar_jax.inversion.start import StartEncoder, first_codes
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import method
 from avatar_jax.methods.otavatar.controller import MotionCode
@@ -57,6 +60,7 @@ class Inversion:
         psnr, psnr_raw: dB between portrait and reconstruction (the portrait averaged to its size).
         psnr_mask: dB inside the portrait's mask; NaN without one.
         views: [3,S,S,3] from the portrait's side and from both others (``methods.render.side_labels``), if rendered.
+        course: how the loss fell, in steps and seconds; None of ``invert_portrait``.
     """
 
     avatar: Avatar
@@ -68,6 +72,7 @@ class Inversion:
     psnr_raw: jax.Array
     psnr_mask: jax.Array
     views: np.ndarray | None = None
+    course: Course | None = flax.struct.field(pytree_node=False, default=None)
 
 
 def transforms(config: ModelConfig) -> Transforms:
@@ -269,22 +274,26 @@ def invert_people(
     weights: str = '',
     on_step: Callable[[int, float], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    encoder: StartEncoder | None = None,
 ) -> list[Inversion]:
     """Inverts many portraits side by side.
 
     Args:
         devices: over which people are spread, with the same results as on one; None: all of this process.
         on_step: called with (steps done, mean loss) after every few steps; ``num_steps(config)`` is their total.
+        encoder: gives the codes that the inversions start from; None: all start at the mean code.
 
     Returns:
         one ``Inversion`` per portrait, equal (up to rounding) to ``invert_portrait`` with the key
         ``fold_in(key, index)``: portraits of whom more is known do not lose it in the company of others.
     """
     bank = PerceptionBank() if bank is None else bank
-    made = avatars_of(variables, config, portraits, bank, key, weights=weights, on_step=on_step, devices=devices)
+    courses: dict[int, Course] = {}
+    options = {'weights': weights, 'on_step': on_step, 'devices': devices, 'encoder': encoder, 'courses': courses}
+    made = avatars_of(variables, config, portraits, bank, key, **options)
     return [
-        Inversion(avatar, stages, **shown(variables, config, portrait, bank, avatar, devices))
-        for portrait, (avatar, stages) in zip(portraits, made, strict=True)
+        Inversion(avatar, stages, **shown(variables, config, portrait, bank, avatar, devices), course=courses[i])
+        for i, (portrait, (avatar, stages)) in enumerate(zip(portraits, made, strict=True))
     ]
 
 
@@ -298,8 +307,13 @@ def avatars_of(
     weights: str = '',
     on_step: Callable[[int, float], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    encoder: StartEncoder | None = None,
+    courses: dict[int, Course] | None = None,
 ) -> list[tuple[Avatar, list[StageResult]]]:
-    """``invert_people`` without looking at the result: avatars and the results of their stages."""
+    """``invert_people`` without looking at the result: avatars and the results of their stages.
+
+    ``courses``: is given, by the portraits' numbers, how their losses fell.
+    """
     groups, found = alike(portraits), [None] * len(portraits)
     for k, numbers in enumerate(groups):
 
@@ -307,9 +321,8 @@ def avatars_of(
             on_step((k * num_steps(config) + done) // len(groups), loss)
 
         some = [portraits[i] for i in numbers]
-        part = _invert_alike(
-            variables, config, some, numbers, bank, key, weights, None if on_step is None else step, devices
-        )
+        then = None if on_step is None else step
+        part = _invert_alike(variables, config, some, numbers, bank, key, weights, then, devices, encoder, courses)
         for i, inverted in zip(numbers, part, strict=True):
             found[i] = inverted
     return found
@@ -325,6 +338,8 @@ def _invert_alike(
     weights: str,
     on_step: Callable[[int, float], None] | None,
     devices: Sequence[jax.Device] | None,
+    encoder: StartEncoder | None,
+    courses: dict[int, Course] | None,
 ) -> list[tuple[Avatar, list[StageResult]]]:
     """``avatars_of`` portraits of whom the same is known; ``numbers`` are theirs among all."""
     devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
@@ -337,6 +352,10 @@ def _invert_alike(
     codes, biases = (jnp.broadcast_to(x, (count, *x.shape)) for x in (code, bias))
     moves, stages, results, done = transforms(config), config.settings.inversion.stages(), [], 0
     inversion.check_order(stages)
+    clock, before = StepClock(), 0.0
+    if encoder is not None:
+        # In W the rows move together: those of an encoder keep their differences, unless W is all there is.
+        codes, before = first_codes(on_all(encoder, devices), people.image, stages[-1].space, devices)
     problems = _pose_all(shared, people, config=config, devices=devices)
     for i, stage in enumerate(stages):
         states = jax.vmap(lambda c, b: inversion.start(c, b, moves))(codes, biases)
@@ -348,6 +367,7 @@ def _invert_alike(
             most = 1 if config.img_resolution >= LARGE else STEPS_PER_CALL
             steps = max(n for n in range(1, most + 1) if length % n == 0)
             for first in range(begin, begin + length, steps):
+                begun = time.perf_counter()
                 states, out = _advance(
                     shared,
                     (problems, states, stage_keys),
@@ -362,6 +382,8 @@ def _invert_alike(
                 )
                 outs.append(out)
                 done += steps
+                jax.block_until_ready(out[0])
+                clock.add((sr, steps), steps, time.perf_counter() - begun)
                 if on_step is not None:
                     losses_now = np.asarray(out[0])
                     on_step(
@@ -373,10 +395,16 @@ def _invert_alike(
         result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
         codes, biases = result.code, result.bias
         results.append(result)
-    return [
-        (make_avatar(config, p, codes[i], biases[i], weights), jax.tree.map(lambda x, i=i: x[i], results))
-        for i, p in enumerate(portraits)
-    ]
+    own = [jax.tree.map(lambda x, i=i: x[i], results) for i in range(len(portraits))]
+    if courses is not None:
+        courses |= {k: course_of(o, clock.per_step(), before) for k, o in zip(numbers, own, strict=True)}
+    return [(make_avatar(config, p, codes[i], biases[i], weights), own[i]) for i, p in enumerate(portraits)]
+
+
+def course_of(stages: Sequence[StageResult], seconds: np.ndarray, before: float) -> Course:
+    """How the loss of the raw rendering fell, which every step measures."""
+    terms = [{k: np.asarray(v) for k, v in stage.terms.items() if k.startswith('raw/')} for stage in stages]
+    return Course(np.concatenate([sum(t.values()) for t in terms]), seconds, before)
 
 
 def _rule(stage: inversion.StageConfig) -> inversion.StageConfig:
@@ -442,5 +470,6 @@ def report(inverted: Inversion) -> dict[str, Any]:
         'psnr_in_mask': float(inverted.psnr_mask),
         'terms': {name: float(value) for name, value in inverted.terms.items()},
         'converged': bool(inverted.stages[-1].converged),
+        **({} if inverted.course is None else inverted.course.report()),
         'stages': stages,
     }
