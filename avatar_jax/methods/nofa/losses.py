@@ -91,8 +91,8 @@ def check_mouths(landmarks: np.ndarray | None, size: int, names: list[str] | Non
     """
     if landmarks is None:
         raise UserError(
-            'landmarks: missing, but the mouth terms need them; track the pictures, or set the weights of mouth and '
-            'teeth to 0'
+            f'{f"{names[0]}: " if names else ""}landmarks: missing, but the mouth terms need them; track the pictures, '
+            'or set the weights of mouth and teeth to 0'
         )
     if landmarks.shape[-2:] != (68, 2):
         raise UserError(f'landmarks: shape {landmarks.shape}; the mouth terms need 68 points, [B,68,2]')
