@@ -155,6 +155,9 @@ def in_space(rows: jax.Array, space: str) -> jax.Array:
     return rows if space == 'w+' else jnp.broadcast_to(rows.mean(-2, keepdims=True), rows.shape)
 
 
+_COMPILED: set[tuple] = set()  # programs that ran once already
+
+
 @functools.partial(jax.jit, static_argnames=('space', 'devices'))
 def _first_codes(encoder, images, *, space, devices):
     def all_of(encoder, images):
@@ -166,11 +169,16 @@ def _first_codes(encoder, images, *, space, devices):
 def first_codes(
     encoder: StartEncoder, images: jax.Array, space: str, devices: Sequence[jax.Device]
 ) -> tuple[jax.Array, float]:
-    """Codes [P,L,D] that people's inversions start from, and the seconds that it took.
+    """Codes [P,L,D] that people's inversions start from, and the seconds that it took, without compilation.
 
     Args:
         images: [P,S,S,3], P a multiple of the number of devices. space: 'w' or 'w+'.
     """
+    how = {'space': space, 'devices': tuple(devices)}
+    program = (encoder.config, *how.values(), images.shape)
+    if program not in _COMPILED:
+        _COMPILED.add(program)
+        jax.block_until_ready(_first_codes(encoder, images, **how))
     begun = time.perf_counter()
-    codes = jax.block_until_ready(_first_codes(encoder, images, space=space, devices=tuple(devices)))
+    codes = jax.block_until_ready(_first_codes(encoder, images, **how))
     return codes, time.perf_counter() - begun
