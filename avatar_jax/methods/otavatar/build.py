@@ -29,7 +29,7 @@ def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     """The model's configuration with the inversion that the options ask for."""
     check = Check(options, OPTION)
     check.at_least(0, 'pti', 'pti_hold')
-    check.at_least(1, 'steps')
+    check.at_least(1, 'steps', 'portion')
     if options.space not in ('w', 'w+'):
         raise UserError(f"--space {options.space}: use 'w' or 'w+'")
     found = config.settings.inversion
@@ -93,6 +93,7 @@ def build_many(
         key,
         weights=model.sha256,
         on_step=lambda done, loss: on_step(done, loss=loss),
+        portion=options.portion,
     )
     built = []
     for portrait, inverted in zip(portraits, found, strict=True):

@@ -37,12 +37,15 @@ from avatar_jax.methods.otavatar.objective import image_terms, portrait_loss, pr
 from avatar_jax.methods.render import side_labels, stream
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
-from avatar_jax.parallel import on_all, over_devices
+from avatar_jax.parallel import in_portions, on_all, over_devices, portion_of
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.types import Avatar, Portrait, PyTree
 
 STEPS_PER_CALL = 10
 LARGE = 256  # pixels from which a step takes long enough to be shown by itself
+# What a step holds for each pixel, and for each point of the rays that are rendered at a time: fits the plans of the
+# compiler for 128 pixels (381 MiB a person) and 512 (1.36 GiB).
+BYTES_PER_PIXEL, BYTES_PER_POINT = 4800, 1600
 
 
 @flax.struct.dataclass
@@ -216,9 +219,18 @@ def _pose_all(shared, portraits, *, config, devices):
     return over_devices(all_of, devices)(shared, portraits)
 
 
-@partial(jax.jit, static_argnames=('config', 'stage', 'count', 'sr', 'jitter', 'devices'))
-def _advance(shared, people, first, tied, *, config, stage, count, sr, jitter, devices):
-    """``count`` steps for all people; one program for both spaces, as only ``tied`` tells them apart."""
+def bytes_of_step(config: ModelConfig) -> float:
+    """About what a step holds for each person who is inverted side by side with others."""
+    generator, view = config.generator, config.generator.rendering
+    rays = min(view.ray_chunk or np.inf, generator.neural_rendering_resolution**2)
+    points = rays * (view.depth_resolution + view.depth_resolution_importance)
+    return BYTES_PER_PIXEL * config.img_resolution**2 + BYTES_PER_POINT * points
+
+
+@partial(jax.jit, static_argnames=('config', 'stage', 'count', 'sr', 'jitter', 'devices', 'portion'))
+def _advance(shared, people, first, tied, *, config, stage, count, sr, jitter, devices, portion):
+    """``count`` steps for all people, on each device ``portion`` of them side by side; one program for both spaces, as
+    only ``tied`` tells them apart."""
 
     def all_of(shared, people):
         variables, bank, first, tied = shared
@@ -227,7 +239,7 @@ def _advance(shared, people, first, tied, *, config, stage, count, sr, jitter, d
             loss = loss_of(variables, config, problem, bank, jitter)
             return inversion.advance(loss, state, key, first, count, sr, tied, stage, transforms(config))
 
-        return jax.vmap(one)(*people)
+        return in_portions(one, people, portion)
 
     return over_devices(all_of, devices)((*shared, first, tied), people)
 
@@ -269,10 +281,13 @@ def invert_people(
     weights: str = '',
     on_step: Callable[[int, float], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    portion: int | None = None,
 ) -> list[Inversion]:
     """Inverts many portraits side by side.
 
     Args:
+        portion: people whom each device inverts at the same time, with the same results as with all of them; None: as
+            many as half of its memory is enough for (``parallel.portion_of``).
         devices: over which people are spread, with the same results as on one; None: all of this process.
         on_step: called with (steps done, mean loss) after every few steps; ``num_steps(config)`` is their total.
 
@@ -281,7 +296,8 @@ def invert_people(
         ``fold_in(key, index)``: portraits of whom more is known do not lose it in the company of others.
     """
     bank = PerceptionBank() if bank is None else bank
-    made = avatars_of(variables, config, portraits, bank, key, weights=weights, on_step=on_step, devices=devices)
+    how = {'weights': weights, 'on_step': on_step, 'devices': devices, 'portion': portion}
+    made = avatars_of(variables, config, portraits, bank, key, **how)
     return [
         Inversion(avatar, stages, **shown(variables, config, portrait, bank, avatar, devices))
         for portrait, (avatar, stages) in zip(portraits, made, strict=True)
@@ -298,6 +314,7 @@ def avatars_of(
     weights: str = '',
     on_step: Callable[[int, float], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    portion: int | None = None,
 ) -> list[tuple[Avatar, list[StageResult]]]:
     """``invert_people`` without looking at the result: avatars and the results of their stages."""
     groups, found = alike(portraits), [None] * len(portraits)
@@ -308,7 +325,7 @@ def avatars_of(
 
         some = [portraits[i] for i in numbers]
         part = _invert_alike(
-            variables, config, some, numbers, bank, key, weights, None if on_step is None else step, devices
+            variables, config, some, numbers, bank, key, weights, None if on_step is None else step, devices, portion
         )
         for i, inverted in zip(numbers, part, strict=True):
             found[i] = inverted
@@ -325,10 +342,11 @@ def _invert_alike(
     weights: str,
     on_step: Callable[[int, float], None] | None,
     devices: Sequence[jax.Device] | None,
+    portion: int | None,
 ) -> list[tuple[Avatar, list[StageResult]]]:
     """``avatars_of`` portraits of whom the same is known; ``numbers`` are theirs among all."""
     devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
-    count = -(-len(portraits) // len(devices)) * len(devices)  # the last one fills up
+    count, portion = portion_of(len(portraits), devices, bytes_of_step(config), portion)  # the last one fills up
     people = stack_portraits([*portraits, *[portraits[-1]] * (count - len(portraits))])
     shared = on_all((variables, bank), devices)
     which = jnp.asarray([*numbers, *range(count - len(numbers))])
@@ -359,6 +377,7 @@ def _invert_alike(
                     sr=sr,
                     jitter=key is not None,
                     devices=devices,
+                    portion=portion,
                 )
                 outs.append(out)
                 done += steps
@@ -389,15 +408,17 @@ def step_program(
 ) -> tuple[Callable, tuple]:
     """One super-resolved step for all portraits (``alike``), on one device: a function and its arguments."""
     devices, moves = tuple(jax.local_devices()[:1]), transforms(config)
+    count, portion = portion_of(len(portraits), devices, bytes_of_step(config))
     code, bias = first_code(variables, config)
     state = inversion.start(code, bias, moves)
-    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(portraits), *x.shape)), state)
-    keys = jax.random.split(jax.random.key(0), len(portraits))
-    problems = _pose_all((variables, bank), stack_portraits(portraits), config=config, devices=devices)
+    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state)
+    keys = jax.random.split(jax.random.key(0), count)
+    people = stack_portraits([*portraits, *[portraits[-1]] * (count - len(portraits))])
+    problems = _pose_all((variables, bank), people, config=config, devices=devices)
     rule = _rule(config.settings.inversion.stages()[-1])
 
     def step(shared: tuple, people: tuple) -> tuple:
-        how = {'stage': rule, 'count': 1, 'sr': True, 'jitter': False, 'devices': devices}
+        how = {'stage': rule, 'count': 1, 'sr': True, 'jitter': False, 'devices': devices, 'portion': portion}
         state, (loss, *_) = _advance(shared, people, jnp.int32(0), jnp.asarray(False), config=config, **how)
         return state.code, state.bias, loss
 
