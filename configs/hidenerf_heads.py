@@ -3,21 +3,22 @@
     avatar-jax train --config configs/hidenerf_heads.py --out runs/hidenerf
 
 Variants (``hidenerf_heads.py:NAME``): ``tiny`` (a few thousand parameters, for trying the commands), ``small`` (32
-pixels, for comparing variants), ``full`` (the published sizes at 256 pixels, for measuring speed and memory), and the
-rows of the paper's Table 5: no_multi_scale, no_camera_to_world, no_secc; plane_warp (equation 1 to the letter). Join
-with commas: ``small,no_secc``.
+pixels, for comparing variants), ``fine`` (64 x 64 rays, to go on from weights with 32 x 32, with
+``--config.init=FILE --config.init_parts="('appearance', 'deformation', 'points')"``), ``full`` (the published sizes at
+256 pixels, for measuring speed and memory), and the rows of the paper's Table 5: no_multi_scale, no_camera_to_world,
+no_secc; plane_warp (equation 1 to the letter). Join with commas: ``small,no_secc``.
 """
 
 from __future__ import annotations
 
 from avatar_jax.configure import run_fields, unknown_variant
 
-SIZES = ('tiny', 'small', 'full')
+SIZES = ('tiny', 'small', 'fine', 'full')
 
 
 def get_config(variant: str = ''):
     """The ``RunConfig`` of a variant, as a ConfigDict."""
-    from avatar_jax.methods.hidenerf.config import ABLATIONS, SMALL, ModelConfig
+    from avatar_jax.methods.hidenerf.config import ABLATIONS, FINE, SMALL, ModelConfig
     from avatar_jax.methods.hidenerf.train import RunConfig
     from avatar_jax.train.run import ClipsConfig, PeopleOutput
 
@@ -41,5 +42,7 @@ def get_config(variant: str = ''):
         config = RunConfig(model=model, data=ClipsConfig(people=64))
     else:
         data = ClipsConfig('heads', 'data/hidenerf_heads', people=1024, frames=4)
+        if 'fine' in names:
+            changes = FINE | changes
         config = RunConfig(model=ModelConfig.heads(**changes), data=data, output=output, storage='float16')
     return run_fields('hidenerf', config)

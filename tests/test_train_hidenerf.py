@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from avatar_jax.methods.hidenerf import adversary, cameras, losses, model, secc
 from avatar_jax.methods.hidenerf import train as training
 from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.methods.hidenerf.train import DRIVER, SOURCE, Flags, RunConfig
+from avatar_jax.methods.hidenerf.training import with_parts
 from avatar_jax.procedural import ProceduralHead
 from tests.comparison import close
 
@@ -341,6 +343,29 @@ def test_data_that_do_not_fit_are_one_line():
     with pytest.raises(UserError, match='raw_discriminator.mbstd_group_size: 2'):
         training.check_batch(GAN, 4)
     training.check_batch(GAN, 2)
+
+
+def test_parts_of_other_weights():
+    """Finer rays leave the networks of planes and points as they are; the refine network has other levels."""
+    coarse, fine = PLAIN, PLAIN.replace(raw_size=16, refine__identity=(4, 8, 8), refine__decoder=(8, 8, 8))
+    known, fresh = (model.init(c, jax.random.key(k)) for k, c in enumerate((coarse, fine)))
+    run = RunConfig(model=fine, init='before', init_parts=('appearance', 'points'))
+    found = with_parts(run, known, fresh)['params']
+    for part in found:
+        chex.assert_trees_all_equal(found[part], (known if part in run.init_parts else fresh)['params'][part])
+    with pytest.raises(UserError, match="init_parts: 'refine' of before has other sizes than here; leave it out"):
+        with_parts(dataclasses.replace(run, init_parts=('refine',)), narrowed(known), fresh)
+    with pytest.raises(UserError, match='init_parts: .*generator.*; may have appearance, identity'):
+        RunConfig(init='before', init_parts=('generator',))
+    with pytest.raises(UserError, match='init_parts: .*; needs init, the weights that have these parts'):
+        RunConfig(init_parts=('points',))
+
+
+def narrowed(variables):
+    """Variables whose refine network has half the channels."""
+    return {
+        'params': variables['params'] | {'refine': jax.tree.map(lambda x: x[..., ::2], variables['params']['refine'])}
+    }
 
 
 def test_runs_survive_their_files():

@@ -37,6 +37,7 @@ from avatar_jax.train.state import Group, TrainState, step_key
 from avatar_jax.types import PyTree
 
 DRIVER, SOURCE = 0, 1  # frames of a pair
+PARTS = ('appearance', 'identity', 'deformation', 'points', 'refine')
 _FLIPS, _DRAWS, _AUGMENT = range(3)  # random streams of a step
 
 
@@ -48,6 +49,8 @@ class RunConfig:
         seed: decides initial weights, data order and all random draws.
         model: networks, losses and training. data: the clips. output: logs, samples, checkpoints.
         init: weight file to start from; '' starts from fresh networks.
+        init_parts: networks to take from it ('appearance', 'identity', 'deformation', 'points', 'refine'), the others
+            being fresh, as where rays get finer; () takes all, of the same configuration.
         perception: 'vgg16=FILE' and 'lpips_vgg=FILE' for the perceptual loss.
         parallel: 'pmap', 'shard_map' or 'single'.
         storage: of the numbers in the final weight file: 'float32' or 'float16'.
@@ -60,6 +63,7 @@ class RunConfig:
     data: ClipsConfig = field(default_factory=ClipsConfig)
     output: PeopleOutput = field(default_factory=PeopleOutput)
     init: str = ''
+    init_parts: tuple[str, ...] = ()
     perception: tuple[str, ...] = ()
     parallel: str = 'pmap'
     storage: str = 'float32'
@@ -82,6 +86,11 @@ class RunConfig:
         check = Check(self)
         check.need(self.method == METHOD, 'method', f'this configuration is of {METHOD!r}')
         check.one_of('storage', 'float32', 'float16')
+        for part in self.init_parts:
+            check.need(part in PARTS, 'init_parts', f'may have {", ".join(PARTS)}')
+        check.need(
+            not self.init_parts or bool(self.init), 'init_parts', 'needs init, the weights that have these parts'
+        )
 
     def loop(self) -> LoopConfig:
         """The settings of the loop."""

@@ -29,6 +29,7 @@ from avatar_jax.train.loop import Sample
 from avatar_jax.train.program import Program
 from avatar_jax.train.runner import Run, devices_for
 from avatar_jax.train.state import TrainState
+from avatar_jax.types import PyTree
 
 FRAMES = 2  # of a clip: driver and source
 NETWORKS = ('vgg16', 'lpips_vgg')
@@ -46,7 +47,10 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     state, digest = training.fresh_state(settings, config.seed), ''
     if config.init:
         variables, found, digest, _ = model.load_model(weight_file(config.init))
-        check_config(config.init, to_plain(networks_of(found)), to_plain(networks_of(settings)))
+        if config.init_parts:
+            variables = with_parts(config, variables, model.init(settings, jax.random.key(config.seed)))
+        else:
+            check_config(config.init, to_plain(networks_of(found)), to_plain(networks_of(settings)))
         key = jax.random.split(jax.random.key(config.seed))[1]
         judges = adversary.init(settings, key) if settings.adversarial else None
         state = training.init_state(settings, variables, judges)
@@ -114,6 +118,20 @@ def bank_of(config: RunConfig) -> PerceptionBank | None:
             f"perception: {unused[0]!r} is not used; HiDe-NeRF's loss looks through {' and '.join(NETWORKS)}"
         )
     return PerceptionBank.load(files) if files else None
+
+
+def with_parts(config: RunConfig, known: PyTree, fresh: PyTree) -> PyTree:
+    """Fresh variables with ``config.init_parts`` of known ones.
+
+    Raises:
+        UserError: a part is of another size.
+    """
+    params = dict(fresh['params'])
+    for part in config.init_parts:
+        if jax.tree.map(jnp.shape, known['params'][part]) != jax.tree.map(jnp.shape, params[part]):
+            raise UserError(f'init_parts: {part!r} of {config.init} has other sizes than here; leave it out')
+        params[part] = known['params'][part]
+    return {'params': params}
 
 
 def networks_of(settings: ModelConfig) -> ModelConfig:
