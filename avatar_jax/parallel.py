@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 AXIS, MODEL_AXIS = 'data', 'model'
 KINDS = ('pmap', 'shard_map', 'single', 'sharded')
+TRANSFERS = 'allow'  # of ``in_loop``
 PORTION = 0.5  # of a device's memory that rows side by side may take
 SMALL = 4096  # arrays of fewer numbers are not worth cutting
 PyTree = Any
@@ -345,6 +347,13 @@ def portion_of(rows: int, devices: Sequence[jax.Device], bytes_each: float, most
     return len(devices) * parts * portion, portion
 
 
+def in_loop() -> AbstractContextManager:
+    """For what is done again and again, steps and frames: nothing passes between host and devices unless the code says
+    so (``jax.device_put``, ``jax.device_get``). Only tests refuse it (``TRANSFERS``): it costs time, and is no error.
+    """
+    return jax.transfer_guard(TRANSFERS)
+
+
 def device_memory(device: jax.Device) -> int | None:
     """Bytes of a device; of a CPU, its part of the machine's. None where that is not known."""
     stats = device.memory_stats() or {}
@@ -359,6 +368,14 @@ def device_memory(device: jax.Device) -> int | None:
 def on_all(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     """A tree with a copy on each of the devices, for ``over_devices``'s ``shared``."""
     if len(devices) < 2:
-        return tree
+        return jax.device_put(tree)
     mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
     return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def on_rows(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """A tree of [rows, ...] cut over the devices, for ``over_devices``'s ``rows``."""
+    if len(devices) < 2:
+        return jax.device_put(tree)
+    mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return jax.device_put(tree, NamedSharding(mesh, P(AXIS)))

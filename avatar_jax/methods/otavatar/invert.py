@@ -37,7 +37,7 @@ from avatar_jax.methods.otavatar.objective import image_terms, portrait_loss, pr
 from avatar_jax.methods.render import side_labels, stream
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
-from avatar_jax.parallel import in_portions, on_all, over_devices, portion_of
+from avatar_jax.parallel import in_loop, in_portions, on_all, on_rows, over_devices, portion_of
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.types import Avatar, Portrait, PyTree
 
@@ -356,42 +356,46 @@ def _invert_alike(
     moves, stages, results, done = transforms(config), config.settings.inversion.stages(), [], 0
     inversion.check_order(stages)
     problems = _pose_all(shared, people, config=config, devices=devices)
+    waiting = None
+
+    def tell(losses_then: jax.Array | None, done: int) -> None:
+        """Losses are looked at when the next steps are under way."""
+        if on_step is not None and losses_then is not None:
+            values = jax.device_get(losses_then)
+            finite = values[np.isfinite(values)]
+            on_step(done, float(finite.mean()) if finite.size else float('nan'))
+
     for i, stage in enumerate(stages):
         states = jax.vmap(lambda c, b: inversion.start(c, b, moves))(codes, biases)
-        stage_keys = jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
+        stage_keys = on_rows(jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys), devices)
         rule = _rule(stage)
         outs = []
         for begin, length, sr in inversion.phases(stage):
-            states = jax.vmap(inversion.begin_phase)(states)
+            states = on_rows(jax.vmap(inversion.begin_phase)(states), devices)
             most = 1 if config.img_resolution >= LARGE else STEPS_PER_CALL
             steps = max(n for n in range(1, most + 1) if length % n == 0)
             for first in range(begin, begin + length, steps):
-                states, out = _advance(
-                    shared,
-                    (problems, states, stage_keys),
-                    jnp.int32(first),
-                    jnp.asarray(stage.space == 'w'),
-                    config=config,
-                    stage=rule,
-                    count=steps,
-                    sr=sr,
-                    jitter=key is not None,
-                    devices=devices,
-                    portion=portion,
-                )
-                outs.append(out)
-                done += steps
-                if on_step is not None:
-                    losses_now = np.asarray(out[0])
-                    on_step(
-                        done,
-                        float(losses_now[np.isfinite(losses_now)].mean())
-                        if np.isfinite(losses_now).any()
-                        else float('nan'),
+                with in_loop():
+                    states, out = _advance(
+                        shared,
+                        (problems, states, stage_keys),
+                        *on_all((np.int32(first), np.asarray(stage.space == 'w')), devices),
+                        config=config,
+                        stage=rule,
+                        count=steps,
+                        sr=sr,
+                        jitter=key is not None,
+                        devices=devices,
+                        portion=portion,
                     )
+                    before, waiting = waiting, out[0]
+                    outs.append(out)
+                    tell(before, done)
+                done += steps
         result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
         codes, biases = result.code, result.bias
         results.append(result)
+    tell(waiting, done)
     return [
         (make_avatar(config, p, codes[i], biases[i], weights), jax.tree.map(lambda x, i=i: x[i], results))
         for i, p in enumerate(portraits)
