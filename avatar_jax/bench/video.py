@@ -117,7 +117,7 @@ def text_of(result: dict[str, Any]) -> str:
     share = result['waiting_s'] / result['seconds']
     return (
         f'video of {result["frames"]} frames: {result["frames_per_s"]:.3g} per second, {share:.0%} of the time waiting '
-        f'for the renderer; before that {result["driver_s"]:.1f} s for the driver and {result["first_s"]:.1f} s for the '
+        f'for the renderer; before it {result["driver_s"]:.1f} s for the driver and {result["first_s"]:.1f} s for the '
         f'first frames{memory}'
     )
 
