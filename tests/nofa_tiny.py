@@ -30,7 +30,7 @@ def variables_of(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
         if names[-1] not in NORMAL or zero or not leaf.shape:
             return jnp.zeros(leaf.shape)
         if len(leaf.shape) == 1:  # batch norm, PReLU
-            return jnp.full(leaf.shape, 0.25 if names[-2] == '2' else 1.0)
+            return jnp.full(leaf.shape, 0.25 if names[-2] == '2' else 1.0, jnp.float32)
         scale = 1.0 if names[1] == 'generator' or names[-2] == 'linear' else np.prod(leaf.shape[:-1]) ** -0.5
         return jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32)
 

@@ -89,6 +89,15 @@ def test_group_update_statistics_and_average():
     assert num_params(group.params) == 2
 
 
+def test_all_steps_are_one_program():
+    """What was made of Python numbers has another type in JAX than what a step gives back."""
+    tx = make_optimizer(OptimizerConfig('adam', 0.1))
+    group = Group.create({'x': jnp.full(2, 1.0)}, tx, ema=True)
+    after = jax.eval_shape(lambda g: g.apply_gradients(g.params, tx)[0].update_ema(0.5), group)
+    types = [[(x.dtype, x.weak_type) for x in jax.tree.leaves(tree)] for tree in (group, after)]
+    assert types[0] == types[1]
+
+
 def test_state_refuses_unknown_groups_and_keys_depend_on_seed_step_stream():
     tx = make_optimizer(OptimizerConfig())
     state = TrainState.create({'a': Group.create({'x': jnp.ones(2)}, tx)})

@@ -26,7 +26,7 @@ class Group:
     @classmethod
     def create(cls, params: PyTree, tx: optax.GradientTransformation, *, ema: bool = False) -> Group:
         """A fresh group; the average starts equal to (and as a copy of) the parameters."""
-        params = jax.tree.map(jnp.asarray, params)
+        params = jax.tree.map(_strong, params)
 
         @jax.jit  # one small program instead of some for each shape of a parameter
         def rest(params):
@@ -75,6 +75,14 @@ class TrainState:
         if unknown:
             raise KeyError(f'no such group: {sorted(unknown)}; there are {sorted(self.groups)}')
         return self.replace(groups={**self.groups, **groups})
+
+
+def _strong(x: jax.Array) -> jax.Array:
+    """The same numbers without JAX's mark for "made of a Python number": an update loses it, and with it the second
+    step would be another program than the first.
+    """
+    x = jnp.asarray(x)
+    return jax.lax.convert_element_type(x, x.dtype)
 
 
 def step_key(seed: int, step: jax.Array | int, stream: int = 0) -> jax.Array:

@@ -114,8 +114,12 @@ class Stages:
 
         first = fit.first_params(self.variables, tune)
         states = jax.vmap(lambda _: tuning.start(first, chosen))(jnp.arange(self.batch))
-        people = (self.images, self.labels, self.shape, self.expression, self.landmarks, states)
-        return (lambda v, *x: jax.vmap(one, in_axes=(None, *(0,) * 6))(v, *x)), (self.variables, *people), (6,)
+        people = (self.images, self.labels, self.shape, self.expression, self.landmarks)
+
+        def step(states, v, *people):
+            return (jax.vmap(one, in_axes=(None, *(0,) * 6))(v, *people, states),)
+
+        return step, (states, self.variables, *people), (0,)
 
     def _training(self, stage: str) -> tuple[Callable, tuple, tuple[int, ...]]:
         c, both = self.config, lambda x: jnp.stack([x, x], 1)
