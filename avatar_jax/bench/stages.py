@@ -52,7 +52,7 @@ def run_benchmark(
         'processor_min_s' (seconds summed over the cores: tells more than the clock on a busy machine), 'times_s',
         'flops', 'bytes' (counted from shapes; loops of unknown length count once), 'temp_bytes', 'argument_bytes',
         'output_bytes', 'peak_rss_bytes', 'device_peak_bytes', perhaps 'profile'}]}; what the platform does not tell
-            is None.
+            is None. 'compared': what ``bench.compared`` asks for, in lines.
     """
     import jax
 
@@ -63,6 +63,7 @@ def run_benchmark(
         'config': dataclasses.asdict(config),
         'load_average': [_load()],
         'results': [],
+        'compared': [],
     }
     for batch in batch_sizes:
         build = bench.build(config, batch)
@@ -78,12 +79,31 @@ def run_benchmark(
                 measured['profile'] = measured['profile'].to_dict()
         del build
         jax.clear_caches()
+        for line in comparisons(bench, [r for r in result['results'] if r['batch'] == batch]):
+            result['compared'].append(line)
+            if report:
+                report(line)
     result['load_average'].append(_load())
     if out_json is not None:
         path = Path(out_json)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + '\n')
     return result
+
+
+def comparisons(bench: Bench, results: Sequence[dict[str, Any]]) -> list[str]:
+    """Stages of one batch size that the method wants to see beside each other: time, operations, memory."""
+    found, lines = {r['stage']: r for r in results}, []
+    for first, second in bench.compared:
+        if not {first, second} <= found.keys():
+            continue
+        a, b = found[first], found[second]
+        parts = [f'{a["min_s"] / b["min_s"]:.2f} of the time', f'{a["flops"] / b["flops"]:.2f} of the operations']
+        if a['temp_bytes'] and b['temp_bytes']:
+            sizes = [r['temp_bytes'] + r['argument_bytes'] for r in (a, b)]
+            parts.append(f'{sizes[0] / sizes[1]:.2f} of the memory ({sizes[0] >> 20} and {sizes[1] >> 20} MiB)')
+        lines.append(f'{first} against {second}, batch {a["batch"]}: {", ".join(parts)}')
+    return lines
 
 
 def check_stages(bench: Bench, stages: Sequence[str] | None, batch_sizes: Sequence[int]) -> Sequence[str]:

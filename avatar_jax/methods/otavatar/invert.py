@@ -7,6 +7,7 @@ steps at a time, so that it can show progress, ends when everybody has stopped, 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from avatar_jax.driving.signals import drive_of_rows, still_rows
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.inversion import invert as inversion
 from avatar_jax.inversion.invert import StageResult, Transforms, interpolate
+from avatar_jax.inversion.saving import Course, StepClock
+from avatar_jax.inversion.start import StartEncoder, first_codes
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import method
 from avatar_jax.methods.otavatar.controller import MotionCode
@@ -60,6 +63,7 @@ class Inversion:
         psnr, psnr_raw: dB between portrait and reconstruction (the portrait averaged to its size).
         psnr_mask: dB inside the portrait's mask; NaN without one.
         views: [3,S,S,3] from the portrait's side and from both others (``methods.render.side_labels``), if rendered.
+        course: how the loss fell, in steps and seconds; None of ``invert_portrait``.
     """
 
     avatar: Avatar
@@ -71,6 +75,7 @@ class Inversion:
     psnr_raw: jax.Array
     psnr_mask: jax.Array
     views: np.ndarray | None = None
+    course: Course | None = flax.struct.field(pytree_node=False, default=None)
 
 
 def transforms(config: ModelConfig) -> Transforms:
@@ -281,26 +286,29 @@ def invert_people(
     weights: str = '',
     on_step: Callable[[int, float], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    encoder: StartEncoder | None = None,
     portion: int | None = None,
 ) -> list[Inversion]:
     """Inverts many portraits side by side.
 
     Args:
-        portion: people whom each device inverts at the same time, with the same results as with all of them; None: as
-            many as half of its memory is enough for (``parallel.portion_of``).
         devices: over which people are spread, with the same results as on one; None: all of this process.
         on_step: called with (steps done, mean loss) after every few steps; ``num_steps(config)`` is their total.
+        encoder: gives the codes that the inversions start from; None: all start at the mean code.
+        portion: people whom each device inverts at the same time, with the same results as with all of them; None: as
+            many as half of its memory is enough for (``parallel.portion_of``).
 
     Returns:
         one ``Inversion`` per portrait, equal (up to rounding) to ``invert_portrait`` with the key
         ``fold_in(key, index)``: portraits of whom more is known do not lose it in the company of others.
     """
     bank = PerceptionBank() if bank is None else bank
+    courses: dict[int, Course] = {}
     how = {'weights': weights, 'on_step': on_step, 'devices': devices, 'portion': portion}
-    made = avatars_of(variables, config, portraits, bank, key, **how)
+    made = avatars_of(variables, config, portraits, bank, key, encoder=encoder, courses=courses, **how)
     return [
-        Inversion(avatar, stages, **shown(variables, config, portrait, bank, avatar, devices))
-        for portrait, (avatar, stages) in zip(portraits, made, strict=True)
+        Inversion(avatar, stages, **shown(variables, config, portrait, bank, avatar, devices), course=courses[i])
+        for i, (portrait, (avatar, stages)) in enumerate(zip(portraits, made, strict=True))
     ]
 
 
@@ -314,9 +322,14 @@ def avatars_of(
     weights: str = '',
     on_step: Callable[[int, float], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    encoder: StartEncoder | None = None,
+    courses: dict[int, Course] | None = None,
     portion: int | None = None,
 ) -> list[tuple[Avatar, list[StageResult]]]:
-    """``invert_people`` without looking at the result: avatars and the results of their stages."""
+    """``invert_people`` without looking at the result: avatars and the results of their stages.
+
+    ``courses``: is given, by the portraits' numbers, how their losses fell.
+    """
     groups, found = alike(portraits), [None] * len(portraits)
     for k, numbers in enumerate(groups):
 
@@ -324,9 +337,9 @@ def avatars_of(
             on_step((k * num_steps(config) + done) // len(groups), loss)
 
         some = [portraits[i] for i in numbers]
-        part = _invert_alike(
-            variables, config, some, numbers, bank, key, weights, None if on_step is None else step, devices, portion
-        )
+        then = None if on_step is None else step
+        how = (weights, then, devices, encoder, courses, portion)
+        part = _invert_alike(variables, config, some, numbers, bank, key, *how)
         for i, inverted in zip(numbers, part, strict=True):
             found[i] = inverted
     return found
@@ -342,6 +355,8 @@ def _invert_alike(
     weights: str,
     on_step: Callable[[int, float], None] | None,
     devices: Sequence[jax.Device] | None,
+    encoder: StartEncoder | None,
+    courses: dict[int, Course] | None,
     portion: int | None,
 ) -> list[tuple[Avatar, list[StageResult]]]:
     """``avatars_of`` portraits of whom the same is known; ``numbers`` are theirs among all."""
@@ -355,16 +370,11 @@ def _invert_alike(
     codes, biases = (jnp.broadcast_to(x, (count, *x.shape)) for x in (code, bias))
     moves, stages, results, done = transforms(config), config.settings.inversion.stages(), [], 0
     inversion.check_order(stages)
+    clock, before = StepClock(), 0.0
+    if encoder is not None:
+        # In W the rows move together: those of an encoder keep their differences, unless W is all there is.
+        codes, before = first_codes(on_all(encoder, devices), people.image, stages[-1].space, devices)
     problems = _pose_all(shared, people, config=config, devices=devices)
-    waiting = None
-
-    def tell(losses_then: jax.Array | None, done: int) -> None:
-        """Losses are looked at when the next steps are under way."""
-        if on_step is not None and losses_then is not None:
-            values = jax.device_get(losses_then)
-            finite = values[np.isfinite(values)]
-            on_step(done, float(finite.mean()) if finite.size else float('nan'))
-
     for i, stage in enumerate(stages):
         states = jax.vmap(lambda c, b: inversion.start(c, b, moves))(codes, biases)
         stage_keys = on_rows(jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys), devices)
@@ -375,6 +385,7 @@ def _invert_alike(
             most = 1 if config.img_resolution >= LARGE else STEPS_PER_CALL
             steps = max(n for n in range(1, most + 1) if length % n == 0)
             for first in range(begin, begin + length, steps):
+                begun = time.perf_counter()
                 with in_loop():
                     states, out = _advance(
                         shared,
@@ -388,18 +399,30 @@ def _invert_alike(
                         devices=devices,
                         portion=portion,
                     )
-                    before, waiting = waiting, out[0]
-                    outs.append(out)
-                    tell(before, done)
+                    losses_now = jax.device_get(out[0])  # waits for the steps
+                outs.append(out)
                 done += steps
+                clock.add((sr, steps), steps, time.perf_counter() - begun)
+                if on_step is not None:
+                    on_step(
+                        done,
+                        float(losses_now[np.isfinite(losses_now)].mean())
+                        if np.isfinite(losses_now).any()
+                        else float('nan'),
+                    )
         result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
         codes, biases = result.code, result.bias
         results.append(result)
-    tell(waiting, done)
-    return [
-        (make_avatar(config, p, codes[i], biases[i], weights), jax.tree.map(lambda x, i=i: x[i], results))
-        for i, p in enumerate(portraits)
-    ]
+    own = [jax.tree.map(lambda x, i=i: x[i], results) for i in range(len(portraits))]
+    if courses is not None:
+        courses |= {k: course_of(o, clock.per_step(), before) for k, o in zip(numbers, own, strict=True)}
+    return [(make_avatar(config, p, codes[i], biases[i], weights), own[i]) for i, p in enumerate(portraits)]
+
+
+def course_of(stages: Sequence[StageResult], seconds: np.ndarray, before: float) -> Course:
+    """How the loss of the raw rendering fell, which every step measures."""
+    terms = [{k: np.asarray(v) for k, v in stage.terms.items() if k.startswith('raw/')} for stage in stages]
+    return Course(np.concatenate([sum(t.values()) for t in terms]), seconds, before)
 
 
 def _rule(stage: inversion.StageConfig) -> inversion.StageConfig:
@@ -467,5 +490,6 @@ def report(inverted: Inversion) -> dict[str, Any]:
         'psnr_in_mask': float(inverted.psnr_mask),
         'terms': {name: float(value) for name, value in inverted.terms.items()},
         'converged': bool(inverted.stages[-1].converged),
+        **({} if inverted.course is None else inverted.course.report()),
         'stages': stages,
     }
