@@ -140,7 +140,7 @@ def _measure(
     compiled = lowered.compile()
     done = time.perf_counter()
     costs = count(traces.jaxpr)
-    _reset_peak()
+    reset_peak()
     arguments = list(arguments)
 
     def call() -> tuple[float, float]:
@@ -152,7 +152,7 @@ def _measure(
         return spent
 
     times, processor = zip(*[call() for _ in range(repeats + 1)][1:], strict=True)
-    peak_rss = _peak_rss()
+    resident = peak_rss()
     extra = {'profile': profile(call, compiled, traces.jaxpr, costs, min(times))} if profiled else {}
     memory = compiled.memory_analysis()
     stats = jax.devices()[0].memory_stats() or {}
@@ -168,13 +168,13 @@ def _measure(
         'temp_bytes': getattr(memory, 'temp_size_in_bytes', None),
         'argument_bytes': getattr(memory, 'argument_size_in_bytes', None),
         'output_bytes': getattr(memory, 'output_size_in_bytes', None),
-        'peak_rss_bytes': peak_rss,
+        'peak_rss_bytes': resident,
         'device_peak_bytes': stats.get('peak_bytes_in_use'),
         **extra,
     }
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Starts a new resident-memory maximum, where the system can (Linux)."""
     try:
         Path('/proc/self/clear_refs').write_text('5')
@@ -182,7 +182,8 @@ def _reset_peak() -> None:
         return  # the maximum then is that of the whole process
 
 
-def _peak_rss() -> int | None:
+def peak_rss() -> int | None:
+    """Largest resident memory since ``reset_peak``, bytes; None where the system does not tell."""
     try:
         lines = Path('/proc/self/status').read_text().splitlines()
     except OSError:

@@ -28,6 +28,7 @@ from avatar_jax.methods.hfagp.fit import fit_generator
 from avatar_jax.methods.hfagp.prior import knows_a_person, with_person
 from avatar_jax.methods.hfagp.video import fitted, source_video
 from avatar_jax.options import seconds_of
+from avatar_jax.parallel import in_loop
 from avatar_jax.train.state import TrainState
 from avatar_jax.types import Avatar, Camera, PyTree
 
@@ -296,7 +297,7 @@ def optimise(
         keeper: keeps the state now and then, and may have one to begin with; in its ``with`` block.
     """
     seed = int(jax.random.bits(key) >> 1)
-    frozen = {'bank': bank if losses.network_of(config.settings.loss, bank) == 'lpips' else None}
+    frozen = jax.device_put({'bank': bank if losses.network_of(config.settings.loss, bank) == 'lpips' else None})
     # A copy, because the step overwrites it.
     state = train.init_state(config, jax.tree.map(lambda x: jnp.array(x, copy=True), variables))
     keeper = keeping.Keeper('', {}) if keeper is None else keeper
@@ -312,7 +313,9 @@ def optimise(
         batch = training_batch(
             video, frames, config.settings.loss.size, config.settings.drivers, train.smooths(known, before + done)
         )
-        state, metrics = _step(config, seed, state, train.with_stage(stage, batch, before + done), frozen)
+        placed = jax.device_put(train.with_stage(stage, batch, before + done))
+        with in_loop():
+            state, metrics = _step(config, seed, state, placed, frozen)
         done += 1
         curves.append({name: metrics[name] for name in keeping.CURVES})
         if done % EVERY == 0:

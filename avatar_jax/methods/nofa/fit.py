@@ -44,7 +44,7 @@ from avatar_jax.methods.nofa.train import assembled, join_generator, split_gener
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
-from avatar_jax.parallel import on_all, over_devices
+from avatar_jax.parallel import in_loop, on_all, on_rows, over_devices
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.types import Avatar, Portrait, PyTree
 
@@ -381,21 +381,23 @@ def fit_people(
         first = first_params(variables, settings.tune)
         states = jax.vmap(lambda _: tuning.start(first, settings))(jnp.arange(count))
         outs, done = [], 0
-        while done < settings.steps and not bool(states.stopped.all()):
+        states, keys = on_rows((states, keys), devices)
+        while done < settings.steps and not jax.device_get(states.stopped).all():
             size, begun = min(STEPS_PER_CALL, settings.steps), time.perf_counter()
-            states, out = _advance(
-                variables,
-                problems,
-                rows,
-                bank,
-                states,
-                keys,
-                config=config,
-                count=size,
-                jitter=key is not None,
-                devices=devices,
-            )
-            outs.append(jax.tree.map(np.asarray, out))
+            with in_loop():
+                states, out = _advance(
+                    variables,
+                    problems,
+                    rows,
+                    bank,
+                    states,
+                    keys,
+                    config=config,
+                    count=size,
+                    jitter=key is not None,
+                    devices=devices,
+                )
+                outs.append(jax.device_get(out))
             clock.add('fit', size, time.perf_counter() - begun)
             done = min(done + size, settings.steps)
             if on_step is not None:

@@ -31,7 +31,7 @@ def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     """The model's configuration with the inversion that the options ask for."""
     check = Check(options, OPTION)
     check.at_least(0, 'hold')
-    check.at_least(1, 'steps')
+    check.at_least(1, 'steps', 'portion')
     if options.space not in ('w', 'w+'):
         raise UserError(f"--space {options.space}: use 'w' or 'w+'")
     found = config.settings.inversion
@@ -109,6 +109,7 @@ def build_many(
         weights=model.sha256,
         on_step=lambda done, loss: on_step(done, loss=loss),
         encoder=encoder,
+        portion=options.portion,
     )
     tuned: list[dict[str, Any] | None] = [None] * len(found)
     if fit.tune != 'none':

@@ -51,6 +51,11 @@ class BuildOptions:
         'with --tune generator: how strongly the shape is kept as it was before the fit, and the unseen side near the '
         'mirror image of the seen one (default: 0, not at all)',
     )
+    portion: int | None = option(
+        None,
+        'people of a group that each device inverts at the same time; the others wait for their turn (default: as many '
+        'as half of its memory is enough for)',
+    )
 
 
 METHOD = Method(
