@@ -21,7 +21,9 @@ rest of a program does not see the difference. ``to_host`` makes numpy arrays of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 AXIS, MODEL_AXIS = 'data', 'model'
 KINDS = ('pmap', 'shard_map', 'single', 'sharded')
+TRANSFERS = 'allow'  # of ``in_loop``
+PORTION = 0.5  # of a device's memory that rows side by side may take
 SMALL = 4096  # arrays of fewer numbers are not worth cutting
 PyTree = Any
 StepFn = Callable[[PyTree, PyTree, PyTree, str | None], tuple[PyTree, PyTree]]
@@ -312,9 +316,66 @@ def over_devices(function: Callable[[PyTree, PyTree], PyTree], devices: Sequence
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
 
 
+def in_portions(function: Callable[..., PyTree], rows: Sequence[PyTree], portion: int) -> PyTree:
+    """``function(*row)`` for each row of the first axis, ``portion`` of them at a time: memory of a portion, results of
+    all.
+
+    Args:
+        rows: arguments, each with the same first axis. portion: at least 1.
+    """
+    if portion >= jax.tree.leaves(rows)[0].shape[0]:
+        return jax.vmap(function)(*rows)
+    return jax.lax.map(lambda row: function(*row), tuple(rows), batch_size=portion)
+
+
+def portion_of(rows: int, devices: Sequence[jax.Device], bytes_each: float, most: int | None = None) -> tuple[int, int]:
+    """How rows that never meet are computed: their number with those that fill up, and the portion of each device.
+
+    Portions are of one size, so that there is one program, and as equal as they can be.
+
+    Args:
+        bytes_each: what a row needs while it is computed.
+        most: rows that a device computes side by side; None: as many as ``PORTION`` of its memory is enough for, or all
+            where that is not known.
+    """
+    share = -(-rows // len(devices))
+    if most is None:
+        memory = device_memory(devices[0])
+        most = share if memory is None else max(1, int(PORTION * memory // bytes_each))
+    parts = -(-share // most)
+    portion = -(-share // parts)
+    return len(devices) * parts * portion, portion
+
+
+def in_loop() -> AbstractContextManager:
+    """For what is done again and again, steps and frames: nothing passes between host and devices unless the code says
+    so (``jax.device_put``, ``jax.device_get``). Only tests refuse it (``TRANSFERS``): it costs time, and is no error.
+    """
+    return jax.transfer_guard(TRANSFERS)
+
+
+def device_memory(device: jax.Device) -> int | None:
+    """Bytes of a device; of a CPU, its part of the machine's. None where that is not known."""
+    stats = device.memory_stats() or {}
+    if 'bytes_limit' in stats:
+        return stats['bytes_limit']
+    if device.platform != 'cpu' or 'SC_PHYS_PAGES' not in getattr(os, 'sysconf_names', ()):
+        return None
+    whole = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return whole // jax.local_device_count(device.platform)
+
+
 def on_all(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     """A tree with a copy on each of the devices, for ``over_devices``'s ``shared``."""
     if len(devices) < 2:
-        return tree
+        return jax.device_put(tree)
     mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
     return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def on_rows(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """A tree of [rows, ...] cut over the devices, for ``over_devices``'s ``rows``."""
+    if len(devices) < 2:
+        return jax.device_put(tree)
+    mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return jax.device_put(tree, NamedSharding(mesh, P(AXIS)))

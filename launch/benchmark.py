@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 
 from avatar_jax import processes
-from avatar_jax.bench.choices import bench_of, check_together
-from avatar_jax.methods.base import DEFAULT, Bench, an_example, methods
+from avatar_jax.bench.choices import bench_of, check_together, measure
+from avatar_jax.methods.base import DEFAULT, an_example, methods
 from avatar_jax.options import seconds_of
 
 BUDGET = '8m'
@@ -47,6 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--everything', action='store_true', help='measure all stages of all methods and write tables into --out DIR')
     text = f'with --everything: begin nothing new after this time, e.g. 90s, 8m or 1h (default: {BUDGET})'
     add('--budget', metavar='TIME', help=text)
+    add = parser.add_argument_group('a whole video').add_argument
+    text = 'measure a video of this avatar (of avatar-jax invert) instead: read the driver, render and encode'
+    add('--video', metavar='DIR', help=text)
+    add('--frames', type=int, default=1000, metavar='N', help='with --video: its length (default: 1000)')
+    text = (
+        'with --video: what drives it, e.g. another video, which is then decoded and tracked (default: made-up speech)'
+    )
+    add('--motion', metavar='FILE', help=text)
+    add('--weights', metavar='FILE|NAME', help='with --video: weights of the avatar (default: those in the package)')
     add = parser.add_argument_group('training steps').add_argument
     add('--train', action='store_true', help='measure the training step of --config instead of the stages')
     text, example = 'config file of the training (default: %(default)s)', f'{an_example()}:tiny'
@@ -69,6 +78,10 @@ def run(args: argparse.Namespace) -> None:
         from avatar_jax.bench.everything import run_everything
 
         run_everything(args.out, seconds_of(args.budget or BUDGET), args.repeats, report=print)
+    elif args.video:
+        from avatar_jax.bench.video import run_video
+
+        run_video(args.video, args.motion, args.frames, args.weights, args.out, print)
     elif args.train:
         from avatar_jax.bench.training import run_train_benchmark
         from launch.config_args import load_run
@@ -78,19 +91,7 @@ def run(args: argparse.Namespace) -> None:
         program, how = training.program(config), (args.rows, args.repeats, args.parallel, args.out)
         run_train_benchmark(program, args.devices, *how, print, args.count_only, args.memory)
     else:
-        _stages(args, bench_of(args.method, args.preset))
-
-
-def _stages(args: argparse.Namespace, bench: Bench) -> None:
-    from avatar_jax.bench.memory import run_memory
-    from avatar_jax.bench.stages import run_benchmark
-
-    presets = bench.presets if args.memory and args.preset is None else (args.preset or bench.presets[0],)
-    configs = {preset: bench.config(preset, args.dtype, args.ray_chunk) for preset in presets}
-    if args.memory:
-        run_memory(bench, configs, args.stages, args.batch_sizes, args.out, print)
-        return
-    (config,) = configs.values()
-    run_benchmark(bench, config, args.stages, args.batch_sizes, args.repeats, args.out, print, args.profile)
-    if bench.note:
-        print(bench.note)
+        how = (args.dtype, args.ray_chunk, args.stages, args.batch_sizes)
+        measure(
+            bench_of(args.method, args.preset), args.preset, *how, args.repeats, args.out, args.memory, args.profile
+        )

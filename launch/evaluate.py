@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     protocol.check_method(model.method)
     options, bank, part = given_options(args, model.method), bank_of(args.perception, size), part_of(args.share)
     estimators = chosen_estimators(bank, args.csim, args.perception, model)
-    measured = subject_of(model, options, bank, protocol, args.measured, out, say)
     which = (args.dataset, args.split, args.identities, args.seed, args.video_frames)
     items, data = people_for(model, protocol, *which, out)
+    measured = subject_of(model, options, bank, protocol, args.measured, out, say)
     report = evaluate(
         out,
         measured,

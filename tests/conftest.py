@@ -49,6 +49,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(scope='session', autouse=True)
+def loops_without_implicit_transfers():
+    """Steps of all trainings and inversions, and frames, fail if they move numbers to or from a device unasked."""
+    from avatar_jax import parallel
+
+    parallel.TRANSFERS = 'disallow'
+
+
 @pytest.fixture(scope='module', autouse=True)
 def free_programs():
     """Frees a file's compiled programs after its last test. Little ones may stay: the next file uses many of them."""

@@ -10,12 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import jax, numpy as np
+from avatar_jax import parallel
 from avatar_jax.methods.base import method
 from avatar_jax.methods.model import Model
 from avatar_jax.methods.otavatar import invert
 from avatar_jax.procedural.motion import speech_motion
 from tests.test_otavatar_model import SHORT, VARIABLES, portrait, some_avatar
 
+parallel.TRANSFERS = 'disallow'
 devices = jax.devices()
 assert len(devices) == 4
 model = Model(method('otavatar'), SHORT, VARIABLES)
@@ -36,11 +38,13 @@ print('as on one device')
 
 FITTED = """
 import jax, numpy as np
+from avatar_jax import parallel
 from avatar_jax.inversion.tuning import TuningConfig
 from avatar_jax.methods.nofa import fit
 from avatar_jax.train.optimizers import OptimizerConfig
 from tests.nofa_tiny import ModelConfig, awake, portrait, variables_of
 
+parallel.TRANSFERS = 'disallow'
 devices, config = jax.devices(), ModelConfig.tiny()
 variables = awake(variables_of(config), config, 0.02)
 tuned = fit.with_tuning(config, tuning=TuningConfig('compensation', 3, OptimizerConfig('adam', 3e-3)))

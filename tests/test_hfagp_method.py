@@ -187,6 +187,42 @@ def test_an_avatar_of_a_video(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_generator_is_fitted_around_the_codes_or_left_alone():
+    owner, seen = tiny_model(tiny()), []
+    options = {'steps': 2, 'tune': 'generator', 'fit_steps': 3, 'fit_stop': 90.0, 'locality': 0.1}
+    assert owner.steps(**options) == 5
+    built = owner.build(video(), on_step=lambda done, **numbers: seen.append(done), **options)
+    found = built.report['tuning']
+    assert (built.report['frozen_steps'], found['steps'], found['stopped']) == (2, 3, False) and seen[-1] == 5
+    assert {'mse', 'pyramid', 'locality', 'negative_psnr'} == set(found['terms']) and found['seconds'] > 0
+    own, common = built.avatar.identity['generator'], owner.variables['params']['generator']
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), own, common)
+    assert all(jax.tree.leaves(same['backbone']['mapping'])) and not all(jax.tree.leaves(same))
+    # Basis and encoder are those of the training without a fit, whose generator stays what it was.
+    alone = owner.build(video(), steps=2, tune='none')
+    assert alone.report['tuning'] is None and 'generator' not in alone.avatar.identity
+    for part in ('basis', 'encoder'):
+        jax.tree.map(np.testing.assert_array_equal, built.avatar.identity[part], alone.avatar.identity[part])
+
+
+@pytest.mark.slow
+def test_a_basis_may_start_at_what_an_encoder_sees(tmp_path):
+    from avatar_jax.inversion import start
+    from tests.test_start import nofa_file
+
+    owner = tiny_model()
+    generator = model.generator_of(owner.variables)
+    file = nofa_file(tmp_path / 'encoder.safetensors', generator=generator)
+    # A budget that is over when training begins: the networks are the fresh ones.
+    built = owner.build(video(), budget='0.01s', unseen=0.0, start='encoder', encoder=file)
+    encoder = start.load_encoder(file, owner.config.generator, generator)
+    chosen = np.linspace(0, FRAMES - 1, build.ENCODED).round().astype(int)
+    rows = start.encoded_rows(encoder, np.stack([portraits()[i].image for i in chosen])).mean(0)
+    assert built.report['start'] == 'encoder'
+    np.testing.assert_allclose(built.avatar.identity['basis']['shared']['delta'], rows.reshape(-1), atol=0.02)
+
+
+@pytest.mark.slow
 def test_pictures_and_sound_drive_and_a_budget_ends(tone):
     owner = tiny_model(tiny('picture'))
     # A budget that is over when training begins: the networks are the fresh ones.
@@ -246,6 +282,10 @@ def nan(shape):
         (lambda: video(portraits(basis='bfm')), {}, 'coefficients of 2 bases'),
         (video, {'drivers': ('smell',)}, r"drivers: \('smell',\); use some of picture, coefficients, sound"),
         (video, {'steps': 0}, '--steps 0: must be at least 1'),
+        (video, {'tune': 'none', 'frozen_steps': 2}, '--frozen-steps 2: with --tune there is no second stage'),
+        (video, {'fit_steps': 2}, '--fit-steps 2: nothing is fitted'),
+        (video, {'start': 'encoder'}, '--start encoder: which one'),
+        (video, {'start': 'mean', 'further': True}, '--start mean: --further goes on from the person'),
         (video, {'budget': 'soon'}, '--budget soon: give a time like 90s, 20m or 2h'),
         (video, {'unseen': 1.0}, '--unseen 1.0: must lie between 0 and 0.9'),
         (video, {'basis_size': 0}, 'basis.size: 0'),
@@ -267,3 +307,6 @@ def test_schedule():
     plan = build.Schedule.of(config, BuildOptions(budget='2m'))
     assert (plan.length, plan.progress(7, 30.5), plan.ended(10**6, 119), plan.ended(0, 120)) == (120, 30, False, True)
     assert not plan.tunes(10**6, 59) and plan.tunes(0, 60)
+    for options in (BuildOptions(steps=10, tune='generator'), BuildOptions(budget='2m', tune='none')):
+        plan = build.Schedule.of(config, options)
+        assert not plan.tunes(9, 119.0), 'without a second stage'

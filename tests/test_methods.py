@@ -103,6 +103,15 @@ def test_invert_and_animate(run, toy, tmp_path):
     film = ('--avatar', tmp_path / 'two' / 'a', '--weights', toy / 'toy.safetensors', '--out', tmp_path / 'v.mp4')
     assert run('animate', '--motion', 'speech:0:5', '--per-call', 2, *film)[0] == 0
     assert (tmp_path / 'v.mp4').stat().st_size > 100
+    speed = ('bench', '--video', tmp_path / 'two' / 'a', '--weights', toy / 'toy.safetensors', '--frames', 40)
+    status, out, err = run(*speed, '--out', tmp_path / 'speed.json')
+    assert status == 0 and out.startswith('video of 40 frames: '), err
+    found = json.loads((tmp_path / 'speed.json').read_text())
+    assert found['frames_per_s'] == pytest.approx(32 / found['seconds']), 'the first call, of 8, is not counted'
+    assert 0 <= found['waiting_s'] <= found['seconds'] and found['peak_rss_bytes'] >= found['early_rss_bytes'] > 0
+    for wrong in (['--train'], ['--stages', 'frame']):
+        assert f'{wrong[0]}: does not go with --video' in run(*speed, *wrong)[2]
+    assert '--motion: goes with --video' in run('bench', '--motion', 'speech:0')[2]
     assert run('animate', '--motion', 'speech:0:3', '--towards', tmp_path / 'one' / 'a', *film)[0] == 0
     status, _, err = run('animate', '--motion', 'speech:0:3', '--amount', 0.5, *film)
     assert status == 2 and '--amount 0.5: goes with --towards' in err

@@ -130,7 +130,7 @@ def test_the_rule_may_look_at_what_the_loss_reports():
 def test_portraits_that_cannot_be_fitted_are_named():
     with pytest.raises(UserError, match='person 0.*not 32x32'):
         fit.fit_people(VARIABLES, CONFIG, [portrait(0, 16)])
-    with pytest.raises(UserError, match='landmarks: missing'):
+    with pytest.raises(UserError, match='^person 0: landmarks: missing'):
         fit.fit_people(VARIABLES, CONFIG, [portrait(0).replace(landmarks=None)])
     outside = portrait(1)
     with pytest.raises(UserError, match='person 1: its mouth'):

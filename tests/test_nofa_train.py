@@ -96,30 +96,32 @@ def test_a_step_moves_its_networks_alone_and_goes_on_where_it_stopped(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['general', 'compensation'])
-def test_devices_share_a_batch(kind):
+@pytest.mark.parametrize(('kind', 'devices'), [('general', 4), ('compensation', 2)])
+def test_devices_share_a_batch(kind, devices):
     """An axis of ``vmap`` stands for devices; the first stage has batch norm and the latent discriminator."""
     stage, shown = stage_of(kind), BATCHES.get(kind, BATCH)
     state = training.init_state(CONFIG, VARIABLES, stage)
     # A few steps on, with rows that differ.
     state = state.replace(step=jnp.int32(4))
     one, metrics = step_of(CONFIG, stage)(state, shown, TRUTH)
-    shares = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), shown)
+    shares = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), shown)
     body = partial(training.train_step, CONFIG, stage, 3, frozen=TRUTH, axis_name='data')
-    two, metrics_two = jax.jit(jax.vmap(body, in_axes=(None, 0), axis_name='data'))(state, shares)
+    many, metrics_many = jax.jit(jax.vmap(body, in_axes=(None, 0), axis_name='data'))(state, shares)
     for name in metrics:
-        close(metrics_two[name][0], metrics[name], rtol=2e-3, atol=1e-5, what=name)
+        close(metrics_many[name][0], metrics[name], rtol=2e-3, atol=1e-5, what=name)
     # Adam divides by the gradient's own size, which can be nothing but rounding (a bias before batch norm): the first
     # moments of a network are compared as one vector.
     for name, group in one.groups.items():
         a = np.concatenate([np.ravel(x) for x in jax.tree.leaves(group.opt_state.mu)])
-        b = np.concatenate([np.ravel(x[0]) for x in jax.tree.leaves(two.groups[name].opt_state.mu)])
+        b = np.concatenate([np.ravel(x[0]) for x in jax.tree.leaves(many.groups[name].opt_state.mu)])
         close_l2(b, a, 1e-4, f'{name} gradient')
         jax.tree.map(
-            lambda x: np.testing.assert_allclose(x[0], x[1], rtol=1e-6, err_msg='devices differ'),
-            two.groups[name].params,
+            lambda x: np.testing.assert_allclose(
+                x[1:], np.broadcast_to(x[0], x[1:].shape), rtol=1e-6, err_msg='devices differ'
+            ),
+            many.groups[name].params,
         )
-    jax.tree.map(lambda a, b: close(b[0], a, rtol=1e-3, scale=1e-4, atol=1e-6, what='untrained'), one.extra, two.extra)
+    jax.tree.map(lambda a, b: close(b[0], a, rtol=1e-3, scale=1e-4, atol=1e-6, what='untrained'), one.extra, many.extra)
 
 
 @pytest.mark.slow

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from avatar_jax import parallel
 from avatar_jax.driving import cameras as animation
 from avatar_jax.errors import UserError
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods import base
 from avatar_jax.methods import model as models
 from avatar_jax.methods.otavatar import finetune, invert, model
+from avatar_jax.methods.otavatar.build import RAYS, configured
+from avatar_jax.methods.otavatar.method import BuildOptions
 from avatar_jax.models.triplane import GeneratorConfig
 from avatar_jax.types import Avatar, Camera, Motion
 from tests.tiny_model import portrait, random_variables
@@ -269,9 +272,6 @@ def test_commands_from_a_picture_to_a_video(tmp_path, capsys):
 
 def test_large_models_are_inverted_step_by_step_and_in_portions_of_rays():
     """What is shown after every step, and needs less memory, gives the same numbers."""
-    from avatar_jax.methods.otavatar.build import RAYS, configured
-    from avatar_jax.methods.otavatar.method import BuildOptions
-
     large = model.ModelConfig.of(GeneratorConfig.ffhq512())
     assert configured(large, BuildOptions()).generator.rendering.ray_chunk == RAYS
     assert configured(CONFIG, BuildOptions()).generator.rendering.ray_chunk is None
@@ -290,3 +290,34 @@ def test_steps_that_are_shown_one_by_one_are_the_same(monkeypatch):
     assert calls == [1, 2, 3]
     np.testing.assert_allclose(parts[0][0].identity['code'], whole[0][0].identity['code'], atol=2e-5)
     np.testing.assert_allclose(parts[0][1][0].curve, whole[0][1][0].curve, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_people_in_portions_equal_all_at_once():
+    """Three people, two at a time: the third one's portion is filled up, and nobody notices."""
+    people = [portrait(k) for k in range(3)]
+    whole, parts = (invert.avatars_of(VARIABLES, SHORT, people, PerceptionBank(), portion=n) for n in (3, 2))
+    assert len(parts) == 3
+    for (a, stages), (b, others) in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a.identity['code'], b.identity['code'], atol=2e-5)
+        np.testing.assert_allclose(stages[0].curve, others[0].curve, rtol=1e-4)
+
+
+def test_as_many_people_at_a_time_as_memory_is_enough_for(monkeypatch):
+    one = jax.devices()[:1]
+    monkeypatch.setattr(parallel, 'device_memory', lambda device: 16 * 2**30)
+    gib = 2.0**30
+    assert parallel.portion_of(4, one, gib) == (4, 4)
+    assert parallel.portion_of(16, one, 1.4 * gib) == (16, 4), '5 would fit, but four portions are needed anyway'
+    assert parallel.portion_of(16, one * 2, 1.4 * gib) == (16, 4)
+    assert parallel.portion_of(3, one, 100 * gib) == (3, 1), 'one is tried in any case'
+    assert parallel.portion_of(7, one, gib, most=4) == (8, 4)
+    monkeypatch.setattr(parallel, 'device_memory', lambda device: None)
+    assert parallel.portion_of(1000, one, gib) == (1000, 1000)
+    monkeypatch.undo()
+    assert parallel.device_memory(one[0]) > gib
+    published, shipped = (model.ModelConfig.of(g) for g in (GeneratorConfig.ffhq512(), GeneratorConfig.heads128()))
+    known = [invert.bytes_of_step(configured(c, BuildOptions())) / 2**20 for c in (shipped, published)]
+    np.testing.assert_allclose(known, [381, 1390], rtol=0.1)  # docs/scaling.md
+    with pytest.raises(UserError, match='--portion'):
+        configured(CONFIG, BuildOptions(portion=0))

@@ -148,12 +148,22 @@ def test_rays_through_pixel_centres_give_the_rendered_picture():
     size = config.raw_size
     y, x = (np.arange(size * size).reshape(1, -1) // size, np.arange(size * size).reshape(1, -1) % size)
     places = jnp.asarray((np.stack([x, y], -1) + 0.5) / size, jnp.float32)
+
+    @jax.jit
+    def rays_of(transforms, focal, places):
+        whole = cameras.rays(transforms, focal, size, size)
+        return whole, cameras.rays_through(transforms, focal, places, size)
+
+    @jax.jit
+    def rendered(params, scene, transforms, focal, rays):
+        whole = render_views(params, config, scene, transforms, focal, sr=False)
+        return whole, render_rays(params, config, scene, *rays)
+
     # Nearly the same rays may have other neighbours at samples that two points are equally far from.
-    rays = cameras.rays(transforms, focal, size, size)
-    for a, b in zip(cameras.rays_through(transforms, focal, places, size), rays, strict=True):
+    rays, through = rays_of(transforms, focal, places)
+    for a, b in zip(through, rays, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    whole = render_views(variables['params'], config, scene, transforms, focal, sr=False)
-    found = render_rays(variables['params'], config, scene, *rays)
+    whole, found = rendered(variables['params'], scene, transforms, focal, rays)
     np.testing.assert_allclose(found.fine.reshape(whole.fine.shape), whole.fine, atol=1e-6)
 
 
@@ -217,12 +227,14 @@ def test_first_values_let_the_input_through():
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
     images = resize(images, 32)
 
+    run = jax.jit(styleunet.StyleUNet(config).apply)
+
     def share(params):
-        out = jax.jit(styleunet.StyleUNet(config).apply)({'params': params}, images)
+        out = np.asarray(run({'params': params}, images))
         return float(out.std(0).mean() / out.std())
 
     assert share(plain) < 0.05 and share(styleunet.keep_variance(plain)) > 0.1
-    silent = jax.jit(styleunet.StyleUNet(config).apply)({'params': styleunet.silence(plain)}, images)
+    silent = run({'params': styleunet.silence(plain)}, images)
     np.testing.assert_array_equal(silent, 0)
 
 
@@ -253,9 +265,15 @@ def test_the_front_plane_can_start_from_the_picture():
     size = config.image_size
     y, x = jnp.meshgrid(jnp.arange(size) + 0.5, jnp.arange(size) + 0.5, indexing='ij')
     picture = jnp.stack([x, y, jnp.full_like(x, size / 2)], -1)[None] / size  # red grows to the right, green downwards
-    planes = encode(params, config, picture)
     places = jnp.array([[[0.4, 0.2, 0.7], [-0.3, -0.5, 0.1]]])
-    found = 3 * sample_planes_mean(planes, places, 2.0, 'orthogonal')[0, :, :3] / PICTURE_GAIN + 0.5
+
+    @jax.jit
+    def looked_up(params, picture):
+        planes = encode(params, config, picture)
+        return planes, sample_planes_mean(planes, places, 2.0, 'orthogonal')[0, :, :3]
+
+    planes, found = looked_up(params, picture)
+    found = 3 * found / PICTURE_GAIN + 0.5
     np.testing.assert_allclose(found, [[0.7, 0.4, 0.5], [0.35, 0.75, 0.5]], atol=1e-5)
     np.testing.assert_array_equal(planes[:, 1:], 0)
 
@@ -267,8 +285,9 @@ def test_first_values_of_the_head_let_features_through():
     features = jax.random.normal(jax.random.key(1), (256, config.plane_channels + field.feature_dim))
     places, ahead = jnp.zeros((256, 3)), jnp.tile(jnp.array([0.0, 0, 1]), (256, 1))
 
+    @jax.jit
     def spread(params):
-        return float(head.decode(params, config, features, places, ahead)[1][:, 3:].std(0).mean())
+        return head.decode(params, config, features, places, ahead)[1][:, 3:].std(0).mean()
 
     assert spread(plain) < 0.1 and spread(head.keep_variance(plain)) > 0.5
     small = head.keep_variance(plain)['points_querier']['points_feature']['weight']

@@ -62,8 +62,9 @@ def batches(start):
 def run(folder, steps, **kwargs):
     loop = LoopConfig(steps, log_every=2, checkpoint_every=3, sample_every=5, tensorboard=False)
     kwargs = {'config': CONFIG, 'quiet': True, 'may_differ': ('loop.*',), 'loop': loop, **kwargs}
-    step = kwargs.pop('step', train_step)
-    return fit(fresh_state(), jax.jit(step, donate_argnums=0), kwargs.pop('batches', batches), folder=folder, **kwargs)
+    step = jax.jit(kwargs.pop('step', train_step), donate_argnums=0)
+    placed = lambda state, batch: step(state, jax.device_put(batch))
+    return fit(fresh_state(), placed, kwargs.pop('batches', batches), folder=folder, **kwargs)
 
 
 def leaves(state):
@@ -73,6 +74,13 @@ def leaves(state):
 def assert_equal(a, b):
     for x, y in zip(leaves(a), leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_a_step_moves_nothing_to_the_device_unasked(tmp_path):
+    """Batches are placed on purpose; ``conftest`` sees to it that the steps of all methods are tested so."""
+    for step in (jax.jit(train_step), lambda state, batch: (state, {'loss': jnp.float32(len(batch))})):
+        with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-device transfer'):
+            fit(fresh_state(), step, batches, folder=tmp_path, loop=LoopConfig(3), config=CONFIG, quiet=True)
 
 
 def test_resume_equals_the_uninterrupted_run(tmp_path):

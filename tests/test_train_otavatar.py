@@ -46,6 +46,12 @@ def tiny_run(iterations=3, **changes):
     )
 
 
+def in_one_pass(run):
+    """The same with the renderer's first pass alone, for what does not depend on it: a third less to compile."""
+    generator = run.model.generator.replace(rendering={'depth_resolution_importance': 0})
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, generator=generator))
+
+
 def leaves(state):
     return [np.asarray(x) for x in jax.tree.leaves(state)]
 
@@ -128,23 +134,23 @@ def compare_devices():
         return train_step(config, 0, state, batch, bank, axis_name)
 
     results = {}
-    for kind, count in (('single', 1), ('pmap', 4), ('shard_map', 2)):
+    # pmap is shard_map inside; both, on two and on four devices, are compared in tests/test_inversion.py.
+    for kind, count in (('single', 1), ('pmap', 4)):
         spread = parallelise(step, kind=kind, devices=jax.devices()[:count], constants=PerceptionBank())
         state, metrics = spread.step(spread.put_state(init_state(config, variables)), spread.put_batch(batch(4)))
         results[kind] = leaves(state), leaves(metrics)
     start = leaves(init_state(config, variables))
     moved = sum(np.abs(a - b).max() > 1e-6 for a, b in zip(results['single'][0], start, strict=True))
     assert moved > 20, 'the step changes next to nothing'
-    for kind in ('pmap', 'shard_map'):
-        for a, b in zip(results[kind][0], results['single'][0], strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-6, rtol=0, err_msg=kind)
-        for a, b in zip(results[kind][1], results['single'][1], strict=True):  # losses and norms, up to hundreds
-            np.testing.assert_allclose(a, b, atol=1e-6, rtol=2e-5, err_msg=kind)
+    for a, b in zip(results['pmap'][0], results['single'][0], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=0)
+    for a, b in zip(results['pmap'][1], results['single'][1], strict=True):  # losses and norms, up to hundreds
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=2e-5)
     print('devices agree')
 
 
 @pytest.mark.slow
-def test_one_two_and_four_devices_make_the_same_update():
+def test_one_and_four_devices_make_the_same_update():
     env = flags_of_devices(4)
     code = 'from tests.test_train_otavatar import compare_devices; compare_devices()'
     done = subprocess.run(
@@ -226,7 +232,7 @@ def test_options_that_no_preset_has_are_trained_and_used(tmp_path):
         'train__frames_per_clip': 3,
         'loss__alpha_mutual': 0.1,
     }
-    run = tiny_run(1, inversion__w_steps=1, inversion__wplus_steps=0, **changes)
+    run = in_one_pass(tiny_run(1, inversion__w_steps=1, inversion__wplus_steps=0, **changes))
     train(run, tmp_path / 'all')
     row = read_jsonl(tmp_path / 'all' / 'metrics.jsonl')[-1]
     assert row['controller/grad_norm'] > 0 and np.isfinite(row['controller/alpha_mutual'])
@@ -241,7 +247,7 @@ def test_options_that_no_preset_has_are_trained_and_used(tmp_path):
 
 @pytest.mark.slow
 def test_one_frame_per_clip_is_trained(tmp_path):
-    run = tiny_run(1, train__frames_per_clip=1)
+    run = in_one_pass(tiny_run(1, train__frames_per_clip=1))
     train(run, tmp_path)
     row = read_jsonl(tmp_path / 'metrics.jsonl')[-1]
     assert row['controller/grad_norm'] > 0 and 'controller/alpha_mutual' not in row

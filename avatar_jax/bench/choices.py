@@ -1,11 +1,11 @@
 """What ``avatar-jax bench`` measures for the options that were given; refuses those that do not go together.
 
-Needs no jax.
+Imported for ``--help``: needs no jax.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import DEFAULT, Bench, method
@@ -38,6 +38,23 @@ def check_together(given: Mapping[str, object]) -> None:
         raise UserError('--profile: is of stages and does not go with --train')
     if given['overrides'] and not given['train']:
         raise UserError(f'{given["overrides"][0]}: goes with --train')
+    if given['video'] is not None:
+        for name in (
+            'train',
+            'memory',
+            'everything',
+            'profile',
+            'count_only',
+            'preset',
+            'stages',
+            'dtype',
+            'ray_chunk',
+        ):
+            if given[name]:
+                raise UserError(f'{flag(name)}: does not go with --video')
+    for name in ('motion', 'weights'):
+        if given[name] is not None and given['video'] is None:
+            raise UserError(f'{flag(name)}: goes with --video')
     if given['everything']:
         if given['out'] is None:
             raise UserError('--everything: give a folder for the tables with --out DIR')
@@ -63,3 +80,33 @@ def bench_of(name: str, preset: str | None) -> Bench:
     if preset not in (None, *owner.bench.presets):
         raise UserError(f'--preset {preset}: {owner.name} has {", ".join(owner.bench.presets)}')
     return owner.bench
+
+
+def measure(
+    bench: Bench,
+    preset: str | None,
+    dtype: str | None,
+    ray_chunk: int | None,
+    stages: Sequence[str] | None,
+    batch_sizes: Sequence[int],
+    repeats: int,
+    out_json: str | None,
+    memory: bool,
+    profiled: bool,
+) -> None:
+    """Measures the stages of a method and prints each; with ``memory`` what they hold, at all presets if none is named.
+
+    Args: see ``stages.run_benchmark`` and ``memory.run_memory``.
+    """
+    from avatar_jax.bench.memory import run_memory
+    from avatar_jax.bench.stages import run_benchmark
+
+    presets = bench.presets if memory and preset is None else (preset or bench.presets[0],)
+    configs = {name: bench.config(name, dtype, ray_chunk) for name in presets}
+    if memory:
+        run_memory(bench, configs, stages, batch_sizes, out_json, print)
+        return
+    (config,) = configs.values()
+    run_benchmark(bench, config, stages, batch_sizes, repeats, out_json, print, profiled)
+    if bench.note:
+        print(bench.note)

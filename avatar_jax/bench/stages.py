@@ -52,7 +52,7 @@ def run_benchmark(
         'processor_min_s' (seconds summed over the cores: tells more than the clock on a busy machine), 'times_s',
         'flops', 'bytes' (counted from shapes; loops of unknown length count once), 'temp_bytes', 'argument_bytes',
         'output_bytes', 'peak_rss_bytes', 'device_peak_bytes', perhaps 'profile'}]}; what the platform does not tell
-            is None.
+            is None. 'compared': what ``bench.compared`` asks for, in lines.
     """
     import jax
 
@@ -63,6 +63,7 @@ def run_benchmark(
         'config': dataclasses.asdict(config),
         'load_average': [_load()],
         'results': [],
+        'compared': [],
     }
     for batch in batch_sizes:
         build = bench.build(config, batch)
@@ -78,12 +79,31 @@ def run_benchmark(
                 measured['profile'] = measured['profile'].to_dict()
         del build
         jax.clear_caches()
+        for line in comparisons(bench, [r for r in result['results'] if r['batch'] == batch]):
+            result['compared'].append(line)
+            if report:
+                report(line)
     result['load_average'].append(_load())
     if out_json is not None:
         path = Path(out_json)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + '\n')
     return result
+
+
+def comparisons(bench: Bench, results: Sequence[dict[str, Any]]) -> list[str]:
+    """Stages of one batch size that the method wants to see beside each other: time, operations, memory."""
+    found, lines = {r['stage']: r for r in results}, []
+    for first, second in bench.compared:
+        if not {first, second} <= found.keys():
+            continue
+        a, b = found[first], found[second]
+        parts = [f'{a["min_s"] / b["min_s"]:.2f} of the time', f'{a["flops"] / b["flops"]:.2f} of the operations']
+        if a['temp_bytes'] and b['temp_bytes']:
+            sizes = [r['temp_bytes'] + r['argument_bytes'] for r in (a, b)]
+            parts.append(f'{sizes[0] / sizes[1]:.2f} of the memory ({sizes[0] >> 20} and {sizes[1] >> 20} MiB)')
+        lines.append(f'{first} against {second}, batch {a["batch"]}: {", ".join(parts)}')
+    return lines
 
 
 def check_stages(bench: Bench, stages: Sequence[str] | None, batch_sizes: Sequence[int]) -> Sequence[str]:
@@ -120,7 +140,7 @@ def _measure(
     compiled = lowered.compile()
     done = time.perf_counter()
     costs = count(traces.jaxpr)
-    _reset_peak()
+    reset_peak()
     arguments = list(arguments)
 
     def call() -> tuple[float, float]:
@@ -132,7 +152,7 @@ def _measure(
         return spent
 
     times, processor = zip(*[call() for _ in range(repeats + 1)][1:], strict=True)
-    peak_rss = _peak_rss()
+    resident = peak_rss()
     extra = {'profile': profile(call, compiled, traces.jaxpr, costs, min(times))} if profiled else {}
     memory = compiled.memory_analysis()
     stats = jax.devices()[0].memory_stats() or {}
@@ -148,13 +168,13 @@ def _measure(
         'temp_bytes': getattr(memory, 'temp_size_in_bytes', None),
         'argument_bytes': getattr(memory, 'argument_size_in_bytes', None),
         'output_bytes': getattr(memory, 'output_size_in_bytes', None),
-        'peak_rss_bytes': peak_rss,
+        'peak_rss_bytes': resident,
         'device_peak_bytes': stats.get('peak_bytes_in_use'),
         **extra,
     }
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Starts a new resident-memory maximum, where the system can (Linux)."""
     try:
         Path('/proc/self/clear_refs').write_text('5')
@@ -162,7 +182,8 @@ def _reset_peak() -> None:
         return  # the maximum then is that of the whole process
 
 
-def _peak_rss() -> int | None:
+def peak_rss() -> int | None:
+    """Largest resident memory since ``reset_peak``, bytes; None where the system does not tell."""
     try:
         lines = Path('/proc/self/status').read_text().splitlines()
     except OSError:

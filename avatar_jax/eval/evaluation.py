@@ -27,12 +27,14 @@ from avatar_jax.eval.distributions import frechet_distance
 from avatar_jax.eval.estimators import Estimators
 from avatar_jax.eval.measured import measured_scores
 from avatar_jax.eval.protocols import ANIMATE_BATCH, CaseResult, run_case
+from avatar_jax.inversion.saving import saving
 from avatar_jax.io import atomic
 from avatar_jax.io.images import write_png
 from avatar_jax.io.provenance import Provenance
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Source
 from avatar_jax.methods.model import Model
+from avatar_jax.options import option_fields
 from avatar_jax.progress import Progress
 from avatar_jax.types import Avatar, Frames, Portrait
 
@@ -56,6 +58,7 @@ class Subject:
         measure: (case, on_step) -> ``CaseResult``, in the place of ``build`` and ``animate``: of methods with another
             protocol (``eval.personal``).
         bank: the frozen networks at hand, for estimators.
+        more: () -> further scores of the last ``build``, by dotted names; None: there are none.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Subject:
     steps: int = 1
     bank: PerceptionBank = field(default_factory=PerceptionBank)
     measure: Callable[..., CaseResult] | None = None
+    more: Callable[[], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,17 +83,31 @@ class TestItem:
     make: Callable[[], Case]
 
 
-def subject(model: Model, bank: PerceptionBank, **options: Any) -> Subject:
+def subject(model: Model, bank: PerceptionBank, against_mean: bool = False, **options: Any) -> Subject:
     """A loaded model with its options, as something to be measured.
 
     Args:
         bank: networks of the losses and for the estimators. options: of the method's ``build``.
+        against_mean: also start every inversion at the mean code, and measure what the encoder saves (group
+            ``saving``).
+
+    Raises:
+        UserError: there is nothing to compare.
     """
     owner, config = model.method, model.config
+    usual = _from_the_mean(model, options) if against_mean else None
+    own, saved = model.steps(**options), {}
 
     def build(portraits: Portrait | Sequence[Portrait], on_step: Callable[[int], None]) -> Avatar:
-        given = [portraits] if isinstance(portraits, Portrait) else list(portraits)
-        return model.build(Source(given), bank=bank, on_step=lambda done, **_: on_step(done), **options).avatar
+        source = Source([portraits] if isinstance(portraits, Portrait) else list(portraits))
+        built = model.build(source, bank=bank, on_step=lambda done, **_: on_step(done), **options)
+        saved.clear()
+        if usual is not None:
+            other = model.build(source, bank=bank, on_step=lambda done, **_: on_step(own + done), **usual)
+            if built.course is None or other.course is None:
+                raise UserError(f'--against-mean: {owner.title} searched no code with these options; leave it out')
+            saved.update({f'saving.{k}': v for k, v in saving(other.course, built.course).items()})
+        return built.avatar
 
     def animate(avatar: Avatar, windows: np.ndarray, labels: np.ndarray) -> Frames:
         return model.frames(avatar, windows, labels, per_call=len(labels))
@@ -105,9 +123,24 @@ def subject(model: Model, bank: PerceptionBank, **options: Any) -> Subject:
             'config': config.to_dict(),
             'options': to_plain(model.options(options)),
         },
-        steps=model.steps(**options),
+        steps=own + (0 if usual is None else model.steps(**usual)),
         bank=bank,
+        more=lambda: dict(saved),
     )
+
+
+FITS = ('start', 'encoder', 'tune', 'fit_steps', 'fit_stop', 'locality', 'hold')
+
+
+def _from_the_mean(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the inversion that others are compared with: from the mean code, without a fit after it."""
+    has = option_fields(model.method.build_options)
+    if 'start' not in has or model.method.sources == ('video',):
+        raise UserError(f'--against-mean: {model.method.title} does not search a code of a picture; leave it out')
+    if options.get('start') != 'encoder':
+        raise UserError('--against-mean: compares an encoder with the mean code; add --start encoder')
+    usual = {k: v for k, v in options.items() if k not in FITS}
+    return usual | {k: v for k, v in {'start': 'mean', 'tune': 'none'}.items() if k in has}
 
 
 def evaluate(
@@ -212,6 +245,7 @@ def _one(
         else:
             build = lambda portraits: method.build(portraits, on_step)
             result = run_case(case, build, method.animate, estimators, batch)
+            result.scores |= {} if method.more is None else method.more()
     except Exception as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else ''
         record = {

@@ -30,6 +30,7 @@ class ProtocolConfig:
             (``eval.recorded.paper_frames``).
         source_yaw: degrees by which the camera of a procedural person's portrait is turned to the side; the view from
             the front is then one of the unseen ones.
+        against_mean: every inversion that starts from an encoder is also started at the mean code, and compared.
         steady: further driven frames, one after the other from the middle of the driver's clip, that tell how steady
             the avatar is; 0: none.
     """
@@ -63,6 +64,11 @@ class ProtocolConfig:
     )
     source_yaw: float = option(
         0.0, 'turn the camera of the portraits to the side (procedural people; default: 0)', metavar='DEGREES'
+    )
+    against_mean: bool = option(
+        False,
+        'with --start encoder: also start each inversion at the mean code, and report the steps and seconds that the '
+        'encoder saves until the same loss',
     )
     steady: int = option(
         0,

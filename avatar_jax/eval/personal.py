@@ -154,7 +154,7 @@ def subject_of(
     Raises:
         UserError: an option that says nothing about people who are learned from a video.
     """
-    found = subject(model, bank, **options)
+    found = subject(model, bank, protocol.against_mean, **options)
     if model.method.sources != ('video',):
         return found
     check_protocol(protocol, measured)

@@ -72,6 +72,17 @@ TERMS: dict[str, Term] = {
     'change_truth': Term('... of the true pictures', '', 4),
     'trembling': Term('trembling: change of the change', '', 4),
     'trembling_truth': Term('... of the true pictures', '', 4),
+    'steps': Term('steps saved until the loss that the mean code comes to', 'higher', 1),
+    'seconds': Term('seconds saved, with those of the encoder, without compilation', 'higher', 2),
+    'reached': Term('share of people of whom the encoder came to that loss', 'higher', 2),
+    'steps_usual': Term('steps from the mean code', '', 1),
+    'steps_better': Term('steps from the encoder', '', 1),
+    'seconds_usual': Term('seconds from the mean code', '', 2),
+    'seconds_better': Term('seconds from the encoder', '', 2),
+    'loss_first_usual': Term('first loss, from the mean code', '', 4),
+    'loss_first_better': Term('first loss, from the encoder', '', 4),
+    'loss_last_usual': Term('lowest loss, from the mean code', '', 4),
+    'loss_last_better': Term('lowest loss, from the encoder', '', 4),
     'eyes_closed_share': Term("share of the driver's closed frames in which the eyes close", 'higher'),
 }
 GROUPS = {
@@ -93,6 +104,7 @@ GROUPS = {
     'control': 'How the face follows the driver',
     'steady': 'Frames that follow one another (--steady)',
     'cross': 'Driven by another person: identity with the portrait, expression and pose with the driver',
+    'saving': 'What the start from the encoder saves (--against-mean)',
     'measured': 'Measured by other programs (--measured)',
 }
 # Which network a score looks through, where the report says how good that is.

@@ -10,7 +10,7 @@ Everything is a pure function of arrays for one person; many people are the same
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from avatar_jax.checks import Check
+from avatar_jax.checks import OPTION, Check
+from avatar_jax.errors import UserError
+from avatar_jax.options import flag
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.types import PyTree
 
@@ -27,6 +29,7 @@ LossFn = Callable[[PyTree, jax.Array], tuple[jax.Array, Terms]]
 
 TUNE = ('none', 'compensation', 'generator')
 LOCAL = 'locality'
+PSNR = 'negative_psnr'  # a term that every method's loss of a fit reports, for the stopping rule
 
 
 # ---------------------------------------------------------------------------------------------------------- the pivot
@@ -41,7 +44,8 @@ class PivotConfig:
         warm_up, ramp_down: shares of the steps in which it rises linearly and falls along a cosine.
         noise: standard deviation of the noise on the code, in standard deviations of codes. noise_until: share of the
             steps over which it decays (with the square) to nothing.
-        samples: codes of the mapping network whose mean is the start.
+        samples: codes of the mapping network, for their mean and spread.
+        start: 'mean' of these codes, or what an 'encoder' sees in the picture (the mean of its rows).
     """
 
     steps: int = 450
@@ -51,11 +55,13 @@ class PivotConfig:
     noise: float = 0.05
     noise_until: float = 0.75
     samples: int = 600
+    start: str = 'mean'
 
     def __post_init__(self):
         check = Check(self, 'pivot')
         check.at_least(1, 'steps')
         check.at_least(2, 'samples')
+        check.one_of('start', 'mean', 'encoder')
         check.above(0, 'lr', 'noise_until')
         check.at_least(0, 'noise')
         check.within(0, 1, 'warm_up', 'ramp_down', 'noise_until')
@@ -98,7 +104,7 @@ def find_pivot(
 
     Args:
         loss_fn: ``(code [d], key) -> (loss, terms)``.
-        start, spread: of ``code_statistics``.
+        start: [d], usually the mean of ``code_statistics``. spread: of it.
     """
     tx = make_optimizer(OptimizerConfig('adam', config.lr))
 
@@ -169,6 +175,45 @@ class TuningConfig:
             'locality.weight',
             'it compares generators, but the compensation network is tuned, which belongs to one picture; set it to 0',
         )
+
+
+def chosen_tuning(
+    base: TuningConfig,
+    tune: str | None = None,
+    fit_steps: int | None = None,
+    fit_stop: float | None = None,
+    locality: float | None = None,
+) -> TuningConfig:
+    """A configuration with what the options ``--tune``, ``--fit-steps``, ``--fit-stop`` and ``--locality`` say; None
+    leaves it as it is.
+
+    Args:
+        fit_stop: ends the fit when the picture is this good (dB). locality: weight of the regulariser.
+
+    Raises:
+        UserError: a value out of its range, or an option of a fit where nothing is fitted.
+    """
+    given = {'fit_steps': fit_steps, 'fit_stop': fit_stop, 'locality': locality}
+    tune = base.tune if tune is None else tune
+    for name, value in given.items():
+        if value is not None and tune == 'none':
+            raise UserError(f'{flag(name)} {value:g}: nothing is fitted (--tune none); leave it out, or choose --tune')
+    if locality and tune == 'compensation':
+        raise UserError(
+            f'--locality {locality:g}: it compares generators, but --tune compensation leaves the generator alone; '
+            'leave it out, or choose --tune generator'
+        )
+    check = Check.values(OPTION, **given)
+    check.at_least(1, 'fit_steps')
+    check.at_least(0, 'locality')
+    changes: dict[str, Any] = {'tune': tune}
+    if fit_steps is not None:
+        changes['steps'] = fit_steps
+    if fit_stop is not None:
+        changes |= {'stop_term': PSNR, 'stop_below': -fit_stop}
+    if locality is not None:
+        changes['locality'] = replace(base.locality, weight=locality)
+    return replace(base, **changes)
 
 
 class Tuned(NamedTuple):

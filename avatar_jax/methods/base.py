@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from avatar_jax.configure import Dataclass
+    from avatar_jax.inversion.saving import Course
     from avatar_jax.io.assets import Asset
     from avatar_jax.losses.perception import PerceptionBank
     from avatar_jax.types import Avatar, Config, Portrait
@@ -109,6 +110,7 @@ class Built:
         notes: sentences for the user, e.g. that the portraits seem to show different people.
         views: [3,S,S,3] pictures from ``render.side_labels``, if they were rendered already; for the picture in the
             avatar's folder.
+        course: how the loss of an inversion fell, to compare starts of it.
     """
 
     avatar: Avatar
@@ -117,6 +119,7 @@ class Built:
     report: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     views: np.ndarray | None = None
+    course: Course | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ class Bench:
         build: (configuration, batch size) -> an object whose ``stage(name)`` returns a function, its arguments, and the
             numbers of the arguments that may be donated (overwritten).
         note: one line for comparison, e.g. what the paper reports.
+        compared: pairs of stages, of which the first is told as a share of the second.
     """
 
     presets: tuple[str, ...]
@@ -163,6 +167,7 @@ class Bench:
     config: Callable
     build: Callable
     note: str = ''
+    compared: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
             texts.setdefault(help_of(option_fields(owner.build_options)[name]), []).append(owner.name)
         help_text = '; '.join(f'{", ".join(names)}: {text}' for text, names in texts.items())
         kind, about = kind_of(having[0].build_options, name), option_fields(having[0].build_options)[name].metadata
-        by_kind = '|'.join(about.get('choices', ())) or METAVARS.get(kind, 'TEXT')
+        choices = [c for owner in having for c in option_fields(owner.build_options)[name].metadata.get('choices', ())]
+        by_kind = '|'.join(dict.fromkeys(choices)) or METAVARS.get(kind, 'TEXT')
         more: dict[str, Any] = {'metavar': about.get('metavar', by_kind)}
         if kind is bool:
             more = {'nargs': '?', 'const': 'true', 'metavar': 'yes|no'}

@@ -17,7 +17,7 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import yaw_label
 from avatar_jax.methods.base import Method, method
-from avatar_jax.parallel import on_all, over_devices
+from avatar_jax.parallel import in_loop, on_all, on_rows, over_devices
 from avatar_jax.types import Array, Avatar, Config, Drive, Frames, Portrait, PyTree
 
 if TYPE_CHECKING:
@@ -148,14 +148,17 @@ def stream(
     prepared = None
     if owner.prepare is not None:
         prepared = _prepare(variables, identity, name=owner.name, config=config)
+    # Fetched once: each call takes its frames on the host.
+    drive = drive.replace(signals={k: _on_host(v) for k, v in drive.signals.items()})
 
     def call(start: int) -> tuple[int, Frames]:
         index = np.minimum(np.arange(start, start + per_call), total - 1)
-        keys = None if key is None else jax.random.split(jax.random.fold_in(key, start), per_call)
+        keys = None if key is None else jax.random.split(jax.random.fold_in(key, jax.device_put(start)), per_call)
         signals = jax.tree.map(np.asarray, drive.frames(index).signals)
+        shares = None if amounts is None else amounts[index]
         rendered = _render(
             (variables, identity, other, prepared),
-            (signals, labels[index], keys, None if amounts is None else amounts[index]),
+            on_rows((signals, labels[index], keys, shares), devices),
             name=owner.name,
             config=config,
             chunk=chunk,
@@ -166,13 +169,20 @@ def stream(
 
     waiting = None
     for start in (*range(0, total, per_call), None):
-        following = None if start is None else call(start)
+        with in_loop():
+            following = None if start is None else call(start)
+            shown = None if waiting is None else jax.device_get(waiting[1])
         if waiting is not None:
-            count, rendered = waiting
-            yield jax.tree.map(lambda x, count=count: np.asarray(x)[:count], rendered)
+            count = waiting[0]
+            yield jax.tree.map(lambda x, count=count: x[:count], shown)
             if on_frames is not None:
                 on_frames(count)
         waiting = following
+
+
+def _on_host(signal: Any) -> Any:
+    """A signal that lies on a device as a numpy array; one that is read frame by frame stays as it is."""
+    return jax.device_get(signal) if isinstance(signal, jax.Array) else signal
 
 
 def check_mixable(owner: Method, avatar: Avatar, other: Avatar, chunk: int = 1) -> None:

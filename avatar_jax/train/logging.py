@@ -32,7 +32,9 @@ class NonFiniteError(Exception):
 
 def metrics_to_host(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Metrics as numpy arrays (waits for the device)."""
-    return {name: np.asarray(value) for name, value in metrics.items()}
+    import jax
+
+    return {name: np.asarray(value) for name, value in jax.device_get(dict(metrics)).items()}
 
 
 def nonfinite_terms(metrics: Mapping[str, np.ndarray], phases: Sequence[str] = ()) -> list[str]:

@@ -35,7 +35,7 @@ from avatar_jax.checks import Check
 from avatar_jax.configure import to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.io.lock import FolderLock
-from avatar_jax.parallel import to_host
+from avatar_jax.parallel import in_loop, to_host
 from avatar_jax.processes import agree, is_first, several, told_by_first
 from avatar_jax.train.checkpoints import Checkpoints
 from avatar_jax.train.logging import (
@@ -308,9 +308,10 @@ def fit(
                 ) from None
             if step == start and announce is not None:
                 progress.note(announce(state, batch))
-            state, metrics = step_fn(state, batch)
-            if pending is not None:
-                account(*pending)
+            with in_loop():
+                state, metrics = step_fn(state, batch)
+                if pending is not None:
+                    account(*pending)
             pending = (step, metrics)
             done = step + 1
             stop = preemption.reached(done)

@@ -171,6 +171,7 @@ def model_config(golden, variables):
         train__milestones=tuple(optimiser['milestones']),
         train__gamma=optimiser['gamma'],
         loss__network='alexnet',
+        ray_chunk=256,  # all rays at once would take more memory than a test may have
     )
     divisor = cfg['channel_divisor']
     return ModelConfig(

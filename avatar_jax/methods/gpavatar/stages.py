@@ -45,8 +45,8 @@ class Stages:
         self.config, self.batch = config, batch
         self.variables = {**model.init(config, jax.random.key(0)), 'mesh': mesh.load_mesh(config)}
         keys = jax.random.split(jax.random.key(1), 4)
-        still = jnp.zeros((batch, 3))
-        self.labels = jnp.asarray(label_from_pose(still, still, 'raw'))
+        still = np.zeros((batch, 3), np.float32)
+        self.labels = np.asarray(label_from_pose(still, still, 'raw'), np.float32)
         self.expression = 0.1 * jax.random.normal(keys[0], (batch, 64))
         self.planes = jax.random.normal(keys[1], config.plane_shape)
         self.images = jax.random.uniform(keys[2], (batch, config.image_size, config.image_size, 3))

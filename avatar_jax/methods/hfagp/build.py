@@ -15,15 +15,20 @@ import numpy as np
 
 from avatar_jax.configure import to_plain
 from avatar_jax.errors import UserError
+from avatar_jax.inversion import tuning
+from avatar_jax.inversion.start import check_start, chosen_encoder, first_codes
+from avatar_jax.inversion.tuning import TuningConfig, chosen_tuning
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, Source
 from avatar_jax.methods.hfagp import keeping, losses, scores, train
 from avatar_jax.methods.hfagp import model as models
 from avatar_jax.methods.hfagp.batches import PersonFrames, check_video, training_batch
 from avatar_jax.methods.hfagp.config import METHOD, ModelConfig
+from avatar_jax.methods.hfagp.fit import fit_generator
 from avatar_jax.methods.hfagp.prior import knows_a_person, with_person
 from avatar_jax.methods.hfagp.video import fitted, source_video
 from avatar_jax.options import seconds_of
+from avatar_jax.parallel import in_loop
 from avatar_jax.train.state import TrainState
 from avatar_jax.types import Avatar, Camera, PyTree
 
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from avatar_jax.methods.model import Model
 
 EVERY = 10  # steps between two reports
+ENCODED = 8  # frames that an encoder looks at, for the code to start from
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,11 @@ class Schedule:
         Raises:
             UserError: numbers out of their range.
         """
-        known = config.settings.train
+        known, fixed = config.settings.train, options.tune is not None
+        if fixed and options.frozen_steps is not None:
+            raise UserError(
+                f'--frozen-steps {options.frozen_steps}: with --tune there is no second stage; leave it out'
+            )
         if options.steps is not None and options.steps < (0 if options.further else 1):
             raise UserError(f'--steps {options.steps}: must be at least 1')
         if options.frozen_steps is not None and options.frozen_steps < 0:
@@ -64,9 +74,11 @@ class Schedule:
             raise UserError(f'--unseen {options.unseen}: must lie between 0 and 0.9')
         share = min(1.0, known.tune_iter / known.iterations) if known.iterations else 1.0
         if options.budget:
-            return cls(options.steps, options.frozen_steps, share, seconds_of(options.budget))
+            never = math.inf if fixed else share
+            return cls(options.steps, options.frozen_steps, never, seconds_of(options.budget))
         steps = known.iterations if options.steps is None else options.steps
         frozen = math.ceil(share * steps) if options.frozen_steps is None else options.frozen_steps
+        frozen = steps if fixed else frozen
         return cls(steps, frozen, share)
 
     def ended(self, done: int, elapsed: float) -> bool:
@@ -90,8 +102,15 @@ class Schedule:
 
 
 def num_steps(model: Model, options: BuildOptions) -> int:
-    """Steps of a training; with a budget its seconds."""
-    return Schedule.of(configured(model.config, options), options).length
+    """Steps of a training, with a budget its seconds, and steps of the fit after it."""
+    fit = fit_of(options)
+    length = Schedule.of(configured(model.config, options), options).length
+    return length + (0 if fit.tune == 'none' else fit.steps)
+
+
+def fit_of(options: BuildOptions) -> TuningConfig:
+    """The fit that the options ask for. Raises ``UserError``."""
+    return chosen_tuning(TuningConfig('none'), options.tune, options.fit_steps, options.fit_stop, options.locality)
 
 
 def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
@@ -101,6 +120,11 @@ def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
         settings = replace(settings, drivers=tuple(options.drivers))
     if options.basis_size is not None:
         settings = replace(settings, basis=replace(settings.basis, size=options.basis_size))
+    check_start(options.start or 'mean', options.encoder)
+    if options.start and options.further:
+        raise UserError(f'--start {options.start}: --further goes on from the person in the weights; leave one out')
+    if options.start:
+        settings = replace(settings, basis=replace(settings.basis, start='average', offset=True))
     return replace(config, settings=settings)
 
 
@@ -130,13 +154,14 @@ def build(
     key = jax.random.key(0) if key is None else key
     config = configured(model.config, options)
     source = replace(source, sound=options.sound or source.sound)
-    schedule = Schedule.of(config, options)
+    schedule, fit = Schedule.of(config, options), fit_of(options)
     losses.network_of(config.settings.loss, bank)
     settings = config.settings
     with source_video(source, settings.drivers, settings.loss.size, options.unseen) as video:
         config = fitted(config, video, not options.further)
         check_video(config, video)
-        variables = with_person(model.variables, config, key, options.further, model.path or 'weights')
+        rows = first_rows(model, options, config, video)
+        variables = with_person(model.variables, config, key, options.further, model.path or 'weights', rows)
         before = config.settings.train.iterations if options.further else 0
         about = {
             'config': config.to_dict(),
@@ -147,12 +172,25 @@ def build(
         }
         with keeping.Keeper(source.work, about) as keeper:
             trained = optimise(config, variables, video, bank, schedule, key, began, on_step, before, keeper)
-        variables, config = trained.variables, trained.config
+        variables, config, fitted_to = trained.variables, trained.config, None
+        if fit.tune != 'none':
+            length = schedule.length
+            variables, tuned_to, seconds = fit_generator(
+                config,
+                variables,
+                video,
+                bank,
+                jax.random.fold_in(key, 1),
+                fit,
+                trained.steps,
+                lambda n, **numbers: on_step(length + n, **numbers),
+            )
+            fitted_to = {**tuning.report(tuned_to), 'seconds': seconds}
         kept = measured(variables, config, video)
         label = video.labels[0]
         notes = [*(f'{source.name}: {note}' for note in video.notes), *keeper.notes]
     _, differing = models.checked_per_video(variables, config)
-    tuned = trained.frozen < trained.steps or options.further
+    tuned = trained.frozen < trained.steps or options.further or fitted_to is not None
     identity = models.identity_of(variables, tuned)
     camera = Camera.from_label(label)
     avatar = Avatar(identity, camera, METHOD, config, config.basis, model.sha256, source.name)
@@ -168,11 +206,24 @@ def build(
             'frames': {'train': len(video.train), 'unseen': len(video.test)},
             'basis_size': config.settings.basis.size,
             'began_with': 'the person in the weights' if options.further else 'fresh basis and encoder',
+            'start': options.start or config.settings.basis.start,
+            'tuning': fitted_to,
             'perceptual': losses.report(config.settings.loss, bank),
             'scores': kept,
         },
         notes=(*notes, *differing, *_warnings(model, options, kept)),
     )
+
+
+def first_rows(model: Model, options: BuildOptions, config: ModelConfig, video: PersonFrames) -> jax.Array | None:
+    """With ``--start encoder`` the mean of the rows [L,d] of some training frames."""
+    generator = models.generator_of(model.variables)
+    encoder = chosen_encoder(options.start or 'mean', options.encoder, config.generator, generator)
+    if encoder is None:
+        return None
+    size = config.generator.img_resolution
+    images = np.stack([video.picture(int(i), size) for i in scores.spread(video.train, ENCODED)])
+    return first_codes(encoder, jnp.asarray(images), 'w+', jax.local_devices()[:1])[0].mean(0)
 
 
 def _warnings(model: Model, options: BuildOptions, kept: dict[str, Any]) -> list[str]:
@@ -246,7 +297,7 @@ def optimise(
         keeper: keeps the state now and then, and may have one to begin with; in its ``with`` block.
     """
     seed = int(jax.random.bits(key) >> 1)
-    frozen = {'bank': bank if losses.network_of(config.settings.loss, bank) == 'lpips' else None}
+    frozen = jax.device_put({'bank': bank if losses.network_of(config.settings.loss, bank) == 'lpips' else None})
     # A copy, because the step overwrites it.
     state = train.init_state(config, jax.tree.map(lambda x: jnp.array(x, copy=True), variables))
     keeper = keeping.Keeper('', {}) if keeper is None else keeper
@@ -262,7 +313,9 @@ def optimise(
         batch = training_batch(
             video, frames, config.settings.loss.size, config.settings.drivers, train.smooths(known, before + done)
         )
-        state, metrics = _step(config, seed, state, train.with_stage(stage, batch, before + done), frozen)
+        placed = jax.device_put(train.with_stage(stage, batch, before + done))
+        with in_loop():
+            state, metrics = _step(config, seed, state, placed, frozen)
         done += 1
         curves.append({name: metrics[name] for name in keeping.CURVES})
         if done % EVERY == 0:

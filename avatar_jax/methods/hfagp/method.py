@@ -43,6 +43,28 @@ class BuildOptions:
     unseen: float = option(
         0.2, 'share of the video, at its end, that the avatar is not trained on but measured with, 0 to 0.9'
     )
+    start: str | None = option(
+        None,
+        "the code that a person's basis is added to at first: the mean code, or what an encoder sees in the frames "
+        '(default: as configured in the weights)',
+        choices=('mean', 'encoder'),
+    )
+    encoder: str = option(
+        '', 'with --start encoder: weights that hold an encoder for the same generator', metavar='FILE'
+    )
+    tune: str | None = option(
+        None,
+        'instead of the second stage, in which basis, encoder and generator move together: fit the generator alone, '
+        'around the codes that were found, or nothing (default: the second stage)',
+        choices=('generator', 'none'),
+    )
+    fit_steps: int | None = option(None, 'steps of the fit (default: 350)')
+    fit_stop: float | None = option(
+        None, 'end the fit when the frames of a step are shown this well (default: after its steps)', metavar='DB'
+    )
+    locality: float | None = option(
+        None, "with --tune generator: weight of PTI's term that keeps pictures of other codes as they were (default: 0)"
+    )
     further: bool = option(
         False, 'continue from the basis and the encoder in the weights, which belong to a person, instead of fresh ones'
     )

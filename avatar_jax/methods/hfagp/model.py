@@ -118,8 +118,14 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     return variables
 
 
-def init_personal(config: ModelConfig, key: jax.Array, average: jax.Array) -> dict[str, Any]:
-    """Fresh {'basis', 'encoder'}, what a person needs beside the generator; ``average``: its average code [d]."""
+def init_personal(
+    config: ModelConfig, key: jax.Array, average: jax.Array, rows: jax.Array | None = None
+) -> dict[str, Any]:
+    """Fresh {'basis', 'encoder'}, what a person needs beside the generator.
+
+    Args:
+        average: its average code [d]. rows: [L,d] where the offset starts, whatever the configuration says.
+    """
     c, g = config.settings, config.generator
 
     @jax.jit
@@ -130,6 +136,8 @@ def init_personal(config: ModelConfig, key: jax.Array, average: jax.Array) -> di
             bases[name] = init_basis(jax.random.fold_in(key, i), c.basis.size, g.num_ws, g.w_dim)
             if c.basis.start == 'average':
                 bases[name]['delta'] = jnp.tile(average, g.num_ws)
+            if rows is not None:
+                bases[name]['delta'] = rows.reshape(-1)
             if not c.basis.offset:
                 del bases[name]['delta']
         for i, driver in enumerate(c.drivers):

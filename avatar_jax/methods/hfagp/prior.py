@@ -53,9 +53,16 @@ def knows_a_person(variables: Mapping[str, Any]) -> bool:
 
 
 def with_person(
-    variables: Mapping[str, Any], config: ModelConfig, key: jax.Array, further: bool, source: str
+    variables: Mapping[str, Any],
+    config: ModelConfig,
+    key: jax.Array,
+    further: bool,
+    source: str,
+    rows: jax.Array | None = None,
 ) -> dict[str, Any]:
     """Variables to begin a training with: the model's generator, and a fresh person or (``further``) the model's.
+
+    ``rows`` [L,d]: code that a fresh person starts from; None: as configured.
 
     Raises:
         UserError: the model's person is wanted, but there is none, or one with other drivers or another basis.
@@ -70,5 +77,5 @@ def with_person(
         except UserError as error:
             raise UserError(f'--further: {error}; leave out what differs, or --further') from error
         return found
-    personal = init_personal(config, key, average_code(own))
+    personal = init_personal(config, key, average_code(own), rows)
     return {**own, 'params': {**own['params'], **personal}}

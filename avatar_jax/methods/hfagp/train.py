@@ -141,6 +141,20 @@ def with_stage(config: TrainConfig, batch: Mapping[str, Any], done: int) -> dict
     return out
 
 
+def codes_of_batch(config: ModelConfig, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Codes [drivers * B, L, d] of a batch, driver by driver; ``params``: basis and encoder."""
+    c, vectors, ws = config.settings, {}, []
+    smooth = 'sound' in batch and batch['sound'].ndim == 4
+    for driver in c.drivers:
+        name = models.basis_name(config, driver)
+        if name not in vectors:
+            vectors[name] = models.directions(params['basis'][name]['bases'], c.basis.orthogonal)
+        signal = batch.get(driver, batch['pictures']) if driver == 'picture' else batch[driver]
+        weights = models.weights_of(params, config, driver, signal, smooth and driver == 'sound')
+        ws.append(models.codes_of(params, config, driver, weights, vectors[name]))
+    return jnp.concatenate(ws)
+
+
 def update_step(
     config: ModelConfig,
     seed: int,
@@ -171,21 +185,13 @@ def update_step(
         groups = {**trained, **learned}
         personal = groups[PERSONAL]
         encoder = join_attention(personal['encoder'], groups.get(ATTENTION, {}))
-        params = {'basis': personal['basis'], 'encoder': encoder}
-        vectors, ws = {}, []
-        for driver in c.drivers:
-            name = models.basis_name(config, driver)
-            if name not in vectors:
-                vectors[name] = models.directions(params['basis'][name]['bases'], c.basis.orthogonal)
-            signal = batch.get(driver, batch['pictures']) if driver == 'picture' else batch[driver]
-            weights = models.weights_of(params, config, driver, signal, smooth and driver == 'sound')
-            ws.append(models.codes_of(params, config, driver, weights, vectors[name]))
+        ws = codes_of_batch(config, {'basis': personal['basis'], 'encoder': encoder}, batch)
         many = len(c.drivers)
 
         def repeated(x):
             return jnp.concatenate([x] * many) if many > 1 else x
 
-        image = render(groups[GENERATOR], state.extra, jnp.concatenate(ws), repeated(batch['labels']), repeated(keys))
+        image = render(groups[GENERATOR], state.extra, ws, repeated(batch['labels']), repeated(keys))
         return terms(c.loss, distance, repeated(batch['pictures']), image)
 
     learned = {name: trained[name] for name in learning}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+from avatar_jax.errors import UserError
+from avatar_jax.inversion.tuning import chosen_tuning
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, Source
 from avatar_jax.methods.nofa import fit, losses
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
 def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     """The model's configuration with the fit that the options ask for. Raises ``UserError``."""
-    tuning = config.settings.tuning
-    if options.tune is not None:
-        tuning = dataclasses.replace(tuning, tune=options.tune)
-    if options.fit_steps is not None:
-        tuning = dataclasses.replace(tuning, steps=options.fit_steps)
-    return fit.with_tuning(config, pivot=options.pivot, tuning=tuning)
+    tuning = chosen_tuning(config.settings.tuning, options.tune, options.fit_steps, options.fit_stop, options.locality)
+    config = fit.with_tuning(config, pivot=options.pivot, tuning=tuning)
+    if options.start is None:
+        return config
+    if options.start == 'mean' and config.settings.pivot != 'search':
+        raise UserError('--start mean: no code is searched, the encoder gives it; add --pivot search')
+    return config.replace(search__start=options.start)
 
 
 def num_steps(model: Model, options: BuildOptions) -> int:
@@ -65,5 +67,7 @@ def build_many(
         notes = ()
         if missing:
             notes = (f'{portrait.source or "portrait"}: {" and ".join(missing)} were not measured: taken as neutral',)
-        built.append(Built(fitted.avatar, dict(fitted.scores), curves, report, notes))
+        if fitted.pivot is not None:
+            report['search']['start'] = config.settings.search.start
+        built.append(Built(fitted.avatar, dict(fitted.scores), curves, report, notes, course=fitted.course))
     return built

@@ -7,6 +7,7 @@ searched in W. ``fit_people`` does all of it for people side by side.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.inversion import tuning
+from avatar_jax.inversion.saving import Course, StepClock
 from avatar_jax.inversion.tuning import Pivot, Tuned, TuningConfig
 from avatar_jax.losses.distance import distance_of
 from avatar_jax.losses.perception import PerceptionBank
@@ -42,7 +44,7 @@ from avatar_jax.methods.nofa.train import assembled, join_generator, split_gener
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
-from avatar_jax.parallel import on_all, over_devices
+from avatar_jax.parallel import in_loop, on_all, on_rows, over_devices
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.types import Avatar, Portrait, PyTree
 
@@ -74,6 +76,7 @@ class Fitted:
         image: [S,S,3] the portrait's view of it, limited to [-1,1].
         scores: ``psnr``, ``psnr_raw`` (dB), ``psnr_forward`` (before tuning), and the weighted terms.
         tuned: of ``inversion.tuning``, or None where nothing was tuned. pivot: of the search, or None.
+        seconds: of the fit's steps, without compilation. course: how the loss of the search fell, or None.
     """
 
     avatar: Avatar
@@ -81,14 +84,16 @@ class Fitted:
     scores: dict[str, float]
     tuned: Tuned | None = None
     pivot: Pivot | None = None
+    seconds: float = 0.0
+    course: Course | None = None
 
     def report(self) -> dict[str, Any]:
         """Plain values for a JSON report."""
         out: dict[str, Any] = {'scores': self.scores}
         if self.tuned is not None:
-            out['tuning'] = tuning.report(self.tuned)
+            out['tuning'] = {**tuning.report(self.tuned), 'seconds': self.seconds}
         if self.pivot is not None:
-            out['search'] = {'steps': len(self.pivot.curve), 'loss': np.asarray(self.pivot.curve).tolist()}
+            out['search'] = {**self.course.report(), 'loss': np.asarray(self.pivot.curve).tolist()}
         return out
 
 
@@ -129,7 +134,7 @@ def _value(bank, config, weights, problem, views, volume) -> tuple[jax.Array, di
         bank, loss, replace(weights, latent=0.0), views, problem.targets, offsets=offsets, volume=volume
     )
     wanted = problem.targets.image
-    watched = {'negative_psnr': -psnr(to_unit(views.image), to_unit(wanted))[0]}
+    watched = {tuning.PSNR: -psnr(to_unit(views.image), to_unit(wanted))[0]}
     distance = distance_of(bank, losses.perceptual_kind(loss, bank), loss.pyramid_scales)
     if distance is not None:
         watched['perceptual'] = distance(views.image, wanted)
@@ -144,11 +149,15 @@ def tuning_loss(
     bank: PerceptionBank,
     tune: str,
     jitter: bool,
+    volume: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[Callable, PyTree]:
-    """The loss ``(params, key) -> (loss, terms)`` of one person, and the parameters that it starts from."""
+    """The loss ``(params, key) -> (loss, terms)`` of one person, and the parameters that it starts from.
+
+    ``volume``: what ``model.canonical`` gives for the code, if that is known: it does not move with 'compensation'.
+    """
     weights = weights_of(config, tune)
     if tune == 'compensation':
-        planes, features = canonical(network(variables, 'generator'), config, ws)  # once: nothing of it moves
+        planes, features = canonical(network(variables, 'generator'), config, ws) if volume is None else volume
         first = variables['params']['compensation']
     else:
         first, fixed = split_generator(variables['params']['generator'])
@@ -211,6 +220,20 @@ def _search_all(variables, problems, bank, keys, *, config, devices):
     return over_devices(all_of, devices)((variables, bank), (problems, keys))
 
 
+_SEARCHES: dict[
+    Any, Any
+] = {}  # the last program: compiled apart, so that the seconds of a search are those of its steps
+
+
+def _compiled_search(arguments: tuple, config: ModelConfig, devices: tuple[jax.Device, ...]) -> Callable:
+    leaves, structure = jax.tree.flatten(arguments)
+    key = (config, devices, structure, tuple((jnp.shape(x), str(x.dtype)) for x in leaves))
+    if key not in _SEARCHES:
+        _SEARCHES.clear()
+        _SEARCHES[key] = _search_all.lower(*arguments, config=config, devices=devices).compile()
+    return _SEARCHES[key]
+
+
 def _search(variables, bank, problems, keys, config):
     search, generator = config.settings.search, network(variables, 'generator')
     rendering = config.generator.rendering
@@ -225,13 +248,15 @@ def _search(variables, bank, problems, keys, config):
         return jnp.broadcast_to(code, (1, config.generator.num_ws, code.shape[-1]))
 
     def one(problem, key):
+        first = mean if search.start == 'mean' else style_rows(variables, config, problem.image)[0].mean(0)
+
         def loss(code, step_key):
             del step_key
             volume = volume_of(variables, config, rows_of(code), problem.image, compensate=False)
             views = view_of(variables, config, problem, volume, None)
             return _value(bank, config, weights, problem, views, volume)
 
-        found = tuning.find_pivot(loss, mean, spread, key, search)
+        found = tuning.find_pivot(loss, first, spread, key, search)
         return found, rows_of(found.code)
 
     return jax.vmap(one)(problems, keys)
@@ -342,38 +367,38 @@ def fit_people(
     plain = _plain(config)
     stacked = _stacked([*portraits, *[portraits[-1]] * (count - people)])
     problems = _pose_all(bank, stacked, config=plain, devices=devices)
-    pivots = None
+    pivots, search_seconds = None, 0.0
     if config.settings.pivot == 'search':
-        pivots, rows = _search_all(
-            variables,
-            problems,
-            bank,
-            jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys),
-            config=plain,
-            devices=devices,
-        )
+        search_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+        search = _compiled_search((variables, problems, bank, search_keys), plain, devices)
+        begun = time.perf_counter()
+        pivots, rows = jax.block_until_ready(search(variables, problems, bank, search_keys))
+        search_seconds = time.perf_counter() - begun
     else:
         rows = _encode_all(variables, problems.image[:, 0], config=plain, devices=devices)
-    tuned = None
+    tuned, clock = None, StepClock()
     if settings.tune != 'none':
         first = first_params(variables, settings.tune)
         states = jax.vmap(lambda _: tuning.start(first, settings))(jnp.arange(count))
         outs, done = [], 0
-        while done < settings.steps and not bool(states.stopped.all()):
-            size = min(STEPS_PER_CALL, settings.steps)
-            states, out = _advance(
-                variables,
-                problems,
-                rows,
-                bank,
-                states,
-                keys,
-                config=config,
-                count=size,
-                jitter=key is not None,
-                devices=devices,
-            )
-            outs.append(jax.tree.map(np.asarray, out))
+        states, keys = on_rows((states, keys), devices)
+        while done < settings.steps and not jax.device_get(states.stopped).all():
+            size, begun = min(STEPS_PER_CALL, settings.steps), time.perf_counter()
+            with in_loop():
+                states, out = _advance(
+                    variables,
+                    problems,
+                    rows,
+                    bank,
+                    states,
+                    keys,
+                    config=config,
+                    count=size,
+                    jitter=key is not None,
+                    devices=devices,
+                )
+                outs.append(jax.device_get(out))
+            clock.add('fit', size, time.perf_counter() - begun)
             done = min(done + size, settings.steps)
             if on_step is not None:
                 made = outs[-1][0][:people]
@@ -384,7 +409,12 @@ def fit_people(
         made, (variables, bank) = jax.device_get(made), common
     for i, portrait in enumerate(portraits):
         own = jax.tree.map(lambda x, i=i: x[i], made)
-        found.append(_finished(variables, config, portrait, bank, weights, *own))
+        fitted = _finished(variables, config, portrait, bank, weights, *own)
+        fitted.seconds = float(clock.per_step().sum())
+        if fitted.pivot is not None:
+            curve = np.asarray(fitted.pivot.curve)
+            fitted.course = Course(curve, np.full(len(curve), search_seconds / len(curve)))
+        found.append(fitted)
     return found
 
 

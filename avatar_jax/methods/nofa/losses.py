@@ -90,9 +90,10 @@ def check_mouths(landmarks: np.ndarray | None, size: int, names: list[str] | Non
         landmarks: [B,68,2] pixels, or None. size: of the pictures. names: for messages.
     """
     if landmarks is None:
+        whose = f'{names[0]}: ' if names and len(names) == 1 else ''  # of a batch of training nobody has any
         raise UserError(
-            'landmarks: missing, but the mouth terms need them; track the pictures, or set the weights of mouth and '
-            'teeth to 0'
+            f'{whose}landmarks: missing, but the mouth terms need them; track the pictures, '
+            'or set the weights of mouth and teeth to 0'
         )
     if landmarks.shape[-2:] != (68, 2):
         raise UserError(f'landmarks: shape {landmarks.shape}; the mouth terms need 68 points, [B,68,2]')

@@ -28,7 +28,21 @@ class BuildOptions:
         'weights)',
         choices=('encoder', 'search'),
     )
+    start: str | None = option(
+        None,
+        "with --pivot search: the code that the search starts from: the mean code, or the encoder's (default: as "
+        'configured in the weights)',
+        choices=('mean', 'encoder'),
+    )
     fit_steps: int | None = option(None, 'steps of the fit (default: as configured in the weights)')
+    fit_stop: float | None = option(
+        None, 'end the fit when the picture is shown this well (default: as configured in the weights)', metavar='DB'
+    )
+    locality: float | None = option(
+        None,
+        "with --tune generator: weight of PTI's term that keeps pictures of other codes as they were (default: as "
+        'configured in the weights)',
+    )
 
 
 METHOD = Method(
@@ -67,6 +81,7 @@ METHOD = Method(
         build=later('avatar_jax.methods.nofa.stages:Stages'),
         note='encoder, backbone and compensation are computed once per avatar; the paper fits the compensation network '
         'in ten minutes on one V100, the generator in twenty on four',
+        compared=(('tuning_compensation', 'tuning_generator'),),
     ),
     foreign=later_value('avatar_jax.methods.nofa.foreign:FOREIGN'),
     tables=TABLES,

@@ -9,7 +9,7 @@
 | rendering | rays through a volume, with the field |
 | superresolution | raw picture to final picture |
 | frame | rendering and superresolution: what an animated frame costs |
-| tuning_compensation | a step of the fit of the compensation network (equation 12) |
+| tuning_compensation | a step of the fit of the compensation network (equation 12); the canonical volume is given |
 | tuning_generator | a step of the fit of the generator in its place |
 | training_general, training_teeth, training_compensation | a step of whole pictures of the training stages |
 """
@@ -30,6 +30,8 @@ from avatar_jax.methods.nofa import fit, model, train
 from avatar_jax.methods.nofa.config import ModelConfig
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.render.cameras import frontal_label
+
+STEPS = 1_000_000
 
 
 def config_of(preset: str, dtype: str | None = None, ray_chunk: int | None = None) -> ModelConfig:
@@ -98,24 +100,38 @@ class Stages:
         function, arguments = simple[name]
         return function, (v, *arguments), ()
 
+    def fit_config(self, tune: str) -> TuningConfig:
+        """Of a fit that does not end: its state goes on from call to call."""
+        return TuningConfig(tune, STEPS, self.config.settings.tuning.optimizer)
+
     def _tuning(self, tune: str) -> tuple[Callable, tuple, tuple[int, ...]]:
         """One step of the fit for each picture of the batch, people side by side."""
-        chosen = TuningConfig(tune, 1, self.config.settings.tuning.optimizer)
+        chosen = self.fit_config(tune)
         c, bank = fit.with_tuning(self.config, tuning=chosen), PerceptionBank()
         weights = c.settings.loss.one_shot
         size = c.generator.neural_rendering_resolution
 
-        def one(v, image, label, shape, expression, marks, state):
+        def one(state, v, image, label, shape, expression, marks, *volume):
             targets = fit.losses.prepare_targets(bank, c.settings.loss, weights, image[None], marks[None], size)
             problem = fit.Problem(image[None], label[None], shape[None], expression[None], targets)
             rows = jnp.zeros((1, c.generator.num_ws, c.generator.w_dim))
-            loss, _ = fit.tuning_loss(v, c, problem, rows, bank, tune, False)
+            given = tuple(x[None] for x in volume) or None
+            loss, _ = fit.tuning_loss(v, c, problem, rows, bank, tune, False, given)
             return tuning.advance(loss, state, jax.random.key(0), 1, chosen)[0]
 
+        people = (self.images, self.labels, self.shape, self.expression, self.landmarks)
+        volume = ()
+        if tune == 'compensation':
+            g = c.generator
+            planes = jnp.zeros((self.batch, 3, *(g.plane_resolution,) * 2, g.plane_channels))
+            volume = (planes, jnp.zeros((self.batch, *(c.feature_resolution,) * 2, c.feature_channels)))
         first = fit.first_params(self.variables, tune)
         states = jax.vmap(lambda _: tuning.start(first, chosen))(jnp.arange(self.batch))
-        people = (self.images, self.labels, self.shape, self.expression, self.landmarks, states)
-        return (lambda v, *x: jax.vmap(one, in_axes=(None, *(0,) * 6))(v, *x)), (self.variables, *people), (6,)
+
+        def step(states, v, *rows):
+            return (jax.vmap(one, in_axes=(0, None, *(0,) * len(rows)))(states, v, *rows),)
+
+        return step, (states, self.variables, *people, *volume), (0,)
 
     def _training(self, stage: str) -> tuple[Callable, tuple, tuple[int, ...]]:
         c, both = self.config, lambda x: jnp.stack([x, x], 1)

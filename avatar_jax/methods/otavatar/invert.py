@@ -7,6 +7,7 @@ steps at a time, so that it can show progress, ends when everybody has stopped, 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from avatar_jax.driving.signals import drive_of_rows, still_rows
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.inversion import invert as inversion
 from avatar_jax.inversion.invert import StageResult, Transforms, interpolate
+from avatar_jax.inversion.saving import Course, StepClock
+from avatar_jax.inversion.start import StartEncoder, first_codes
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import method
 from avatar_jax.methods.otavatar.controller import MotionCode
@@ -37,12 +40,15 @@ from avatar_jax.methods.otavatar.objective import image_terms, portrait_loss, pr
 from avatar_jax.methods.render import side_labels, stream
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
-from avatar_jax.parallel import on_all, over_devices
+from avatar_jax.parallel import in_loop, in_portions, on_all, on_rows, over_devices, portion_of
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.types import Avatar, Portrait, PyTree
 
 STEPS_PER_CALL = 10
 LARGE = 256  # pixels from which a step takes long enough to be shown by itself
+# What a step holds for each pixel, and for each point of the rays that are rendered at a time: fits the plans of the
+# compiler for 128 pixels (381 MiB a person) and 512 (1.36 GiB).
+BYTES_PER_PIXEL, BYTES_PER_POINT = 4800, 1600
 
 
 @flax.struct.dataclass
@@ -57,6 +63,7 @@ class Inversion:
         psnr, psnr_raw: dB between portrait and reconstruction (the portrait averaged to its size).
         psnr_mask: dB inside the portrait's mask; NaN without one.
         views: [3,S,S,3] from the portrait's side and from both others (``methods.render.side_labels``), if rendered.
+        course: how the loss fell, in steps and seconds; None of ``invert_portrait``.
     """
 
     avatar: Avatar
@@ -68,6 +75,7 @@ class Inversion:
     psnr_raw: jax.Array
     psnr_mask: jax.Array
     views: np.ndarray | None = None
+    course: Course | None = flax.struct.field(pytree_node=False, default=None)
 
 
 def transforms(config: ModelConfig) -> Transforms:
@@ -216,9 +224,18 @@ def _pose_all(shared, portraits, *, config, devices):
     return over_devices(all_of, devices)(shared, portraits)
 
 
-@partial(jax.jit, static_argnames=('config', 'stage', 'count', 'sr', 'jitter', 'devices'))
-def _advance(shared, people, first, tied, *, config, stage, count, sr, jitter, devices):
-    """``count`` steps for all people; one program for both spaces, as only ``tied`` tells them apart."""
+def bytes_of_step(config: ModelConfig) -> float:
+    """About what a step holds for each person who is inverted side by side with others."""
+    generator, view = config.generator, config.generator.rendering
+    rays = min(view.ray_chunk or np.inf, generator.neural_rendering_resolution**2)
+    points = rays * (view.depth_resolution + view.depth_resolution_importance)
+    return BYTES_PER_PIXEL * config.img_resolution**2 + BYTES_PER_POINT * points
+
+
+@partial(jax.jit, static_argnames=('config', 'stage', 'count', 'sr', 'jitter', 'devices', 'portion'))
+def _advance(shared, people, first, tied, *, config, stage, count, sr, jitter, devices, portion):
+    """``count`` steps for all people, on each device ``portion`` of them side by side; one program for both spaces, as
+    only ``tied`` tells them apart."""
 
     def all_of(shared, people):
         variables, bank, first, tied = shared
@@ -227,7 +244,7 @@ def _advance(shared, people, first, tied, *, config, stage, count, sr, jitter, d
             loss = loss_of(variables, config, problem, bank, jitter)
             return inversion.advance(loss, state, key, first, count, sr, tied, stage, transforms(config))
 
-        return jax.vmap(one)(*people)
+        return in_portions(one, people, portion)
 
     return over_devices(all_of, devices)((*shared, first, tied), people)
 
@@ -269,22 +286,29 @@ def invert_people(
     weights: str = '',
     on_step: Callable[[int, float], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    encoder: StartEncoder | None = None,
+    portion: int | None = None,
 ) -> list[Inversion]:
     """Inverts many portraits side by side.
 
     Args:
         devices: over which people are spread, with the same results as on one; None: all of this process.
         on_step: called with (steps done, mean loss) after every few steps; ``num_steps(config)`` is their total.
+        encoder: gives the codes that the inversions start from; None: all start at the mean code.
+        portion: people whom each device inverts at the same time, with the same results as with all of them; None: as
+            many as half of its memory is enough for (``parallel.portion_of``).
 
     Returns:
         one ``Inversion`` per portrait, equal (up to rounding) to ``invert_portrait`` with the key
         ``fold_in(key, index)``: portraits of whom more is known do not lose it in the company of others.
     """
     bank = PerceptionBank() if bank is None else bank
-    made = avatars_of(variables, config, portraits, bank, key, weights=weights, on_step=on_step, devices=devices)
+    courses: dict[int, Course] = {}
+    how = {'weights': weights, 'on_step': on_step, 'devices': devices, 'portion': portion}
+    made = avatars_of(variables, config, portraits, bank, key, encoder=encoder, courses=courses, **how)
     return [
-        Inversion(avatar, stages, **shown(variables, config, portrait, bank, avatar, devices))
-        for portrait, (avatar, stages) in zip(portraits, made, strict=True)
+        Inversion(avatar, stages, **shown(variables, config, portrait, bank, avatar, devices), course=courses[i])
+        for i, (portrait, (avatar, stages)) in enumerate(zip(portraits, made, strict=True))
     ]
 
 
@@ -298,8 +322,14 @@ def avatars_of(
     weights: str = '',
     on_step: Callable[[int, float], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    encoder: StartEncoder | None = None,
+    courses: dict[int, Course] | None = None,
+    portion: int | None = None,
 ) -> list[tuple[Avatar, list[StageResult]]]:
-    """``invert_people`` without looking at the result: avatars and the results of their stages."""
+    """``invert_people`` without looking at the result: avatars and the results of their stages.
+
+    ``courses``: is given, by the portraits' numbers, how their losses fell.
+    """
     groups, found = alike(portraits), [None] * len(portraits)
     for k, numbers in enumerate(groups):
 
@@ -307,9 +337,9 @@ def avatars_of(
             on_step((k * num_steps(config) + done) // len(groups), loss)
 
         some = [portraits[i] for i in numbers]
-        part = _invert_alike(
-            variables, config, some, numbers, bank, key, weights, None if on_step is None else step, devices
-        )
+        then = None if on_step is None else step
+        how = (weights, then, devices, encoder, courses, portion)
+        part = _invert_alike(variables, config, some, numbers, bank, key, *how)
         for i, inverted in zip(numbers, part, strict=True):
             found[i] = inverted
     return found
@@ -325,10 +355,13 @@ def _invert_alike(
     weights: str,
     on_step: Callable[[int, float], None] | None,
     devices: Sequence[jax.Device] | None,
+    encoder: StartEncoder | None,
+    courses: dict[int, Course] | None,
+    portion: int | None,
 ) -> list[tuple[Avatar, list[StageResult]]]:
     """``avatars_of`` portraits of whom the same is known; ``numbers`` are theirs among all."""
     devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
-    count = -(-len(portraits) // len(devices)) * len(devices)  # the last one fills up
+    count, portion = portion_of(len(portraits), devices, bytes_of_step(config), portion)  # the last one fills up
     people = stack_portraits([*portraits, *[portraits[-1]] * (count - len(portraits))])
     shared = on_all((variables, bank), devices)
     which = jnp.asarray([*numbers, *range(count - len(numbers))])
@@ -337,33 +370,40 @@ def _invert_alike(
     codes, biases = (jnp.broadcast_to(x, (count, *x.shape)) for x in (code, bias))
     moves, stages, results, done = transforms(config), config.settings.inversion.stages(), [], 0
     inversion.check_order(stages)
+    clock, before = StepClock(), 0.0
+    if encoder is not None:
+        # In W the rows move together: those of an encoder keep their differences, unless W is all there is.
+        codes, before = first_codes(on_all(encoder, devices), people.image, stages[-1].space, devices)
     problems = _pose_all(shared, people, config=config, devices=devices)
     for i, stage in enumerate(stages):
         states = jax.vmap(lambda c, b: inversion.start(c, b, moves))(codes, biases)
-        stage_keys = jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
+        stage_keys = on_rows(jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys), devices)
         rule = _rule(stage)
         outs = []
         for begin, length, sr in inversion.phases(stage):
-            states = jax.vmap(inversion.begin_phase)(states)
+            states = on_rows(jax.vmap(inversion.begin_phase)(states), devices)
             most = 1 if config.img_resolution >= LARGE else STEPS_PER_CALL
             steps = max(n for n in range(1, most + 1) if length % n == 0)
             for first in range(begin, begin + length, steps):
-                states, out = _advance(
-                    shared,
-                    (problems, states, stage_keys),
-                    jnp.int32(first),
-                    jnp.asarray(stage.space == 'w'),
-                    config=config,
-                    stage=rule,
-                    count=steps,
-                    sr=sr,
-                    jitter=key is not None,
-                    devices=devices,
-                )
+                begun = time.perf_counter()
+                with in_loop():
+                    states, out = _advance(
+                        shared,
+                        (problems, states, stage_keys),
+                        *on_all((np.int32(first), np.asarray(stage.space == 'w')), devices),
+                        config=config,
+                        stage=rule,
+                        count=steps,
+                        sr=sr,
+                        jitter=key is not None,
+                        devices=devices,
+                        portion=portion,
+                    )
+                    losses_now = jax.device_get(out[0])  # waits for the steps
                 outs.append(out)
                 done += steps
+                clock.add((sr, steps), steps, time.perf_counter() - begun)
                 if on_step is not None:
-                    losses_now = np.asarray(out[0])
                     on_step(
                         done,
                         float(losses_now[np.isfinite(losses_now)].mean())
@@ -373,10 +413,16 @@ def _invert_alike(
         result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
         codes, biases = result.code, result.bias
         results.append(result)
-    return [
-        (make_avatar(config, p, codes[i], biases[i], weights), jax.tree.map(lambda x, i=i: x[i], results))
-        for i, p in enumerate(portraits)
-    ]
+    own = [jax.tree.map(lambda x, i=i: x[i], results) for i in range(len(portraits))]
+    if courses is not None:
+        courses |= {k: course_of(o, clock.per_step(), before) for k, o in zip(numbers, own, strict=True)}
+    return [(make_avatar(config, p, codes[i], biases[i], weights), own[i]) for i, p in enumerate(portraits)]
+
+
+def course_of(stages: Sequence[StageResult], seconds: np.ndarray, before: float) -> Course:
+    """How the loss of the raw rendering fell, which every step measures."""
+    terms = [{k: np.asarray(v) for k, v in stage.terms.items() if k.startswith('raw/')} for stage in stages]
+    return Course(np.concatenate([sum(t.values()) for t in terms]), seconds, before)
 
 
 def _rule(stage: inversion.StageConfig) -> inversion.StageConfig:
@@ -389,15 +435,17 @@ def step_program(
 ) -> tuple[Callable, tuple]:
     """One super-resolved step for all portraits (``alike``), on one device: a function and its arguments."""
     devices, moves = tuple(jax.local_devices()[:1]), transforms(config)
+    count, portion = portion_of(len(portraits), devices, bytes_of_step(config))
     code, bias = first_code(variables, config)
     state = inversion.start(code, bias, moves)
-    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(portraits), *x.shape)), state)
-    keys = jax.random.split(jax.random.key(0), len(portraits))
-    problems = _pose_all((variables, bank), stack_portraits(portraits), config=config, devices=devices)
+    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state)
+    keys = jax.random.split(jax.random.key(0), count)
+    people = stack_portraits([*portraits, *[portraits[-1]] * (count - len(portraits))])
+    problems = _pose_all((variables, bank), people, config=config, devices=devices)
     rule = _rule(config.settings.inversion.stages()[-1])
 
     def step(shared: tuple, people: tuple) -> tuple:
-        how = {'stage': rule, 'count': 1, 'sr': True, 'jitter': False, 'devices': devices}
+        how = {'stage': rule, 'count': 1, 'sr': True, 'jitter': False, 'devices': devices, 'portion': portion}
         state, (loss, *_) = _advance(shared, people, jnp.int32(0), jnp.asarray(False), config=config, **how)
         return state.code, state.bias, loss
 
@@ -442,5 +490,6 @@ def report(inverted: Inversion) -> dict[str, Any]:
         'psnr_in_mask': float(inverted.psnr_mask),
         'terms': {name: float(value) for name, value in inverted.terms.items()},
         'converged': bool(inverted.stages[-1].converged),
+        **({} if inverted.course is None else inverted.course.report()),
         'stages': stages,
     }

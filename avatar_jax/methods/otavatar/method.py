@@ -25,15 +25,36 @@ class BuildOptions:
         choices=('w', 'w+'),
     )
     early_stop: bool = option(False, 'stop optimising a person when the loss no longer falls')
-    pti: int = option(
-        0,
-        'afterwards fine-tune a copy of the generator to the person for N steps (pivotal tuning; avatar files get '
-        'bigger)',
+    start: str = option(
+        'mean',
+        'the code that the inversion starts from: the mean code, or what an encoder sees in the picture',
+        choices=('mean', 'encoder'),
     )
-    pti_hold: float = option(
-        0.0,
-        'with --pti: how strongly the shape is kept as it was before the fine-tuning, and the unseen side near the '
+    encoder: str = option(
+        '', 'with --start encoder: weights that hold an encoder for the same generator', metavar='FILE'
+    )
+    tune: str = option(
+        'none',
+        'what is fitted to the person afterwards: a copy of the generator (pivotal tuning; avatar files get bigger), '
+        'or nothing',
+        choices=('generator', 'none'),
+    )
+    fit_steps: int | None = option(None, 'steps of the fit (default: 50)')
+    fit_stop: float | None = option(
+        None, 'end the fit when the picture is shown this well (default: after its steps)', metavar='DB'
+    )
+    locality: float | None = option(
+        None, "with --tune generator: weight of PTI's term that keeps pictures of other codes as they were (default: 0)"
+    )
+    hold: float | None = option(
+        None,
+        'with --tune generator: how strongly the shape is kept as it was before the fit, and the unseen side near the '
         'mirror image of the seen one (default: 0, not at all)',
+    )
+    portion: int | None = option(
+        None,
+        'people of a group that each device inverts at the same time; the others wait for their turn (default: as many '
+        'as half of its memory is enough for)',
     )
 
 

@@ -45,9 +45,10 @@ class Stages:
         settings = settings.replace(controller__directions=directions)
         config = configured(ModelConfig.of(self.config, settings), BuildOptions())
         view = self.config.rendering
-        labels = cameras.orbit_labels(self.batch, view.avg_camera_radius, view.avg_camera_pivot)
+        with jax.ensure_compile_time_eval():  # portraits are of the host, wherever stages are made
+            labels = np.asarray(cameras.orbit_labels(self.batch, view.avg_camera_radius, view.avg_camera_pivot))
         rng, size = np.random.default_rng(0), config.img_resolution
         pictures = rng.uniform(-1, 1, (self.batch, size, size, 3)).astype(np.float32)
-        portraits = [Portrait(p, Camera.from_label(np.asarray(c))) for p, c in zip(pictures, labels, strict=True)]
+        portraits = [Portrait(p, Camera.from_label(c)) for p, c in zip(pictures, labels, strict=True)]
         variables = init(config, jax.random.key(0))
         return invert.step_program(variables, config, portraits, default_bank(size))
