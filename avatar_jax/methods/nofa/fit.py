@@ -220,9 +220,8 @@ def _search_all(variables, problems, bank, keys, *, config, devices):
     return over_devices(all_of, devices)((variables, bank), (problems, keys))
 
 
-_SEARCHES: dict[
-    Any, Any
-] = {}  # the last program: compiled apart, so that the seconds of a search are those of its steps
+# The last program; compiled apart, so that the seconds of a search are those of its steps.
+_SEARCHES: dict[Any, Any] = {}
 
 
 def _compiled_search(arguments: tuple, config: ModelConfig, devices: tuple[jax.Device, ...]) -> Callable:
