@@ -242,7 +242,7 @@ def train(
     state = fit(
         init_state(config, used),
         make_step(config),
-        lambda start: batches(config, motions, used, start),
+        lambda start: map(jax.device_put, batches(config, motions, used, start)),
         folder=out,
         loop=LoopConfig(config.steps, log_every=50, sample_every=0, checkpoint_every=max(1, min(500, config.steps))),
         config=config,

@@ -310,7 +310,7 @@ def train(
     state = fit(
         init_state(config, data),
         make_step(config),
-        lambda start: batches(config, data, start),
+        lambda start: map(jax.device_put, batches(config, data, start)),
         folder=out,
         loop=LoopConfig(config.steps, log_every=20, sample_every=0, checkpoint_every=max(1, min(200, config.steps))),
         config=config,
