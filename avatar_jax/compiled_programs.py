@@ -112,10 +112,10 @@ def _is_whole(data: bytes) -> bool:
 
 
 def _remove_damaged(folder: Path, again: bool = False) -> None:
-    """Removes entries that are not whole. Each is looked at once; ``again``: all of them, as one could not be read.
+    """Removes entries that are not whole; ``again``: one could not be read in spite of that.
 
-    What zstandard packs has no checksum of its own, so that a changed byte can pass: one is kept of each entry that was
-    whole, and ``again`` removes those of which there is none.
+    An entry is unpacked once, and has its checksum compared from then on: what zstandard packs has none of its own, so
+    that JAX would run a program with a changed byte. ``again`` removes what zstandard packed and was not seen before.
     """
     record, known = folder / _SEEN, {}
     with contextlib.suppress(OSError, ValueError):
@@ -123,18 +123,16 @@ def _remove_damaged(folder: Path, again: bool = False) -> None:
     now = {}
     for path, stat in _entries(folder).items():
         mark, seen = [stat.st_size, stat.st_mtime_ns], known.get(path.name, [])
-        if not again and seen[:2] == mark and len(seen) == 3:
-            now[path.name] = seen
+        first = seen[:2] != mark
+        if first and not again and time.time() - stat.st_mtime < _WRITING:
             continue
-        if not again and time.time() - stat.st_mtime < _WRITING:
-            continue
-        data = path.read_bytes()
-        mark.append(zlib.crc32(data))
-        sure = seen == mark or (data[:4] != _ZSTD and seen[:2] != mark[:2])
-        if (sure or not again) and _is_whole(data):
-            now[path.name] = mark
-        else:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process makes room
+            data = path.read_bytes()
+            mark.append(zlib.crc32(data))
+            if (_is_whole(data) and not (again and data[:4] == _ZSTD)) if first else seen == mark:
+                now[path.name] = mark
+            else:
+                path.unlink()
     if now != known:
         atomic.write_json(record, now)
 
