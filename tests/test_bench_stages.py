@@ -1,6 +1,6 @@
 """Stages of ``bench`` can be traced at full size; nothing is computed or allocated.
 
-Every stage of a method at one size (its paper's, else the default), and a frame, or else the first stage, at the others:
+Every stage of a method at one size (its paper's, else the default), and one, a frame where there is one, at the others:
 presets differ in sizes only.
 """
 
