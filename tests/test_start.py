@@ -21,16 +21,10 @@ from avatar_jax.methods.nofa.config import ModelConfig as NofaConfig
 from avatar_jax.methods.otavatar import build, finetune, invert, model
 from tests.comparison import close
 from tests.nofa_tiny import variables_of
-from tests.tiny_model import portrait, random_variables
+from tests.tiny_model import CONFIG, portrait, random_variables, short, tiny_variables
 
-CONFIG = model.ModelConfig.tiny('release')
-SHORT = dataclasses.replace(
-    CONFIG,
-    settings=CONFIG.settings.replace(
-        inversion__w_steps=1, inversion__wplus_steps=2, inversion__sr_steps=2, loss__local=0.0
-    ),
-)
-VARIABLES = random_variables(CONFIG)
+SHORT = short(w_steps=1, wplus_steps=2, sr_steps=2)
+VARIABLES = tiny_variables()
 GENERATOR = model.network(VARIABLES, 'generator')
 PICTURES = np.stack([portrait(i).image for i in range(2)])
 

@@ -242,7 +242,7 @@ class State(NamedTuple):
 
 def start(params: PyTree, config: TuningConfig) -> State:
     """Before the first step."""
-    opt_state = make_optimizer(config.optimizer).init(params)
+    opt_state = jax.jit(make_optimizer(config.optimizer).init)(params)  # one program, not one for each shape
     return State(params, opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
 

@@ -9,6 +9,7 @@ Names are the published keys: ``input_layer``, ``body``, ``latlayer1``, ``latlay
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,8 +214,9 @@ class LatentDiscriminator(nn.Module):
         return _Mlp(self.w_dim, name='mlp')(code)
 
 
+@functools.lru_cache(maxsize=8)
 def abstract_encoder(config: EncoderConfig) -> dict[str, Any]:
-    """Names and shapes of the variables."""
+    """Names and shapes of the variables; do not change what it returns."""
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     return jax.eval_shape(lambda x: E4eEncoder(config).init(jax.random.key(0), x), image)
 
