@@ -23,6 +23,7 @@ from avatar_jax.ops.knn import nearest
 from avatar_jax.types import Camera, Portrait
 
 CONFIG = ModelConfig.tiny(field__normalise='samples', noise='stored')
+head_points = jax.jit(mesh.head_points, static_argnums=0)
 FRONT = np.asarray(label_from_pose(np.zeros(3, np.float32), np.zeros(3, np.float32), 'raw'))
 
 
@@ -55,7 +56,7 @@ def test_rays_in_portions_give_the_same_picture(variables, normalise):
     rng = np.random.default_rng(0)
     places = jnp.asarray(rng.uniform(-1.1, 1.1, (1, 10, 3, 3)), jnp.float32)
     directions = jnp.asarray(rng.normal(size=(1, 10, 3)), jnp.float32)
-    points = mesh.head_points(CONFIG, variables['mesh'], jnp.zeros(80), jnp.zeros((1, 64)))
+    points = head_points(CONFIG, variables['mesh'], jnp.zeros(80), jnp.zeros((1, 64)))
     scene = head.Scene(jnp.asarray(rng.normal(size=(1, *CONFIG.plane_shape)), jnp.float32), points)
 
     @jax.jit
@@ -112,7 +113,7 @@ def test_a_field_of_points_and_coefficients_is_their_sum(variables):
     both = dataclasses.replace(CONFIG.settings.field, kind='both', normalise='neighbours')
     params = head.init_head(CONFIG.settings.head, both, jax.random.key(1))
     numbers = jnp.asarray(rng.normal(size=(1, 64)), jnp.float32)
-    points = mesh.head_points(CONFIG, variables['mesh'], jnp.zeros(80), 0 * numbers)
+    points = head_points(CONFIG, variables['mesh'], jnp.zeros(80), 0 * numbers)
     scene = head.Scene(jnp.asarray(rng.normal(size=(1, *CONFIG.plane_shape)), jnp.float32), points, numbers)
     places, directions = (jnp.asarray(rng.uniform(-0.9, 0.9, s), jnp.float32) for s in ((1, 6, 3, 3), (1, 6, 3)))
 
@@ -290,8 +291,12 @@ def test_first_values_let_portraits_differ_in_their_shares():
     query = jnp.asarray(0.2 * rng.normal(size=(3, 8, 8, 32)), jnp.float32)
     plain = fusion.init_fusion('attention', 32, jax.random.key(3))
 
+    @jax.jit
+    def spread_of(params):
+        return fusion.scores(params, query, planes, jnp.full(1, 32**-0.5), 'attention').std()
+
     def spread(params):
-        return float(fusion.scores(params, query, planes, jnp.full(1, 32**-0.5), 'attention').std())
+        return float(spread_of(params))
 
     assert spread(plain) < 0.1 and 0.4 < spread(fusion.keep_variance(plain, 'attention')) < 2.5
     assert fusion.keep_variance({}, 'mean') == {}
@@ -305,7 +310,7 @@ def test_first_values_let_portraits_differ_in_their_shares():
 
 
 def test_points_of_the_procedural_head_lie_in_the_cube():
-    points = np.asarray(mesh.head_points(CONFIG, mesh.load_mesh(CONFIG), jnp.zeros(80), jnp.zeros((2, 64))))
+    points = np.asarray(head_points(CONFIG, mesh.load_mesh(CONFIG), jnp.zeros(80), jnp.zeros((2, 64))))
     assert points.shape == (2, 60, 3) and np.mean(np.abs(points).max(-1) < 1) > 0.7
     assert (mesh.point_ids(10, 10) == np.arange(10)).all() and len(mesh.point_ids(5023, 2000)) == 2000
 
@@ -331,7 +336,7 @@ def test_flame_moves_the_points(monkeypatch, tmp_path):
     found = mesh.load_mesh(config, small_flame())
     expression = np.zeros((2, 64), np.float32)
     expression[1, 50] = 0.3  # the jaw
-    points = mesh.head_points(config, found, jnp.zeros(100), jnp.asarray(expression))
+    points = head_points(config, found, jnp.zeros(100), jnp.asarray(expression))
     assert points.shape == (2, 60, 3) and np.abs(points[0] - points[1]).max() > 0.01
     with pytest.raises(UserError, match='has 40 vertices, the weights expect 60'):
         mesh.load_mesh(config, small_flame(40))
