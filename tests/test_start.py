@@ -52,7 +52,7 @@ def file(tmp_path_factory):
 def test_codes_are_those_of_the_encoder(file):
     encoder = start.load_encoder(file, CONFIG.generator, GENERATOR)
     variables, config, sha256, _ = nofa.load_model(file)
-    rows = nofa.style_rows(variables, config, PICTURES)
+    rows = jax.jit(nofa.style_rows, static_argnums=1)(variables, config, PICTURES)
     assert encoder.sha256 == sha256
     devices = jax.local_devices()[:1]
     codes, seconds = start.first_codes(encoder, PICTURES, 'w+', devices)
@@ -70,7 +70,7 @@ def test_an_inversion_goes_on_from_the_encoder(file):
     people, found = [Source([portrait(i)]) for i in range(2)], {}
     for kind, options in {'mean': {}, 'encoder': {'start': 'encoder', 'encoder': file}}.items():
         found[kind] = owner.build_many(people, bank=PerceptionBank(), **options)
-    rows = np.asarray(start.encoded_rows(encoder, PICTURES))
+    rows = np.asarray(jax.jit(start.encoded_rows)(encoder, PICTURES))
     way = 4 * SHORT.settings.optimizers.codes.lr
     for i, (usual, better) in enumerate(zip(*found.values(), strict=True)):
         assert np.abs(usual.avatar.identity['code'] - model.w_avg(VARIABLES)).max() < way
