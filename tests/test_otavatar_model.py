@@ -11,6 +11,7 @@ import pytest
 from avatar_jax import parallel
 from avatar_jax.driving import cameras as animation
 from avatar_jax.errors import UserError
+from avatar_jax.inversion.memory import bytes_of_view
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods import base
 from avatar_jax.methods import model as models
@@ -311,7 +312,7 @@ def test_as_many_people_at_a_time_as_memory_is_enough_for(monkeypatch):
     monkeypatch.undo()
     assert parallel.device_memory(one[0]) > gib
     published, shipped = (model.ModelConfig.of(g) for g in (GeneratorConfig.ffhq512(), GeneratorConfig.heads128()))
-    known = [invert.bytes_of_step(configured(c, BuildOptions())) / 2**20 for c in (shipped, published)]
+    known = [bytes_of_view(configured(c, BuildOptions()).generator) / 2**20 for c in (shipped, published)]
     np.testing.assert_allclose(known, [381, 1390], rtol=0.1)  # docs/scaling.md
     with pytest.raises(UserError, match='--portion'):
         configured(CONFIG, BuildOptions(portion=0))

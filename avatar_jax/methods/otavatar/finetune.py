@@ -112,6 +112,7 @@ def tune_people(
     *,
     on_step: Callable[..., None] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    portion: int | None = None,
 ) -> list[TunedPerson]:
     """Tunes a copy of the generator to each person around the code that inversion found (pivotal tuning).
 
@@ -120,17 +121,20 @@ def tune_people(
     code and the correction stay fixed. Expression and views away from the source can suffer: judge by more than the
     source's own score.
 
-    People are tuned side by side; where pictures are large (``LARGE``), one at a time on each device, for each person
-    needs a generator, its gradient and the moments of Adam.
+    People are tuned side by side; where pictures are large (``LARGE``) and nothing else is asked for (``portion``), one
+    at a time on each device, for each person needs a generator, its gradient and the moments of Adam.
 
     Args:
         key: jitters the samples along the rays, and draws the codes of the regulariser; None: no jitter. Everybody gets
             the same draws, so that nobody's result depends on the others.
         settings: steps, optimizer, stopping rule (``tuning.PSNR``, or a term of the loss), regulariser.
         on_step: called as ``on_step(done, loss=mean)``, ``settings.steps`` for all people together.
+        portion: people whom each device tunes at the same time.
     """
     devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
-    most = len(devices) if config.img_resolution >= LARGE else len(portraits)
+    if portion is None and config.img_resolution >= LARGE:
+        portion = 1
+    most = len(portraits) if portion is None else portion * len(devices)
     groups = [some[k : k + most] for some in alike(portraits) for k in range(0, len(some), most)]
     found: dict[int, TunedPerson] = {}
     for number, group in enumerate(groups):

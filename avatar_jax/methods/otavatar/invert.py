@@ -21,6 +21,7 @@ from avatar_jax.driving.signals import drive_of_rows, still_rows
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.inversion import invert as inversion
 from avatar_jax.inversion.invert import StageResult, Transforms, interpolate
+from avatar_jax.inversion.memory import bytes_of_view
 from avatar_jax.inversion.saving import Course, StepClock
 from avatar_jax.inversion.start import StartEncoder, first_codes
 from avatar_jax.losses.perception import PerceptionBank
@@ -46,9 +47,6 @@ from avatar_jax.types import Avatar, Portrait, PyTree
 
 STEPS_PER_CALL = 10
 LARGE = 256  # pixels from which a step takes long enough to be shown by itself
-# What a step holds for each pixel, and for each point of the rays that are rendered at a time: fits the plans of the
-# compiler for 128 pixels (381 MiB a person) and 512 (1.36 GiB).
-BYTES_PER_PIXEL, BYTES_PER_POINT = 4800, 1600
 
 
 @flax.struct.dataclass
@@ -224,14 +222,6 @@ def _pose_all(shared, portraits, *, config, devices):
     return over_devices(all_of, devices)(shared, portraits)
 
 
-def bytes_of_step(config: ModelConfig) -> float:
-    """About what a step holds for each person who is inverted side by side with others."""
-    generator, view = config.generator, config.generator.rendering
-    rays = min(view.ray_chunk or np.inf, generator.neural_rendering_resolution**2)
-    points = rays * (view.depth_resolution + view.depth_resolution_importance)
-    return BYTES_PER_PIXEL * config.img_resolution**2 + BYTES_PER_POINT * points
-
-
 @partial(jax.jit, static_argnames=('config', 'stage', 'count', 'sr', 'jitter', 'devices', 'portion'))
 def _advance(shared, people, first, tied, *, config, stage, count, sr, jitter, devices, portion):
     """``count`` steps for all people, on each device ``portion`` of them side by side; one program for both spaces, as
@@ -361,7 +351,9 @@ def _invert_alike(
 ) -> list[tuple[Avatar, list[StageResult]]]:
     """``avatars_of`` portraits of whom the same is known; ``numbers`` are theirs among all."""
     devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
-    count, portion = portion_of(len(portraits), devices, bytes_of_step(config), portion)  # the last one fills up
+    count, portion = portion_of(
+        len(portraits), devices, bytes_of_view(config.generator), portion
+    )  # the last one fills up
     people = stack_portraits([*portraits, *[portraits[-1]] * (count - len(portraits))])
     shared = on_all((variables, bank), devices)
     which = jnp.asarray([*numbers, *range(count - len(numbers))])
@@ -435,7 +427,7 @@ def step_program(
 ) -> tuple[Callable, tuple]:
     """One super-resolved step for all portraits (``alike``), on one device: a function and its arguments."""
     devices, moves = tuple(jax.local_devices()[:1]), transforms(config)
-    count, portion = portion_of(len(portraits), devices, bytes_of_step(config))
+    count, portion = portion_of(len(portraits), devices, bytes_of_view(config.generator))
     code, bias = first_code(variables, config)
     state = inversion.start(code, bias, moves)
     states = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state)
