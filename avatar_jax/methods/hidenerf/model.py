@@ -23,7 +23,7 @@ from avatar_jax.methods.hidenerf.config import METHOD, ModelConfig
 from avatar_jax.methods.hidenerf.deformation import Deformation
 from avatar_jax.methods.hidenerf.refine import IdentityEncoder, Maps, Modulations, Refine
 from avatar_jax.methods.hidenerf.secc import HeadMesh
-from avatar_jax.methods.weight_files import WeightFiles
+from avatar_jax.methods.weight_files import WeightFiles, traced_once
 from avatar_jax.models.decoder import OSGDecoder
 from avatar_jax.ops.resize import resize
 from avatar_jax.parallel import sample_keys
@@ -122,6 +122,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     return {'params': {name: part['params'] for name, part in params.items()}}
 
 
+@traced_once
 def abstract(config: ModelConfig) -> dict[str, Any]:
     """Names and shapes of the variables, without computing anything."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
