@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     key, reports = jax.random.key(args.seed) if args.jitter else None, []
     if args.jitter and owner.draws is not None and not owner.draws(config, owner.options(options)):
         say(f'--jitter: {owner.title} draws nothing at random here; the avatars are as without it')
-    for report in build_avatars(model, people, out, options, bank=bank, key=key, group=args.group, seed=args.seed):
+    how = {'bank': bank, 'key': key, 'group': args.group, 'seed': args.seed}
+    for report in build_avatars(model, people, out, options, **how, refused=batch.take_back):
         reports.append(report)
         for note in report['notes']:
             say(note)

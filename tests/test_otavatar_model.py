@@ -20,17 +20,11 @@ from avatar_jax.methods.otavatar.build import RAYS, configured
 from avatar_jax.methods.otavatar.method import BuildOptions
 from avatar_jax.models.triplane import GeneratorConfig
 from avatar_jax.types import Avatar, Camera, Motion
-from tests.tiny_model import portrait, random_variables
+from tests.tiny_model import CONFIG, portrait, short, tiny_variables
 
-CONFIG = model.ModelConfig.tiny('release')
 # One short stage with super-resolution throughout: one compiled loop.
-SHORT = dataclasses.replace(
-    CONFIG,
-    settings=CONFIG.settings.replace(
-        inversion__w_steps=3, inversion__wplus_steps=0, inversion__sr_steps=3, loss__local=0.0
-    ),
-)
-VARIABLES = random_variables(CONFIG)
+SHORT = short(w_steps=3, wplus_steps=0, sr_steps=3)
+VARIABLES = tiny_variables()
 
 
 def motion(frames, seed=0):
