@@ -149,7 +149,7 @@ def test_roll_turns_the_first_plane():
 
 
 def test_plane_warp_loses_what_exact_keeps():
-    """Away from the planes and with larger turns, ever more: the figures of docs/hidenerf.md, and 0.81 at 60 degrees."""
+    """Away from the planes and with larger turns, ever more: the figures of docs/hidenerf.md."""
     own = np.random.default_rng(0)
     coarse = own.normal(size=(1, 3, 4, 4, 24))
     smooth = zoom(coarse, (1, 1, 8, 8, 1), order=3, mode='nearest', grid_mode=True).astype(np.float32)

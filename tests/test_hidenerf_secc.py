@@ -1,7 +1,5 @@
 """HiDe-NeRF's rendered expression codes: what they depend on, mirror images, host and device, other head models."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,8 @@ from avatar_jax.faces.bfm import BFM
 from avatar_jax.faces.camera_labels import label_from_pose
 from avatar_jax.faces.flame import FLAME
 from avatar_jax.faces.ict import ICT
-from avatar_jax.methods.hidenerf import model, secc
+from avatar_jax.methods.hidenerf import model as networks
+from avatar_jax.methods.hidenerf import secc
 from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.procedural import ProceduralHead
 from avatar_jax.render.rasterizer import SeccConfig
@@ -38,7 +37,7 @@ def draw(mesh, shape, expression, mirrored=False):
     return np.asarray(_draw(mesh, shape, expression, jnp.asarray(mirrored)))
 
 
-driving_codes = jax.jit(model.driving_codes, static_argnums=0)
+driving_codes = jax.jit(networks.driving_codes, static_argnums=0)
 
 
 def face(seed=0):
