@@ -37,7 +37,7 @@ def table_run(variant: str, size: str, seed: int, steps: int | None, pictures: s
         from avatar_jax.methods.hidenerf.config import SMALL, ModelConfig
 
         train = ModelConfig.heads(**(SMALL if size == 'tiny' else {})).train.of_length(steps)
-        changed = ('iterations', 'refine_from', 'milestones')
+        changed = ('iterations', 'gan_from', 'refine_from', 'milestones')
         overrides += [f'--config.model.train.{name}={getattr(train, name)}' for name in changed]
     return 'hidenerf_heads' + (f':{",".join(parts)}' if parts else ''), overrides
 
