@@ -147,8 +147,10 @@ class _Scene:
         triangle = np.full(side * side, -1, np.int32)
         weights = np.empty((side * side, 3), np.float32)
         solid = np.flatnonzero(self.solid)
-        # The inside of the shell is a layer of its own: it shows through the gaps of the outside.
-        layers = [(solid, None, 1), (self.hair, hair_alpha, -1), (self.hair, hair_alpha, 1), (self.fuzz, fuzz_alpha, 1)]
+        # Where hair hangs, the inside of its shell is a layer of its own: it shows through the gaps of the outside.
+        layers = [(solid, None, 1), (self.hair, hair_alpha, 1), (self.fuzz, fuzz_alpha, 1)]
+        if self.style.cut in ('long', 'bob'):
+            layers.insert(1, (self.hair, hair_alpha, -1))
         for index, alpha, order in layers:
             cull = ~self.two_sided[index] if alpha is None else True
             hit, found, weight, depth = visible(screen, self.triangles[index][:, ::order], side, side, cull=cull)

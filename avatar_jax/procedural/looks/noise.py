@@ -42,8 +42,8 @@ def skin_texture() -> np.ndarray:
 
 def skin_noise(azimuth: np.ndarray, height: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """[N, 4] of ``skin_texture`` at places on the skin; ``offset`` [2] in 0..1 moves it."""
-    column = np.floor(azimuth * (0.66 / TEXEL) + offset[0] * SIDE).astype(np.int32) & (SIDE - 1)
-    row = np.floor(height * (1 / TEXEL) + offset[1] * SIDE).astype(np.int32) & (SIDE - 1)
+    column = np.floor(azimuth * (0.66 / TEXEL) + float(offset[0]) * SIDE).astype(np.int32) & (SIDE - 1)
+    row = np.floor(height * (1 / TEXEL) + float(offset[1]) * SIDE).astype(np.int32) & (SIDE - 1)
     return skin_texture()[row * SIDE + column]
 
 
@@ -63,6 +63,6 @@ def hair_texture() -> np.ndarray:
 
 def hair_noise(across: np.ndarray, along: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """[N, 2] of ``hair_texture``: ``across`` in strands (one texel each), ``along`` 0..1 from root to tip."""
-    column = np.floor(across + offset[0] * SIDE).astype(np.int32) & (SIDE - 1)
-    row = np.floor(along * HAIR_ALONG + offset[1] * HAIR_ALONG).astype(np.int32) & (HAIR_ALONG - 1)
+    column = np.floor(across + float(offset[0]) * SIDE).astype(np.int32) & (SIDE - 1)
+    row = np.floor(along * HAIR_ALONG + float(offset[1]) * HAIR_ALONG).astype(np.int32) & (HAIR_ALONG - 1)
     return hair_texture()[column * HAIR_ALONG + row]

@@ -99,7 +99,7 @@ def paint_skin(albedo, part, canonical, azimuth, style: Style, looks: Looks, dee
         where = front * (0.25 + bump(u, v, 0.22, 0.05, 0.36, 0.22) + 0.3 * bump(u, v, 0.2, 0.7, 0.4, 0.2))
         cover = step(1.9 - 0.7 * looks.freckles, 2.6 - 0.7 * looks.freckles, spots + 0.3 * mottle) * where.clip(0, 1)
         block *= 1 - (0.75 * cover)[:, None] * np.array([0.25, 0.42, 0.48], np.float32)
-    for azimuth0, height0, radius, dark in looks.moles:
+    for azimuth0, height0, radius, dark in looks.moles.tolist():
         d = np.hypot(0.66 * (side - azimuth0), v - height0) + 0.002 * mottle
         near = np.flatnonzero(d < 2 * radius)
         cover = (dark * step(1.15 * radius, 0.7 * radius, d[near]) * front[near])[:, None]
@@ -143,9 +143,9 @@ def _whiskers(block, u, v, turn, mottle, bristles, style: Style, looks: Looks) -
     cover = (cover + 0.30 * mottle[i] * cover * (1 - cover)).clip(0, 1)
     dense = np.maximum(style.beard * (0.75 + 0.25 * style.beard), 0.55 * min(stubble, 1)) * cover
     hairs = step(1 - 1.05 * dense - 0.12, 1 - 1.05 * dense + 0.12, bristles[i]) * step(0, 0.08, dense)
-    shade = 0.6 * dense  # what lies between the hairs
+    shade = (0.55 + 0.3 * style.beard) * dense  # what lies between the hairs
     amount = np.maximum(hairs * (0.5 + 0.4 * min(style.beard + stubble, 1)), shade)
-    colour = style.hair_colour * (0.75 + 0.3 * (bristles[i, None] - 0.5))
+    colour = style.hair_colour.astype(np.float32) * (0.75 + 0.3 * (bristles[i, None] - 0.5))
     colour = colour + (looks.grey * (bristles[i, None] * 7 % 1 < looks.grey)) * (0.62 - colour)
     block[i] += amount[:, None].astype(np.float32) * (colour.astype(np.float32) - block[i])
 
