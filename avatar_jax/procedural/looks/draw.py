@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,21 +40,26 @@ class _Worn:
 
 
 _WORN: dict[bytes, _Worn] = {}
+_LOCK = threading.Lock()  # pipelines draw in threads
 
 
 def worn(identity: np.ndarray, looks: Looks) -> _Worn:
     """The accessories of a person [192] in the head's frame; the last ones are remembered."""
-    key = np.asarray(identity[:80], np.float32).tobytes() + repr((looks.glasses, looks.hat)).encode()
-    if key not in _WORN:
+    if looks.glasses is None and looks.hat is None:
+        return _Worn(None, None, None)
+    key = np.ascontiguousarray(identity, np.float32).tobytes() + repr((looks.glasses, looks.hat)).encode()
+    with _LOCK:
+        found = _WORN.get(key)
+    if found is None:
         shape, _, style = split_identity(identity)
-        bare = looks.glasses is None and looks.hat is None
-        neutral = None if bare else head_vertices(shape, np.zeros(64, np.float32), style)
+        neutral = head_vertices(shape, np.zeros(64, np.float32), style)
         frame, lenses = (None, None) if looks.glasses is None else glasses_pieces(looks.glasses, neutral)
-        hat = None if looks.hat is None else hat_piece(looks.hat, neutral)
-        while len(_WORN) >= 32:
-            _WORN.pop(next(iter(_WORN)))
-        _WORN[key] = _Worn(frame, lenses, hat)
-    return _WORN[key]
+        found = _Worn(frame, lenses, None if looks.hat is None else hat_piece(looks.hat, neutral))
+        with _LOCK:
+            while len(_WORN) >= 32:
+                _WORN.pop(next(iter(_WORN)))
+            _WORN[key] = found
+    return found
 
 
 def _under_hat(vertices: np.ndarray, style_numbers: np.ndarray, looks: Looks) -> None:
