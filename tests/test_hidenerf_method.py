@@ -36,7 +36,10 @@ def test_commands(tmp_path, capsys):
     Image.fromarray(pixels).save(tmp_path / 'face.png')
     weights = ['--weights', f'{out[0]}/weights.safetensors']
     made = str(tmp_path / 'made')
-    assert main(['invert', '--image', str(tmp_path / 'face.png'), '--aligned', '--out', made, *weights]) == 0
+    capsys.readouterr()
+    given = ['--image', str(tmp_path / 'face.png'), '--aligned', '--jitter', '--out', made]
+    assert main(['invert', *given, *weights]) == 0
+    assert '--jitter: HiDe-NeRF draws nothing at random here; ' in capsys.readouterr().err
     film = str(tmp_path / 'v.mp4')
     assert main(['animate', '--avatar', f'{made}/face', '--motion', 'speech:0:3', '--out', film, *weights]) == 0
     capsys.readouterr()

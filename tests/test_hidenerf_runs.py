@@ -1,5 +1,6 @@
-"""Runs of HiDe-NeRF's training: data that lack something."""
+"""Whole runs of HiDe-NeRF's training: across the warm-up of the discriminators, and data that lack something."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -10,16 +11,55 @@ import pytest
 from avatar_jax.driving.bases import ICT as ICT_BASIS
 from avatar_jax.errors import UserError
 from avatar_jax.faces.ict import ICT
-from avatar_jax.methods.hidenerf import secc
+from avatar_jax.methods.eg3d.augment.pipe import AugmentConfig
+from avatar_jax.methods.hidenerf import adversary, secc
 from avatar_jax.methods.hidenerf import train as training
 from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.methods.hidenerf.train import RunConfig
 from avatar_jax.methods.hidenerf.training import program, start
+from avatar_jax.train.logging import read_jsonl
 from data_pipelines.sets import SetConfig, Sets
 from data_pipelines.sources import RenderedFrames
+from launch.config_args import load_run
+from tests.runs import copied_as_if_killed, train
 from tests.test_faces_geometry import tiny_ict
 
 PLAIN = ModelConfig.tiny()
+
+
+@pytest.mark.slow
+def test_resuming_across_the_warm_up_of_the_discriminators(tmp_path):
+    """Before their first step and after it, with their augmentation: bit for bit."""
+    _, run = load_run('hidenerf_voxceleb:tiny')
+    settings = run.model.replace(
+        appearance__single_scale=True,
+        appearance__residual=0,
+        deformation__residual=0,
+        refine__residual=0,
+        train__iterations=3,
+        train__r1_every=1,
+        augment__mode='ada',
+        augment__p=0.4,
+        augment__interval=1,
+        augment__kimg=0.01,
+        augment__transforms=dataclasses.asdict(AugmentConfig(brightness=1.0)),
+    )
+    assert settings.adversarial and settings.train.gan_from == 1
+    run = dataclasses.replace(run, model=settings, parallel='single')
+    programs, whole = {}, tmp_path / 'whole'
+    with copied_as_if_killed(whole, tmp_path / '1', 1), copied_as_if_killed(whole, tmp_path / '2', 2):
+        state = jax.device_get(train(run, whole, programs=programs))
+    rows = read_jsonl(whole / 'metrics.jsonl')
+    for name in adversary.NAMES:
+        assert [f'{name}/main/loss' in row for row in rows] == [False, True, True]
+        assert int(state.groups[name].opt_state.count) == 4  # loss and penalty of two steps
+        assert float(state.extra[name].p) != np.float32(0.4)
+    for after in ('1', '2'):
+        resumed = jax.device_get(train(run, tmp_path / after, resume=True, programs=programs))
+        paths = jax.tree_util.tree_leaves_with_path(state)
+        for (path, a), b in zip(paths, jax.tree.leaves(resumed), strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=f'{after}: {jax.tree_util.keystr(path)}')
+    assert len(programs) == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------- data

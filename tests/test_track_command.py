@@ -21,6 +21,8 @@ from avatar_jax.track.folder import is_track, read_track
 from avatar_jax.track.measure import measure
 from data_pipelines.cameras import pose_labels
 from data_pipelines.fitted import fitted
+from data_pipelines.pairs import PairConfig, Pairs
+from data_pipelines.sets import SetConfig, Sets
 from data_pipelines.sources import open_source
 
 SIZE = 192
@@ -161,6 +163,10 @@ def test_tracked_folders_are_a_source_for_training(known):
     black, _ = fitted(source, Conventions(str(arrays['basis']), 'raw', 'black'), 'd')
     outside = row['mask'] == 0
     assert outside.any() and not black[1]['image'][outside].any()
+    pair, pictures = Pairs(source, PairConfig())(0), Sets(source, SetConfig(frames=2))(0)
+    for found in (pair, pictures):  # of the kinds that trainings read
+        assert 'identity' not in found and found['landmarks'].shape == (2, 68, 2)
+        np.testing.assert_array_equal(found['shapes'], [row['shape']] * 2)
     with pytest.raises(UserError, match='has no tracked folders for test'):
         open_source(folder, 'test')
 
