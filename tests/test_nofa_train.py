@@ -45,6 +45,12 @@ TERMS = {
 BATCHES = {'general': RAYS, 'compensation': RAYS, 'codes': CODES}  # single rays are quicker to compile
 
 
+@pytest.fixture(scope='module')
+def kind(request):
+    """A kind of step. Tests of one kind come one after the other, so that its program is not freed in between."""
+    return request.param
+
+
 def stage_of(kind):
     return 'general' if kind == 'codes' else kind
 
@@ -66,7 +72,7 @@ def differing(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', MOVES)
+@pytest.mark.parametrize('kind', MOVES, indirect=True, scope='module')
 def test_a_step_moves_its_networks_alone_and_goes_on_where_it_stopped(kind):
     """Single rays, whole pictures in the second stage, and the encoder's codes.
 
@@ -96,7 +102,7 @@ def test_a_step_moves_its_networks_alone_and_goes_on_where_it_stopped(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('kind', 'devices'), [('general', 4), ('compensation', 2)])
+@pytest.mark.parametrize(('kind', 'devices'), [('general', 4), ('compensation', 2)], indirect=['kind'], scope='module')
 def test_devices_share_a_batch(kind, devices):
     """An axis of ``vmap`` stands for devices; the first stage has batch norm and the latent discriminator."""
     stage, shown = stage_of(kind), BATCHES.get(kind, BATCH)
@@ -106,7 +112,8 @@ def test_devices_share_a_batch(kind, devices):
     one, metrics = step_of(CONFIG, stage)(state, shown, TRUTH)
     shares = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), shown)
     body = partial(training.train_step, CONFIG, stage, 3, frozen=TRUTH, axis_name='data')
-    many, metrics_many = jax.jit(jax.vmap(body, in_axes=(None, 0), axis_name='data'))(state, shares)
+    step = jax.jit(jax.vmap(body, in_axes=(None, 0), axis_name='data'))
+    one, (many, metrics_many) = jax.device_get((one, step(state, shares)))
     for name in metrics:
         close(metrics_many[name][0], metrics[name], rtol=2e-3, atol=1e-5, what=name)
     # Adam divides by the gradient's own size, which can be nothing but rounding (a bias before batch norm): the first
