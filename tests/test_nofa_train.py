@@ -25,10 +25,11 @@ CONFIG = ModelConfig.tiny(
 VARIABLES = awake(variables_of(CONFIG), CONFIG, 0.02)
 WIDTH = CONFIG.generator.w_dim
 TRUTH = training.Frozen(teacher=Teacher('truth'), metric=jnp.diag(jnp.arange(1.0, WIDTH + 1) / WIDTH))
-BATCH = jax.tree.map(jnp.asarray, batch(4))
-RAYS = BATCH | {'masks': jnp.ones(BATCH['images'].shape[:-1]), 'importance': jnp.ones(BATCH['images'].shape[:-1])}
+BATCH = batch(4)
+EVERYWHERE = np.ones(BATCH['images'].shape[:-1], np.float32)
+RAYS = BATCH | {'masks': EVERYWHERE, 'importance': EVERYWHERE}
 CODES = {k: BATCH[k] for k in ('images', 'labels')} | {
-    'latents': jax.random.normal(jax.random.key(0), (4, CONFIG.generator.z_dim))
+    'latents': np.random.default_rng(0).normal(size=(4, CONFIG.generator.z_dim)).astype(np.float32)
 }
 MOVES = {
     'general': {'encoder', 'generator', 'deformation'},
@@ -88,7 +89,7 @@ def test_a_step_moves_its_networks_alone_and_goes_on_where_it_stopped(kind):
         state, metrics = step(state, shown, TRUTH)
         losses.append(float(metrics['loss']))
         if done == 2:
-            again = step(jax.tree.map(jnp.asarray, saved), shown, TRUTH)
+            again = step(jax.device_put(saved), shown, TRUTH)
             jax.tree.map(np.testing.assert_array_equal, (state, metrics), again)
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0], 'one batch is learnt'

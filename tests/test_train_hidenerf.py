@@ -99,12 +99,13 @@ def test_flips_carry_everything_along():
     found = jax.device_get(jax.jit(functools.partial(training.flip, config))(data, source, both, MESH))
     turned = {SOURCE: [False, True, True, False], DRIVER: [False, False, True, True]}
     names = {SOURCE: ('source', 'source_label'), DRIVER: ('target', 'label')}
+    mirror = jax.jit(cameras.mirror)
     for frame, flags in turned.items():
         picture, label = names[frame]
         for i, flag in enumerate(flags):
             own, camera = data['images'][i, frame], data['labels'][i, frame]
             close(found[picture][i], own[:, ::-1] if flag else own, atol=2e-6, what=picture)
-            close(found[label][i], cameras.mirror(camera) if flag else camera, atol=2e-6, what=label)
+            close(found[label][i], mirror(camera) if flag else camera, atol=2e-6, what=label)
     close(found['mask'][2], data['masks'][2, DRIVER][:, ::-1], atol=2e-6, what='mask')
     close(found['importance'][3], data['importance'][3][:, ::-1], atol=2e-6, what='importance')
     close(found['depths'][3], data['depths'][3][:, ::-1], atol=2e-6, what='depths')
@@ -179,6 +180,32 @@ def test_losses_fall_discriminators_learn_and_a_step_is_a_function_of_its_state(
 
 
 @pytest.mark.slow
+def test_discriminators_rest_before_their_warm_up_is_over():
+    """Before, their arrays leave the step as they came, and nothing of them is computed."""
+    state, data = start(GAN), arrays(GAN, 4, codes=STORE)
+    programs = {}
+    for flags in (EARLY, PENALISED):
+        traced = step.trace(state, data, MESH, GAN, flags)  # the one with discriminators is known from the test before
+        programs[flags], (_, metrics) = traced.jaxpr, traced.out_info
+        assert any('discriminator' in name for name in metrics) == (flags == PENALISED)
+    places = dict.fromkeys(adversary.NAMES, 0)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    for flags, program in programs.items():
+        for path, before, after in zip(paths, program.jaxpr.invars, program.jaxpr.outvars, strict=False):
+            name = next((n for n in adversary.NAMES if f"groups['{n}']" in path), None)
+            if name is not None and '.params' in path:
+                places[name] += 1
+                assert (before is after) == (flags == EARLY), path
+    assert min(places.values()) > 10
+    # Nor of the refine network: its parameters meet nothing but the optimizer.
+    refine = next(i for i, path in enumerate(paths) if "groups['generator'].params['refine']" in path)
+    for flags, program in programs.items():
+        assert _convolved(program.jaxpr, program.jaxpr.invars[refine]) == flags.refine
+    plain = jax.eval_shape(lambda: training.fresh_state(PLAIN, 0))
+    assert set(plain.groups) == {'generator'} and not plain.extra
+
+
+@pytest.mark.slow
 def test_devices_change_nothing():
     """Two devices as an axis of vmap, with discriminators and their penalty."""
     state, data = start(GAN), arrays(GAN, 4, codes=STORE)
@@ -200,32 +227,6 @@ def test_devices_change_nothing():
         size, error = (np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(t))) for t in (moved, away))
         # Adam's first step is the sign of the gradient: entries near zero may go the other way.
         assert error < 0.15 * size, (name, error, size)
-
-
-@pytest.mark.slow
-def test_discriminators_rest_before_their_warm_up_is_over():
-    """Before, their arrays leave the step as they came, and nothing of them is computed."""
-    state, data = start(GAN), arrays(GAN, 4, codes=STORE)
-    programs = {}
-    for flags in (EARLY, PENALISED):
-        traced = step.trace(state, data, MESH, GAN, flags)  # the one with discriminators is known from other tests
-        programs[flags], (_, metrics) = traced.jaxpr, traced.out_info
-        assert any('discriminator' in name for name in metrics) == (flags == PENALISED)
-    places = dict.fromkeys(adversary.NAMES, 0)
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    for flags, program in programs.items():
-        for path, before, after in zip(paths, program.jaxpr.invars, program.jaxpr.outvars, strict=False):
-            name = next((n for n in adversary.NAMES if f"groups['{n}']" in path), None)
-            if name is not None and '.params' in path:
-                places[name] += 1
-                assert (before is after) == (flags == EARLY), path
-    assert min(places.values()) > 10
-    # Nor of the refine network: its parameters meet nothing but the optimizer.
-    refine = next(i for i, path in enumerate(paths) if "groups['generator'].params['refine']" in path)
-    for flags, program in programs.items():
-        assert _convolved(program.jaxpr, program.jaxpr.invars[refine]) == flags.refine
-    plain = jax.eval_shape(lambda: training.fresh_state(PLAIN, 0))
-    assert set(plain.groups) == {'generator'} and not plain.extra
 
 
 @pytest.mark.slow
