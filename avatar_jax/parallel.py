@@ -25,6 +25,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -89,6 +90,22 @@ def sample_keys(key: jax.Array, num_local: int, axis_name: str | None) -> jax.Ar
     """One key per sample of this device's share, by the sample's place in the global batch: [num_local]."""
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * num_local
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(num_local))
+
+
+# ------------------------------------------------------------------------------------------------------------ arrays
+
+
+def as_arrays(tree: PyTree) -> PyTree:
+    """A tree with its numpy arrays, of a file perhaps, as copies on the default device; JAX's own stay as they are.
+
+    Nothing is compiled, while ``jnp.asarray`` compiles a program for each shape.
+    """
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x, may_alias=False), tree)
+
+
+def copies(tree: PyTree) -> PyTree:
+    """A tree whose arrays share no memory with the given ones, for programs that overwrite what they are given."""
+    return jax.device_put(tree, may_alias=False)
 
 
 # ---------------------------------------------------------------------------------------------------- around the step
@@ -167,7 +184,10 @@ class Parallel:
         """
 
         def shape(x, own_axis=False):
-            return jax.ShapeDtypeStruct((x.shape[0] * x.shape[1], *x.shape[2:]) if own_axis else x.shape, x.dtype)
+            # Where the program has no devices in its text, it is known by where its arguments lie.
+            where = getattr(x, 'sharding', None) if self.kind in ('single', 'sharded') else None
+            size = (x.shape[0] * x.shape[1], *x.shape[2:]) if own_axis else x.shape
+            return jax.ShapeDtypeStruct(size, x.dtype, sharding=where)
 
         batch = jax.tree.map(lambda x: shape(x, self.kind == 'pmap'), batch)
         state, constants = jax.tree.map(shape, (state, self._constants))
@@ -221,9 +241,12 @@ def parallelise(
             return rows
         return NamedSharding(mesh, cut(x.shape, shards)) if kind == 'sharded' else replicated
 
+    # Inlined: the programs are those of the plain functions, but what is traced is known when costs are counted.
+    @partial(jax.jit, inline=True)
     def body(state, batch, constants):
         return step(state, batch, constants, AXIS)
 
+    @partial(jax.jit, inline=True)
     def whole(state, batch, constants):
         return step(state, batch, constants, None)
 
@@ -363,6 +386,18 @@ def device_memory(device: jax.Device) -> int | None:
         return None
     whole = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     return whole // jax.local_device_count(device.platform)
+
+
+def apart(tree: PyTree, count: int) -> list[PyTree]:
+    """The first ``count`` rows of a tree of [rows, ...], a tree each."""
+    if all(isinstance(x, jax.Array) and len(x.devices()) == 1 for x in jax.tree.leaves(tree)):
+        return _apart(tree, count=count)
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)]
+
+
+@partial(jax.jit, static_argnames='count')  # one small program instead of some for each shape
+def _apart(tree, *, count):
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)]
 
 
 def on_all(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.names import shown
+
+if TYPE_CHECKING:
+    from avatar_jax.methods.avatars import Person
 
 T = TypeVar('T')
 R = TypeVar('R')
@@ -69,6 +72,12 @@ class Batch:
         """Records an input as skipped and says so at once."""
         self.skipped.append((name, reason))
         print(f'avatar-jax: skipped: {shown(reason)}', file=sys.stderr)
+
+    def take_back(self, person: Person, error: UserError) -> None:
+        """Records the pictures of a person as skipped, who had gone well so far: the method refuses them."""
+        for picture in person.read:
+            self.done -= 1
+            self.skip(str(picture.path), str(error))
 
     def finish(self) -> int:
         """Lists what was skipped on stderr; returns the exit status: 0, or 2 if anything was."""

@@ -83,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
     read = batch.each(mine, lambda i: pictures.read(i, config, clips=clips), name=lambda i: args.image[i])
     people = people_in_turn(read, owner, pictures.names[0], out)
     key, reports = jax.random.key(args.seed) if args.jitter else None, []
-    for report in build_avatars(model, people, out, options, bank=bank, key=key, group=args.group, seed=args.seed):
+
+    how = {'bank': bank, 'key': key, 'group': args.group, 'seed': args.seed}
+    for report in build_avatars(model, people, out, options, **how, refused=batch.take_back):
         reports.append(report)
         for note in report['notes']:
             say(note)

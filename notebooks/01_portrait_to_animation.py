@@ -116,8 +116,7 @@ plt.plot(built.curves['loss'])
 plt.xlabel('step')
 plt.ylabel('loss')
 plt.show()
-rebuilt = model.frames(built.avatar, model.still(portrait), np.asarray(portrait.camera.label)[None]).rgb
-show([portrait.image, rebuilt[0]], titles=['portrait, reconstruction'])
+show([portrait.image, *built.views], titles=['portrait, reconstruction from its side and two others'])
 
 # %% [markdown]
 # ## Animation
@@ -146,9 +145,9 @@ show(truth(driver), pictures, truth(person), titles=['driver', 'avatar', 'truth'
 # The same avatar from many sides is `vmap` over cameras; how the picture depends on the driver's jaw is `grad`.
 
 # %%
-yaws = np.deg2rad([-30, -15, 0, 15, 30])
+yaws = np.deg2rad([-30, -18, -6, 6, 18, 30])
 still = drive.frames(np.zeros(len(yaws), int))
-around = pose_labels(np.stack([np.zeros(5), yaws, np.zeros(5)], -1), np.zeros((5, 3)))
+around = pose_labels(np.stack([0 * yaws, yaws, 0 * yaws], -1), np.zeros((len(yaws), 3)))
 show(animate(variables, avatar, still, around).rgb, titles=['turned'])
 
 

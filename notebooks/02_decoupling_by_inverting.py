@@ -263,6 +263,20 @@ ADAM = make_optimizer(OptimizerConfig('adam', 0.1))
 OPTIMIZERS = Optimizers(ADAM, ADAM, make_optimizer(OptimizerConfig('adam', 0.01)), ADAM)
 
 
+@partial(jax.jit, static_argnames='config')
+def step(state, clips, config):
+    """One iteration: a program for each schedule."""
+    return decoupling_iteration(
+        state,
+        clips,
+        step_key(0, state.step),
+        objective=OBJECTIVE,
+        config=config,
+        optimizers=OPTIMIZERS,
+        w_avg=jnp.zeros(8),
+    )[:2]
+
+
 def train(config, iterations=ITERATIONS, batch=batch_of):
     """The state after training, and (iteration, error left, leakage) on the way."""
     groups = {
@@ -270,21 +284,8 @@ def train(config, iterations=ITERATIONS, batch=batch_of):
         'generator': Group.create({'none': jnp.zeros(1)}, OPTIMIZERS.generator),
     }
     state, curve = TrainState.create(groups), []
-
-    @jax.jit
-    def step(state, clips):
-        return decoupling_iteration(
-            state,
-            clips,
-            step_key(0, state.step),
-            objective=OBJECTIVE,
-            config=config,
-            optimizers=OPTIMIZERS,
-            w_avg=jnp.zeros(8),
-        )[:2]
-
     for i in range(iterations):
-        state, _ = step(state, batch(i, 8))
+        state, _ = step(state, batch(i, 8), config)
         if i % 10 == 9 or i < 3:
             curve.append((i + 1, *scores(state.groups['controller'].params)))
     return state, curve

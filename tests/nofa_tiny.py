@@ -6,11 +6,11 @@ from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.methods.nofa.config import ModelConfig
 from avatar_jax.methods.nofa.model import abstract
+from avatar_jax.parallel import as_arrays
 from tests.tiny_model import portrait as plain_portrait
 
 NORMAL = ('weight', 'const', 'noise_const')
@@ -26,15 +26,15 @@ def variables_of(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
         last = ['dnet', str(config.settings.deformation.depth), 'weight']
         zero = names[-2:] == ['out', 'weight'] or names[-3:] == last
         if names[-1] in ('running_var', 'gain', 'std') or (names[-1] == 'bias' and 'affine' in names):
-            return jnp.ones(leaf.shape)
+            return np.ones(leaf.shape, np.float32)
         if names[-1] not in NORMAL or zero or not leaf.shape:
-            return jnp.zeros(leaf.shape)
+            return np.zeros(leaf.shape, np.float32)
         if len(leaf.shape) == 1:  # batch norm, PReLU
-            return jnp.full(leaf.shape, 0.25 if names[-2] == '2' else 1.0, jnp.float32)
+            return np.full(leaf.shape, 0.25 if names[-2] == '2' else 1.0, np.float32)
         scale = 1.0 if names[1] == 'generator' or names[-2] == 'linear' else np.prod(leaf.shape[:-1]) ** -0.5
-        return jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32)
+        return np.float32(scale * rng.normal(size=leaf.shape))
 
-    return jax.tree_util.tree_map_with_path(draw, abstract(config))
+    return as_arrays(jax.tree_util.tree_map_with_path(draw, abstract(config)))
 
 
 def awake(variables: dict[str, Any], config: ModelConfig, size: float = 0.1, seed: int = 1) -> dict[str, Any]:
@@ -47,10 +47,10 @@ def awake(variables: dict[str, Any], config: ModelConfig, size: float = 0.1, see
         if names[0] == 'params' and (
             names[1:3] == ['compensation', 'out'] or names[1:4] == ['deformation', 'dnet', last]
         ):
-            return jnp.asarray(size * rng.normal(size=leaf.shape), jnp.float32)
+            return np.float32(size * rng.normal(size=leaf.shape))
         return leaf
 
-    return jax.tree_util.tree_map_with_path(draw, variables)
+    return as_arrays(jax.tree_util.tree_map_with_path(draw, variables))
 
 
 def portrait(index: int, size: int = 32):

@@ -1,4 +1,8 @@
-"""Every stage of every preset of every method can be traced at its full size; nothing is computed or allocated."""
+"""Stages of ``bench`` can be traced at full size; nothing is computed or allocated.
+
+Every stage of a method at one size (its paper's, else the default), and one, a frame where there is one, at the others:
+presets differ in sizes only.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +17,13 @@ def cases():
     for owner in methods():
         if owner.bench is None:
             continue
-        of = getattr(owner.bench.config, 'place', owner.name)
+        of, presets = getattr(owner.bench.config, 'place', owner.name), owner.bench.presets
         stages = [s for s in owner.bench.stages if (of, s) not in known]
         known |= {(of, s) for s in stages}
-        yield from (pytest.param(owner.bench, p, stages, id=f'{owner.name}-{p}') for p in owner.bench.presets)
+        paper = 'full' if 'full' in presets else presets[0]
+        for preset in presets:
+            some = stages if preset == paper else [s for s in stages if s == 'frame'] or stages[:1]
+            yield pytest.param(owner.bench, preset, some, id=f'{owner.name}-{preset}')
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """GPAvatar: what must hold whatever the weights are. Tiny networks; the numbers are compared in tests/parity."""
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -22,6 +23,7 @@ from avatar_jax.ops.knn import nearest
 from avatar_jax.types import Camera, Portrait
 
 CONFIG = ModelConfig.tiny(field__normalise='samples', noise='stored')
+head_points = jax.jit(mesh.head_points, static_argnums=0)
 FRONT = np.asarray(label_from_pose(np.zeros(3, np.float32), np.zeros(3, np.float32), 'raw'))
 
 
@@ -54,7 +56,7 @@ def test_rays_in_portions_give_the_same_picture(variables, normalise):
     rng = np.random.default_rng(0)
     places = jnp.asarray(rng.uniform(-1.1, 1.1, (1, 10, 3, 3)), jnp.float32)
     directions = jnp.asarray(rng.normal(size=(1, 10, 3)), jnp.float32)
-    points = mesh.head_points(CONFIG, variables['mesh'], jnp.zeros(80), jnp.zeros((1, 64)))
+    points = head_points(CONFIG, variables['mesh'], jnp.zeros(80), jnp.zeros((1, 64)))
     scene = head.Scene(jnp.asarray(rng.normal(size=(1, *CONFIG.plane_shape)), jnp.float32), points)
 
     @jax.jit
@@ -111,14 +113,21 @@ def test_a_field_of_points_and_coefficients_is_their_sum(variables):
     both = dataclasses.replace(CONFIG.settings.field, kind='both', normalise='neighbours')
     params = head.init_head(CONFIG.settings.head, both, jax.random.key(1))
     numbers = jnp.asarray(rng.normal(size=(1, 64)), jnp.float32)
-    points = mesh.head_points(CONFIG, variables['mesh'], jnp.zeros(80), 0 * numbers)
+    points = head_points(CONFIG, variables['mesh'], jnp.zeros(80), 0 * numbers)
     scene = head.Scene(jnp.asarray(rng.normal(size=(1, *CONFIG.plane_shape)), jnp.float32), points, numbers)
     places, directions = (jnp.asarray(rng.uniform(-0.9, 0.9, s), jnp.float32) for s in ((1, 6, 3, 3), (1, 6, 3)))
 
-    def answers(kind, without=()):
-        own = {k: jax.tree.map(jnp.zeros_like, v) if k in without else v for k, v in params['points_querier'].items()}
+    @partial(jax.jit, static_argnums=0)
+    def run(kind, params):
         field = dataclasses.replace(both, kind=kind)
-        return head.query({**params, 'points_querier': own}, CONFIG.settings.head, field, scene, places, directions)
+        return head.query(params, CONFIG.settings.head, field, scene, places, directions)
+
+    def answers(kind, without=()):
+        own = {
+            k: jax.tree.map(lambda x: 0 * np.asarray(x), v) if k in without else v
+            for k, v in params['points_querier'].items()
+        }
+        return run(kind, {**params, 'points_querier': own})
 
     last = 'point_layers_2' if both.layers == 2 else 'point_layers_0'
     found = answers('both')
@@ -138,8 +147,9 @@ def test_sums_scale_to_another_number_of_samples():
     places, points = (jnp.asarray(rng.uniform(-1, 1, (1, n, 3)), jnp.float32) for n in (64, 60))
     config = dataclasses.replace(CONFIG.settings.field, reference_samples=640)
     plain = dataclasses.replace(config, reference_samples=None)
-    many = fields.neighbours_of(jnp.tile(places, (1, 10, 1)), points, plain)
-    np.testing.assert_allclose(fields.neighbours_of(places, points, config).sums, many.sums, rtol=1e-5)
+    find = jax.jit(fields.neighbours_of, static_argnums=2)
+    many = find(np.tile(places, (1, 10, 1)), points, plain)
+    np.testing.assert_allclose(find(places, points, config).sums, many.sums, rtol=1e-5)
 
 
 def test_places_on_points_are_finite():
@@ -189,12 +199,17 @@ def test_avatar_of_portraits(variables, tmp_path):
     avatar = model.build(variables, CONFIG, [one, two])
     assert avatar.method == 'gpavatar' and avatar.identity['planes'].shape == CONFIG.plane_shape
     # One by one is the same as all together.
-    unit = jnp.asarray(np.stack([p.image for p in (one, two)]) + 1) / 2
-    warped = model.canonical(CONFIG, unit, jnp.asarray(model.views_of(CONFIG, np.stack([FRONT] * 2))))
+    unit = (np.stack([p.image for p in (one, two)]) + 1) / 2
     noise = model.noise_of(variables, CONFIG, 'style_tplane', 'stored', 2, None)
-    planes = jax.jit(lambda p, x, n: model.encode(p, CONFIG, x, n))(variables['params'], warped, noise)
-    fused = model.fuse(variables['params'], variables['constants']['attn_module']['scale'], CONFIG, planes[None])
-    np.testing.assert_allclose(avatar.identity['planes'], fused[0], rtol=1e-3, atol=1e-4)
+
+    @jax.jit
+    def together(params, scale, unit, views, noise):
+        planes = model.encode(params, CONFIG, model.canonical(CONFIG, unit, views), noise)
+        return planes, model.fuse(params, scale, CONFIG, planes[None])[0]
+
+    scale, views = variables['constants']['attn_module']['scale'], model.views_of(CONFIG, np.stack([FRONT] * 2))
+    planes, fused = together(variables['params'], scale, unit, views, noise)
+    np.testing.assert_allclose(avatar.identity['planes'], fused, rtol=1e-3, atol=1e-4)
     single = model.build(variables, CONFIG, one)
     np.testing.assert_allclose(single.identity['planes'], planes[0], rtol=1e-3, atol=1e-4)
 
@@ -234,15 +249,19 @@ def test_fusion_kinds_add_up():
     rng = np.random.default_rng(0)
     planes = jnp.asarray(rng.normal(size=(1, 3, 3, 4, 4, 8)), jnp.float32)
     query = jnp.asarray(rng.normal(size=(3, 4, 4, 8)), jnp.float32)
-    for kind in fusion.KINDS:
-        params = fusion.init_fusion(kind, 8, jax.random.key(1))
+
+    @partial(jax.jit, static_argnums=0)
+    def both_ways(kind, params):
         weights = fusion.attention_weights(params, query, planes, jnp.ones(1), kind)
-        np.testing.assert_allclose(weights.sum(1), 1, atol=1e-3)
         state = fusion.FusionState.start(query.shape)
         for view in planes[0]:
             state = state.add(params, query, view, jnp.ones(1), kind)
-        together = fusion.fuse(params, query, planes, jnp.ones(1), kind)[0]
-        np.testing.assert_allclose(state.result(kind), together, rtol=1e-3, atol=1e-3)
+        return weights, state.result(kind), fusion.fuse(params, query, planes, jnp.ones(1), kind)[0]
+
+    for kind in fusion.KINDS:
+        weights, one_by_one, together = both_ways(kind, fusion.init_fusion(kind, 8, jax.random.key(1)))
+        np.testing.assert_allclose(weights.sum(1), 1, atol=1e-3)
+        np.testing.assert_allclose(one_by_one, together, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('scale', [0.1, 1.0, 30.0])
@@ -272,8 +291,12 @@ def test_first_values_let_portraits_differ_in_their_shares():
     query = jnp.asarray(0.2 * rng.normal(size=(3, 8, 8, 32)), jnp.float32)
     plain = fusion.init_fusion('attention', 32, jax.random.key(3))
 
+    @jax.jit
+    def spread_of(params):
+        return fusion.scores(params, query, planes, jnp.full(1, 32**-0.5), 'attention').std()
+
     def spread(params):
-        return float(fusion.scores(params, query, planes, jnp.full(1, 32**-0.5), 'attention').std())
+        return float(spread_of(params))
 
     assert spread(plain) < 0.1 and 0.4 < spread(fusion.keep_variance(plain, 'attention')) < 2.5
     assert fusion.keep_variance({}, 'mean') == {}
@@ -287,7 +310,7 @@ def test_first_values_let_portraits_differ_in_their_shares():
 
 
 def test_points_of_the_procedural_head_lie_in_the_cube():
-    points = np.asarray(mesh.head_points(CONFIG, mesh.load_mesh(CONFIG), jnp.zeros(80), jnp.zeros((2, 64))))
+    points = np.asarray(head_points(CONFIG, mesh.load_mesh(CONFIG), jnp.zeros(80), jnp.zeros((2, 64))))
     assert points.shape == (2, 60, 3) and np.mean(np.abs(points).max(-1) < 1) > 0.7
     assert (mesh.point_ids(10, 10) == np.arange(10)).all() and len(mesh.point_ids(5023, 2000)) == 2000
 
@@ -313,7 +336,7 @@ def test_flame_moves_the_points(monkeypatch, tmp_path):
     found = mesh.load_mesh(config, small_flame())
     expression = np.zeros((2, 64), np.float32)
     expression[1, 50] = 0.3  # the jaw
-    points = mesh.head_points(config, found, jnp.zeros(100), jnp.asarray(expression))
+    points = head_points(config, found, jnp.zeros(100), jnp.asarray(expression))
     assert points.shape == (2, 60, 3) and np.abs(points[0] - points[1]).max() > 0.01
     with pytest.raises(UserError, match='has 40 vertices, the weights expect 60'):
         mesh.load_mesh(config, small_flame(40))

@@ -21,6 +21,7 @@ from avatar_jax.methods.model import Model, choose_model, load_avatar, load_mode
 from avatar_jax.train.run import PersonConfig
 from avatar_jax.types import Camera, Drive, Motion, Portrait
 from launch.config_args import load_run
+from tests.hfagp_tiny import generator_alone, with_blank_person
 from tests.runs import copied_as_if_killed, shared_programs
 
 SIZE, FRAMES, FPS = 32, 27, 5.0
@@ -28,7 +29,7 @@ SIZE, FRAMES, FPS = 32, 27, 5.0
 
 def tiny(*drivers, coefficients=64, **options):
     config = ModelConfig.tiny('paper', *(drivers or ('coefficients',)))
-    changes = {'encoder': {'coefficients': coefficients}, **options}
+    changes = {**options, 'encoder': {'coefficients': coefficients, **options.get('encoder', {})}}
     return dataclasses.replace(config, settings=config.settings.with_options(changes))
 
 
@@ -50,9 +51,11 @@ def video(frames=None, fps=FPS, **more):
     return Source(portraits() if frames is None else frames, 'video', 'talk', fps, **more)
 
 
-def tiny_model(config=None):
+def tiny_model(config=None, person=False):
+    """A model with a generator alone, or with a person, too."""
     config = tiny() if config is None else config
-    return Model(METHOD, config, model.init(config, jax.random.key(0)), sha256='abc', path='tiny')
+    variables = with_blank_person(config) if person else generator_alone(config.generator)
+    return Model(METHOD, config, variables, sha256='abc', path='tiny')
 
 
 @pytest.fixture(scope='module')
@@ -152,10 +155,13 @@ def test_options_of_the_data_that_are_not_read_are_refused():
 # -------------------------------------------------------------------------------------------------------------- avatars
 
 
+# Of these configurations all builds below are, so that they share their programs.
+RATES = {'optimizer': {'lr': 0.02}, 'generator_optimizer': {'lr': 0.005}}
+
+
 @pytest.mark.slow
 def test_an_avatar_of_a_video(tmp_path):
-    rates = {'optimizer': {'lr': 0.02}, 'generator_optimizer': {'lr': 0.005}}
-    owner, seen = tiny_model(tiny(train=rates)), []
+    owner, seen = tiny_model(tiny(train=RATES)), []
     before = jax.tree.map(np.array, owner.variables)
     options = {'steps': 12, 'frozen_steps': 6, 'basis_size': 4}
     assert owner.steps(**options) == 12
@@ -188,18 +194,19 @@ def test_an_avatar_of_a_video(tmp_path):
 
 @pytest.mark.slow
 def test_the_generator_is_fitted_around_the_codes_or_left_alone():
-    owner, seen = tiny_model(tiny()), []
-    options = {'steps': 2, 'tune': 'generator', 'fit_steps': 3, 'fit_stop': 90.0, 'locality': 0.1}
+    owner, seen = tiny_model(tiny(train=RATES)), []
+    size = {'basis_size': 4}
+    options = {'steps': 2, 'tune': 'generator', 'fit_steps': 3, 'fit_stop': 90.0, 'locality': 0.1, **size}
     assert owner.steps(**options) == 5
     built = owner.build(video(), on_step=lambda done, **numbers: seen.append(done), **options)
     found = built.report['tuning']
     assert (built.report['frozen_steps'], found['steps'], found['stopped']) == (2, 3, False) and seen[-1] == 5
     assert {'mse', 'pyramid', 'locality', 'negative_psnr'} == set(found['terms']) and found['seconds'] > 0
     own, common = built.avatar.identity['generator'], owner.variables['params']['generator']
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), own, common)
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), own, common)
     assert all(jax.tree.leaves(same['backbone']['mapping'])) and not all(jax.tree.leaves(same))
     # Basis and encoder are those of the training without a fit, whose generator stays what it was.
-    alone = owner.build(video(), steps=2, tune='none')
+    alone = owner.build(video(), steps=2, tune='none', **size)
     assert alone.report['tuning'] is None and 'generator' not in alone.avatar.identity
     for part in ('basis', 'encoder'):
         jax.tree.map(np.testing.assert_array_equal, built.avatar.identity[part], alone.avatar.identity[part])
@@ -217,14 +224,15 @@ def test_a_basis_may_start_at_what_an_encoder_sees(tmp_path):
     built = owner.build(video(), budget='0.01s', unseen=0.0, start='encoder', encoder=file)
     encoder = start.load_encoder(file, owner.config.generator, generator)
     chosen = np.linspace(0, FRAMES - 1, build.ENCODED).round().astype(int)
-    rows = start.encoded_rows(encoder, np.stack([portraits()[i].image for i in chosen])).mean(0)
+    rows = jax.jit(start.encoded_rows)(encoder, np.stack([portraits()[i].image for i in chosen])).mean(0)
     assert built.report['start'] == 'encoder'
     np.testing.assert_allclose(built.avatar.identity['basis']['shared']['delta'], rows.reshape(-1), atol=0.02)
 
 
 @pytest.mark.slow
 def test_pictures_and_sound_drive_and_a_budget_ends(tone):
-    owner = tiny_model(tiny('picture'))
+    small = {'picture_size': 16, 'picture_channels': (12, 8, 8)}
+    owner = tiny_model(tiny('picture', loss={'size': 16}, encoder=small))
     # A budget that is over when training begins: the networks are the fresh ones.
     source = video()
     built = owner.build(source, drivers=('sound', 'picture'), sound=str(tone), budget='0.01s', unseen=0.0)
@@ -296,7 +304,7 @@ def nan(shape):
 @pytest.mark.slow
 def test_bad_input_gets_one_line(source, options, text):
     with pytest.raises(UserError, match=text) as error:
-        tiny_model().build(source(), **options)
+        tiny_model(person=options.get('further', False)).build(source(), **options)
     assert '\n' not in str(error.value)
 
 

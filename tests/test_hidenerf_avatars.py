@@ -9,7 +9,7 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.hidenerf import model, secc
-from avatar_jax.methods.hidenerf.build import build, check_camera, picture_of, shape_of
+from avatar_jax.methods.hidenerf.build import build, check_camera, notes_of, picture_of, shape_of
 from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.render.cameras import focal_to_intrinsics, look_at_pose
 from avatar_jax.types import Camera, Portrait
@@ -23,10 +23,12 @@ MESH = secc.procedural_mesh()
 def portrait(yaw=0.0, size=16, **changes):
     rng = np.random.default_rng(0)
     pose = np.asarray(look_at_pose(jnp.float32(np.pi / 2 + np.radians(yaw)), np.pi / 2, CONFIG.volume.pivot, 2.7))
+    mask = np.ones((size, size), np.float32)
+    mask[:, :2] = 0
     values = {
         'image': rng.uniform(-1, 1, (size, size, 3)).astype(np.float32),
         'camera': Camera(pose, np.asarray(focal_to_intrinsics())),
-        'mask': np.ones((size, size), np.float32),
+        'mask': mask,
         'shape': rng.normal(size=80).astype(np.float32),
         'basis': 'procedural',
         'source': 'anna.png',
@@ -66,6 +68,10 @@ def test_an_avatar_and_its_frames(variables, tmp_path):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(UserError, match="needs a head of the basis 'procedural', but the toy head has 'toy'"):
         model.load_model(tmp_path / 'w.safetensors', ToyHead())
+    other = MESH.replace(triangles=MESH.triangles[:, ::-1])
+    model.save_model(tmp_path / 'w.safetensors', {**variables, 'mesh': other}, CONFIG, {})
+    with pytest.raises(UserError, match='trained with codes of another mesh'):
+        model.load_model(tmp_path / 'w.safetensors')
 
 
 @pytest.mark.slow
@@ -81,8 +87,10 @@ def test_portraits_that_do_not_fit_are_one_line():
     name = 'anna.png'
     with pytest.raises(UserError, match='anna.png: has no mask of the head.*--background white'):
         picture_of(CONFIG, portrait(mask=None), name)
+    with pytest.raises(UserError, match='anna.png: has no mask of the head'):
+        picture_of(CONFIG, portrait(mask=np.ones((16, 16))), name)  # nothing was separated
     with pytest.raises(UserError, match='its mask is'):
-        picture_of(CONFIG, portrait(mask=np.ones((8, 8))), name)
+        picture_of(CONFIG, portrait(mask=np.eye(8)), name)
     with pytest.raises(UserError, match=r'camera is behind the head \(17. degrees'):
         check_camera(CONFIG, portrait(170.0), name)
     away = portrait()
@@ -135,3 +143,15 @@ def test_a_frame_does_not_touch_the_source_networks(variables):
         jnp.zeros((3, 25)),
     )
     assert found.rgb.shape == (3, 16, 16, 3)
+
+
+def test_what_limits_an_avatar_is_said():
+    plain = portrait()
+    plain = plain.replace(image=np.asarray(model.masked(plain.image, plain.mask, CONFIG.fill)))
+    assert notes_of(CONFIG, plain) == []
+    (line,) = notes_of(CONFIG, portrait(62.0).replace(image=plain.image))
+    assert line.startswith('is seen at 66 degrees from the front, ')
+    (line,) = notes_of(CONFIG, portrait())
+    assert line == 'its background was made white, as these weights know heads'
+    (line,) = notes_of(CONFIG.replace(shape='own'), plain.replace(shape=None))
+    assert line == "its shape was not measured in the basis 'procedural': the mean head's is taken"

@@ -55,6 +55,22 @@ def test_configs():
         load_run(*table.run(variant, 'tiny', 1, 5, '/tmp'))
 
 
+def test_table_5_says_what_agrees_with_the_paper():
+    from avatar_jax.eval.ablation import make_report, render
+
+    table = method('hidenerf').tables['hidenerf5']
+    scores = {name: [dict(row.paper) | {'psnr': 20.0}] * 2 for name, row in table.rows.items()}
+    text = render(table, make_report(table, scores, {}))
+    assert 'full the same as without multi-scale: PRMSE as in the paper' in text
+    assert 'without SECC better than without camera-to-world: PRMSE as in the paper\n' in text + '\n'
+    assert 'the other way' not in text and 'differs by more' not in text
+    for one in scores['without multi-scale']:
+        one['prmse'] = 4.0
+    text = render(table, make_report(table, scores, {}))
+    assert 'full the same as without multi-scale: PRMSE differs by more than the spread of the seeds' in text
+    assert 'without multi-scale better than without camera-to-world: PRMSE the other way' in text
+
+
 def test_heads_that_rays_cut_off_are_said():
     config = ModelConfig.heads()
 
@@ -64,5 +80,5 @@ def test_heads_that_rays_cut_off_are_said():
         return cut_off(config, Portrait(image=np.zeros((8, 8, 3)), camera=Camera(pose, np.eye(3, dtype=np.float32))))
 
     assert at(2.7) == ''
-    assert at(2.5).startswith('its camera is 2.50 from the head, whose parts are cut off by rays from 2.4 to 3.12; ')
+    assert at(2.5).startswith('its camera is 2.50 from the head, and rays of these weights run from 2.4 to 3.12: ')
     assert '3.05' in at(3.05)

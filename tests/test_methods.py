@@ -122,11 +122,18 @@ def test_invert_and_animate(run, toy, tmp_path):
 
 
 def test_invert_holds_one_group_of_a_long_list(run, toy, tmp_path, monkeypatch):
-    """Of seven pictures, three side by side, never more than three are in memory: read, measured or built."""
+    """Of seven pictures, three side by side, never more than three are in memory: read, measured or built. One cannot
+    be read, one is refused by the method: the others go on.
+    """
     from avatar_jax.methods import model
     from avatar_jax.methods.pictures import Pictures
 
-    alone = dataclasses.replace(toy_method.METHOD, sources=('portrait',))
+    def build_many(model, sources, *rest, **tools):
+        if any(source.name == '5' for source in sources):
+            raise UserError('5.png: too bright')
+        return [toy_method.build(model, source, *rest, **tools) for source in sources]
+
+    alone = dataclasses.replace(toy_method.METHOD, sources=('portrait',), build_many=build_many)
     chosen = dataclasses.replace(load_model(toy / 'toy.safetensors'), method=alone)
     monkeypatch.setattr(model, 'choose_model', lambda *_: chosen)
     read, held, most = Pictures.read, [], []
@@ -143,9 +150,9 @@ def test_invert_holds_one_group_of_a_long_list(run, toy, tmp_path, monkeypatch):
         file.write_bytes(b'no picture' if k == 4 else (toy / 'a.png').read_bytes())
     how = ('--aligned', '--background', 'keep', '--group', 3, '--out', tmp_path / 'out')
     status, out, err = run('invert', '--image', *files, *how)
-    assert status == 2 and '1 of 7 inputs were skipped' in err, err
-    assert out.count('dB to the portrait') == 6 and most == [1, 2, 3, 1, 2, 3]
-    assert [r['name'] for r in json.loads((tmp_path / 'out' / 'report.json').read_text())['avatars']] == list('012356')
+    assert status == 2 and '2 of 7 inputs were skipped' in err and '5.png: too bright' in err, err
+    assert out.count('dB to the portrait') == 5 and most == [1, 2, 3, 1, 2, 3]
+    assert [r['name'] for r in json.loads((tmp_path / 'out' / 'report.json').read_text())['avatars']] == list('01236')
 
 
 @pytest.mark.slow

@@ -71,9 +71,14 @@ def test_the_compensation_network_fits_people(pair):
 
 @pytest.mark.slow
 def test_people_do_not_see_each_other(pair):
-    """The same person beside another one, and in the other place."""
+    """The same persons beside another one, in another place, and in a portion that is filled up."""
     people, found, _ = pair
-    others = fit.fit_people(VARIABLES, settings('compensation'), [portrait(2), people[0]])
+    three, calls = [portrait(2), *people], []
+    others = fit.fit_people(
+        VARIABLES, settings('compensation'), three, portion=2, on_step=lambda done, loss: calls.append(done)
+    )
+    assert len(others) == 3 and calls == [5, 6, 11, 12]
+    close(others[2].image, found[1].image, atol=1e-2, what='picture')
     close(others[1].tuned.curve[:12], found[0].tuned.curve[:12], rtol=1e-3, what='curve')
     close(others[1].image, found[0].image, atol=1e-2, what='picture')
     assert float(np.abs(others[0].image - found[1].image).max()) > 0.05

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.driving.cameras import camera_labels
+from avatar_jax.driving.cameras import behind_note, camera_labels
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose, make_label
 from avatar_jax.faces.translation import pivot_place, translate_label
@@ -117,3 +117,11 @@ def test_a_driver_that_moves_through_the_picture_takes_the_avatar_along():
     ):
         with pytest.raises(UserError, match=f'--move {move}: .*{said}'):
             camera_labels(kind, SimpleNamespace(label_mode=mode), Avatar({}), motion, move)
+
+
+def test_cameras_behind_the_head_are_said():
+    angle = np.zeros((4, 3))
+    angle[:, 1] = np.radians([0, 80, -110, 172])
+    labels = np.asarray(label_from_pose(angle, np.zeros((4, 3)), 'orig'))
+    assert behind_note(labels[:2]) == ''
+    assert behind_note(labels).startswith('2 of 4 frames look at the head from behind (up to 172 degrees')

@@ -11,6 +11,7 @@ import pytest
 from avatar_jax import parallel
 from avatar_jax.driving import cameras as animation
 from avatar_jax.errors import UserError
+from avatar_jax.inversion.memory import bytes_of_view
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods import base
 from avatar_jax.methods import model as models
@@ -19,17 +20,11 @@ from avatar_jax.methods.otavatar.build import RAYS, configured
 from avatar_jax.methods.otavatar.method import BuildOptions
 from avatar_jax.models.triplane import GeneratorConfig
 from avatar_jax.types import Avatar, Camera, Motion
-from tests.tiny_model import portrait, random_variables
+from tests.tiny_model import CONFIG, portrait, short, tiny_variables
 
-CONFIG = model.ModelConfig.tiny('release')
 # One short stage with super-resolution throughout: one compiled loop.
-SHORT = dataclasses.replace(
-    CONFIG,
-    settings=CONFIG.settings.replace(
-        inversion__w_steps=3, inversion__wplus_steps=0, inversion__sr_steps=3, loss__local=0.0
-    ),
-)
-VARIABLES = random_variables(CONFIG)
+SHORT = short(w_steps=3, wplus_steps=0, sr_steps=3)
+VARIABLES = tiny_variables()
 
 
 def motion(frames, seed=0):
@@ -317,7 +312,7 @@ def test_as_many_people_at_a_time_as_memory_is_enough_for(monkeypatch):
     monkeypatch.undo()
     assert parallel.device_memory(one[0]) > gib
     published, shipped = (model.ModelConfig.of(g) for g in (GeneratorConfig.ffhq512(), GeneratorConfig.heads128()))
-    known = [invert.bytes_of_step(configured(c, BuildOptions())) / 2**20 for c in (shipped, published)]
+    known = [bytes_of_view(configured(c, BuildOptions()).generator) / 2**20 for c in (shipped, published)]
     np.testing.assert_allclose(known, [381, 1390], rtol=0.1)  # docs/scaling.md
     with pytest.raises(UserError, match='--portion'):
         configured(CONFIG, BuildOptions(portion=0))

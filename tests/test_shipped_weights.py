@@ -1,5 +1,7 @@
 """The weight files inside the package load, fit today's code, and make heads that follow their codes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from avatar_jax.io.weights import shipped, shipped_names
 from avatar_jax.losses.networks import default_bank
 from avatar_jax.methods.otavatar import model
+from avatar_jax.ops.image_metrics import psnr, to_unit
 
 
 def test_names_and_size():
@@ -49,6 +52,7 @@ def test_random_codes_make_different_heads_on_white(shipped_model):
     assert np.abs(image[0] - image[1]).mean() > 0.02
 
 
+@functools.cache
 def sitter_of(number):
     """A person of the split 'test', in pictures of 128 pixels."""
     from avatar_jax.eval.portrait_pictures import Sitter
@@ -58,63 +62,71 @@ def sitter_of(number):
     return Sitter(clip.identity, clip.gamma, 128)
 
 
+@pytest.fixture(scope='module')
+def gpavatar():
+    from avatar_jax.methods.model import choose_model
+
+    return choose_model('gpavatar', None)
+
+
+def shown(model, avatar, label, expression):
+    """[r,r,3] in [-1,1]: an avatar with that expression from that camera."""
+    row = np.zeros((1, 70), np.float32)
+    row[:, :64] = expression
+    return model.frames(avatar, row, label[None]).rgb[0]
+
+
+def quality(picture, truth, part=np.s_[:]):
+    """PSNR in dB of a part of a picture."""
+    return float(psnr(to_unit(picture[part][None]), to_unit(truth[part][None]))[0])
+
+
 @pytest.mark.slow
-def test_gpavatar_opens_eyes_that_one_of_two_portraits_shows():
+def test_gpavatar_opens_eyes_that_one_of_two_portraits_shows(gpavatar):
     """A portrait with shut eyes alone does not say what is behind the lids; one more, with open eyes, does."""
     from avatar_jax.eval.portrait_pictures import rendered
-    from avatar_jax.methods.model import choose_model
-    from avatar_jax.ops.image_metrics import psnr, to_unit
 
-    chosen = choose_model('gpavatar', None)
     scores = []
     for k in range(4):
         sitter = sitter_of(k)
         shut, open_ = sitter.portrait(-12, blink=1.0), sitter.portrait(10)
         truth, label, code = sitter.picture(20)
-        pictures = [rendered(chosen, use, label, code) for use in ([shut], [shut, open_])]
-        around = np.s_[None, 40:70, 30:98]  # eyes and brows
-        scores.append([float(psnr(to_unit(p[around]), to_unit(truth[around]))[0]) for p in pictures])
+        pictures = [rendered(gpavatar, use, label, code) for use in ([shut], [shut, open_])]
+        scores.append([quality(p, truth, np.s_[40:70, 30:98]) for p in pictures])  # eyes and brows
     alone, both = np.mean(scores, 0)
     assert both > alone + 0.5
 
 
 @pytest.mark.slow
-def test_gpavatar_moves_lids():
+def test_gpavatar_moves_lids(gpavatar):
     """What a blink changes in the avatar, as a share of what it changes in the true picture, apart from a pixel or
     two.
     """
     from scipy.ndimage import gaussian_filter
 
-    from avatar_jax.eval.portrait_pictures import rendered
-    from avatar_jax.methods.model import choose_model
-
-    chosen, shares = choose_model('gpavatar', None), []
+    shares = []
     for k in range(4):
         sitter = sitter_of(k)
         (open_, label, code), (shut, _, blink) = sitter.picture(8), sitter.picture(8, blink=1.0)
-        avatar = [rendered(chosen, [sitter.portrait(-12, smile=0.3)], label, c) for c in (code, blink)]
-        ours, true = (gaussian_filter(b - a, (2.5, 2.5, 0)) for a, b in (avatar, (open_, shut)))
+        avatar = gpavatar.build([sitter.portrait(-12, smile=0.3)]).avatar
+        pictures = [shown(gpavatar, avatar, label, c) for c in (code, blink)]
+        ours, true = (gaussian_filter(b - a, (2.5, 2.5, 0)) for a, b in (pictures, (open_, shut)))
         shares.append(np.sum(ours * true) / np.sum(true**2))
     assert min(shares) > 0 and np.mean(shares) > 0.2
 
 
 @pytest.mark.slow
-def test_gpavatar_shows_unseen_people_and_more_portraits_help():
+def test_gpavatar_shows_unseen_people_and_more_portraits_help(gpavatar):
     """Four people of the test split: whose they are, what their faces do, and that each further portrait adds to it."""
-    from avatar_jax.eval.portrait_pictures import rendered
-    from avatar_jax.methods.model import choose_model
-    from avatar_jax.ops.image_metrics import psnr, to_unit
-
-    chosen = choose_model('gpavatar', None)
-    assert chosen.provenance['command'] == 'train' and chosen.config.settings.preset == 'release'
+    assert gpavatar.provenance['command'] == 'train' and gpavatar.config.settings.preset == 'release'
     scores = []
     for k in range(4):
         sitter = sitter_of(k)
         portraits = [sitter.portrait(yaw) for yaw in (-20, 15, 0, 30)]
         truth, label, code = sitter.picture(25, jaw_open=0.5)
-        pictures = [rendered(chosen, portraits[:n], label, code) for n in (1, 4)]
-        still = rendered(chosen, portraits[:1], label, 0 * code)
-        scores.append([float(psnr(to_unit(p[None]), to_unit(truth[None]))[0]) for p in (*pictures, still)])
+        one, four = (gpavatar.build(portraits[:n]).avatar for n in (1, 4))
+        ways = ((one, code), (four, code), (one, 0 * code))
+        scores.append([quality(shown(gpavatar, avatar, label, c), truth) for avatar, c in ways])
     one, four, still = np.mean(scores, 0)
     assert one > 20 and four > one + 0.8 and one > still + 0.3
 
@@ -122,10 +134,8 @@ def test_gpavatar_shows_unseen_people_and_more_portraits_help():
 @pytest.mark.slow
 def test_hidenerf_shows_unseen_people_whose_mouths_move():
     """Four people of the test split, one portrait each: whose they are, and what their jaws do."""
-    from avatar_jax.eval.portrait_pictures import rendered
     from avatar_jax.faces.camera_labels import label_from_pose
     from avatar_jax.methods.model import choose_model
-    from avatar_jax.ops.image_metrics import psnr, to_unit
     from avatar_jax.procedural import render_head
     from avatar_jax.procedural.gallery import expression
     from avatar_jax.types import Camera, Portrait
@@ -146,7 +156,7 @@ def test_hidenerf_shows_unseen_people_whose_mouths_move():
         image, mask, code = picture(sitter_of(k), -15)
         portrait = Portrait(image=image, camera=Camera.from_label(label(-15)), expression=code, mask=mask)
         truth, _, open_ = picture(sitter_of(k), 10, jaw_open=0.7)
-        pictures = [rendered(chosen, [portrait], label(10), c) for c in (open_, code)]
-        scores.append([float(psnr(to_unit(p[None]), to_unit(truth[None]))[0]) for p in pictures])
+        avatar = chosen.build(portrait).avatar
+        scores.append([quality(shown(chosen, avatar, label(10), c), truth) for c in (open_, code)])
     driven, still = np.mean(scores, 0)
     assert driven > 21 and driven > still + 0.8

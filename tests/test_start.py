@@ -21,16 +21,10 @@ from avatar_jax.methods.nofa.config import ModelConfig as NofaConfig
 from avatar_jax.methods.otavatar import build, finetune, invert, model
 from tests.comparison import close
 from tests.nofa_tiny import variables_of
-from tests.tiny_model import portrait, random_variables
+from tests.tiny_model import CONFIG, portrait, random_variables, short, tiny_variables
 
-CONFIG = model.ModelConfig.tiny('release')
-SHORT = dataclasses.replace(
-    CONFIG,
-    settings=CONFIG.settings.replace(
-        inversion__w_steps=1, inversion__wplus_steps=2, inversion__sr_steps=2, loss__local=0.0
-    ),
-)
-VARIABLES = random_variables(CONFIG)
+SHORT = short(w_steps=1, wplus_steps=2, sr_steps=2)
+VARIABLES = tiny_variables()
 GENERATOR = model.network(VARIABLES, 'generator')
 PICTURES = np.stack([portrait(i).image for i in range(2)])
 
@@ -58,7 +52,7 @@ def file(tmp_path_factory):
 def test_codes_are_those_of_the_encoder(file):
     encoder = start.load_encoder(file, CONFIG.generator, GENERATOR)
     variables, config, sha256, _ = nofa.load_model(file)
-    rows = nofa.style_rows(variables, config, PICTURES)
+    rows = jax.jit(nofa.style_rows, static_argnums=1)(variables, config, PICTURES)
     assert encoder.sha256 == sha256
     devices = jax.local_devices()[:1]
     codes, seconds = start.first_codes(encoder, PICTURES, 'w+', devices)
@@ -76,7 +70,7 @@ def test_an_inversion_goes_on_from_the_encoder(file):
     people, found = [Source([portrait(i)]) for i in range(2)], {}
     for kind, options in {'mean': {}, 'encoder': {'start': 'encoder', 'encoder': file}}.items():
         found[kind] = owner.build_many(people, bank=PerceptionBank(), **options)
-    rows = np.asarray(start.encoded_rows(encoder, PICTURES))
+    rows = np.asarray(jax.jit(start.encoded_rows)(encoder, PICTURES))
     way = 4 * SHORT.settings.optimizers.codes.lr
     for i, (usual, better) in enumerate(zip(*found.values(), strict=True)):
         assert np.abs(usual.avatar.identity['code'] - model.w_avg(VARIABLES)).max() < way

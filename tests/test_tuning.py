@@ -45,10 +45,11 @@ def test_people_side_by_side_stop_by_themselves():
 
 def test_some_steps_at_a_time_are_the_same():
     config = TuningConfig('generator', 7, SGD)
-    whole = tuning.tune(loss_of(GOALS[0]), start(), jax.random.key(0), config)
+    whole = jax.jit(lambda first: tuning.tune(loss_of(GOALS[0]), first, jax.random.key(0), config))(start())
     state, outs = tuning.start(start(), config), []
+    few = jax.jit(lambda state: tuning.advance(loss_of(GOALS[0]), state, jax.random.key(0), 3, config))
     for _ in range(3):
-        state, out = tuning.advance(loss_of(GOALS[0]), state, jax.random.key(0), 3, config)
+        state, out = few(state)
         outs.append(out)
     parts = tuning.finish(state, outs)
     assert int(parts.steps) == 7
@@ -105,15 +106,15 @@ def test_locality_pulls_towards_the_untouched_generator():
     close(value, 0.1 * jnp.mean((got - wanted) ** 2) + 0.1 * jnp.mean(jnp.abs(got - wanted)), rtol=1e-5, what='term')
     close(jnp.linalg.norm(tuning.nearby_code(pivot, seen[-1], 3.0)), 3.0, rtol=1e-6, what='radius')
 
+    plain = tuning.locality_term(render, untouched, pivot, random_code, LocalityConfig(1.0, 3.0, pixel=1.0))
     free, held = (
-        tuning.tune(
-            loss_of(GOALS[0]),
-            untouched,
-            jax.random.key(0),
-            TuningConfig('generator', 40, SGD, locality=LocalityConfig(weight, 3.0, pixel=1.0, every=every)),
-            tuning.locality_term(render, untouched, pivot, random_code, LocalityConfig(1.0, 3.0, pixel=1.0)),
+        jax.jit(partial(tuning.tune, loss_of(GOALS[0]), config=config, locality=plain))(
+            untouched, key=jax.random.key(0)
         )
-        for weight, every in ((0.0, 1), (2.0, 2))
+        for config in (
+            TuningConfig('generator', 40, SGD, locality=LocalityConfig(weight, 3.0, pixel=1.0, every=every))
+            for weight, every in ((0.0, 1), (2.0, 2))
+        )
     )
     assert tuning.LOCAL in held.terms
     assert tuning.LOCAL not in free.terms

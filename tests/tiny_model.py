@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.faces.camera_labels import canonical_label, yaw_label
 from avatar_jax.methods.otavatar.model import ModelConfig, abstract
+from avatar_jax.parallel import as_arrays
 from avatar_jax.types import Camera, Portrait
+
+CONFIG = ModelConfig.tiny('release')
+
+
+def short(**steps: int) -> ModelConfig:
+    """``CONFIG`` with an inversion of these numbers of steps (``w_steps``, ``wplus_steps``, ``sr_steps``)."""
+    options = {f'inversion__{name}': count for name, count in steps.items()}
+    return dataclasses.replace(CONFIG, settings=CONFIG.settings.replace(**options, loss__local=0.0))
+
+
+@functools.cache
+def tiny_variables() -> dict:
+    """Variables of ``CONFIG``; not to be changed."""
+    return random_variables(CONFIG)
 
 
 def random_variables(config: ModelConfig, seed: int = 0) -> dict:
@@ -18,13 +35,13 @@ def random_variables(config: ModelConfig, seed: int = 0) -> dict:
     def draw(path, leaf):
         names = [p.key for p in path]
         if names[-1] == 'bias':
-            return jnp.full(leaf.shape, float('affine' in names), jnp.float32)
+            return np.full(leaf.shape, float('affine' in names), np.float32)
         if names[-1] in ('w_avg', 'noise_strength'):
-            return jnp.zeros(leaf.shape, jnp.float32)
+            return np.zeros(leaf.shape, np.float32)
         small = 0.1 if names[1] == 'controller' and 'direction' not in names else 1.0
-        return jnp.asarray(small * rng.normal(size=leaf.shape), jnp.float32)
+        return np.float32(small * rng.normal(size=leaf.shape))
 
-    return jax.tree_util.tree_map_with_path(draw, abstract(config))
+    return as_arrays(jax.tree_util.tree_map_with_path(draw, abstract(config)))
 
 
 def portrait(index: int, size: int = 32) -> Portrait:

@@ -15,6 +15,7 @@ from einops import rearrange, repeat
 from avatar_jax.bundled import prior
 from avatar_jax.methods.otavatar import model
 from avatar_jax.methods.otavatar.config import OTAvatarConfig
+from avatar_jax.parallel import as_arrays
 from avatar_jax.train.checkpoints import Checkpoints
 from avatar_jax.train.logging import JsonlLog, RunProgress, check_finite, metrics_to_host, nonfinite_terms
 from avatar_jax.types import PyTree
@@ -69,7 +70,7 @@ def train(
     start = checkpoints.latest_step() or 0
     if start:
         state, start = checkpoints.restore(state)
-        state = jax.tree.map(jnp.asarray, state)
+        state = as_arrays(state)
     log = JsonlLog(out / 'metrics.jsonl', resume_step=start or None)
     total = config.steps
     progress = RunProgress(total, start=start, label='prior')

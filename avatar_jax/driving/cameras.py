@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from avatar_jax.errors import UserError
-from avatar_jax.faces.camera_labels import intrinsics, label_from_pose, make_label, orbit_pose
+from avatar_jax.faces.camera_labels import PIVOT, intrinsics, label_from_pose, make_label, orbit_pose, split_label
 from avatar_jax.faces.translation import pivot_place, translate_label
 from avatar_jax.types import Avatar, Config, Motion
 
 CAMERAS = ('track', 'orbit', 'fixed')
 MOVES = ('none', 'shift', 'zoom')
+BEHIND = 100.0  # degrees from the front beyond which no face is seen
 
 
 def camera_labels(kind: str, config: Config, avatar: Avatar, motion: Motion, move: str = 'none') -> np.ndarray:
@@ -56,3 +57,16 @@ def camera_labels(kind: str, config: Config, avatar: Avatar, motion: Motion, mov
         zero = np.zeros(3, np.float32)
         label = np.asarray(label_from_pose(zero, zero, config.label_mode), np.float32)
     return np.broadcast_to(label, (frames, 25))
+
+
+def behind_note(labels: np.ndarray) -> str:
+    """One line where cameras [T, 25] see the back of the head, which no portrait shows; '' elsewhere."""
+    away = split_label(np.asarray(labels, np.float64))[0][:, :3, 3] - PIVOT
+    angles = np.degrees(np.arccos(np.clip(away[:, 2] / np.linalg.norm(away, axis=1), -1, 1)))
+    behind = angles > BEHIND
+    if not behind.any():
+        return ''
+    return (
+        f'{behind.sum()} of {len(labels)} frames look at the head from behind (up to {angles.max():.0f} degrees from '
+        'the front), which no portrait shows: what is seen there is made up'
+    )

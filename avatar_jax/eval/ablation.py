@@ -15,7 +15,7 @@ import numpy as np
 from avatar_jax.errors import UserError
 from avatar_jax.eval.portraits import MOST, built_scores, portrait_scores
 from avatar_jax.io import atomic
-from avatar_jax.methods.base import Table, methods
+from avatar_jax.methods.base import Claim, Table, methods
 from avatar_jax.methods.model import Model, load_model
 
 
@@ -110,16 +110,24 @@ def make_report(
             numbers = [v[score] for v in values]
             rows[name] |= {score: float(np.mean(numbers)), f'{score}_std': float(np.std(numbers))}
     claims = []
-    for better, worse in table.claims:
-        if better in rows and worse in rows:
-            claim: dict[str, Any] = {'better': better, 'worse': worse}
-            for score, more in table.scores.items():
-                gain = (rows[better][score] - rows[worse][score]) * (1 if more else -1)
-                spread = max(rows[better][f'{score}_std'], rows[worse][f'{score}_std'])
-                claim |= {score: gain > 0, f'{score}_clear': abs(gain) > spread}
-            claims.append(claim)
+    for claim in (Claim(*pair) for pair in table.claims):
+        if claim.better in rows and claim.worse in rows:
+            names = claim.scores or tuple(table.scores)
+            verdicts = {name: _verdict(rows, claim, name, table.scores[name]) for name in names}
+            found: dict[str, Any] = {'better': claim.better, 'worse': claim.worse, 'equal': claim.equal}
+            for name, (holds, clear) in verdicts.items():
+                found |= {name: holds, f'{name}_clear': clear}
+            claims.append(found)
     kept = {k: v for k, v in settings.items() if isinstance(v, str | int | list | type(None))}
     return {'table': table.title, 'settings': kept, 'rows': rows, 'claims': claims, 'note': table.note}
+
+
+def _verdict(rows: Mapping[str, Mapping[str, float]], claim: Claim, score: str, higher: bool) -> tuple[bool, bool]:
+    """Whether a claim holds in one score, and whether the difference exceeds the spread of the seeds."""
+    better, worse = rows[claim.better], rows[claim.worse]
+    gain = (better[score] - worse[score]) * (1 if higher else -1)
+    clear = abs(gain) > max(better[f'{score}_std'], worse[f'{score}_std'])
+    return (not clear if claim.equal else gain > 0), clear
 
 
 def render(table: Table, report: Mapping[str, Any]) -> str:
@@ -137,10 +145,16 @@ def render(table: Table, report: Mapping[str, Any]) -> str:
         lines.append(f'{name:{width}}{cells}')
     lines.append('')
     for claim in report['claims']:
-        verdicts = [
-            f'{score.upper()} {"as in the paper" if claim[score] else "the other way"}'
-            + ('' if claim[f'{score}_clear'] else ' (within the spread of the seeds)')
-            for score in table.scores
-        ]
-        lines.append(f'{claim["better"]} better than {claim["worse"]}: {", ".join(verdicts)}')
+        verdicts = [_words(claim, score) for score in table.scores if score in claim]
+        relation = 'the same as' if claim['equal'] else 'better than'
+        lines.append(f'{claim["better"]} {relation} {claim["worse"]}: {", ".join(verdicts)}')
     return '\n'.join(lines)
+
+
+def _words(claim: Mapping[str, Any], score: str) -> str:
+    if claim['equal']:
+        return (
+            f'{score.upper()} {"as in the paper" if claim[score] else "differs by more than the spread of the seeds"}'
+        )
+    within = '' if claim[f'{score}_clear'] else ' (within the spread of the seeds)'
+    return f'{score.upper()} {"as in the paper" if claim[score] else "the other way"}{within}'

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.eval.estimators import from_bank
-from avatar_jax.eval.faces import expression_distance, identity_similarity, pose_rmse
+from avatar_jax.eval.faces import (
+    action_unit_agreement,
+    expression_distance,
+    identity_similarity,
+    pose_rmse,
+    vertex_distance,
+)
+from avatar_jax.eval.shape import neutral_vertices
 from avatar_jax.faces.importance import part_boxes
 from avatar_jax.losses.networks import default_bank
 from avatar_jax.methods.model import Model
@@ -22,16 +29,17 @@ from avatar_jax.types import Avatar, Camera, Portrait
 MOST = 4  # portraits
 NETWORK_SIDE = 128  # pixels that the stand-ins for coefficients and identity were trained on
 NUM_SHAPE = 80  # of the numbers of a procedural person: those of its shape
-SCORES = ('psnr', 'aed', 'prmse', 'csim')
+SCORES = ('psnr', 'aed', 'prmse', 'csim', 'aucon', 'avd')
 
 
 def portrait_scores(
     model: Model, sets: Callable[[int], Mapping[str, np.ndarray]], people: int, most: int = MOST
 ) -> dict[str, dict[str, float]]:
-    """Scores with 1..most portraits: {'1': {'psnr': ..., 'aed': ..., 'prmse': ..., 'csim': ...}, ...}.
+    """Scores with 1..most portraits: {'1': {'psnr': ..., 'aed': ..., 'prmse': ..., ...}, ...}.
 
-    PSNR (dB) of the whole picture; expression distance, error of the head's angles (degrees) and similarity of identity
-    to the true picture, NaN where the package has no network that tells them.
+    PSNR (dB) of the whole picture; expression distance, error of the head's angles (degrees), similarity of identity
+    and share of equal action units to the true picture, and the mean distance of the shape's vertices (decimetres) from
+    that of the first portrait; NaN where the package has no network that tells them.
 
     Args:
         model: of procedural heads; of a method that does not join portraits, only the first is used.
@@ -53,7 +61,7 @@ def portrait_scores(
         ]
         for n in range(1, most + 1):
             avatar = model.build(portraits[:n]).avatar
-            found[str(n)].append(judge(driven(model, avatar, item), item['images'][:1]))
+            found[str(n)].append(judge(driven(model, avatar, item), item))
     return {n: _means(rows) for n, rows in found.items()}
 
 
@@ -89,7 +97,7 @@ def built_scores(
             (x0, y0, x1, y1), side = part_boxes(item['landmarks'][:1])[0, 0], truth.shape[1]
             mouth = np.s_[:, max(y0, 0) : min(max(y1, 1), side), max(x0, 0) : min(max(x1, 1), side)]
             own = {'mouth': float(psnr(to_unit(picture[mouth]), to_unit(truth[mouth]))[0])}
-            found[name].append(judge(picture, truth) | own)
+            found[name].append(judge(picture, item) | own)
     return {name: _means(rows) for name, rows in found.items()}
 
 
@@ -99,16 +107,16 @@ def driven(model: Model, avatar: Avatar, item: Mapping[str, np.ndarray]) -> np.n
 
 
 class _Judge:
-    """Scores of a picture against the true one, both [1, H, W, 3]."""
+    """Scores of a picture [1, H, W, 3] of an avatar that is driven by the first frame of a set."""
 
     def __init__(self):
         self.known = from_bank(default_bank(NETWORK_SIDE))
 
-    def __call__(self, picture: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-        found = dict.fromkeys(SCORES, float('nan'))
+    def __call__(self, picture: np.ndarray, item: Mapping[str, np.ndarray]) -> dict[str, float]:
+        found, truth = dict.fromkeys(SCORES, float('nan')), item['images'][:1]
         found['psnr'] = float(psnr(to_unit(picture), to_unit(truth))[0])
         pair = [resize(jnp.asarray(x), NETWORK_SIDE) for x in (picture, truth)]
-        estimate, identity = self.known.coefficients, self.known.identity
+        estimate, identity, units = self.known.coefficients, self.known.identity, self.known.units
         if estimate is not None:
             codes = [np.asarray(estimate.call(x, None)) for x in pair]
             found['aed'] = float(np.mean(expression_distance(*codes)))
@@ -116,6 +124,14 @@ class _Judge:
             found['prmse'] = float(np.mean(pose_rmse(*angles)))
         if identity is not None and not identity.needs_landmarks:
             found['csim'] = float(np.mean(identity_similarity(*(identity.call(x, None) for x in pair))))
+        if units is not None:
+            found['aucon'] = float(np.mean(action_unit_agreement(*(np.asarray(units.call(x, None)) for x in pair))))
+        if self.known.landmarks is not None and self.known.head is not None:
+            frames = jnp.concatenate([pair[0], resize(jnp.asarray(item['images'][1:2]), NETWORK_SIDE)])
+            marks = np.asarray(self.known.landmarks.call(frames)) / NETWORK_SIDE
+            expression = item['windows'][:2, RADIUS, :64]
+            meshes = neutral_vertices(self.known.head, marks, item['labels'][:2], expression)
+            found['avd'] = float(np.mean(vertex_distance(meshes[:1], meshes[1:])))
         return found
 
 

@@ -208,6 +208,14 @@ def canonical_label() -> Float[np.ndarray, ' 25']:
     return make_label(look_at(np.float64(3.14 / 2), np.float64(3.14 / 2)))
 
 
+def unknown_label(mode: str = 'orig') -> Float[np.ndarray, ' 25']:
+    """The frontal label [25] float32 for a picture whose camera is not known, as far away as usual in a ``mode`` of
+    ``normalise_pose``.
+    """
+    label = canonical_label() if mode == 'orig' else label_from_pose(np.zeros(3), np.zeros(3), mode)
+    return label.astype(np.float32)
+
+
 # --- OTAvatar ------------------------------------------------------------------------------------------------------
 
 

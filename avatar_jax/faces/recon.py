@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from avatar_jax.configure import from_plain
 from avatar_jax.io.weights import check_tree, load_weights
 from avatar_jax.models.perception.layers import BatchNorm, Conv, max_pool
+from avatar_jax.parallel import as_arrays
 
 METHOD = 'deep3d_recon'
 """Of weight files that hold a regressor."""
@@ -174,4 +175,4 @@ def load_recon(path: str | os.PathLike) -> tuple[dict[str, Any], ReconConfig]:
     weights = load_weights(path, method=METHOD)
     config = from_plain(ReconConfig, weights.config)
     check_tree(path, weights.variables, abstract_recon(config))
-    return jax.tree.map(jnp.asarray, weights.variables), config
+    return as_arrays(weights.variables), config

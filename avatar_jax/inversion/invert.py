@@ -192,7 +192,10 @@ def advance(
         state, out = update(state, first + i)
         return i + 1, state, jax.tree.map(lambda b, o: b.at[i].set(o), buffers, out)
 
-    _, state, buffers = jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state, buffers))
+    # Both depend on the state, which says nothing: else ``vmap`` goes through the loop's body once more for each.
+    zero = 0 * state.steps
+    buffers = jax.tree.map(lambda b: b + zero.astype(b.dtype), buffers)
+    _, state, buffers = jax.lax.while_loop(going, body, (zero, state, buffers))
     return state, buffers
 
 

@@ -23,7 +23,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.io.weights import Weights, check_tree, load_weights, weight_file
 from avatar_jax.models.e4e import E4eEncoder, EncoderConfig, abstract_encoder, encoder_input
 from avatar_jax.models.triplane import GeneratorConfig
-from avatar_jax.parallel import over_devices
+from avatar_jax.parallel import as_arrays, over_devices
 from avatar_jax.types import PyTree
 
 STARTS = ('mean', 'encoder')
@@ -96,7 +96,7 @@ def load_encoder(path: str | os.PathLike, config: GeneratorConfig, generator: Ma
             'training started from the generator of these weights'
         )
     w_avg = _generator(weights)['ema_stats']['backbone']['mapping']['w_avg']
-    return StartEncoder(jax.tree.map(jnp.asarray, own), jnp.asarray(w_avg), found, weights.sha256)
+    return StartEncoder(as_arrays(own), jnp.asarray(w_avg), found, weights.sha256)
 
 
 @functools.lru_cache(maxsize=1)  # evaluations make one avatar after the other

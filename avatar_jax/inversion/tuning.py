@@ -242,7 +242,7 @@ class State(NamedTuple):
 
 def start(params: PyTree, config: TuningConfig) -> State:
     """Before the first step."""
-    opt_state = make_optimizer(config.optimizer).init(params)
+    opt_state = jax.jit(make_optimizer(config.optimizer).init)(params)  # one program, not one for each shape
     return State(params, opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
 
@@ -292,7 +292,10 @@ def advance(
         state, out = step(state)
         return i + 1, state, jax.tree.map(lambda b, o: b.at[i].set(o), buffers, out)
 
-    _, state, buffers = jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state, buffers))
+    # Both depend on the state, which says nothing: else ``vmap`` goes through the loop's body once more for each.
+    zero = 0 * state.steps
+    buffers = jax.tree.map(lambda b: b + zero.astype(b.dtype), buffers)
+    _, state, buffers = jax.lax.while_loop(going, body, (zero, state, buffers))
     return state, buffers
 
 

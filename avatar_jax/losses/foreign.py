@@ -29,6 +29,7 @@ from avatar_jax.models.perception.lpips import (
     lpips_features,
     lpips_layers,
 )
+from avatar_jax.parallel import as_arrays
 
 Flat = Mapping[str, np.ndarray]
 
@@ -163,7 +164,7 @@ def _variables(run: Verification, name: str):
     if name in NETWORKS and run.golden.param:
         flat = to_torch(weights.variables)
         run.weights(flat, {k: v for k, v in run.golden.param.items() if k in flat})
-    return jax.tree.map(jnp.asarray, weights.variables)
+    return as_arrays(weights.variables)
 
 
 def _apply(name: str):

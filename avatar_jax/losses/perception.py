@@ -11,6 +11,7 @@ network's name: `PerceptionBank.report` says what every term looks through.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from avatar_jax.models.perception.head_nets import HeadCoefficients, HeadIdentit
 from avatar_jax.models.perception.inception import FIDInception
 from avatar_jax.models.perception.lpips import CHECKSUM_LIN0, NETS, lin_weights, lpips_features, lpips_layers, trunk
 from avatar_jax.models.perception.vgg import VGG
+from avatar_jax.parallel import as_arrays
 
 PERCEPTUAL_CHOICES = ('auto', 'vgg19', 'head_features', 'pyramid', 'none')
 IDENTITY_CHOICES = ('auto', *FACE_NETWORKS, 'head_identity', 'none')
@@ -87,8 +89,9 @@ NETWORKS: dict[str, NetworkKind] = {
 LPIPS_TRUNK = {'alex': 'alexnet', 'vgg': 'vgg16', 'squeeze': 'squeezenet'}
 
 
+@functools.lru_cache(maxsize=32)  # tracing a network takes up to seconds
 def abstract_variables(name: str) -> dict[str, Any]:
-    """Names and shapes of a network's variables, without computing anything."""
+    """Names and shapes of a network's variables, without computing anything; do not change what it returns."""
     kind = NETWORKS[_known(name)]
     image = jax.ShapeDtypeStruct((1, *kind.input_shape), jnp.float32)
     return jax.eval_shape(lambda x: kind.build().init(jax.random.key(0), x, *kind.arguments), image)
@@ -121,7 +124,7 @@ class PerceptionBank:
 
     def with_network(self, name: str, variables: Mapping[str, Any], source: str) -> PerceptionBank:
         """A bank that also holds this network. ``variables`` have the layout of the Flax module."""
-        weights = {**self.weights, _known(name): jax.tree.map(jnp.asarray, dict(variables))}
+        weights = {**self.weights, _known(name): as_arrays(dict(variables))}
         return self.replace(weights=weights, sources=_add(self.sources, name, source))
 
     def with_state_dict(self, name: str, flat: Mapping[str, np.ndarray], source: str) -> PerceptionBank:
@@ -290,6 +293,12 @@ def _load_one(bank: PerceptionBank, name: str, path: Path) -> PerceptionBank:
 HEAD_NETS_METHOD = 'head_nets'
 
 
+@functools.lru_cache(maxsize=4)
+def _abstract_head_net(name: str, config: HeadNetsConfig) -> dict[str, Any]:
+    module, image = type(NETWORKS[name].build())(config), jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)
+    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
+
+
 def _load_own(bank: PerceptionBank, name: str, weights) -> PerceptionBank:
     """A weight file of this project: the stand-ins (both in one file), or one converted network."""
     from avatar_jax.io.weights import check_tree
@@ -302,10 +311,7 @@ def _load_own(bank: PerceptionBank, name: str, weights) -> PerceptionBank:
         bank = bank.replace(head_nets=config)
         for part in ('head_identity', 'head_coefficients') if name == 'head_nets' else (name,):
             variables = {c: tree[part] for c, tree in weights.variables.items() if part in tree}
-            module = type(NETWORKS[part].build())(config)
-            image = jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)
-            template = jax.eval_shape(lambda x, m=module: m.init(jax.random.key(0), x), image)
-            check_tree(weights.path, variables, template)
+            check_tree(weights.path, variables, _abstract_head_net(part, config))
             bank = bank.with_network(part, variables, f'{source}, trained on procedural heads')
         return bank
     if name == RECON_METHOD and weights.method == RECON_METHOD:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from avatar_jax.configure import to_plain
+from avatar_jax.errors import UserError
 from avatar_jax.io.atomic import atomic_folder, write_json
 from avatar_jax.io.images import grid, write_png
 from avatar_jax.io.provenance import Provenance
@@ -52,35 +53,67 @@ def build_avatars(
     key: jax.Array | None = None,
     group: int = 4,
     seed: int = 0,
+    refused: Callable[[Person, UserError], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Makes avatars, ``group`` of them side by side where the method can, and writes ``out/<name>`` for each.
 
     ``people`` may be an iterator that reads each picture when it is asked for: no more than a group is asked for at a
     time, and nothing of a group is kept when the next one is read.
 
+    Args:
+        refused: called with everybody whom the method refuses to make an avatar of; the others of the group are then
+            built one by one. None: the error is raised.
+
     Yields:
         the report of each avatar, as soon as its folder is there; its ``notes`` are for the person who asked.
     """
     people = iter(people)
+    if model.method.build_many is None:  # one after the other on each device: none waits for the others to be written
+        group = min(group, jax.local_device_count())
     for start in itertools.count(0, group):
         own = None if key is None else jax.random.fold_in(key, start)
         # Only the inner generator, which is gone after it, has names for the pictures and avatars of a group.
-        if not (yield from _build_group(model, list(itertools.islice(people, group)), out, options, bank, own, seed)):
+        how = (model, out, options, bank, own, seed, refused)
+        if not (yield from _build_group(list(itertools.islice(people, group)), *how)):
             return
 
 
 def _build_group(
-    model: Model,
     part: list[Person],
+    model: Model,
     out: Path,
     options: Mapping[str, Any],
     bank: PerceptionBank,
     key: jax.Array | None,
     seed: int,
+    refused: Callable[[Person, UserError], None] | None,
 ) -> Generator[dict[str, Any], None, int]:
     """The reports of one group; returns how many people were in it."""
     if not part:
         return 0
+    try:
+        built = _built(part, model, options, bank, key)
+    except UserError as error:
+        if refused is None:
+            raise
+        if len(part) == 1:
+            refused(part[0], error)
+        else:
+            for person in part:
+                yield from _build_group([person], model, out, options, bank, key, seed, refused)
+        return len(part)
+    for person, found in zip(part, built, strict=True):
+        report = write_avatar(model, person, found, out / person.source.name, seed)
+        if person.source.work:  # done: what was kept to go on with is not needed any more
+            shutil.rmtree(person.source.work, ignore_errors=True)
+        yield report
+    return len(part)
+
+
+def _built(
+    part: list[Person], model: Model, options: Mapping[str, Any], bank: PerceptionBank, key: jax.Array | None
+) -> list[Built]:
+    """Avatars of one group, with its progress."""
     steps = model.steps(**options)
     title = part[0].source.name if len(part) == 1 else f'{len(part)} avatars'
     total = steps * (1 if model.method.build_many else len(part))
@@ -94,14 +127,7 @@ def _build_group(
             if done >= total:
                 bar.describe(f'{title}: rendering it')
 
-        sources = [p.source for p in part]
-        built = model.build_many(sources, bank=bank, key=key, on_step=on_step, **options)
-    for person, found in zip(part, built, strict=True):
-        report = write_avatar(model, person, found, out / person.source.name, seed)
-        if person.source.work:  # done: what was kept to go on with is not needed any more
-            shutil.rmtree(person.source.work, ignore_errors=True)
-        yield report
-    return len(part)
+        return model.build_many([p.source for p in part], bank=bank, key=key, on_step=on_step, **options)
 
 
 def write_avatar(model: Model, person: Person, built: Built, folder: Path, seed: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from functools import lru_cache, wraps
 from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from avatar_jax.errors import UserError
 from avatar_jax.options import option as option
@@ -185,6 +185,20 @@ class Row:
     paper: Mapping[str, float] = field(default_factory=dict)
 
 
+class Claim(NamedTuple):
+    """What a paper's table says of two of its rows.
+
+    Attributes:
+        better, worse: names of the rows. scores: in which it is so; empty: in all scores of the table.
+        equal: they are the same, within the spread of the seeds.
+    """
+
+    better: str
+    worse: str
+    scores: tuple[str, ...] = ()
+    equal: bool = False
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of the method's paper, for ``avatar-jax ablate``: variants are trained and compared.
@@ -192,7 +206,7 @@ class Table:
     Attributes:
         title: of the report, e.g. 'GPAvatar, Table 3'.
         rows: name -> row.
-        claims: (better, worse) pairs of rows, as the paper concludes.
+        claims: what the paper concludes: a ``Claim``, or the (better, worse) of one.
         scores: name of a score -> whether higher is better.
         run: (variant, size, seed, steps or None, folder for shared pictures) -> ``FILE:VARIANT`` of the config to
             train, and its overrides; or a list of such pairs, trained one after the other: each but the first goes on
@@ -207,7 +221,7 @@ class Table:
 
     title: str
     rows: Mapping[str, Row]
-    claims: tuple[tuple[str, str], ...]
+    claims: tuple[tuple[str, str] | Claim, ...]
     scores: Mapping[str, bool]
     run: Callable
     protocol: Any

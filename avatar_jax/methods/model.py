@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.driving.signals import drive_of, drive_of_rows, still_parts, still_rows
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import DEFAULT, KINDS, Built, Method, Source, method, method_with_avatars
 from avatar_jax.methods.render import stream
+from avatar_jax.parallel import as_arrays
 from avatar_jax.types import Array, Avatar, Camera, Config, Drive, Frames, Motion, Portrait
 
 if TYPE_CHECKING:
@@ -338,7 +338,7 @@ def load_avatar(path: str | os.PathLike) -> Avatar:
     if 'camera' in weights.variables:
         camera = Camera.from_label(np.asarray(weights.variables['camera']['label']))
     return Avatar(
-        jax.tree.map(jnp.asarray, weights.variables['identity']),
+        as_arrays(weights.variables['identity']),
         camera=camera,
         method=owner.name,
         config=None if about['config'] is None else owner.config(about['config']),

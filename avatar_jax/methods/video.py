@@ -12,7 +12,7 @@ import numpy as np
 
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.driving.audio import FeatureFile
-from avatar_jax.driving.cameras import camera_labels
+from avatar_jax.driving.cameras import behind_note, camera_labels
 from avatar_jax.driving.reading import read_request
 from avatar_jax.driving.request import Request
 from avatar_jax.driving.signals import make_drive, needed_parts
@@ -108,6 +108,8 @@ def make_video(
         note(f'{request.motion or "sliders"}: {text}')
     drive = make_drive(model.method, model.config, driving.parts, motion.fps, motion.source)
     labels = camera_labels(options.camera, model.config, avatar, motion, options.move)
+    if text := behind_note(labels):
+        note(f'{request.motion or "sliders"}: {text}')
     other = mixture(options, avatar, model, motion.num_frames)
     sources = sources_of(folder, request, options, motion)
     provenance = Provenance(synthetic=True, weights=model.sha256, command='animate', sources=sources)

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from avatar_jax.io.weights import check_tree, load_weights, save_weights
+from avatar_jax.parallel import as_arrays
 from avatar_jax.types import Config, PyTree
+
+Shapes = Callable[[Any], dict[str, Any]]
+"""configuration -> names and shapes of a model's variables"""
+
+
+def traced_once(abstract: Shapes) -> Shapes:
+    """``abstract`` with its answers kept: tracing networks takes a second, and each reading and writing asks for them.
+
+    Each caller gets a tree of its own.
+    """
+
+    @functools.lru_cache(maxsize=8)
+    def found(config: Config, wide: bool) -> dict[str, Any]:
+        del wide  # what is traced in double precision is another tree
+        return abstract(config)
+
+    @functools.wraps(abstract)
+    def kept(config: Config) -> dict[str, Any]:
+        return jax.tree.map(lambda x: x, found(config, jax.config.jax_enable_x64))
+
+    return kept
 
 
 @dataclass(frozen=True)
@@ -53,4 +75,4 @@ class WeightFiles:
         weights = load_weights(path, method=self.method)
         config = self.config(weights.config)
         check_tree(path, weights.variables, self.abstract(config))
-        return jax.tree.map(jnp.asarray, weights.variables), config, weights.sha256, weights.provenance
+        return as_arrays(weights.variables), config, weights.sha256, weights.provenance

@@ -9,12 +9,14 @@ Names are the published keys: ``input_layer``, ``body``, ``latlayer1``, ``latlay
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
@@ -23,6 +25,7 @@ from avatar_jax.models.layers import FullyConnected
 from avatar_jax.models.perception.arcface import IRBody, IRStem
 from avatar_jax.models.perception.layers import Conv, Linear
 from avatar_jax.ops.resize import match_size, resize
+from avatar_jax.parallel import as_arrays
 
 SLOPE = 0.01  # of the heads' leaky ReLU
 
@@ -213,8 +216,9 @@ class LatentDiscriminator(nn.Module):
         return _Mlp(self.w_dim, name='mlp')(code)
 
 
+@functools.lru_cache(maxsize=8)
 def abstract_encoder(config: EncoderConfig) -> dict[str, Any]:
-    """Names and shapes of the variables."""
+    """Names and shapes of the variables; do not change what it returns."""
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     return jax.eval_shape(lambda x: E4eEncoder(config).init(jax.random.key(0), x), image)
 
@@ -226,14 +230,14 @@ def init_encoder(config: EncoderConfig, key: jax.Array) -> dict[str, Any]:
     where a pre-trained backbone is to be put in (``e4e_files.with_backbone``).
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(abstract_encoder(config))
-    keys, leaves = jax.random.split(key, len(paths)), []
+    keys, leaves = host_draws.split(key, len(paths)), []
     norms = {tuple(k.key for k in path[1:-1]) for path, _ in paths if path[0].key == 'batch_stats'}
     for (path, leaf), own in zip(paths, keys, strict=True):
         names = [k.key for k in path]
         if names[-1] != 'weight':
-            leaves.append(jnp.full(leaf.shape, 1.0 if names[-1] == 'running_var' else 0.0))
+            leaves.append(np.full(leaf.shape, float(names[-1] == 'running_var'), np.float32))
         elif len(leaf.shape) == 1:
-            leaves.append(jnp.full(leaf.shape, 1.0 if tuple(names[1:-1]) in norms else 0.25))
+            leaves.append(np.full(leaf.shape, 1.0 if tuple(names[1:-1]) in norms else 0.25, np.float32))
         elif names[-2] == 'linear':
             leaves.append(host_draws.normal(own, leaf.shape))
         else:
@@ -242,7 +246,7 @@ def init_encoder(config: EncoderConfig, key: jax.Array) -> dict[str, Any]:
             draw = host_draws.normal if backbone else host_draws.uniform
             wide = 6 if config.first == 'he' and names[1] == 'styles' else 1
             leaves.append(draw(own, leaf.shape, (2 / fan_in) ** 0.5 if backbone else (wide / fan_in) ** 0.5))
-    return jax.tree.unflatten(structure, leaves)
+    return jax.tree.unflatten(structure, as_arrays(leaves))
 
 
 def progressive_stage(step: int | jax.Array, start: int = 20_000, every: int = 2_000, num_ws: int = 14):

@@ -9,6 +9,7 @@ Faces must be aligned as in FFHQ at 512 pixels: ``TEMPLATE``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -148,8 +149,9 @@ class GFPGAN(nn.Module):
         return (image, pictures) if levels else image
 
 
+@functools.lru_cache(maxsize=4)
 def abstract_gfpgan(config: GFPGANConfig) -> dict[str, Any]:
-    """Names and shapes of the parameters that are computed with."""
+    """Names and shapes of the parameters that are computed with; do not change what it returns."""
     image = jax.ShapeDtypeStruct((1, config.size, config.size, 3), jnp.float32)
     return jax.eval_shape(lambda x: GFPGAN(config).init(jax.random.key(0), x), image)['params']
 

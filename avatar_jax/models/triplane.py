@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -438,25 +439,25 @@ def init_generator(config: GeneratorConfig, key: jax.Array) -> dict[str, Any]:
     XLA far longer to compile than the rest of a small model. Under ``jax.eval_shape`` the full-size model costs
     nothing.
     """
+    return _drawn(key, config=config)
+
+
+@functools.partial(jax.jit, static_argnames='config')  # of the module: one program for each configuration
+def _drawn(key, *, config):
     z, c = jnp.zeros((1, config.z_dim)), jnp.zeros((1, 25))
     abstract = jax.eval_shape(TriPlaneGenerator(config).init, key, z, c)
     paths, structure = jax.tree_util.tree_flatten_with_path(abstract)
     paths = [([k.key for k in path], leaf.shape) for path, leaf in paths]
-
-    @jax.jit
-    def draw(key):
-        numbers = jax.random.normal(key, (sum(math.prod(s) for p, s in paths if _scale(config, p)),))
-        leaves, start = [], 0
-        for path, shape in paths:
-            scale, size = _scale(config, path), math.prod(shape)
-            if scale:
-                leaves.append(numbers[start : start + size].reshape(shape) * scale)
-                start += size
-            else:
-                leaves.append(jnp.full(shape, 1.0 if path[-2:] == ['affine', 'bias'] else 0.0))
-        return jax.tree.unflatten(structure, leaves)
-
-    return draw(key)
+    numbers = jax.random.normal(key, (sum(math.prod(s) for p, s in paths if _scale(config, p)),))
+    leaves, start = [], 0
+    for path, shape in paths:
+        scale, size = _scale(config, path), math.prod(shape)
+        if scale:
+            leaves.append(numbers[start : start + size].reshape(shape) * scale)
+            start += size
+        else:
+            leaves.append(jnp.full(shape, 1.0 if path[-2:] == ['affine', 'bias'] else 0.0))
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _scale(config: GeneratorConfig, path: list[str]) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.alignment import five_points
-from avatar_jax.faces.camera_labels import canonical_label, label_from_pose
+from avatar_jax.faces.camera_labels import label_from_pose, unknown_label
 from avatar_jax.io.images import Picture, read_image
 from avatar_jax.io.inputs import file_sha256
 from avatar_jax.io.kinds import need_picture
@@ -66,7 +66,7 @@ def measure_aligned(
     still = _whole(picture, size, None if found is None else found.points)
     angle = translation = None
     if found is None:
-        label = canonical_label().astype(np.float32)
+        label = unknown_label(label_mode)
         warnings.append('no face found in the aligned frame: the camera is taken as frontal')
     else:
         pose = crop_pose(still.crop_points, size, found.sigma)

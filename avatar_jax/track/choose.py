@@ -12,6 +12,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.alignment import eg3d_crop, five_points
+from avatar_jax.parallel import as_arrays
 from avatar_jax.track.detect import Face
 
 STAND_IN = "the project's stand-in identity network, trained on procedural heads: no face recognition"
@@ -27,7 +28,7 @@ def _identity_network():
 
     weights = load_weights(shipped('head_nets'), method=HEAD_NETS_METHOD)
     config = from_plain(HeadNetsConfig, weights.config)
-    variables = {k: jax.tree.map(jnp.asarray, weights.variables[k]['head_identity']) for k in ('params', 'batch_stats')}
+    variables = {k: as_arrays(weights.variables[k]['head_identity']) for k in ('params', 'batch_stats')}
     return jax.jit(lambda x: HeadIdentity(config).apply(variables, x.astype(jnp.float32) / 127.5 - 1))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from avatar_jax.models.perception.face_net import FACE_NET_METHOD, FaceNet, FaceNetConfig, crop_matrix
 from avatar_jax.ops.landmark_layouts import MIRROR
+from avatar_jax.parallel import as_arrays
 from avatar_jax.procedural.expressions import mirror_expression
 from avatar_jax.track.detect import Face, apply, inverse, rotation
 from avatar_jax.types import PyTree
@@ -78,7 +79,7 @@ def _load(path: str) -> tuple[Any, FaceNetConfig, dict[str, np.ndarray], str]:
     config = from_plain(FaceNetConfig, weights.config)
     calibration = weights.variables.get('calibration', {})
     variables = {k: weights.variables[k] for k in ('params', 'batch_stats')}
-    return jax.tree.map(jnp.asarray, variables), config, calibration, weights.sha256
+    return as_arrays(variables), config, calibration, weights.sha256
 
 
 class FaceReader:

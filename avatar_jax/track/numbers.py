@@ -11,7 +11,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.models.perception.expression_net import (
@@ -21,6 +20,7 @@ from avatar_jax.models.perception.expression_net import (
     ExpressionNet,
     ExpressionNetConfig,
 )
+from avatar_jax.parallel import as_arrays
 from avatar_jax.track.landmark_model import LandmarkModel
 
 WEIGHTS = 'expression_net'
@@ -35,7 +35,7 @@ def _load(path: str) -> tuple[Any, Any, np.ndarray]:
 
     weights = load_weights(path, method=EXPRESSION_NET_METHOD)
     net = ExpressionNet(from_plain(ExpressionNetConfig, weights.config))
-    variables = jax.tree.map(jnp.asarray, {k: weights.variables[k] for k in ('params', 'constants')})
+    variables = as_arrays({k: weights.variables[k] for k in ('params', 'constants')})
     covariance = np.asarray(weights.variables['calibration']['covariance'], np.float64)
     return jax.jit(net.apply), variables, (covariance + covariance.T) / 2
 

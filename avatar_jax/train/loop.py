@@ -35,7 +35,7 @@ from avatar_jax.checks import Check
 from avatar_jax.configure import to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.io.lock import FolderLock
-from avatar_jax.parallel import in_loop, to_host
+from avatar_jax.parallel import as_arrays, in_loop, to_host
 from avatar_jax.processes import agree, is_first, several, told_by_first
 from avatar_jax.train.checkpoints import Checkpoints
 from avatar_jax.train.logging import (
@@ -248,7 +248,7 @@ def fit(
         if latest is not None:
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), state)
             state, start = checkpoints.restore(shapes)
-            state = place_state(state) if place_state else jax.tree.map(jnp.asarray, state)
+            state = place_state(state) if place_state else as_arrays(state)
         first = is_first()
         if first:
             _write_run_files(folder, config, loop)

@@ -14,6 +14,7 @@ trained in a step must not be updated at all: with zero gradients Adam still mov
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -69,6 +70,7 @@ def bias_correction(beta: float, count: jax.Array, dtype) -> jax.Array:
     return -jnp.expm1(count.astype(dtype) * math.log(beta))
 
 
+@functools.lru_cache(maxsize=64)  # so that programs that start its states are known again
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
     """The Optax transformation of ``config``.
 

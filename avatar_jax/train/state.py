@@ -6,11 +6,14 @@ two numbers, so a checkpoint of this tree resumes exactly.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
+from avatar_jax.parallel import as_arrays
 from avatar_jax.train.optimizers import clip_by_global_norm, ema_update, global_norm
 from avatar_jax.types import PyTree
 
@@ -26,13 +29,8 @@ class Group:
     @classmethod
     def create(cls, params: PyTree, tx: optax.GradientTransformation, *, ema: bool = False) -> Group:
         """A fresh group; the average starts equal to (and as a copy of) the parameters."""
-        params = jax.tree.map(_strong, params)
-
-        @jax.jit  # one small program instead of some for each shape of a parameter
-        def rest(params):
-            return tx.init(params), jax.tree.map(jnp.copy, params) if ema else None
-
-        return cls(params, *rest(params))
+        params = jax.tree.map(_strong, as_arrays(params))
+        return cls(params, *_rest(params, tx=tx, ema=ema))
 
     def apply_gradients(
         self, grads: PyTree, tx: optax.GradientTransformation, *, lr_scale=1.0, max_norm: float | None = None
@@ -77,11 +75,15 @@ class TrainState:
         return self.replace(groups={**self.groups, **groups})
 
 
+@partial(jax.jit, static_argnames=('tx', 'ema'))  # one small program instead of some for each shape of a parameter
+def _rest(params, *, tx, ema):
+    return tx.init(params), jax.tree.map(jnp.copy, params) if ema else None
+
+
 def _strong(x: jax.Array) -> jax.Array:
     """The same numbers without JAX's mark for "made of a Python number": an update loses it, and with it the second
     step would be another program than the first.
     """
-    x = jnp.asarray(x)
     return jax.lax.convert_element_type(x, x.dtype)
 
 

@@ -18,6 +18,7 @@ from avatar_jax.io.weights import check_config, check_tree, load_weights, save_w
 from avatar_jax.methods.eg3d.config import DiscriminatorConfig, RunConfig
 from avatar_jax.models.discriminator import DualDiscriminator
 from avatar_jax.models.triplane import GeneratorConfig, init_generator
+from avatar_jax.parallel import as_arrays
 from avatar_jax.train.checkpoints import Checkpoints
 from avatar_jax.types import PyTree
 
@@ -121,7 +122,7 @@ def load_generator(path: str | os.PathLike) -> tuple[dict[str, PyTree], Generato
     else:
         raise UserError(f"{path}: holds weights of '{weights.method}', which has no tri-plane generator")
     check_tree(path, variables, abstract_generator(config))
-    return jax.tree.map(jnp.asarray, variables), config, weights.sha256
+    return as_arrays(variables), config, weights.sha256
 
 
 def load_discriminator(path: str | os.PathLike) -> tuple[dict[str, PyTree], DualDiscriminator]:
@@ -132,7 +133,7 @@ def load_discriminator(path: str | os.PathLike) -> tuple[dict[str, PyTree], Dual
     """
     weights = load_weights(path, method=DISCRIMINATOR_METHOD)
     check_tree(path, weights.variables, abstract_discriminator(weights.config))
-    return jax.tree.map(jnp.asarray, weights.variables), make_discriminator(weights.config)
+    return as_arrays(weights.variables), make_discriminator(weights.config)
 
 
 def load_run(folder: str | os.PathLike) -> tuple[Start, RunConfig]:
@@ -154,7 +155,7 @@ def load_run(folder: str | os.PathLike) -> tuple[Start, RunConfig]:
             'extra': {'noise': g['noise'], 'ema_stats': g['ema_stats']},
         }
         part, step = checkpoints.restore_part(template)
-    part = jax.tree.map(jnp.asarray, part)
+    part = as_arrays(part)
     generator = {'params': part['groups']['generator']['params'], **part['extra']}
     return Start(
         generator,
@@ -188,7 +189,7 @@ def starting_point(config: RunConfig) -> Start:
         start = Start(
             start.generator,
             start.ema,
-            jax.tree.map(jnp.asarray, weights.variables['params']),
+            as_arrays(weights.variables['params']),
             f'{start.digest}+{weights.sha256}',
         )
     return start

@@ -23,7 +23,7 @@ from avatar_jax.methods.eg3d.draws import Dice
 from avatar_jax.models.discriminator import Discriminator, freeze_labels
 from avatar_jax.models.fresh_noise import noise_size
 from avatar_jax.models.triplane import TriPlaneGenerator, init_generator
-from avatar_jax.parallel import mean_over_devices, num_shards, sample_keys
+from avatar_jax.parallel import as_arrays, mean_over_devices, num_shards, sample_keys
 from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
 from avatar_jax.types import PyTree
@@ -148,11 +148,11 @@ def init_state(
     tx_g, tx_d = optimizers(config)
     generator = Group.create(g_variables['params'], tx_g, ema=True)
     if g_ema is not None:
-        generator = generator.replace(ema=jax.tree.map(jnp.asarray, g_ema))
+        generator = generator.replace(ema=as_arrays(g_ema))
     groups = {'generator': generator, 'discriminator': Group.create(d_params, tx_d)}
     extra = {
-        'noise': jax.tree.map(jnp.asarray, g_variables['noise']),
-        'ema_stats': jax.tree.map(jnp.asarray, g_variables['ema_stats']),
+        'noise': as_arrays(g_variables['noise']),
+        'ema_stats': as_arrays(g_variables['ema_stats']),
         'augment': AdaState.create(config.augment),
         'path_mean': jnp.zeros(()),
     }

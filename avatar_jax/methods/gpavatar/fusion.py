@@ -116,7 +116,8 @@ class FusionState:
     @classmethod
     def start(cls, shape: tuple[int, ...]) -> FusionState:
         """Before the first portrait; ``shape`` is that of the planes, (3,H,W,C)."""
-        return cls(jnp.full(shape[:-1], -jnp.inf), jnp.zeros(shape[:-1]), jnp.zeros(shape))
+        # With a dtype, as what ``add`` returns has: else the first portrait would need a program of its own.
+        return cls(jnp.full(shape[:-1], -jnp.inf, jnp.float32), jnp.zeros(shape[:-1]), jnp.zeros(shape))
 
     def add(
         self, params: Mapping[str, Any], query: jax.Array, planes: jax.Array, scale: jax.Array, kind: str = 'attention'

@@ -22,6 +22,7 @@ from avatar_jax.faces.flame import FLAME, NUM_EXPRESSION
 from avatar_jax.methods.gpavatar.cameras import WorldConfig
 from avatar_jax.methods.gpavatar.config import FLAME_BASIS, FLAME_SHAPE, ModelConfig
 from avatar_jax.methods.gpavatar.front import front_surface
+from avatar_jax.parallel import as_arrays
 from avatar_jax.procedural.expressions import EXPRESSION_DIM
 from avatar_jax.procedural.model import ProceduralHead
 
@@ -92,7 +93,7 @@ def load_mesh(config: ModelConfig, flame: FLAME | str | os.PathLike | None = Non
         found = dict(_procedural(field.points, field.choice)) if with_points else {}
         if with_front:
             found['front'] = _procedural_front(size, config.world)
-        return jax.tree.map(jnp.asarray, found)
+        return as_arrays(found)
     points = field.points
     model = flame if isinstance(flame, FLAME) else FLAME.load(_flame_file() if flame is None else flame)
     count = model.template.shape[0]

@@ -27,9 +27,11 @@ from avatar_jax.methods.gpavatar.config import METHOD, ModelConfig
 from avatar_jax.methods.gpavatar.front import cameras_of, on_front
 from avatar_jax.methods.gpavatar.inputs import warp, warp_coefficients
 from avatar_jax.methods.gpavatar.mesh import head_points, load_mesh, shape_of
+from avatar_jax.methods.weight_files import traced_once
 from avatar_jax.models import host_draws, styleunet
 from avatar_jax.models.styleunet import StyleUNet
 from avatar_jax.ops.resize import resize
+from avatar_jax.parallel import as_arrays
 from avatar_jax.types import Avatar, Camera, Frames, Portrait, PyTree
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ def with_coefficients(variables: Mapping[str, Any], config: ModelConfig) -> tupl
     return {**variables, 'params': params}, config.with_method(field__kind='both')
 
 
+@traced_once
 def abstract(config: ModelConfig) -> dict[str, Any]:
     """Names and shapes of the variables, without computing anything."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
@@ -121,7 +124,7 @@ def load_model(
     weights = load_weights(path, method=METHOD)
     config = ModelConfig.from_dict(weights.config)
     check_tree(path, {k: v for k, v in weights.variables.items() if k in OWN}, abstract(config))
-    variables = jax.tree.map(jnp.asarray, weights.variables)
+    variables = as_arrays(weights.variables)
     return {**variables, 'mesh': load_mesh(config, flame)}, config, weights.sha256, weights.provenance
 
 

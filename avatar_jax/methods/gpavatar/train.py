@@ -38,7 +38,7 @@ from avatar_jax.methods.gpavatar.model import (
 )
 from avatar_jax.ops.resize import resize
 from avatar_jax.ops.windows import RADIUS
-from avatar_jax.parallel import mean_over_devices, sample_keys
+from avatar_jax.parallel import as_arrays, mean_over_devices, sample_keys
 from avatar_jax.render.sampling import draw_pixels
 from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
@@ -141,7 +141,7 @@ def init_state(config: ModelConfig, variables: Mapping[str, Any]) -> TrainState:
     train = config.settings.train
     tx = make_optimizer(train.optimizer)
     groups = {name: Group.create(part, tx, ema=train.ema > 0) for name, part in split(variables['params']).items()}
-    return TrainState.create(groups, jax.tree.map(jnp.asarray, {k: variables[k] for k in ('noise', 'constants')}))
+    return TrainState.create(groups, as_arrays({k: variables[k] for k in ('noise', 'constants')}))
 
 
 def variables_of(state: TrainState, averaged: bool = True) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from avatar_jax.methods.hfagp.fit import fit_generator
 from avatar_jax.methods.hfagp.prior import knows_a_person, with_person
 from avatar_jax.methods.hfagp.video import fitted, source_video
 from avatar_jax.options import seconds_of
-from avatar_jax.parallel import in_loop
+from avatar_jax.parallel import copies, in_loop
 from avatar_jax.train.state import TrainState
 from avatar_jax.types import Avatar, Camera, PyTree
 
@@ -299,7 +299,7 @@ def optimise(
     seed = int(jax.random.bits(key) >> 1)
     frozen = jax.device_put({'bank': bank if losses.network_of(config.settings.loss, bank) == 'lpips' else None})
     # A copy, because the step overwrites it.
-    state = train.init_state(config, jax.tree.map(lambda x: jnp.array(x, copy=True), variables))
+    state = train.init_state(config, copies(variables))
     keeper = keeping.Keeper('', {}) if keeper is None else keeper
     kept = keeper.restored(state)
     known, state, done, tuned_from = config.settings.train, kept.state, kept.done, kept.tuned_from

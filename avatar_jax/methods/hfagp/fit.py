@@ -25,6 +25,7 @@ from avatar_jax.methods.hfagp import model as models
 from avatar_jax.methods.hfagp.batches import PersonFrames, training_batch
 from avatar_jax.methods.hfagp.config import ModelConfig
 from avatar_jax.models.triplane import TriPlaneGenerator
+from avatar_jax.parallel import copies
 from avatar_jax.types import PyTree
 
 SHOWN = 10  # steps between two calls of ``on_step``
@@ -56,7 +57,7 @@ def fit_generator(
     seed = int(jax.random.bits(key) >> 1)
     bank = bank if losses.network_of(config.settings.loss, bank) == 'lpips' else None
     tuned, mapping = train.split_generator(variables['params']['generator'])
-    state = tuning.start(jax.tree.map(lambda x: jnp.array(x, copy=True), tuned), settings)
+    state = tuning.start(copies(tuned), settings)
     outs, clock = [], StepClock()
     for step in range(settings.steps):
         frames = train.frame_numbers(known, seed, done + step, len(video.train))

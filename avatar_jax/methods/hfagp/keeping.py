@@ -21,6 +21,7 @@ from avatar_jax.io.provenance import Provenance
 from avatar_jax.methods.hfagp import scores
 from avatar_jax.methods.hfagp.batches import PersonFrames
 from avatar_jax.methods.hfagp.config import ModelConfig
+from avatar_jax.parallel import as_arrays
 from avatar_jax.train.checkpoints import Checkpoints, config_difference
 from avatar_jax.train.state import TrainState
 from avatar_jax.types import PyTree
@@ -122,7 +123,7 @@ class Keeper:
             return TrainingSoFar(fresh)
         self.notes.append(f'{self.folder}: goes on after step {done}')
         tuned = int(kept['tuned_from'])
-        state = jax.tree.map(jax.numpy.asarray, kept['state'])
+        state = as_arrays(kept['state'])
         return TrainingSoFar(state, done, float(kept['elapsed']), None if tuned == _NONE else tuned, kept['curves'])
 
     def due(self) -> bool:

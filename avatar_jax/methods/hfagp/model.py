@@ -33,7 +33,7 @@ from avatar_jax.methods.hfagp.encoders import (
     SoundEncoder,
     sound_neighbours,
 )
-from avatar_jax.methods.weight_files import WeightFiles
+from avatar_jax.methods.weight_files import WeightFiles, traced_once
 from avatar_jax.models.triplane import TriPlaneGenerator, init_generator
 from avatar_jax.render.sampling import RenderDraws
 from avatar_jax.types import Array, Avatar, Camera, Frames
@@ -126,40 +126,36 @@ def init_personal(
     Args:
         average: its average code [d]. rows: [L,d] where the offset starts, whatever the configuration says.
     """
+    return _drawn(key, average, rows, config=config)
+
+
+@functools.partial(jax.jit, static_argnames='config')  # of the module: one program for each configuration
+def _drawn(key, average, rows, *, config):
     c, g = config.settings, config.generator
-
-    @jax.jit
-    def draw(key):
-        names = sorted({basis_name(config, d) for d in c.drivers})
-        bases, encoders = {}, {}
-        for i, name in enumerate(names):
-            bases[name] = init_basis(jax.random.fold_in(key, i), c.basis.size, g.num_ws, g.w_dim)
-            if c.basis.start == 'average':
-                bases[name]['delta'] = jnp.tile(average, g.num_ws)
-            if rows is not None:
-                bases[name]['delta'] = rows.reshape(-1)
-            if not c.basis.offset:
-                del bases[name]['delta']
-        for i, driver in enumerate(c.drivers):
-            sound = driver == 'sound'
-            shape = signal_shape(config, driver)
-            example = jnp.zeros((1, ATTENDED, *shape) if sound else (1, *shape))
-            found = encoder_of(config, driver).init(
-                jax.random.fold_in(key, 100 + i), example, **({'method': 'both'} if sound else {})
-            )
-            encoders[driver] = found['params']
-        return {'basis': bases, 'encoder': encoders}
-
-    return draw(key)
+    names = sorted({basis_name(config, d) for d in c.drivers})
+    bases, encoders = {}, {}
+    for i, name in enumerate(names):
+        bases[name] = init_basis(jax.random.fold_in(key, i), c.basis.size, g.num_ws, g.w_dim)
+        if c.basis.start == 'average':
+            bases[name]['delta'] = jnp.tile(average, g.num_ws)
+        if rows is not None:
+            bases[name]['delta'] = rows.reshape(-1)
+        if not c.basis.offset:
+            del bases[name]['delta']
+    for i, driver in enumerate(c.drivers):
+        sound = driver == 'sound'
+        shape = signal_shape(config, driver)
+        example = jnp.zeros((1, ATTENDED, *shape) if sound else (1, *shape))
+        found = encoder_of(config, driver).init(
+            jax.random.fold_in(key, 100 + i), example, **({'method': 'both'} if sound else {})
+        )
+        encoders[driver] = found['params']
+    return {'basis': bases, 'encoder': encoders}
 
 
+@traced_once
 def abstract(config: ModelConfig) -> dict[str, Any]:
     """Names and shapes of the variables, without computing anything."""
-    return jax.tree.map(lambda x: x, _abstract(config))  # a tree of its own for every caller
-
-
-@functools.lru_cache(maxsize=8)  # tracing the networks takes a second
-def _abstract(config: ModelConfig) -> dict[str, Any]:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 

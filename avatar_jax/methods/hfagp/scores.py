@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.io.images import to_uint8
 from avatar_jax.methods.hfagp import model as models
 from avatar_jax.methods.hfagp.batches import PersonFrames
-from avatar_jax.methods.hfagp.config import ModelConfig
+from avatar_jax.methods.hfagp.config import ModelConfig, TrainConfig
 from avatar_jax.methods.hfagp.driving import smooths_sound
 from avatar_jax.methods.hfagp.encoders import sound_neighbours
 from avatar_jax.methods.hfagp.losses import supervised
@@ -43,6 +44,16 @@ def signal_at(config: ModelConfig, video: PersonFrames, driver: str, numbers: np
     return values[numbers]
 
 
+def _looking(config: ModelConfig) -> ModelConfig:
+    """The configuration without how it is trained: models that differ in that alone are shown by one program."""
+    return replace(config, settings=replace(config.settings, train=TrainConfig()))
+
+
+@partial(jax.jit, static_argnames='config')
+def _vectors(variables, *, config):
+    return models.per_video(variables, config)
+
+
 @partial(jax.jit, static_argnames=('config', 'driver'))
 def _shown(variables, vectors, signal, labels, *, config, driver):
     out = models.frame(variables, config, {}, vectors, {driver: signal}, labels)
@@ -60,12 +71,12 @@ def pictures_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(generated, true) pictures [N, S, S, 3] of some frames, a few at a time, deterministic."""
     numbers = np.asarray(numbers)
-    vectors, found, true = models.per_video(variables, config), [], []
+    vectors, found, true = _vectors(variables, config=_looking(config)), [], []
     for first in range(0, len(numbers), AT_ONCE):
         part = numbers[first : first + AT_ONCE]
         filled = np.resize(part, AT_ONCE)  # one shape, one compilation
         signal = signal_at(config, video, driver, filled)
-        shown = _shown(variables, vectors, signal, video.labels[filled], config=config, driver=driver)
+        shown = _shown(variables, vectors, signal, video.labels[filled], config=_looking(config), driver=driver)
         found.append(np.asarray(shown)[: len(part)])
         true.append(np.stack([video.picture(int(i), config.settings.loss.size) for i in part]))
     return np.concatenate(found), np.concatenate(true)

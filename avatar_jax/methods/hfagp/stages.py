@@ -23,6 +23,7 @@ from avatar_jax.methods.hfagp import train as training
 from avatar_jax.methods.hfagp.basis import directions
 from avatar_jax.methods.hfagp.config import DRIVERS, ModelConfig
 from avatar_jax.methods.hfagp.training import made_up_batch
+from avatar_jax.parallel import as_arrays
 
 _DRIVEN = {'encoder': 'picture', 'coefficients': 'coefficients', 'sound': 'sound'}
 
@@ -44,7 +45,7 @@ class Stages:
     def __init__(self, config: ModelConfig, batch: int):
         self.config, self.batch = config, batch
         self.variables = models.init(config, jax.random.key(0))
-        self.inputs = jax.tree.map(jnp.asarray, made_up_batch(config, batch))
+        self.inputs = as_arrays(made_up_batch(config, batch))
         self.vectors = models.per_video(self.variables, config)
 
     def stage(self, name: str) -> tuple[Callable, tuple, tuple[int, ...]]:

@@ -25,7 +25,7 @@ from avatar_jax.methods.hfagp import model as models
 from avatar_jax.methods.hfagp.config import ModelConfig, TrainConfig
 from avatar_jax.methods.hfagp.encoders import ATTENDED
 from avatar_jax.methods.hfagp.losses import Distance, distance_of, terms
-from avatar_jax.parallel import mean_over_devices, sample_keys
+from avatar_jax.parallel import as_arrays, mean_over_devices, sample_keys
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
 from avatar_jax.types import PyTree
@@ -91,7 +91,7 @@ def init_state(config: ModelConfig, variables: Mapping[str, Any]) -> TrainState:
     encoder, attention = split_attention(params['encoder'])
     tuned, mapping = split_generator(params['generator'])
     extra = {c: tree['generator'] for c, tree in variables.items() if c != 'params'}
-    extra = jax.tree.map(jnp.asarray, {**extra, 'mapping': mapping})
+    extra = as_arrays({**extra, 'mapping': mapping})
     return create_state(
         config.settings.train, {'basis': params['basis'], 'encoder': encoder}, tuned, extra, attention or None
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from avatar_jax.methods.model import Model
 
 BEHIND = 100.0  # degrees from the front beyond which a portrait shows no face
+TURNED = 50.0  # degrees beyond which half of the face is hidden
 FLAT = 60.0  # degrees from which planes that are not looked up in the camera's frame collapse
 HEAD = 0.2  # from its centre to the face, world units
 
@@ -62,18 +63,36 @@ def cut_off(config: ModelConfig, portrait: Portrait) -> str:
     if volume.near + HEAD <= depth <= volume.far - HEAD:
         return ''
     return (
-        f'its camera is {depth:.2f} from the head, whose parts are cut off by rays from {volume.near:g} to '
-        f"{volume.far:g}; bring cameras to the label mode of the weights ('{config.label_mode}')"
+        f'its camera is {depth:.2f} from the head, and rays of these weights run from {volume.near:g} to '
+        f'{volume.far:g}: parts of the head are cut off in views from there; crop the picture otherwise, or give '
+        'weights that know such cameras'
     )
+
+
+def notes_of(config: ModelConfig, portrait: Portrait) -> list[str]:
+    """What to know of the avatar of a portrait, one line each."""
+    lines = [line] if (line := cut_off(config, portrait)) else []
+    angle = cameras.view_angle(np.asarray(portrait.camera.cam2world, np.float32), config.volume.pivot)
+    if angle > TURNED:
+        lines.append(
+            f'is seen at {angle:.0f} degrees from the front, where much of the face is hidden: expect a poor likeness, '
+            'or give a portrait that looks ahead'
+        )
+    if config.shape == 'own' and portrait.shape is None:
+        lines.append(f"its shape was not measured in the basis '{config.basis}': the mean head's is taken")
+    image, mask = np.asarray(portrait.image, np.float32), np.asarray(portrait.mask, np.float32)[..., None]
+    if (np.abs(image - config.fill) * (1 - mask)).mean() > 0.02:
+        lines.append(f'its background was made {config.background}, as these weights know heads')
+    return lines
 
 
 def picture_of(config: ModelConfig, portrait: Portrait, name: str) -> jax.Array:
     """The portrait [R,R,3] before the background of the weights.
 
     Raises:
-        UserError: no mask of the head.
+        UserError: no mask of the head, or one that covers all of the picture.
     """
-    if portrait.mask is None:
+    if portrait.mask is None or np.asarray(portrait.mask).min() > 0.5:  # nothing was separated
         raise UserError(
             f'{name}: has no mask of the head, and HiDe-NeRF sees heads before a plain {config.background} background; '
             'give a picture with transparency, let avatar-jax invert separate it (--background white), or set '
@@ -156,5 +175,5 @@ def build_avatar(
         'limit': 'the likeness is bounded by what the weights have seen in training',
     }
     portrait = source.portraits[0]
-    notes = (f'{portrait.source or "portrait"}: {line}',) if (line := cut_off(model_.config, portrait)) else ()
+    notes = tuple(f'{portrait.source or "portrait"}: {line}' for line in notes_of(model_.config, portrait))
     return Built(avatar, report=report, notes=notes)

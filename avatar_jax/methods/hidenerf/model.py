@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from avatar_jax.errors import UserError
 from avatar_jax.methods.hidenerf import cameras, field, secc
 from avatar_jax.methods.hidenerf.appearance import Appearance, Planes
 from avatar_jax.methods.hidenerf.config import METHOD, ModelConfig
 from avatar_jax.methods.hidenerf.deformation import Deformation
 from avatar_jax.methods.hidenerf.refine import IdentityEncoder, Maps, Modulations, Refine
 from avatar_jax.methods.hidenerf.secc import HeadMesh
-from avatar_jax.methods.weight_files import WeightFiles
+from avatar_jax.methods.weight_files import WeightFiles, traced_once
 from avatar_jax.models.decoder import OSGDecoder
 from avatar_jax.ops.resize import resize
 from avatar_jax.parallel import sample_keys
@@ -121,11 +122,13 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     return {'params': {name: part['params'] for name, part in params.items()}}
 
 
+@traced_once
 def abstract(config: ModelConfig) -> dict[str, Any]:
     """Names and shapes of the variables, without computing anything."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
+MESH = 'mesh'  # in the provenance: fingerprint of the mesh
 WEIGHTS = WeightFiles(METHOD, ModelConfig.from_dict, abstract)
 
 
@@ -136,7 +139,13 @@ def save_model(
     provenance: Mapping[str, Any],
     storage: str = 'float32',
 ) -> str:
-    """Writes a weight file of this method (without mesh); returns its SHA-256."""
+    """Writes a weight file of this method; returns its SHA-256.
+
+    The mesh is not in it. Of variables with ``mesh`` its fingerprint is kept in the provenance, so that weights are not
+    used with codes of another topology.
+    """
+    if 'mesh' in variables:
+        provenance = {**provenance, MESH: secc.fingerprint(variables['mesh'])}
     return WEIGHTS.save(path, {'params': variables['params']}, config, provenance, storage)
 
 
@@ -150,10 +159,17 @@ def load_model(
             asset folders.
 
     Raises:
-        UserError: missing, damaged or foreign file; weights that do not fit their configuration; no head model.
+        UserError: missing, damaged or foreign file; weights that do not fit their configuration; no head model, or one
+            of another mesh than that which the weights were trained with.
     """
     variables, config, sha256, provenance = WEIGHTS.load(path)
-    return {**variables, 'mesh': secc.load_mesh(config.basis, head, str(path))}, config, sha256, provenance
+    mesh = secc.load_mesh(config.basis, head, str(path))
+    if provenance.get(MESH, secc.fingerprint(mesh)) != secc.fingerprint(mesh):
+        raise UserError(
+            f"{path}: was trained with codes of another mesh of the basis '{config.basis}' (other vertices, triangles "
+            'or colours) than the head model that was found; give that one'
+        )
+    return {**variables, 'mesh': mesh}, config, sha256, provenance
 
 
 # -------------------------------------------------------------------------------------------------------------- source

@@ -10,6 +10,7 @@ one, both seen by a fixed camera and without the head's pose. They are drawn on 
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import TYPE_CHECKING
 
 import jax
@@ -115,6 +116,13 @@ def build_mesh(model: MorphableModel, code: np.ndarray | None = None) -> HeadMes
         moves=jnp.asarray(moves, jnp.float32),
         **common,
     )
+
+
+def fingerprint(mesh: HeadMesh) -> str:
+    """SHA-256 of what the codes of a mesh are drawn with: its colours (in 1/256) and its triangles."""
+    digest = hashlib.sha256(np.rint(256 * np.asarray(mesh.code)).astype(np.int16).tobytes())
+    digest.update(np.asarray(mesh.triangles, np.int32).tobytes())
+    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=1)

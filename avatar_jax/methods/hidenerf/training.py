@@ -78,7 +78,8 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
 
     def export(state: TrainState, folder: Path, provenance: dict[str, Any]) -> None:
         path = folder / 'weights.safetensors'
-        model.save_model(path, training.variables_of(state), settings, provenance, config.storage)
+        variables = {**training.variables_of(state), 'mesh': frozen['mesh']}
+        model.save_model(path, variables, settings, provenance, config.storage)
 
     return Run(
         state=state,

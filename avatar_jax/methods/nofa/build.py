@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.inversion.tuning import chosen_tuning
 from avatar_jax.losses.perception import PerceptionBank
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     """The model's configuration with the fit that the options ask for. Raises ``UserError``."""
+    Check(options, OPTION).at_least(1, 'portion')
     tuning = chosen_tuning(config.settings.tuning, options.tune, options.fit_steps, options.fit_stop, options.locality)
     config = fit.with_tuning(config, pivot=options.pivot, tuning=tuning)
     if options.start is None:
@@ -55,10 +57,11 @@ def build_many(
     key: jax.Array | None,
     on_step: Callable[..., None],
 ) -> list[Built]:
-    """Avatars of several portraits side by side (``fit.fit_people``). ``key``: jitters the samples along the rays."""
+    """Avatars of several portraits (``fit.fit_people``). ``key``: jitters the samples along the rays."""
     config = configured(model.config, options)
     portraits = [source.portraits[0] for source in sources]
-    found = fit.fit_people(model.variables, config, portraits, bank, key, weights=model.sha256, on_step=on_step)
+    how = {'weights': model.sha256, 'on_step': on_step, 'portion': options.portion}
+    found = fit.fit_people(model.variables, config, portraits, bank, key, **how)
     built = []
     for portrait, fitted in zip(portraits, found, strict=True):
         report = {**fitted.report(), 'networks': networks(config, bank), 'fitted': config.settings.tuning.tune}

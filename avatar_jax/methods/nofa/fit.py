@@ -20,6 +20,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.inversion import tuning
+from avatar_jax.inversion.memory import bytes_of_view
 from avatar_jax.inversion.saving import Course, StepClock
 from avatar_jax.inversion.tuning import Pivot, Tuned, TuningConfig
 from avatar_jax.losses.distance import distance_of
@@ -44,7 +45,7 @@ from avatar_jax.methods.nofa.train import assembled, join_generator, split_gener
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
-from avatar_jax.parallel import in_loop, on_all, on_rows, over_devices
+from avatar_jax.parallel import apart, as_arrays, in_loop, on_all, on_rows, over_devices, portion_of
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.types import Avatar, Portrait, PyTree
 
@@ -332,16 +333,19 @@ def fit_people(
     weights: str = '',
     on_step: Callable[..., None] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    portion: int | None = None,
 ) -> list[Fitted]:
-    """Avatars of portraits, all computed side by side: memory grows with their number.
+    """Avatars of portraits, a portion of them side by side on each device.
 
     Args:
         config: ``settings.pivot`` and ``settings.tuning`` say how (``with_tuning``).
         key: jitters the samples along the rays while tuning, and draws the noise of the search; None makes the former
             deterministic.
         weights: SHA-256 of the weights, stored in the avatars.
-        on_step: called as ``on_step(done, loss=mean)`` after every few steps of the tuning.
+        on_step: called as ``on_step(done, loss=mean)`` after every few steps of the tuning, ``settings.tuning.steps``
+            for all people together.
         devices: over which people are spread, with the same results as on one; None: all of this process.
+        portion: people whom each device fits at the same time; None: as many as half of its memory is enough for.
 
     Returns:
         one ``Fitted`` for each portrait; each equals what the portrait alone gives with the key
@@ -351,7 +355,7 @@ def fit_people(
         UserError: a picture or its landmarks cannot be used.
     """
     bank = PerceptionBank() if bank is None else bank
-    settings, loss = config.settings.tuning, config.settings.loss
+    loss, steps = config.settings.loss, config.settings.tuning.steps
     for portrait in portraits:
         check_portrait(config, portrait)
         if loss.one_shot.mouth:
@@ -359,13 +363,40 @@ def fit_people(
             losses.check_mouths(landmarks, config.img_resolution, [portrait.source or 'portrait'])
     devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
     people = len(portraits)
-    count = -(-people // len(devices)) * len(devices)  # the last one fills up
-    common, (variables, bank) = (variables, bank), on_all((variables, bank), devices)
+    count, portion = portion_of(people, devices, bytes_of_fit(variables, config), portion)  # the last one fills up
     start_key = jax.random.key(0) if key is None else key
     keys = jax.vmap(lambda i: jax.random.fold_in(start_key, i))(jnp.arange(count))
+    filled, size = [*portraits, *[portraits[-1]] * (count - people)], len(devices) * portion
+    found: list[Fitted] = []
+    for first in range(0, count, size):
+
+        def step(done: int, loss: float, first: int = first) -> None:
+            if on_step is not None:
+                on_step((first // size * steps + done) * size // count, loss=loss)
+
+        group = slice(first, first + size)
+        real = min(size, people - first)
+        found += _fit_group(
+            variables, config, filled[group], keys[group], bank, key is not None, weights, step, devices, real
+        )
+    return found
+
+
+def bytes_of_fit(variables: Mapping[str, Any], config: ModelConfig) -> float:
+    """About what a fit holds for each person who is fitted side by side with others: a copy of what moves with its
+    gradient and Adam's moments, and what a step keeps for its gradient.
+    """
+    tune = config.settings.tuning.tune
+    moving = 0 if tune == 'none' else sum(x.size for x in jax.tree.leaves(first_params(variables, tune)))
+    return 16.0 * moving + bytes_of_view(config.generator)
+
+
+def _fit_group(variables, config, portraits, keys, bank, jitter, weights, on_step, devices, real) -> list[Fitted]:
+    """``fit_people`` side by side; the first ``real`` of them are asked for."""
+    settings, count = config.settings.tuning, len(portraits)
+    common, (variables, bank) = (variables, bank), on_all((variables, bank), devices)
     plain = _plain(config)
-    stacked = _stacked([*portraits, *[portraits[-1]] * (count - people)])
-    problems = _pose_all(bank, stacked, config=plain, devices=devices)
+    problems = _pose_all(bank, _stacked(portraits), config=plain, devices=devices)
     pivots, search_seconds = None, 0.0
     if config.settings.pivot == 'search':
         search_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
@@ -393,21 +424,19 @@ def fit_people(
                     keys,
                     config=config,
                     count=size,
-                    jitter=key is not None,
+                    jitter=jitter,
                     devices=devices,
                 )
                 outs.append(jax.device_get(out))
             clock.add('fit', size, time.perf_counter() - begun)
             done = min(done + size, settings.steps)
-            if on_step is not None:
-                made = outs[-1][0][:people]
-                on_step(done, loss=float(np.nanmean(made)) if np.isfinite(made).any() else float('nan'))
-        tuned = jax.vmap(tuning.finish)(states, [jax.tree.map(jnp.asarray, o) for o in outs])
+            made = outs[-1][0][:real]
+            on_step(done, loss=float(np.nanmean(made)) if np.isfinite(made).any() else float('nan'))
+        tuned = jax.vmap(tuning.finish)(states, [as_arrays(o) for o in outs])
     found, made = [], (problems, rows, tuned, pivots)
     if len(devices) > 1:
         made, (variables, bank) = jax.device_get(made), common
-    for i, portrait in enumerate(portraits):
-        own = jax.tree.map(lambda x, i=i: x[i], made)
+    for portrait, own in zip(portraits[:real], apart(made, real), strict=True):
         fitted = _finished(variables, config, portrait, bank, weights, *own)
         fitted.seconds = float(clock.per_step().sum())
         if fitted.pivot is not None:
@@ -438,7 +467,7 @@ def _stacked(portraits: list[Portrait]) -> Portrait:
         )
         for p in portraits
     ]
-    return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v, jnp.float32) for v in x]), *rows)
+    return as_arrays(jax.tree.map(lambda *x: np.stack([np.asarray(v, np.float32) for v in x]), *rows))
 
 
 def _finished(variables, config, portrait, bank, weights, problem, ws, tuned, pivot) -> Fitted:

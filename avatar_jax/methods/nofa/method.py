@@ -43,6 +43,11 @@ class BuildOptions:
         "with --tune generator: weight of PTI's term that keeps pictures of other codes as they were (default: as "
         'configured in the weights)',
     )
+    portion: int | None = option(
+        None,
+        'people of a group that each device fits at the same time; the others wait for their turn (default: as many as '
+        'half of its memory is enough for)',
+    )
 
 
 METHOD = Method(

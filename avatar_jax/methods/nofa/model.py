@@ -29,7 +29,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.methods.nofa.compensation import Compensation
 from avatar_jax.methods.nofa.config import METHOD, ModelConfig
 from avatar_jax.methods.nofa.deformation import DeformationField, backward, condition
-from avatar_jax.methods.weight_files import WeightFiles
+from avatar_jax.methods.weight_files import WeightFiles, traced_once
 from avatar_jax.models.e4e import E4eEncoder, encoder_input, init_encoder
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
 from avatar_jax.render.cameras import frontal_label, unpack_label
@@ -99,6 +99,7 @@ def init(config: ModelConfig, key: jax.Array, generator: Variables | None = None
     return variables
 
 
+@traced_once
 def abstract(config: ModelConfig) -> dict[str, Any]:
     """Names and shapes of the variables, without computing anything."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))

@@ -18,6 +18,7 @@ from avatar_jax.losses.identity import five_points
 from avatar_jax.methods.nofa.config import TEACHERS, LossConfig
 from avatar_jax.methods.nofa.losses import mouth_boxes
 from avatar_jax.models.gfpgan import GFPGANConfig, restore
+from avatar_jax.parallel import as_arrays
 from avatar_jax.types import PyTree
 
 
@@ -55,7 +56,7 @@ class Teacher:
             raise UserError("train.teacher: 'gfpgan' needs its weights; convert GFPGANv1.4.pth and give the file")
         if kind != 'gfpgan':
             return cls(kind, align)
-        kept = {k: jax.tree.map(jnp.asarray, variables[k]) for k in ('params', 'noise')}
+        kept = {k: as_arrays(variables[k]) for k in ('params', 'noise')}
         return cls(kind, align, network, kept)
 
     def __call__(

@@ -44,7 +44,7 @@ from avatar_jax.methods.nofa.teacher import Teacher
 from avatar_jax.models.e4e import LatentDiscriminator, progressive_stage
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.windows import RADIUS
-from avatar_jax.parallel import mean_over_devices, sample_keys
+from avatar_jax.parallel import as_arrays, mean_over_devices, sample_keys
 from avatar_jax.render.sampling import draw_pixels
 from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
@@ -189,7 +189,7 @@ def init_state(config: ModelConfig, variables: Mapping[str, Any], stage: str, se
         fresh = LatentDiscriminator(width).init(jax.random.fold_in(jax.random.key(seed), 7), jnp.zeros((1, width)))
         groups[DISCRIMINATOR] = Group.create(fresh['params'], make_optimizer(terms.discriminator_optimizer))
         extra['pools'] = {name: codes.CodePool.empty(terms.pool, width) for name in ('real', 'fake')}
-    return TrainState.create(groups, jax.tree.map(jnp.asarray, extra))
+    return TrainState.create(groups, as_arrays(extra))
 
 
 def assembled(fixed: Mapping[str, Any], trained: Mapping[str, PyTree]) -> dict[str, Any]:
@@ -480,7 +480,7 @@ def sample_sheet(
     Returns:
         the sheet, uint8, and scores ``sample/psnr_source``, ``sample/psnr_driven`` (with compensation).
     """
-    variables = jax.tree.map(jnp.asarray, variables_of(state))
+    variables = as_arrays(variables_of(state))
     source, target, rows = _sample(variables, {k: jnp.asarray(v) for k, v in batch.items()}, config=config)
     columns = [np.asarray(c) for c in (source, target, *rows)]
     sheet = np.concatenate([np.concatenate(list(c), 0) for c in columns], 1)

@@ -125,6 +125,7 @@ def build_many(
             fit,
             hold,
             on_step=lambda n, **numbers: on_step(done + n, **numbers),
+            portion=options.portion,
         )
         found = [f.inversion for f in fitted]
         tuned = [

@@ -8,6 +8,7 @@ Letters: B batch, T frames of a window, L rows of the latent code (num_ws), D it
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from avatar_jax.convert.layout import from_torch, to_torch
 from avatar_jax.errors import UserError
 from avatar_jax.io.weights import check_tree, load_weights
 from avatar_jax.ops.conv import conv1d
+from avatar_jax.parallel import as_arrays
 
 CONTROLLER_METHOD = 'otavatar_controller'
 """Of weight files that hold a controller alone."""
@@ -341,11 +343,12 @@ def from_release_keys(flat: Mapping[str, np.ndarray], config: ControllerConfig) 
                         'configuration shares one layer; set controller.mlp_shared=False'
                     )
     variables = from_torch(flat, {'params': abstract_params(config)})
-    return jax.tree.map(jnp.asarray, variables['params'])
+    return as_arrays(variables['params'])
 
 
+@functools.lru_cache(maxsize=4)
 def abstract_params(config: ControllerConfig) -> dict:
-    """Shapes and dtypes of the parameters, without computing anything."""
+    """Shapes and dtypes of the parameters, without computing anything; do not change what it returns."""
     motion = jax.ShapeDtypeStruct((1, max(27, config.min_window), config.motion_channels), jnp.float32)
     module = Controller(config)
     return jax.eval_shape(lambda m: module.init(jax.random.key(0), m, method='codes'), motion)['params']
@@ -360,4 +363,4 @@ def load_controller(path: str | os.PathLike) -> tuple[dict[str, Any], Controller
     weights = load_weights(path, method=CONTROLLER_METHOD)
     config = from_plain(ControllerConfig, weights.config)
     check_tree(path, weights.variables, {'params': abstract_params(config)})
-    return jax.tree.map(jnp.asarray, weights.variables), config
+    return as_arrays(weights.variables), config

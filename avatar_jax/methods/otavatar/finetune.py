@@ -44,7 +44,7 @@ from avatar_jax.methods.otavatar.model import (
 from avatar_jax.methods.otavatar.objective import view_terms
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
-from avatar_jax.parallel import on_all, over_devices
+from avatar_jax.parallel import apart, as_arrays, on_all, over_devices
 from avatar_jax.train.optimizers import OptimizerConfig
 from avatar_jax.types import Portrait, PyTree
 
@@ -112,6 +112,7 @@ def tune_people(
     *,
     on_step: Callable[..., None] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    portion: int | None = None,
 ) -> list[TunedPerson]:
     """Tunes a copy of the generator to each person around the code that inversion found (pivotal tuning).
 
@@ -120,17 +121,20 @@ def tune_people(
     code and the correction stay fixed. Expression and views away from the source can suffer: judge by more than the
     source's own score.
 
-    People are tuned side by side; where pictures are large (``LARGE``), one at a time on each device, for each person
-    needs a generator, its gradient and the moments of Adam.
+    People are tuned side by side; where pictures are large (``LARGE``) and nothing else is asked for (``portion``), one
+    at a time on each device, for each person needs a generator, its gradient and the moments of Adam.
 
     Args:
         key: jitters the samples along the rays, and draws the codes of the regulariser; None: no jitter. Everybody gets
             the same draws, so that nobody's result depends on the others.
         settings: steps, optimizer, stopping rule (``tuning.PSNR``, or a term of the loss), regulariser.
         on_step: called as ``on_step(done, loss=mean)``, ``settings.steps`` for all people together.
+        portion: people whom each device tunes at the same time.
     """
     devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
-    most = len(devices) if config.img_resolution >= LARGE else len(portraits)
+    if portion is None and config.img_resolution >= LARGE:
+        portion = 1
+    most = len(portraits) if portion is None else portion * len(devices)
     groups = [some[k : k + most] for some in alike(portraits) for k in range(0, len(some), most)]
     found: dict[int, TunedPerson] = {}
     for number, group in enumerate(groups):
@@ -171,10 +175,9 @@ def _tune_alike(variables, config, people, bank, key, settings, hold, on_step, d
         made = outs[-1][0][: len(people)]
         on_step(done, loss=float(np.nanmean(made)) if np.isfinite(made).any() else float('nan'))
     seconds = float(clock.per_step().sum())
-    tuned = jax.vmap(tuning.finish)(states, [jax.tree.map(jnp.asarray, o) for o in outs])
+    tuned = jax.vmap(tuning.finish)(states, [as_arrays(o) for o in outs])
     results = []
-    for i, (portrait, inverted) in enumerate(people):
-        own = jax.tree.map(lambda x, i=i: x[i], tuned)
+    for i, ((portrait, inverted), own) in enumerate(zip(people, apart(tuned, len(people)), strict=True)):
         params, (code, bias) = merge(fixed, own.params), (codes[i], biases[i])
         avatar = make_avatar(config, portrait, code, bias, inverted.avatar.weights, params)
         quality = shown(variables, config, portrait, bank, avatar, devices)

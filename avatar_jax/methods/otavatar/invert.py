@@ -21,6 +21,7 @@ from avatar_jax.driving.signals import drive_of_rows, still_rows
 from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.inversion import invert as inversion
 from avatar_jax.inversion.invert import StageResult, Transforms, interpolate
+from avatar_jax.inversion.memory import bytes_of_view
 from avatar_jax.inversion.saving import Course, StepClock
 from avatar_jax.inversion.start import StartEncoder, first_codes
 from avatar_jax.losses.perception import PerceptionBank
@@ -40,15 +41,12 @@ from avatar_jax.methods.otavatar.objective import image_terms, portrait_loss, pr
 from avatar_jax.methods.render import side_labels, stream
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
-from avatar_jax.parallel import in_loop, in_portions, on_all, on_rows, over_devices, portion_of
+from avatar_jax.parallel import apart, as_arrays, in_loop, in_portions, on_all, on_rows, over_devices, portion_of
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.types import Avatar, Portrait, PyTree
 
 STEPS_PER_CALL = 10
 LARGE = 256  # pixels from which a step takes long enough to be shown by itself
-# What a step holds for each pixel, and for each point of the rays that are rendered at a time: fits the plans of the
-# compiler for 128 pixels (381 MiB a person) and 512 (1.36 GiB).
-BYTES_PER_PIXEL, BYTES_PER_POINT = 4800, 1600
 
 
 @flax.struct.dataclass
@@ -212,7 +210,7 @@ def stack_portraits(portraits: Sequence[Portrait]) -> Portrait:
     shape.
     """
     common = [p.replace(source='', basis='', shape=None) for p in portraits]
-    return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v, jnp.float32) for v in x]), *common)
+    return as_arrays(jax.tree.map(lambda *x: np.stack([np.asarray(v, np.float32) for v in x]), *common))
 
 
 @partial(jax.jit, static_argnames=('config', 'devices'))
@@ -222,14 +220,6 @@ def _pose_all(shared, portraits, *, config, devices):
         return jax.vmap(lambda p: pose_problem(variables, config, p, bank))(portraits)
 
     return over_devices(all_of, devices)(shared, portraits)
-
-
-def bytes_of_step(config: ModelConfig) -> float:
-    """About what a step holds for each person who is inverted side by side with others."""
-    generator, view = config.generator, config.generator.rendering
-    rays = min(view.ray_chunk or np.inf, generator.neural_rendering_resolution**2)
-    points = rays * (view.depth_resolution + view.depth_resolution_importance)
-    return BYTES_PER_PIXEL * config.img_resolution**2 + BYTES_PER_POINT * points
 
 
 @partial(jax.jit, static_argnames=('config', 'stage', 'count', 'sr', 'jitter', 'devices', 'portion'))
@@ -361,7 +351,9 @@ def _invert_alike(
 ) -> list[tuple[Avatar, list[StageResult]]]:
     """``avatars_of`` portraits of whom the same is known; ``numbers`` are theirs among all."""
     devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
-    count, portion = portion_of(len(portraits), devices, bytes_of_step(config), portion)  # the last one fills up
+    count, portion = portion_of(
+        len(portraits), devices, bytes_of_view(config.generator), portion
+    )  # the last one fills up
     people = stack_portraits([*portraits, *[portraits[-1]] * (count - len(portraits))])
     shared = on_all((variables, bank), devices)
     which = jnp.asarray([*numbers, *range(count - len(numbers))])
@@ -413,7 +405,7 @@ def _invert_alike(
         result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
         codes, biases = result.code, result.bias
         results.append(result)
-    own = [jax.tree.map(lambda x, i=i: x[i], results) for i in range(len(portraits))]
+    own = apart(results, len(portraits))
     if courses is not None:
         courses |= {k: course_of(o, clock.per_step(), before) for k, o in zip(numbers, own, strict=True)}
     return [(make_avatar(config, p, codes[i], biases[i], weights), own[i]) for i, p in enumerate(portraits)]
@@ -435,7 +427,7 @@ def step_program(
 ) -> tuple[Callable, tuple]:
     """One super-resolved step for all portraits (``alike``), on one device: a function and its arguments."""
     devices, moves = tuple(jax.local_devices()[:1]), transforms(config)
-    count, portion = portion_of(len(portraits), devices, bytes_of_step(config))
+    count, portion = portion_of(len(portraits), devices, bytes_of_view(config.generator))
     code, bias = first_code(variables, config)
     state = inversion.start(code, bias, moves)
     states = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state)

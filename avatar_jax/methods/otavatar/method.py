@@ -53,8 +53,8 @@ class BuildOptions:
     )
     portion: int | None = option(
         None,
-        'people of a group that each device inverts at the same time; the others wait for their turn (default: as many '
-        'as half of its memory is enough for)',
+        'people of a group that each device inverts, or fits, at the same time; the others wait for their turn '
+        '(default: as many as half of its memory is enough for)',
     )
 
 

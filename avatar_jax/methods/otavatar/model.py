@@ -31,7 +31,7 @@ from avatar_jax.faces.camera_labels import correct_intrinsics
 from avatar_jax.faces.conventions import Conventions
 from avatar_jax.methods.otavatar.config import OTAvatarConfig
 from avatar_jax.methods.otavatar.controller import Controller, ControllerConfig, MotionCode, clamp_codes, combine_codes
-from avatar_jax.methods.weight_files import WeightFiles
+from avatar_jax.methods.weight_files import WeightFiles, traced_once
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.render.cameras import frontal_label
@@ -146,11 +146,15 @@ def network(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
 def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     """Fresh variables."""
     k_generator, k_controller = jax.random.split(key)
-    window = jnp.zeros((1, 2 * RADIUS + 1, 70))
-    controller = jax.jit(partial(Controller(config.settings.controller).init, method='codes'))(k_controller, window)
+    controller = _drawn_controller(k_controller, config=config.settings.controller)
     generator = init_generator(config.generator, k_generator)
     w_std = code_std(generator, config.generator) if config.settings.sigma_w == 'std' else None
     return join(generator, controller, w_std)
+
+
+@partial(jax.jit, static_argnames='config')  # of the module: one program for each configuration
+def _drawn_controller(key, *, config):
+    return Controller(config).init(key, jnp.zeros((1, 2 * RADIUS + 1, 70)), method='codes')
 
 
 @partial(jax.jit, static_argnames='config')
@@ -165,6 +169,7 @@ def code_std(generator: Mapping[str, Any], config: GeneratorConfig) -> jax.Array
     return jnp.std(TriPlaneGenerator(config).apply(generator, z, labels, method='mapping')[:, 0], 0)
 
 
+@traced_once
 def abstract(config: ModelConfig) -> dict[str, Any]:
     """Names and shapes of the variables, without computing anything."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))

@@ -32,7 +32,7 @@ from avatar_jax.methods.otavatar.model import (
     w_avg,
 )
 from avatar_jax.methods.otavatar.objective import prepare_targets, training_objective
-from avatar_jax.parallel import ScaleConfig
+from avatar_jax.parallel import ScaleConfig, as_arrays
 from avatar_jax.train.loop import LoopConfig
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.train.run import ClipsConfig, PeopleOutput
@@ -124,7 +124,7 @@ def init_state(config: ModelConfig, variables: Mapping[str, Any]) -> TrainState:
         'generator': Group.create(trained, moves.generator, ema=settings.decoupling.ema_generator),
     }
     extra = {k: v for k, v in variables.items() if k != 'params'} | {'params': {'generator': fixed}}
-    return TrainState.create(groups, jax.tree.map(jnp.asarray, extra))
+    return TrainState.create(groups, as_arrays(extra))
 
 
 def variables_of(state: TrainState, averaged: bool = True) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def sample_sheet(
 
     batch = {k: np.asarray(v[:people]) for k, v in batch.items() if k in BATCH_KEYS}
     count, frames = batch['windows'].shape[:2]
-    averaged, raw = (jax.tree.map(jnp.asarray, variables_of(state, a)) for a in (True, False))
+    averaged, raw = (as_arrays(variables_of(state, a)) for a in (True, False))
     portraits = [_portrait(batch, i) for i in range(count)]
     identities = [avatar.identity for avatar, _ in avatars_of(averaged, config, portraits, bank)]
     codes, biases = (jnp.repeat(jnp.stack([i[k] for i in identities]), frames, 0) for k in ('code', 'bias'))

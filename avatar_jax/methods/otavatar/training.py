@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax import processes
@@ -37,7 +36,7 @@ from avatar_jax.methods.otavatar.model import (
     save_model,
 )
 from avatar_jax.methods.otavatar.train import BATCH_KEYS, RunConfig
-from avatar_jax.parallel import device_order
+from avatar_jax.parallel import as_arrays, device_order
 from avatar_jax.render.cameras import orbit_labels
 from avatar_jax.train.loop import Sample
 from avatar_jax.train.program import Program
@@ -179,7 +178,7 @@ def with_parts(variables: Mapping[str, Any], begun: Starting, model: ModelConfig
     """Fresh variables with the networks that were read in their places."""
     parts = {name: begun.parts.get(name, network(variables, name)) for name in NETWORKS}
     w_std = code_std(parts['generator'], model.generator) if model.settings.sigma_w == 'std' else None
-    return jax.tree.map(jnp.asarray, join(parts['generator'], parts['controller'], w_std))
+    return as_arrays(join(parts['generator'], parts['controller'], w_std))
 
 
 def program(config: RunConfig) -> Program:
