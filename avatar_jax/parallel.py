@@ -388,6 +388,18 @@ def device_memory(device: jax.Device) -> int | None:
     return whole // jax.local_device_count(device.platform)
 
 
+def apart(tree: PyTree, count: int) -> list[PyTree]:
+    """The first ``count`` rows of a tree of [rows, ...], a tree each."""
+    if all(isinstance(x, jax.Array) and len(x.devices()) == 1 for x in jax.tree.leaves(tree)):
+        return _apart(tree, count=count)
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)]
+
+
+@partial(jax.jit, static_argnames='count')  # one small program instead of some for each shape
+def _apart(tree, *, count):
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)]
+
+
 def on_all(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     """A tree with a copy on each of the devices, for ``over_devices``'s ``shared``."""
     if len(devices) < 2:

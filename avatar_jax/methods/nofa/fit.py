@@ -45,7 +45,7 @@ from avatar_jax.methods.nofa.train import assembled, join_generator, split_gener
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
-from avatar_jax.parallel import as_arrays, in_loop, on_all, on_rows, over_devices, portion_of
+from avatar_jax.parallel import apart, as_arrays, in_loop, on_all, on_rows, over_devices, portion_of
 from avatar_jax.render.cameras import frontal_label
 from avatar_jax.types import Avatar, Portrait, PyTree
 
@@ -436,8 +436,7 @@ def _fit_group(variables, config, portraits, keys, bank, jitter, weights, on_ste
     found, made = [], (problems, rows, tuned, pivots)
     if len(devices) > 1:
         made, (variables, bank) = jax.device_get(made), common
-    for i, portrait in enumerate(portraits[:real]):
-        own = jax.tree.map(lambda x, i=i: x[i], made)
+    for portrait, own in zip(portraits[:real], apart(made, real), strict=True):
         fitted = _finished(variables, config, portrait, bank, weights, *own)
         fitted.seconds = float(clock.per_step().sum())
         if fitted.pivot is not None:
@@ -468,7 +467,7 @@ def _stacked(portraits: list[Portrait]) -> Portrait:
         )
         for p in portraits
     ]
-    return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v, jnp.float32) for v in x]), *rows)
+    return as_arrays(jax.tree.map(lambda *x: np.stack([np.asarray(v, np.float32) for v in x]), *rows))
 
 
 def _finished(variables, config, portrait, bank, weights, problem, ws, tuned, pivot) -> Fitted:

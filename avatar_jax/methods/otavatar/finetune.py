@@ -44,7 +44,7 @@ from avatar_jax.methods.otavatar.model import (
 from avatar_jax.methods.otavatar.objective import view_terms
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
-from avatar_jax.parallel import as_arrays, on_all, over_devices
+from avatar_jax.parallel import apart, as_arrays, on_all, over_devices
 from avatar_jax.train.optimizers import OptimizerConfig
 from avatar_jax.types import Portrait, PyTree
 
@@ -177,8 +177,7 @@ def _tune_alike(variables, config, people, bank, key, settings, hold, on_step, d
     seconds = float(clock.per_step().sum())
     tuned = jax.vmap(tuning.finish)(states, [as_arrays(o) for o in outs])
     results = []
-    for i, (portrait, inverted) in enumerate(people):
-        own = jax.tree.map(lambda x, i=i: x[i], tuned)
+    for i, ((portrait, inverted), own) in enumerate(zip(people, apart(tuned, len(people)), strict=True)):
         params, (code, bias) = merge(fixed, own.params), (codes[i], biases[i])
         avatar = make_avatar(config, portrait, code, bias, inverted.avatar.weights, params)
         quality = shown(variables, config, portrait, bank, avatar, devices)

@@ -41,7 +41,7 @@ from avatar_jax.methods.otavatar.objective import image_terms, portrait_loss, pr
 from avatar_jax.methods.render import side_labels, stream
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
-from avatar_jax.parallel import in_loop, in_portions, on_all, on_rows, over_devices, portion_of
+from avatar_jax.parallel import apart, as_arrays, in_loop, in_portions, on_all, on_rows, over_devices, portion_of
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.types import Avatar, Portrait, PyTree
 
@@ -210,7 +210,7 @@ def stack_portraits(portraits: Sequence[Portrait]) -> Portrait:
     shape.
     """
     common = [p.replace(source='', basis='', shape=None) for p in portraits]
-    return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v, jnp.float32) for v in x]), *common)
+    return as_arrays(jax.tree.map(lambda *x: np.stack([np.asarray(v, np.float32) for v in x]), *common))
 
 
 @partial(jax.jit, static_argnames=('config', 'devices'))
@@ -405,7 +405,7 @@ def _invert_alike(
         result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
         codes, biases = result.code, result.bias
         results.append(result)
-    own = [jax.tree.map(lambda x, i=i: x[i], results) for i in range(len(portraits))]
+    own = apart(results, len(portraits))
     if courses is not None:
         courses |= {k: course_of(o, clock.per_step(), before) for k, o in zip(numbers, own, strict=True)}
     return [(make_avatar(config, p, codes[i], biases[i], weights), own[i]) for i, p in enumerate(portraits)]
