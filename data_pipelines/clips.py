@@ -216,18 +216,28 @@ def make_clip(seed: int, split: str, person: int, number: int = 0, options: Clip
 
 
 def evaluation_clips(
-    count: int, seed: int = 0, split: str = 'test', num_frames: int = 50, light: float = 1.0, num_cameras: int = 1
+    count: int,
+    seed: int = 0,
+    split: str = 'test',
+    num_frames: int = 50,
+    light: float = 1.0,
+    num_cameras: int = 1,
+    looks: int = 1,
 ) -> list[Clip]:
     """Clips of ``count`` different held-out people, all with the same number of cameras.
 
     People of the splits 'val' and 'test' are never in training data, whatever the seed; another seed gives other
     people. ``clip.render(frame, camera, resolution)`` is the true picture, ``a.render_as(b, frame)`` the true
-    picture of person a doing what b does.
+    picture of person a doing what b does; ``looks`` is the version in which they are drawn.
     """
     if split == 'train':
         raise UserError("evaluation clips: the split 'train' was seen in training; use 'val' or 'test'")
     options = ClipOptions(
-        num_frames=num_frames, num_cameras=num_cameras, multi_view_share=float(num_cameras > 1), light=light
+        num_frames=num_frames,
+        num_cameras=num_cameras,
+        multi_view_share=float(num_cameras > 1),
+        light=light,
+        looks=looks,
     )
     world = int(Stream(seed, 'evaluation').integers(0, 2**62))
     return [make_clip(world, split, k, 0, options) for k in range(count)]

@@ -10,7 +10,7 @@ from avatar_jax.train.checkpoints import config_difference
 from avatar_jax.train.run import ClipsConfig, PicturesConfig
 from data_pipelines import streams
 from data_pipelines.camera_effects import CameraFrames, CameraImages, camera_effects
-from data_pipelines.clips import ClipOptions
+from data_pipelines.clips import ClipOptions, evaluation_clips
 from data_pipelines.fast_heads import FastHeadsConfig, generate, load_shards, sample
 from data_pipelines.fingerprint import head_fingerprint, same_head
 from data_pipelines.image_sources import RenderedImages, open_images
@@ -68,6 +68,14 @@ def _weights():
     from avatar_jax.ops.coefficients import NUM_ID
 
     return Conventions('procedural', shape=NUM_ID)
+
+
+def test_evaluation_clips_in_both_versions():
+    old, new = (evaluation_clips(1, num_frames=1, looks=k)[0] for k in (1, 2))
+    np.testing.assert_array_equal(old.expression, new.expression)
+    a, b = (clip.render(0, resolution=16) for clip in (old, new))
+    np.testing.assert_array_equal(a.landmarks, b.landmarks)
+    assert np.abs(a.rgb - b.rgb).mean() > 0.01
 
 
 def test_camera_effects():
