@@ -91,10 +91,11 @@ def differences(config: Dataclass, base: Dataclass, where: str = '') -> dict[str
     return found
 
 
-def current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def current_names(cls: type, values: Mapping[str, Any], complete: bool = False) -> dict[str, Any]:
     """Plain values of a ``cls`` under the names that its fields have today, nested configurations too.
 
-    A dataclass says by ``FORMER_NAMES``, former name -> field, how files of before call its fields.
+    A dataclass says by ``FORMER_NAMES``, former name -> field, how files of before call its fields, and by
+    ``ADDED_FIELDS`` which fields they have not: with ``complete`` those get their defaults, which change nothing.
     """
     former, hints = getattr(cls, 'FORMER_NAMES', {}), typing.get_type_hints(cls)
     out = {}
@@ -103,7 +104,11 @@ def current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
         inner = next(
             (h for h in (hints.get(name), *typing.get_args(hints.get(name))) if dataclasses.is_dataclass(h)), None
         )
-        out[name] = current_names(inner, value) if inner is not None and isinstance(value, Mapping) else value
+        nested = inner is not None and isinstance(value, Mapping)
+        out[name] = current_names(inner, value, complete) if nested else value
+    if complete:
+        for name in getattr(cls, 'ADDED_FIELDS', ()):
+            out.setdefault(name, to_plain(cls.__dataclass_fields__[name].default))
     return out
 
 

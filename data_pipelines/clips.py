@@ -7,7 +7,7 @@ splits come from different random streams and never coincide.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from avatar_jax.errors import UserError
 from avatar_jax.ops.coefficients import Coefficients, pack
 from avatar_jax.ops.windows import windows
 from avatar_jax.procedural import motion
+from avatar_jax.procedural.looks import VERSIONS
 from avatar_jax.procedural.streams import Stream
 from data_pipelines.cameras import pose_labels, rig_yaws, seen_from
 from data_pipelines.lights import random_gamma
@@ -35,12 +36,18 @@ class ClipOptions:
     rig_degrees: float = 30.0  # yaw of the outermost cameras
     light: float = 1.0  # strength of the random light, 0 for the default light
     supersample: int = 2
+    looks: int = 1  # version of the looks
 
     def __post_init__(self):
         check = Check(self, 'clips')
         check.at_least(1, 'num_frames', 'num_cameras')
         check.above(0, 'fps')
         check.within(0, 1, 'multi_view_share')
+        check.one_of('looks', *VERSIONS)
+
+    def recipe(self) -> dict:
+        """The options as plain data; version 1 of the looks is not named, as before there was another."""
+        return {k: v for k, v in asdict(self).items() if k != 'looks' or v != 1}
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,7 @@ class Clip:
             self.gamma,
             resolution=resolution,
             supersample=self.options.supersample,
+            looks=self.options.looks,
         )
 
 
@@ -208,18 +216,28 @@ def make_clip(seed: int, split: str, person: int, number: int = 0, options: Clip
 
 
 def evaluation_clips(
-    count: int, seed: int = 0, split: str = 'test', num_frames: int = 50, light: float = 1.0, num_cameras: int = 1
+    count: int,
+    seed: int = 0,
+    split: str = 'test',
+    num_frames: int = 50,
+    light: float = 1.0,
+    num_cameras: int = 1,
+    looks: int = 1,
 ) -> list[Clip]:
     """Clips of ``count`` different held-out people, all with the same number of cameras.
 
     People of the splits 'val' and 'test' are never in training data, whatever the seed; another seed gives other
     people. ``clip.render(frame, camera, resolution)`` is the true picture, ``a.render_as(b, frame)`` the true
-    picture of person a doing what b does.
+    picture of person a doing what b does; ``looks`` is the version in which they are drawn.
     """
     if split == 'train':
         raise UserError("evaluation clips: the split 'train' was seen in training; use 'val' or 'test'")
     options = ClipOptions(
-        num_frames=num_frames, num_cameras=num_cameras, multi_view_share=float(num_cameras > 1), light=light
+        num_frames=num_frames,
+        num_cameras=num_cameras,
+        multi_view_share=float(num_cameras > 1),
+        light=light,
+        looks=looks,
     )
     world = int(Stream(seed, 'evaluation').integers(0, 2**62))
     return [make_clip(world, split, k, 0, options) for k in range(count)]

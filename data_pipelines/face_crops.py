@@ -19,6 +19,7 @@ from avatar_jax.checks import OPTION, Check
 from avatar_jax.faces.pose import CAMERA_DISTANCE
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.options import option
+from avatar_jax.procedural.looks import VERSIONS
 from avatar_jax.procedural.streams import Stream
 from data_pipelines.cameras import pose_labels
 from data_pipelines.fast_heads import SPLITS, FastHeadsConfig, sample_parameters
@@ -46,6 +47,7 @@ class FaceCropsConfig:
     pitch_degrees: float = option(30.0, 'largest pitch, up and down')
     light: float = option(1.6, 'strength of the random light; 0: always the default light')
     version: int = 1
+    looks: int = option(1, 'version of the looks: 1, or 2 with glasses, hats, strands of hair, shadows', metavar='N')
 
     def __post_init__(self):
         check = Check(self, OPTION)
@@ -53,6 +55,7 @@ class FaceCropsConfig:
         check.at_least(32, 'resolution')
         check.within(0.2, 2, 'zoom')
         check.at_least(0.3, 'nearest')
+        check.one_of('looks', *VERSIONS)
         check.need(self.farthest >= self.nearest, 'farthest', f'must not be less than --nearest {self.nearest}')
 
 
@@ -78,7 +81,15 @@ def sample(config: FaceCropsConfig, index: int) -> dict[str, np.ndarray]:
     translation[2] = CAMERA_DISTANCE - distance * (CAMERA_DISTANCE - translation[2])
     label = pose_labels(angle, translation).copy()
     label[[16, 20]] *= config.zoom * distance
-    head = render_head(p['identity'], p['expression'], label, p['gamma'], resolution=config.resolution, supersample=1)
+    head = render_head(
+        p['identity'],
+        p['expression'],
+        label,
+        p['gamma'],
+        resolution=config.resolution,
+        supersample=1,
+        looks=config.looks,
+    )
     return {
         'rgb': np.round(np.clip(head.rgb, 0, 1) * 255).astype(np.uint8),
         'mask': np.round(np.clip(head.mask, 0, 1) * 255).astype(np.uint8),

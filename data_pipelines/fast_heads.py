@@ -11,7 +11,7 @@ controller). Files are written under another name and renamed when complete; com
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from avatar_jax.checks import OPTION, Check
 from avatar_jax.ops.windows import RADIUS, WINDOW
 from avatar_jax.options import option
 from avatar_jax.procedural import motion, random_expressions
+from avatar_jax.procedural.looks import VERSIONS
 from avatar_jax.procedural.streams import Stream
 from data_pipelines.cameras import pose_labels
 from data_pipelines.lights import random_gamma
@@ -56,6 +57,7 @@ class FastHeadsConfig:
     pitch_degrees: float = option(20.0, 'largest pitch, up and down')
     light: float = option(1.0, 'strength of the random light; 0: always the default light')
     version: int = DATA_VERSION
+    looks: int = option(1, 'version of the looks: 1, or 2 with glasses, hats, strands of hair, shadows', metavar='N')
 
     def __post_init__(self):
         check = Check(self, OPTION)
@@ -63,6 +65,12 @@ class FastHeadsConfig:
         check.at_least(16, 'resolution')
         check.at_least(1, 'frames_per_identity')
         check.within(0, 1, 'speech_share')
+        check.one_of('looks', *VERSIONS)
+
+    def recipe(self) -> str:
+        """The configuration as text; version 1 of the looks is not named, as before there was another."""
+        kept = {k: v for k, v in asdict(self).items() if k != 'looks' or v != 1}
+        return f'FastHeadsConfig({", ".join(f"{k}={v!r}" for k, v in kept.items())})'
 
 
 def sample_parameters(config: FastHeadsConfig, index: int) -> dict[str, np.ndarray]:
@@ -115,6 +123,7 @@ def sample(config: FastHeadsConfig, index: int) -> dict[str, np.ndarray]:
         out['gamma'],
         resolution=config.resolution,
         supersample=config.supersample,
+        looks=config.looks,
     )
     out['rgb'] = np.round(np.clip(head.rgb, 0, 1) * 255).astype(np.uint8)
     out['mask'] = np.round(np.clip(head.mask, 0, 1) * 255).astype(np.uint8)

@@ -15,9 +15,9 @@ _SIDE, _CELLS = 48, 8
 _LARGEST_DIFFERENCE = 1  # grey levels of a cell's mean
 
 
-@functools.lru_cache(maxsize=1)
-def head_fingerprint() -> tuple[int, ...]:
-    """Mean colours (0..255) of an 8 x 8 grid over pictures of two fixed people, rounded."""
+@functools.lru_cache(maxsize=4)
+def head_fingerprint(looks: int = 1) -> tuple[int, ...]:
+    """Mean colours (0..255) of an 8 x 8 grid over pictures of two fixed people in a version of the looks, rounded."""
     from avatar_jax.procedural import render_head, sample_identity
     from avatar_jax.procedural.motion import blend
     from data_pipelines.cameras import pose_labels
@@ -30,12 +30,13 @@ def head_fingerprint() -> tuple[int, ...]:
             pose_labels([0.1, yaw, 0.0], [0.0, 0.0, 0.0]),
             resolution=_SIDE,
             supersample=2,
+            looks=looks,
         )
         cells.append(reduce(head.rgb, '(h a) (w b) c -> (h w c)', 'mean', h=_CELLS, w=_CELLS))
     return tuple(int(x) for x in np.round(np.concatenate(cells) * 255))
 
 
-def same_head(stored: list[int]) -> bool:
-    """Whether a stored fingerprint belongs to the head model of this program."""
-    now = head_fingerprint()
+def same_head(stored: list[int], looks: int = 1) -> bool:
+    """Whether a stored fingerprint belongs to the head model of this program, in a version of the looks."""
+    now = head_fingerprint(looks)
     return len(stored) == len(now) and int(np.abs(np.subtract(stored, now)).max()) <= _LARGEST_DIFFERENCE

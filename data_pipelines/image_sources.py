@@ -96,13 +96,14 @@ class RenderedImages:
 
     Args:
         count: how many. resolution: pixels per side.
-        seed, split: which heads; see ``data_pipelines.fast_heads``.
+        seed, split: which heads; see ``data_pipelines.fast_heads``. looks: version of the looks.
     """
 
-    def __init__(self, count: int, resolution: int, seed: int = 0, split: str = 'train'):
+    def __init__(self, count: int, resolution: int, seed: int = 0, split: str = 'train', looks: int = 1):
         from data_pipelines.fast_heads import FastHeadsConfig
 
-        self.config = FastHeadsConfig(seed=seed, split={'validation': 'val'}.get(split, split), resolution=resolution)
+        split = {'validation': 'val'}.get(split, split)
+        self.config = FastHeadsConfig(seed=seed, split=split, resolution=resolution, looks=looks)
         self.count, self.resolution = count, resolution
         self._labels: np.ndarray | None = None
 
@@ -118,7 +119,7 @@ class RenderedImages:
         """Of the recipe and of what the head model draws."""
         from data_pipelines.fingerprint import head_fingerprint
 
-        return digest(self.config, self.count, head_fingerprint())
+        return digest(self.config.recipe(), self.count, head_fingerprint(self.config.looks))
 
     def __len__(self) -> int:
         return self.count
@@ -170,6 +171,7 @@ def open_images(data: PicturesConfig, resolution: int, progress: bool = True) ->
     Raises:
         UserError: the data cannot be read, are empty, or of another size.
     """
+    from data_pipelines.camera_effects import CameraImages
     from data_pipelines.eg3d_images import MIRRORS, Eg3dImages
 
     if data.mirror not in MIRRORS:
@@ -184,7 +186,7 @@ def open_images(data: PicturesConfig, resolution: int, progress: bool = True) ->
     elif data.source == 'fast_heads':
         source = ArrayImages.of_shards(data.folder, limit)
     else:
-        source = RenderedImages(data.count, resolution, data.seed, data.split)
+        source = RenderedImages(data.count, resolution, data.seed, data.split, data.looks)
     if not len(source):
         raise UserError(f'data: {data.folder or data.source} has no pictures in {data.split!r}')
     if source.resolution != resolution:
@@ -194,4 +196,6 @@ def open_images(data: PicturesConfig, resolution: int, progress: bool = True) ->
         )
     if data.in_memory and not isinstance(source, ArrayImages):
         source = ArrayImages.of(source, progress)
+    if data.camera > 0:
+        source = CameraImages(source, data.camera, data.camera_seed)
     return source if data.mirror == 'off' else Mirrored(source, data.mirror == 'images+labels')

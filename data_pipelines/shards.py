@@ -31,6 +31,11 @@ from data_pipelines.workers import worker_pool
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
+def _looks_of(config: Any) -> int:
+    """The version of the looks that a configuration names; 1 for those that know one only."""
+    return getattr(config, 'looks', 1)
+
+
 C = TypeVar('C')  # the configuration, a dataclass
 
 
@@ -127,7 +132,7 @@ class Shards(Generic[C]):
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 temporary = folder / f'.config.{os.getpid()}.tmp'
-                temporary.write_text(json.dumps({**asdict(config), 'head': head_fingerprint()}))
+                temporary.write_text(json.dumps({**asdict(config), 'head': head_fingerprint(_looks_of(config))}))
                 os.replace(temporary, path)
         except OSError as e:
             raise UserError(f'{folder}: cannot write ({e.strerror or e}); choose another --out') from e
@@ -151,7 +156,7 @@ class Shards(Generic[C]):
             config = self.config(**stored)
         except (OSError, ValueError, TypeError, KeyError) as e:
             raise UserError(f'{path}: not a configuration of {self.name} ({e}); make the shards again') from e
-        if not same_head(head):
+        if not same_head(head, _looks_of(config)):
             raise UserError(
                 f'{folder}: holds pictures of another version of the head model; make the shards again in another '
                 'folder'

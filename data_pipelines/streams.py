@@ -40,6 +40,7 @@ def clips(data: ClipsConfig, resolution: int, weights: Conventions, notes: list[
     Raises:
         UserError: no such data, or they do not fit the model's conventions.
     """
+    from data_pipelines.camera_effects import CameraFrames
     from data_pipelines.clips import ClipOptions
     from data_pipelines.fitted import fitted
     from data_pipelines.sources import MemoryFrames, RenderedFrames, open_source
@@ -50,13 +51,15 @@ def clips(data: ClipsConfig, resolution: int, weights: Conventions, notes: list[
     elif data.source == 'heads':
         source = _heads(data, size)
     else:
-        split, options = _SPLITS.get(data.split, data.split), ClipOptions(num_frames=data.frames)
+        split, options = _SPLITS.get(data.split, data.split), ClipOptions(num_frames=data.frames, looks=data.looks)
         source = RenderedFrames.of_people(data.people, data.seed, split, data.clips_per_person, size, options)
     source, found = fitted(source, weights, data.folder or f'data.source {data.source}')
     if notes is not None:
         notes += [f'data: {note}' for note in found]
     keep = data.in_memory and data.source != 'heads'  # those are in memory already
-    return MemoryFrames(source, progress=processes.is_first()) if keep else source
+    if keep:
+        source = MemoryFrames(source, progress=processes.is_first())
+    return CameraFrames(source, data.camera, data.camera_seed) if data.camera > 0 else source
 
 
 def _heads(data: Any, resolution: int) -> Any:
@@ -65,7 +68,7 @@ def _heads(data: Any, resolution: int) -> Any:
     from data_pipelines.sources import HeadShards
 
     split = _SPLITS.get(data.split, data.split)
-    config = FastHeadsConfig(data.seed, split, resolution, frames_per_identity=data.frames)
+    config = FastHeadsConfig(data.seed, split, resolution, frames_per_identity=data.frames, looks=data.looks)
     count = data.people * data.frames
     if processes.is_first():
         generate(config, Path(data.folder), 0, count, workers=os.cpu_count() or 1)

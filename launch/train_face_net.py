@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--steps', type=int, default=4000, help='training steps (default: 4000)')
     parser.add_argument('--batch', type=int, default=32, help='heads per step (default: 32)')
     parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
+    parser.add_argument('--looks', type=int, default=1, help='version of the looks of the heads, 1 or 2 (default: 1)')
     parser.add_argument(
         '--present',
         metavar='FILE',
@@ -48,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     folder = args.data or args.out / 'data'
     arrays = []
     for split, count in (('train', args.count), ('val', args.held_out)):
-        generate(FaceCropsConfig(seed=args.seed, split=split), folder / split, 0, count, shard=min(250, count))
+        crops = FaceCropsConfig(seed=args.seed, split=split, looks=args.looks)
+        generate(crops, folder / split, 0, count, shard=min(250, count))
         arrays.append(load_shards(folder / split, limit=count))
     if args.present:
         report = solve_again(args.present, *arrays, args.out)

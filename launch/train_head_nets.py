@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--steps', type=int, default=1500, help='training steps (default: 1500)')
     parser.add_argument('--batch', type=int, default=48, help='pictures per step (default: 48)')
     parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
+    parser.add_argument('--looks', type=int, default=1, help='version of the looks of the heads, 1 or 2 (default: 1)')
     parser.add_argument('--resume', action='store_true', help='continue the run in --out')
 
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     at_least(args, people=2, pictures=2, held_out=4, resolution=32)
     config = HeadTrainConfig(steps=args.steps, batch=args.batch, seed=args.seed)
     folder = args.data or args.out / 'data'
-    common = (args.pictures, args.resolution, args.seed, args.workers)
+    common = (args.pictures, args.resolution, args.seed, args.workers, args.looks)
     data = heads(folder, 'train', args.people, *common)
     held_out = heads(folder, 'val', args.held_out, *common)
     report = train(config, data, held_out, args.out, resume=args.resume)

@@ -283,7 +283,7 @@ def test_regressor_size_and_zero_heads():
 
 def test_procedural_heads_share_interface_light_and_camera():
     from avatar_jax.procedural import ProceduralHead, render_head, sample_identity, split_identity
-    from avatar_jax.procedural.render import project, sh_light
+    from avatar_jax.procedural.samples import project, sh_light
 
     r = rng(8)
     head = ProceduralHead()

@@ -27,7 +27,7 @@ from avatar_jax.procedural.identity import shape_basis
 from avatar_jax.procedural.mesh import EYE, MOUTH, SKIN, TEETH, head_mesh
 from avatar_jax.procedural.model import head_vertices
 from avatar_jax.procedural.regions import region_masks
-from avatar_jax.procedural.render import project, sh_light, split_label, vertex_normals
+from avatar_jax.procedural.samples import project, sh_light, split_label, vertex_normals
 from avatar_jax.procedural.style import CUTS, decode_style
 
 NEUTRAL = np.zeros(64, np.float32)

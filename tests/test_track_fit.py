@@ -12,7 +12,7 @@ from avatar_jax.faces.alignment import align, aligned_to_eg3d, five_points
 from avatar_jax.faces.base import MorphableModel
 from avatar_jax.faces.camera_labels import label_from_pose, pose_from_label
 from avatar_jax.faces.pose import head_to_world
-from avatar_jax.procedural.render import project
+from avatar_jax.procedural.samples import project
 from avatar_jax.track import fit
 from avatar_jax.track.camera import from_translation, seen, to_translation
 from avatar_jax.track.clip import key_frames, track_clip

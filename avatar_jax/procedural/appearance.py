@@ -160,18 +160,31 @@ def paint(albedo, part, canonical, style: Style, skin_tone: np.ndarray) -> None:
 
     ``part`` [N]; ``canonical`` [N, 3] (the two painting coordinates of the part, and |azimuth|); ``skin_tone`` [3].
     """
+    u, v, _ = canonical.T
+    _paint_face(albedo, part, canonical, style, True)
+    _paint_hair(albedo, u, v, np.flatnonzero(part == HAIR), style)
+    _paint_cloth(albedo, u, v, np.flatnonzero(part == CLOTH), style, skin_tone)
+
+
+def paint_base(albedo, part, canonical, style: Style, skin_tone: np.ndarray) -> None:
+    """As ``paint``, without what version 2 paints itself: beards, freckles, strands of hair."""
+    u, v, _ = canonical.T
+    _paint_face(albedo, part, canonical, style, False)
+    _paint_cloth(albedo, u, v, np.flatnonzero(part == CLOTH), style, skin_tone)
+
+
+def _paint_face(albedo, part, canonical, style: Style, all_details: bool) -> None:
     u, v, turn = canonical.T
     skin = part == SKIN
     _paint_scalp(albedo, turn, v, skin, style)
-    _paint_beard(albedo, u, turn, v, skin, style)
-    _paint_freckles(albedo, u, v, skin, style)
+    if all_details:
+        _paint_beard(albedo, u, turn, v, skin, style)
+        _paint_freckles(albedo, u, v, skin, style)
     _paint_brows(albedo, u, v, skin, style)
     _paint_eyelids(albedo, u, v, skin, style)
     _paint_mouth_region(albedo, u, v, skin, style)
     _paint_eyes(albedo, u, v, np.flatnonzero(part == EYE), style)
     _paint_teeth(albedo, u, v, np.flatnonzero(part == TEETH))
-    _paint_hair(albedo, u, v, np.flatnonzero(part == HAIR), style)
-    _paint_cloth(albedo, u, v, np.flatnonzero(part == CLOTH), style, skin_tone)
 
 
 def _mix(albedo, index, amount, colour):
@@ -199,14 +212,10 @@ _BEARD_TOP = Spline(
 )
 
 
-def _paint_beard(albedo, u, turn, v, skin, s: Style):
-    strength = max(s.beard, 0.32 * s.stubble)
-    if strength < 0.04:
-        return
-    i = np.flatnonzero(skin & (v < 0.2) & (v > -0.97) & (turn < 1.4))
-    x, y, t = np.abs(u[i]), v[i], turn[i]
-    top = _BEARD_TOP(t)
-    cover = step(0.03, -0.05, y - top) * step(-0.96, -0.84, y) * step(1.38, 1.28, t)
+def beard_cover(x, y, turn, s: Style, soft: float = 1.0):
+    """Where a beard grows at canonical (|x|, height) and |azimuth|: 0..1; ``soft`` widens its upper border."""
+    top = _BEARD_TOP(turn)
+    cover = step(0.03 * soft, -0.05 * soft, y - top) * step(-0.96, -0.84, y) * step(1.38, 1.28, turn)
     line = -0.262 + 0.04 * x - 0.35 * x * x
     lip = (
         step(0.245, 0.20, x)
@@ -218,6 +227,16 @@ def _paint_beard(albedo, u, turn, v, skin, s: Style):
     cover = np.maximum(cover, goatee)
     if s.moustache or s.beard == 0:
         cover = np.maximum(cover, np.maximum(lip, beside))
+    return cover
+
+
+def _paint_beard(albedo, u, turn, v, skin, s: Style):
+    strength = max(s.beard, 0.32 * s.stubble)
+    if strength < 0.04:
+        return
+    i = np.flatnonzero(skin & (v < 0.2) & (v > -0.97) & (turn < 1.4))
+    x, y = np.abs(u[i]), v[i]
+    cover = beard_cover(x, y, turn[i], s)
     grain = 0.94 + 0.06 * np.sin(160 * x + 90 * y) * np.sin(130 * y - 70 * x)
     _mix(albedo, i, (min(strength * 0.95, 0.9) * grain * cover), s.hair_colour * 0.85)
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from avatar_jax.procedural.expressions import EXPRESSION_DIM, INDEX
 from avatar_jax.procedural.identity import sample_identity
-from avatar_jax.procedural.render import render_head
+from avatar_jax.procedural.looks import VERSIONS
+from avatar_jax.procedural.render import default_gamma, render_head
+from avatar_jax.procedural.streams import Stream
 
 # (caption, components) of the expression sweep; names without _l/_r stand for both sides.
 SWEEP = (
@@ -63,13 +65,26 @@ def sheet(images: list[np.ndarray], columns: int) -> np.ndarray:
     return np.round(255 * np.clip(np.concatenate(rows), 0, 1)).astype(np.uint8)
 
 
-def identities(seed: int = 0, count: int = 16, resolution: int = 256, split: str = 'train') -> np.ndarray:
+def _light(index: int, looks: int) -> np.ndarray:
+    """[27] the default light; in version 2, which shows more of it, another one for every number."""
+    shift = Stream('gallery', index).normal(0, 0.03, (3, 9)) * [1, 1, 1, 1.5, 0, 0, 0, 0, 0]
+    return default_gamma() + (looks > 1) * (shift.mean(0) + 0.2 * shift).reshape(27).astype(np.float32)
+
+
+def identities(
+    seed: int = 0, count: int = 16, resolution: int = 256, split: str = 'train', looks: int = 1
+) -> np.ndarray:
     """Sheet of ``count`` people, four to a row, from changing directions."""
     turns = (0, 22, -25, 0)
     return sheet(
         [
             render_head(
-                sample_identity(seed + i, split), expression(), camera_label(turns[i % 4]), resolution=resolution
+                sample_identity(seed + i, split),
+                expression(),
+                camera_label(turns[i % 4]),
+                _light(i, looks),
+                resolution,
+                looks=looks,
             ).rgb
             for i in range(count)
         ],
@@ -77,11 +92,15 @@ def identities(seed: int = 0, count: int = 16, resolution: int = 256, split: str
     )
 
 
-def sweep(seed: int = 0, resolution: int = 256, split: str = 'train') -> np.ndarray:
+def sweep(seed: int = 0, resolution: int = 256, split: str = 'train', looks: int = 1) -> np.ndarray:
     """Sheet of one person going through ``SWEEP``."""
     person = sample_identity(seed, split)
     return sheet(
-        [render_head(person, expression(**values), camera_label(), resolution=resolution).rgb for _, values in SWEEP], 4
+        [
+            render_head(person, expression(**values), camera_label(), resolution=resolution, looks=looks).rgb
+            for _, values in SWEEP
+        ],
+        4,
     )
 
 
@@ -93,11 +112,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out', type=Path, required=True, help='folder for the pictures')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--resolution', type=int, default=256)
+    parser.add_argument('--looks', type=int, default=1, choices=VERSIONS, help='version of the looks (default: 1)')
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     for name, picture in (
-        ('identities', identities(options.seed, resolution=options.resolution)),
-        ('expressions', sweep(options.seed + 40, resolution=options.resolution)),
+        ('identities', identities(options.seed, resolution=options.resolution, looks=options.looks)),
+        ('expressions', sweep(options.seed + 40, resolution=options.resolution, looks=options.looks)),
     ):
         Image.fromarray(picture).save(options.out / f'{name}.png')
         print(options.out / f'{name}.png')

@@ -18,7 +18,8 @@ from avatar_jax.procedural.mesh_landmarks import landmark_vertices
 from avatar_jax.procedural.skin import A1, A2, A3, COLUMNS, EYE_ROW, MOUTH_ROW, ROWS, skin_points
 
 SKIN, MOUTH, EYE, TEETH, TONGUE, EAR, HAIR, CLOTH = range(8)
-PART_NAMES = ('skin', 'mouth', 'eye', 'teeth', 'tongue', 'ear', 'hair', 'cloth')
+GLASSES, HAT = 8, 9  # worn, not in the mesh
+PART_NAMES = ('skin', 'mouth', 'eye', 'teeth', 'tongue', 'ear', 'hair', 'cloth', 'glasses', 'hat')
 HAIR_RINGS, HAIR_COLUMNS = 16, 44
 BUN_RINGS, BUN_COLUMNS = 6, 10
 

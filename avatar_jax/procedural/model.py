@@ -33,6 +33,11 @@ def _hair(style: bytes):
     return hair_geometry(decode_style(np.frombuffer(style, np.float32)))
 
 
+def hair_binding(style: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, weights), each [Vh, 4]: the skin vertices between which each hair vertex of a style [32] is rooted."""
+    return _hair(np.ascontiguousarray(style, np.float32).tobytes())[1:]
+
+
 def neutral_mean(style: np.ndarray | None = None) -> np.ndarray:
     """[V, 3] mean head with the hair of ``style`` ([32]; zeros by default)."""
     style = np.zeros(STYLE_DIM, np.float32) if style is None else np.ascontiguousarray(style, np.float32)

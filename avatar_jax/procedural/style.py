@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import statistics
 
 import numpy as np
 
@@ -79,6 +80,19 @@ def _palette(z_entry: float, z_mix: float, palette) -> np.ndarray:
     i, _ = _choose(z_entry, [p[0] for p in palette])
     t = uniform(z_mix)
     return np.asarray(palette[i][1]) * (1 - t) + np.asarray(palette[i][2]) * t
+
+
+def _style_of_cuts() -> dict[str, np.ndarray]:
+    """For every cut a style [32] that has it, all other numbers 0."""
+    out, below = {}, 0.0
+    for cut, share in CUTS:
+        style = np.zeros(32, np.float32)
+        style[0] = statistics.NormalDist().inv_cdf(below + share / 2)
+        out[cut], below = style, below + share
+    return out
+
+
+STYLE_OF_CUT = _style_of_cuts()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +281,7 @@ def hair_geometry(style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         )
     shell = base + out * thick[..., None]
     row_position, rows = anchor, ROWS
-    index, weight = _grid_weights(row_position.ravel(), azimuth.ravel(), rows)
+    index, weight = grid_weights(row_position.ravel(), azimuth.ravel(), rows)
     m = BUN_COLUMNS
     t = 2 * np.pi * np.arange(m) / m
     polar = np.linspace(0.02, np.pi - 0.02, BUN_RINGS)[:, None]
@@ -276,7 +290,7 @@ def hair_geometry(style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         np.array([0, 0.80 + 0.28 * (style.length - 0.5), -1.66]) if style.cut == 'bun' else np.array([0, 0.8, -1.0])
     )
     bun = centre + radius * np.stack([np.sin(polar) * np.cos(t), np.cos(polar) + 0 * t, -np.sin(polar) * np.sin(t)], -1)
-    bun_index, bun_weight = _grid_weights(np.full(m * BUN_RINGS, 0.8), np.full(m * BUN_RINGS, np.pi), rows)
+    bun_index, bun_weight = grid_weights(np.full(m * BUN_RINGS, 0.8), np.full(m * BUN_RINGS, np.pi), rows)
     return (
         np.concatenate([shell.reshape(-1, 3), bun.reshape(-1, 3)]).astype(np.float32),
         np.concatenate([index, bun_index]),
@@ -284,7 +298,7 @@ def hair_geometry(style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def _grid_weights(height, azimuth, rows):
+def grid_weights(height: np.ndarray, azimuth: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bilinear positions on the skin grid: vertex ids [N, 4] and weights [N, 4]."""
     height = np.clip(height, rows[-1], rows[0])
     r = np.clip(np.searchsorted(-rows, -height, side='right') - 1, 0, len(rows) - 2)

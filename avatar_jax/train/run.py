@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from avatar_jax.checks import Check
 from avatar_jax.errors import UserError
+from avatar_jax.procedural.looks import VERSIONS
 from avatar_jax.train.loop import LoopConfig
+
+
+def check_pictures(check: Check, data: ClipsConfig | PicturesConfig) -> None:
+    """The fields that say how drawn pictures look."""
+    check.one_of('looks', *VERSIONS)
+    check.at_least(0, 'camera', 'camera_seed')
+    drawn = data.source in ('rendered', 'heads')
+    check.need(drawn or data.looks == 1, 'looks', f"is of drawn heads; source '{data.source}' has its pictures already")
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,9 @@ class ClipsConfig:
         folder: of the data set. split: its split.
         people, clips_per_person, frames, resolution, seed: of rendered heads and (without clips) of 'heads'; resolution
             0 is that of the generator.
+        looks: version of the looks of procedural heads that are drawn, 1 or 2 (docs/data.md).
+        camera: strength of the effects of a camera (blur, noise, JPEG, white balance, vignette) that pictures get when
+            they are read, 1 for the full range; 0: none. camera_seed: which effects.
         in_memory: decode or render every frame once and keep it.
         num_threads, prefetch: how batches are read; they do not change them.
     """
@@ -35,10 +48,16 @@ class ClipsConfig:
     in_memory: bool = False
     num_threads: int = 2
     prefetch: int = 8
+    looks: int = 1
+    camera: float = 0.0
+    camera_seed: int = 0
+
+    ADDED_FIELDS: ClassVar = ('looks', 'camera', 'camera_seed')
 
     def __post_init__(self):
         check = Check(self, 'data')
         check.one_of('source', 'rendered', 'built', 'heads')
+        check_pictures(check, self)
         check.need(
             self.source == 'rendered' or bool(self.folder),
             'folder',
@@ -60,6 +79,9 @@ class PicturesConfig:
         mirror: 'off', 'images+labels' (twice the set, cameras mirrored too) or 'images' (as the original's flag).
         max_size: largest number of pictures to use, chosen by ``seed``; 0: all.
         count, seed: number of heads of 'rendered', and the seed that chooses them.
+        looks: version of the looks of procedural heads that are drawn, 1 or 2 (docs/data.md).
+        camera: strength of the effects of a camera (blur, noise, JPEG, white balance, vignette) that pictures get when
+            they are read, 1 for the full range; 0: none. camera_seed: which effects.
         in_memory: decode or draw everything once and keep it.
         num_workers, num_threads, prefetch: how batches are read; they do not change them.
     """
@@ -75,10 +97,16 @@ class PicturesConfig:
     num_workers: int = 0
     num_threads: int = 2
     prefetch: int = 64
+    looks: int = 1
+    camera: float = 0.0
+    camera_seed: int = 0
+
+    ADDED_FIELDS: ClassVar = ('looks', 'camera', 'camera_seed')
 
     def __post_init__(self):
         check = Check(self, 'data')
         check.one_of('source', 'eg3d', 'built', 'fast_heads', 'rendered')
+        check_pictures(check, self)
         check.need(
             self.source == 'rendered' or bool(self.folder),
             'folder',

@@ -185,7 +185,9 @@ def train(
         config=bound,
         resume=resume,
         may_differ=[f'run.{name}' for name in config.MAY_DIFFER],
-        current_names=lambda stored: stored | {'run': current_names(type(config), stored.get('run', {}))},
+        current_names=lambda stored: (
+            stored | {'run': current_names(type(config), stored.get('run', {}), complete=True)}
+        ),
         label='train',
         headline=run.headline,
         sample_fn=None if run.sample is None else sample,

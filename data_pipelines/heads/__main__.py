@@ -28,12 +28,13 @@ def customised(
     frames: int | None = None,
     cameras: int | None = None,
     audio: bool = False,
+    looks: int | None = None,
 ):
     """A config with some numbers changed, under a name that says so; unchanged numbers keep the name."""
     changes = {
         k: v for k, v in (('seed', seed), ('train_people', people), ('clips_per_person', clips)) if v is not None
     }
-    inner = {k: v for k, v in (('num_frames', frames), ('num_cameras', cameras)) if v is not None}
+    inner = {k: v for k, v in (('num_frames', frames), ('num_cameras', cameras), ('looks', looks)) if v is not None}
     changes |= {'audio': True} if audio else {}
     new = dataclasses.replace(config, **changes, clips=dataclasses.replace(config.clips, **inner))
     if new.recipe() == config.recipe():
@@ -55,7 +56,7 @@ def build(
         data_dir: TFDS root; the data set goes into ``procedural_heads/<config>/<version>`` below it.
         workers: rendering processes.
         progress: show bars.
-        changes: ``seed, people, clips, frames, cameras, audio`` as on the command line.
+        changes: ``seed, people, clips, frames, cameras, audio, looks`` as on the command line.
     Raises:
         UserError: unknown config, or the folder cannot be written.
     """
@@ -81,7 +82,9 @@ def build(
             f'{data_dir}: cannot write the data set ({e}); free some space or choose another --data-dir'
         ) from e
     metadata = builder.info.metadata or {}
-    if metadata.get('recipe') != builder.builder_config.recipe() or not same_head(metadata.get('head', [])):
+    if metadata.get('recipe') != builder.builder_config.recipe() or not same_head(
+        metadata.get('head', []), builder.builder_config.clips.looks
+    ):
         raise UserError(
             f'{builder.data_path}: was built by another version of this program; delete it or choose another --data-dir'
         )
@@ -103,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--cameras', type=int, metavar='N', help='cameras of the clips with several (default: as --config says)'
     )
+    parser.add_argument('--looks', type=int, metavar='N', help='version of the looks, 1 or 2 (default: 1)')
     parser.add_argument(
         '--audio', action='store_true', help='with the sound of the speech: features per frame, WAV files per clip'
     )

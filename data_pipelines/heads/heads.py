@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -55,7 +55,7 @@ class HeadsConfig(tfds.core.BuilderConfig):
             'people': {s: self.people(s) for s in SPLITS},
             'clips_per_person': self.clips_per_person,
             'jpeg_quality': self.jpeg_quality,
-            'clips': asdict(self.clips),
+            'clips': self.clips.recipe(),
             **({'audio': True} if self.audio else {}),
         }
 
@@ -103,7 +103,10 @@ class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
             features=frame_features(config.resolution, bool(config.jpeg_quality), **sound),
             disable_shuffling=True,  # keeps the records of a clip together and in order
             metadata=tfds.core.MetadataDict(
-                recipe=config.recipe(), head=list(head_fingerprint()), basis='procedural', synthetic=True
+                recipe=config.recipe(),
+                head=list(head_fingerprint(config.clips.looks)),
+                basis='procedural',
+                synthetic=True,
             ),
             license='Apache-2.0',
         )
