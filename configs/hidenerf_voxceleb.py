@@ -3,10 +3,12 @@
     avatar-jax train --config configs/hidenerf_voxceleb.py --out runs/hidenerf --config.data.folder=DIR \
         --config.perception="('vgg16=vgg16.npz','lpips_vgg=vgg.npz')"
 
-``data.folder`` is a data set that ``python -m data_pipelines.tracked voxceleb`` built, with masks (docs/datasets.md).
+``data.folder`` is a data set that ``python -m data_pipelines.tracked voxceleb1`` (or ``voxceleb2``) built, with masks
+(docs/datasets.md).
 
-Variants: ``tiny`` (a few thousand parameters, procedural clips), and the rows of the paper's Table 5: no_multi_scale,
-no_camera_to_world, no_secc; plane_warp (equation 1 to the letter). Join with commas.
+Variants: ``tiny`` (a few thousand parameters, procedural clips; both discriminators begin at the second step), and the
+rows of the paper's Table 5: no_multi_scale, no_camera_to_world, no_secc; plane_warp (equation 1 to the letter). Join
+with commas.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def get_config(variant: str = ''):
             raise unknown_variant(name, ['tiny', *ABLATIONS])
     changes = {k: v for name in names for k, v in ABLATIONS.get(name, {}).items()}
     if 'tiny' in names:
-        model = ModelConfig.tiny(basis='procedural', **changes)
+        model = ModelConfig.tiny(loss__adversarial=0.05, **changes)
         data = ClipsConfig(people=2, frames=4, resolution=16, in_memory=True)
         output = PeopleOutput(log_every=1, sample_every=0, sample_people=0, checkpoint_every=1)
     else:

@@ -89,8 +89,9 @@ class Pairs:
             'masks': np.stack([r['mask'] for r in rows]).astype(np.float32)[..., None] / 255.0,
             'windows': np.stack([table.window(clip, c, f) for c, f in zip(cameras, frames, strict=True)]),
             'labels': np.stack([r['label'] for r in rows]),
-            'landmarks': np.stack([r['landmarks'] for r in rows]),
-            'identity': rows[0]['identity'],
+            **({'landmarks': np.stack([r['landmarks'] for r in rows])} if 'landmarks' in rows[0] else {}),
+            **({'identity': rows[0]['identity']} if 'identity' in rows[0] else {}),
+            **({'shapes': np.stack([r['shape'] for r in rows])} if 'shape' in rows[0] else {}),
             **({'latent': rows[0]['latent']} if 'latent' in rows[0] else {}),
             'person': np.int64(table.person[clip]),
             'clip': np.int64(clip),
@@ -110,9 +111,10 @@ def pair_batches(
         start_step, process_index, process_count: see ``data_pipelines.stream.Batches``.
     Returns:
         Iterator of dicts of numpy arrays, B = batch_size / process_count, F = frames: ``images`` [B,F,H,W,3] in [-1,1],
-        ``masks`` [B,F,H,W,1] in [0,1], ``windows`` [B,F,27,70], ``labels`` [B,F,25], ``landmarks`` [B,F,68,2] pixels,
-        ``identity`` [B,192], ``latent`` [B,200] (of heads that are made with one), ``person`` [B], ``clip`` [B],
-        ``frames`` [B,F], ``cameras`` [B,F].
+        ``masks`` [B,F,H,W,1] in [0,1], ``windows`` [B,F,27,70], ``labels`` [B,F,25], ``person`` [B], ``clip`` [B],
+        ``frames`` [B,F], ``cameras`` [B,F]; and where the source has them ``landmarks`` [B,F,68,2] pixels, ``shapes``
+        [B,F,S] of the heads in the data's basis, ``identity`` [B,192], ``latent`` [B,200] (of heads that are made with
+        one).
     Raises:
         UserError: the batch does not divide among the processes, or there are fewer people than processes.
     """

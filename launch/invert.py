@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     read = batch.each(mine, lambda i: pictures.read(i, config, clips=clips), name=lambda i: args.image[i])
     people = people_in_turn(read, owner, pictures.names[0], out)
     key, reports = jax.random.key(args.seed) if args.jitter else None, []
-
+    if args.jitter and owner.draws is not None and not owner.draws(config, owner.options(options)):
+        say(f'--jitter: {owner.title} draws nothing at random here; the avatars are as without it')
     how = {'bank': bank, 'key': key, 'group': args.group, 'seed': args.seed}
     for report in build_avatars(model, people, out, options, **how, refused=batch.take_back):
         reports.append(report)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -365,3 +367,10 @@ def test_nothing_usable_and_command_line(tmp_path, capsys):
     ):
         assert main(arguments) == 2
         assert said in capsys.readouterr().err
+
+
+def test_data_sets_that_texts_name_are_there():
+    root = Path(__file__).resolve().parents[1]
+    texts = [root / 'README.md', *(root / 'docs').glob('*.md'), *(root / 'configs').glob('*.py')]
+    named = {n for f in texts for n in re.findall(r'data_pipelines\.tracked ([a-z]\w*)', f.read_text(encoding='utf-8'))}
+    assert {'hdtf', 'voxceleb1'} <= named <= set(LAYOUTS), named

@@ -429,6 +429,10 @@ def test_configurations():
     assert 'raw_size' in differences(CONFIG, ModelConfig.paper())
     for name in configuration.ABLATIONS:
         assert (ModelConfig.paper().ablation(name) == ModelConfig.paper()) == (name == 'full')
+    with pytest.raises(UserError, match='secc.background: 0.5; must be 0, by which flipped codes know it'):
+        CONFIG.replace(secc__background=0.5)
+    with pytest.raises(UserError, match='secc.centre: .*the middle.*or set train.flip_both to 0'):
+        CONFIG.replace(secc__centre=100.0, train__flip_both=0.5)
     bad = {
         'raw_size': 12,
         'secc__size': 24,

@@ -314,3 +314,20 @@ def test_no_other_file_names_a_method(folder):
                 continue
             found += [f'{name}:{line}: {text[:60]}' for line, text in named_by(path) if (name, text) not in FORMATS]
     assert not found, '\n'.join(found)
+
+
+def test_methods_tell_whether_building_draws_anything():
+    """By which ``invert --jitter`` says where it changes nothing."""
+    from avatar_jax.methods.gpavatar.config import ModelConfig as GPAvatar
+    from avatar_jax.methods.nofa.config import ModelConfig as NOFA
+
+    def draws(name, config, **options):
+        owner = base.method(name)
+        return owner.draws(config, owner.options(options))
+
+    assert not draws('hidenerf', None)
+    assert draws('gpavatar', GPAvatar.full()) and not draws('gpavatar', GPAvatar.heads())
+    plain = {'tune': 'none', 'pivot': 'encoder'}
+    for more, drawn in ({}, False), ({'pivot': 'search'}, True), ({'tune': 'compensation'}, True):
+        assert draws('nofa', NOFA.tiny(), **plain | more) == drawn, more
+    assert base.method('otavatar').draws is None and base.method('hfagp').draws is None  # always

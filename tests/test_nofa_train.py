@@ -192,13 +192,17 @@ def test_host_arrays_come_from_pairs():
         'labels': people['labels'],
         'landmarks': people['landmarks'],
         'windows': np.random.default_rng(0).normal(size=(2, 2, 27, 70)).astype(np.float32),
-        'identity': np.random.default_rng(1).normal(size=(2, 192)).astype(np.float32),
+        'shapes': np.random.default_rng(1).normal(size=(2, 2, 80)).astype(np.float32),
         'person': np.asarray([4, 8]),
     }
     out = training.with_host_arrays(CONFIG, 'general', raw)
     assert sorted(out) == sorted(people)
     np.testing.assert_array_equal(out['expressions'], raw['windows'][:, :, 13, :64])
-    np.testing.assert_array_equal(out['shapes'][1, 1], raw['identity'][1, :80])
+    np.testing.assert_array_equal(out['shapes'][1, 1], raw['shapes'][1, 0])
+    few = raw | {'shapes': raw['shapes'][..., :79]}
+    for known, found in ((0, {k: v for k, v in raw.items() if k != 'shapes'}), (79, few)):
+        with pytest.raises(UserError, match=f'data: {known} shape coefficients, .*num_shape is 80'):
+            training.with_host_arrays(CONFIG, 'general', found)
     with pytest.raises(UserError, match='person 8.*mouth is outside'):
         training.with_host_arrays(CONFIG, 'general', raw | {'landmarks': raw['landmarks'] + [[[[0.0]]], [[[99.0]]]]})
     without = {k: v for k, v in raw.items() if k != 'landmarks'}

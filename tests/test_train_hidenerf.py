@@ -58,13 +58,13 @@ def batch(count=2, seed=0, size=32):
         'windows': rng.uniform(0, 0.5, (count, 2, 27, 70)).astype(np.float32),
         'masks': np.broadcast_to(mask, (count, 2, size, size)).astype(np.uint8),
         'landmarks': rng.uniform(8, 24, (count, 2, 68, 2)).astype(np.float32),
-        'identity': rng.normal(size=(count, 192)).astype(np.float32),
+        'shapes': rng.normal(size=(count, 2, 80)).astype(np.float32),
         'depths': rng.uniform(2.4, 2.9, (count, 2, size, size)).astype(np.float32),
     }
 
 
 def arrays(config, count=2, **more):
-    return training.with_host_arrays(config, batch(count), **more)
+    return training.with_host_arrays(config, batch(count), MESH, **more)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'flags'))
@@ -343,19 +343,19 @@ def test_terms():
 def test_data_that_do_not_fit_are_one_line():
     data = batch()
     with pytest.raises(UserError, match='no masks of the head'):
-        training.with_host_arrays(PLAIN, {k: v for k, v in data.items() if k != 'masks'})
+        training.with_host_arrays(PLAIN, {k: v for k, v in data.items() if k != 'masks'}, MESH)
     data.pop('depths')
     own = PLAIN.replace(shape='own')
     with pytest.raises(UserError, match='10 shape coefficients, the head model has 80'):
-        training.with_host_arrays(own, {**data, 'identity': data['identity'][:, :10]}, None)
+        training.with_host_arrays(own, {**data, 'shapes': data['shapes'][..., :10]}, MESH)
     with pytest.raises(UserError, match="train.codes: 'host'; must be 'device' for pose-coupled codes"):
         PLAIN.replace(deformation__pose_coupled=True, train__codes='host')
     with pytest.raises(UserError, match='have no depths'):
-        training.with_host_arrays(PLAIN.replace(loss__depth=1.0), data)
+        training.with_host_arrays(PLAIN.replace(loss__depth=1.0), data, MESH)
     with pytest.raises(UserError, match='train.gan_from'):
         GAN.replace(train__refine_from=5)
-    assert not np.any(training.with_host_arrays(PLAIN, data)['shapes'])
-    np.testing.assert_array_equal(training.with_host_arrays(own, data)['shapes'], data['identity'][:, :80])
+    assert not np.any(training.with_host_arrays(PLAIN, data, MESH)['shapes'])
+    np.testing.assert_array_equal(training.with_host_arrays(own, data, MESH)['shapes'], data['shapes'][:, SOURCE])
     with pytest.raises(UserError, match='multiple of 6'):
         training.check_batch(GAN.replace(train__accumulate=2), 3)
     with pytest.raises(UserError, match='raw_discriminator.mbstd_group_size: 2'):

@@ -58,6 +58,11 @@ def later_value(place: str) -> Callable:
     return value
 
 
+def never(*args: Any, **options: Any) -> bool:
+    """False, for what a method says of every configuration."""
+    return False
+
+
 # ------------------------------------------------------------------------------------------------ what goes in and out
 
 
@@ -159,7 +164,8 @@ class Bench:
         build: (configuration, batch size) -> an object whose ``stage(name)`` returns a function, its arguments, and the
             numbers of the arguments that may be donated (overwritten).
         note: one line for comparison, e.g. what the paper reports.
-        compared: pairs of stages, of which the first is told as a share of the second.
+        compared: pairs of stages, or of several of them joined by '+', of which the first is told as a share of the
+            second.
     """
 
     presets: tuple[str, ...]
@@ -257,6 +263,7 @@ class Method:
         build_many: (model, sources, options, ...) -> a ``Built`` for each, computed side by side; None builds one after
             the other.
         build_options: dataclass of ``option`` fields.
+        draws: (configuration, options) -> whether ``build`` draws anything by its ``key``; None: always.
         steps: (model, options) -> number of steps of a ``build``; None: one.
         signals: names of the signals that drive a frame (``driving.signals``), e.g. 'expression', 'windows'; or, where
             models of the method are driven differently, configuration -> names (see ``signals_of``).
@@ -298,6 +305,7 @@ class Method:
     build: Callable | None = None
     build_many: Callable | None = None
     build_options: type = NoOptions
+    draws: Callable | None = None
     steps: Callable | None = None
     signals: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     own_signals: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)

@@ -74,6 +74,12 @@ def _mean_head(config: networks.ModelConfig, portraits: Sequence[Portrait]) -> l
     ]
 
 
+def draws(config: networks.ModelConfig, options: NoOptions) -> bool:
+    """Whether anything is drawn at random: the noise of the planes, where it is neither stored nor none."""
+    del options
+    return config.settings.noise == 'random'
+
+
 def looks_through(config: networks.ModelConfig, bank: PerceptionBank) -> tuple[str, ...]:
     """The bank's network that compares the portraits."""
     del config

@@ -43,7 +43,11 @@ def table_run(variant: str, size: str, seed: int, steps: int | None, pictures: s
     parts = [name for name in ('small' if size == 'tiny' else '', '' if variant == 'full' else variant) if name]
     overrides = [f'--config.seed={seed}', '--config.output.sample_people=0', f'--config.data.folder={pictures}']
     if steps is not None:
-        overrides.append(f'--config.model.settings.train.iterations={steps}')
+        from avatar_jax.methods.gpavatar.config import ModelConfig
+
+        train = (ModelConfig.small if size == 'tiny' else ModelConfig.heads)('release').settings.train.of_length(steps)
+        changed = ('iterations', 'ray_iterations', 'milestones')
+        overrides += [f'--config.model.settings.train.{name}={getattr(train, name)}' for name in changed]
     return 'gpavatar_heads' + (f':{",".join(parts)}' if parts else ''), overrides
 
 
@@ -58,6 +62,7 @@ METHOD = Method(
     abstract=later('avatar_jax.methods.gpavatar.model:abstract'),
     sources=('portrait', 'portraits'),
     build=later('avatar_jax.methods.gpavatar.build:build'),
+    draws=later('avatar_jax.methods.gpavatar.build:draws'),
     signals=('expression',),
     frame=later('avatar_jax.methods.gpavatar.model:frame'),
     interpolate=later('avatar_jax.inversion.invert:interpolate'),

@@ -93,3 +93,16 @@ class TrainConfig:
         check.at_least(0, 'rays', 'ray_iterations', 'whole_every')
         check.need(not self.ray_iterations or self.rays > 0, 'rays', 'ray_iterations need at least 1')
         check.decay('ema')
+
+    def of_length(self, iterations: int) -> TrainConfig:
+        """The same course in another number of steps: what ends or falls at a step does so after the same share."""
+
+        def share(step: int) -> int:
+            return round(step * iterations / self.iterations)
+
+        return dataclasses.replace(
+            self,
+            iterations=iterations,
+            ray_iterations=share(self.ray_iterations),
+            milestones=tuple(share(m) for m in self.milestones),
+        )

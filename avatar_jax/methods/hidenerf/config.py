@@ -101,6 +101,14 @@ class ModelConfig:
         check.need(self.secc.sampling == 'centre', 'secc.sampling', "only 'centre' can be compiled")
         check.need(self.secc.signed, 'secc.signed', 'the networks take codes in [-1, 1]; set it to True')
         check.need(
+            self.secc.background == 0, 'secc.background', 'must be 0, by which flipped codes know it; leave it out'
+        )
+        check.need(
+            self.train.flip_both == 0 or self.secc.centre == 112,
+            'secc.centre',
+            'must be 112, the middle of the picture, where drivers are flipped; or set train.flip_both to 0',
+        )
+        check.need(
             self.train.codes == 'device' or not self.deformation.pose_coupled,
             'train.codes',
             "must be 'device' for pose-coupled codes, which depend on flipped cameras",

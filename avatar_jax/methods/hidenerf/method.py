@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from avatar_jax.methods.base import Bench, Claim, Method, Row, Table, Training, later
+from avatar_jax.methods.base import Bench, Claim, Method, Row, Table, Training, later, never
 
 # The paper's Table 5 (VoxCeleb1, driven across people).
 TABLE_5 = {
@@ -34,7 +34,11 @@ def table_run(variant: str, size: str, seed: int, steps: int | None, pictures: s
     parts = [name for name in ('small' if size == 'tiny' else '', '' if variant == 'full' else variant) if name]
     overrides = [f'--config.seed={seed}', '--config.output.sample_people=0', f'--config.data.folder={pictures}']
     if steps is not None:
-        overrides.append(f'--config.model.train.iterations={steps}')
+        from avatar_jax.methods.hidenerf.config import SMALL, ModelConfig
+
+        train = ModelConfig.heads(**(SMALL if size == 'tiny' else {})).train.of_length(steps)
+        changed = ('iterations', 'gan_from', 'refine_from', 'milestones')
+        overrides += [f'--config.model.train.{name}={getattr(train, name)}' for name in changed]
     return 'hidenerf_heads' + (f':{",".join(parts)}' if parts else ''), overrides
 
 
@@ -49,6 +53,7 @@ METHOD = Method(
     abstract=later('avatar_jax.methods.hidenerf.model:abstract'),
     sources=('portrait',),
     build=later('avatar_jax.methods.hidenerf.build:build_avatar'),
+    draws=never,
     signals=('expression',),
     prepare=later('avatar_jax.methods.hidenerf.model:prepare'),
     frame=later('avatar_jax.methods.hidenerf.model:frame'),
@@ -76,6 +81,7 @@ METHOD = Method(
         config=later('avatar_jax.methods.hidenerf.stages:config_of'),
         build=later('avatar_jax.methods.hidenerf.stages:Stages'),
         note='planes, identity and modulations are computed once per avatar; the paper reports no times',
+        compared=(('frame', 'planes+identity+modulations+frame'),),
     ),
     tables={
         'hidenerf5': Table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from avatar_jax.checks import Check
@@ -231,3 +232,17 @@ class TrainConfig:
         check.within(0, 1, 'flip_source', 'flip_both')
         check.decay('ema')
         check.above(0, 'clip')
+
+    def of_length(self, iterations: int) -> TrainConfig:
+        """The same course in another number of steps: what has a first step has it after the same share of them."""
+
+        def share(step: int) -> int:
+            return round(step * iterations / self.iterations)
+
+        return dataclasses.replace(
+            self,
+            iterations=iterations,
+            gan_from=share(self.gan_from),
+            refine_from=share(self.refine_from),
+            milestones=tuple(share(m) for m in self.milestones),
+        )

@@ -332,7 +332,7 @@ def flipped(code: jax.Array, signed: bool = True) -> jax.Array:
     """The code [..., S, S, 3] of the mirrored head with the mirrored expression, from that of the head itself.
 
     The picture is flipped, and the colour of x becomes that of -x where there is a head. Exact for a mean shape that is
-    its own mirror image.
+    its own mirror image. For codes with ``background`` 0 and ``centre`` 112 (the middle) alone.
     """
     turned = code[..., ::-1, :]
     low, high = (-1.0, 1.0) if signed else (0.0, 1.0)

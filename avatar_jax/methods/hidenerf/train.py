@@ -26,6 +26,7 @@ from avatar_jax.methods.hidenerf import adversary, cameras, model, secc
 from avatar_jax.methods.hidenerf.config import METHOD, ModelConfig
 from avatar_jax.methods.hidenerf.losses import distance_of, reconstruction
 from avatar_jax.methods.hidenerf.secc import HeadMesh
+from avatar_jax.ops.coefficients import NUM_ID
 from avatar_jax.ops.resize import resize
 from avatar_jax.ops.windows import RADIUS
 from avatar_jax.parallel import mean_over_devices, num_shards, sample_keys
@@ -412,29 +413,25 @@ def _judges_step(
 
 
 def with_host_arrays(
-    config: ModelConfig, batch: Mapping[str, np.ndarray], codes: secc.CodeStore | None = None
+    config: ModelConfig, batch: Mapping[str, np.ndarray], mesh: HeadMesh, codes: secc.CodeStore | None = None
 ) -> dict[str, np.ndarray]:
     """A batch of frame pairs (``data_pipelines.sets`` with two frames) as ``train_step`` wants it.
 
     Args:
-        codes: draws them on the host; None leaves that to the device.
+        mesh: of the head whose codes are drawn. codes: draws them on the host; None leaves that to the device.
 
     Raises:
-        UserError: data without masks, or with too few shape coefficients.
+        UserError: data without masks, or without what the configuration asks for: landmarks, depths, shape
+            coefficients.
     """
     if 'masks' not in batch:
         raise UserError(
             'data: these clips have no masks of the head, and HiDe-NeRF learns from heads before a plain background; '
             'build the data set with masks'
         )
-    count = len(batch['images'])
-    size = 80 if codes is None else codes.mesh.num_shape
-    shapes = np.zeros((count, size), np.float32)
+    shapes = np.zeros((len(batch['images']), mesh.num_shape), np.float32)
     if config.shape == 'own':
-        known = batch['identity'].shape[1]
-        if known < size:
-            raise UserError(f"data: {known} shape coefficients, the head model has {size}; use shape='mean'")
-        shapes = batch['identity'][:, :size].astype(np.float32)
+        shapes = shapes_of(batch, mesh.num_shape)
     out = {
         'images': batch['images'],
         'labels': batch['labels'],
@@ -443,6 +440,8 @@ def with_host_arrays(
         'expression': np.ascontiguousarray(batch['windows'][:, DRIVER, RADIUS, :64]),
     }
     if config.loss.focus:
+        if 'landmarks' not in batch:
+            raise UserError('loss.focus: these data have no landmarks, by which mouths and eyes are found; set it to 0')
         marks = batch['landmarks'][:, DRIVER]
         out['importance'] = importance(batch['masks'][:, DRIVER], part_boxes(marks))
     if config.loss.depth:
@@ -452,6 +451,21 @@ def with_host_arrays(
     if codes is not None:
         out['codes'] = host_codes(codes, shapes, out['expression'])
     return out
+
+
+def shapes_of(batch: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+    """[B,size] shape coefficients of the sources' heads; further ones than the data's are 0, as those of portraits.
+
+    Raises:
+        UserError: data without shape coefficients, or with too few.
+    """
+    if 'shapes' not in batch:
+        raise UserError("model.shape: 'own' needs data with shape coefficients; use other data, or model.shape='mean'")
+    found = batch['shapes'][:, SOURCE, :size].astype(np.float32)
+    known = found.shape[1]
+    if known < min(size, NUM_ID):
+        raise UserError(f"data: {known} shape coefficients, the head model has {size}; use shape='mean'")
+    return np.pad(found, ((0, 0), (0, size - known)))
 
 
 def host_codes(codes: secc.CodeStore, shapes: np.ndarray, expression: np.ndarray) -> np.ndarray:

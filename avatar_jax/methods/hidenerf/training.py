@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,17 +55,20 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
         judges = adversary.init(settings, key) if settings.adversarial else None
         state = training.init_state(settings, variables, judges)
     bank = bank_of(config)
-    frozen = {'mesh': secc.load_mesh(settings.basis), 'bank': bank}
-    codes = secc.CodeStore(frozen['mesh'], settings.secc) if train.codes == 'host' else None
+    mesh = secc.load_mesh(settings.basis)
+    frozen = {'mesh': mesh, 'bank': bank}
+    codes = secc.CodeStore(mesh, settings.secc) if train.codes == 'host' else None
     network = network_of(settings.loss, bank)
     notes: list[str] = []
     source = streams.clips(config.data, settings.img_resolution, settings.conventions, notes)
     for note in () if quiet else notes:
         print(note)
+    # Says what the data lack before anything is compiled.
+    training.with_host_arrays(settings, streams.first_sets(source, FRAMES, config.seed, 1), mesh)
 
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
         for batch in streams.sets(source, config.data, train.batch_size, FRAMES, config.seed, first):
-            yield training.with_host_arrays(settings, batch, codes)
+            yield training.with_host_arrays(settings, batch, mesh, codes)
 
     shown: list[dict[str, Any]] = []
 
@@ -73,7 +76,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
         del done
         if not shown:
             found = streams.first_sets(source, FRAMES, config.seed + 1, config.output.sample_people)
-            shown.append(training.with_host_arrays(settings, found, codes))
+            shown.append(training.with_host_arrays(settings, found, mesh, codes))
         return training.sample_sheet(settings, state, shown[0], frozen)
 
     def export(state: TrainState, folder: Path, provenance: dict[str, Any]) -> None:
@@ -146,6 +149,7 @@ def program(config: RunConfig) -> Program:
     period = settings.train.r1_every if settings.adversarial and settings.loss.r1_gamma else 1
     end = settings.train.gan_from + 10**6 * period
     flags = [training.flags_at(settings, end + k) for k in range(period)]
+    mesh = cache(partial(secc.load_mesh, settings.basis))
 
     def make_batch(rows: int) -> dict[str, np.ndarray]:
         still = np.zeros((1, 3), np.float32)
@@ -156,13 +160,13 @@ def program(config: RunConfig) -> Program:
             'masks': np.full((rows, FRAMES, size, size), 255, np.uint8),
             'landmarks': np.tile(np.linspace(0.3, 0.7, 68, dtype=np.float32)[:, None] * size, (rows, FRAMES, 1, 2)),
             'windows': np.zeros((rows, FRAMES, 27, 70), np.float32),
-            'identity': np.zeros((rows, 192), np.float32),
+            'shapes': np.zeros((rows, FRAMES, mesh().num_shape), np.float32),
             'depths': np.ones((rows, FRAMES, size, size), np.float32),
         }
-        return training.with_host_arrays(settings, batch)
+        return training.with_host_arrays(settings, batch, mesh())
 
     def constants() -> dict[str, Any]:
-        return {'mesh': secc.load_mesh(settings.basis), 'bank': bank_of(config)}
+        return {'mesh': mesh(), 'bank': bank_of(config)}
 
     def named(flag: training.Flags) -> str:
         return 'main' + ('+adversarial' if flag.adversarial else '') + ('+penalty' if flag.penalty else '')

@@ -38,6 +38,12 @@ def num_steps(model: Model, options: BuildOptions) -> int:
     return max(fit.steps_of(configured(model.config, options)), 1)
 
 
+def draws(config: ModelConfig, options: BuildOptions) -> bool:
+    """Whether anything is drawn at random: the search's noise, or the samples of a fit; not by the encoder alone."""
+    settings = configured(config, options).settings
+    return settings.pivot == 'search' or settings.tuning.tune != 'none'
+
+
 def networks(config: ModelConfig, bank: PerceptionBank) -> dict[str, str]:
     """What the losses of the fit look through, in words."""
     return losses.networks(config.settings.loss, bank)

@@ -62,6 +62,7 @@ METHOD = Method(
     build=later('avatar_jax.methods.nofa.build:build'),
     build_many=later('avatar_jax.methods.nofa.build:build_many'),
     build_options=BuildOptions,
+    draws=later('avatar_jax.methods.nofa.build:draws'),
     steps=later('avatar_jax.methods.nofa.build:num_steps'),
     signals=('expression',),
     frame=later('avatar_jax.methods.nofa.model:frame'),

@@ -421,8 +421,8 @@ def with_host_arrays(
         kind: of the step (``TrainConfig.kind``).
 
     Raises:
-        UserError: no landmarks where terms need them, mouths outside the picture, or data without what a kind of step
-            needs.
+        UserError: no landmarks where terms need them, mouths outside the picture, too few shape coefficients, or data
+            without what a kind of step needs.
     """
     c, weights = config.settings.deformation, config.settings.loss.weights(stage)
     images = batch['images']
@@ -434,8 +434,7 @@ def with_host_arrays(
         return {'images': images, 'labels': batch['labels'], 'latents': batch['latent'].astype(np.float32)}
     out = {k: batch[k] for k in ('images', 'labels', 'landmarks') if k in batch}
     out['expressions'] = np.ascontiguousarray(batch['windows'][:, :, RADIUS, : c.num_expression])
-    shapes = batch['identity'][:, None, : c.num_shape]
-    out['shapes'] = np.broadcast_to(shapes, (*images.shape[:2], c.num_shape)).astype(np.float32)
+    out['shapes'] = np.repeat(shapes_of(batch, c.num_shape)[:, None], images.shape[1], 1)
     if kind == 'rays':
         if 'masks' not in batch or 'landmarks' not in batch:
             raise UserError(
@@ -449,6 +448,21 @@ def with_host_arrays(
         names = [f'person {p}' for p in np.repeat(batch.get('person', np.arange(len(images))), images.shape[1])]
         losses.check_mouths(batch.get('landmarks'), images.shape[2], names)
     return out
+
+
+def shapes_of(batch: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+    """[B,size] shape coefficients of the people, from their first frames.
+
+    Raises:
+        UserError: data without them, or with too few.
+    """
+    found = batch.get('shapes', np.zeros((len(batch['images']), 1, 0)))[:, 0]
+    if found.shape[1] < size:
+        raise UserError(
+            f'data: {found.shape[1]} shape coefficients, model.settings.deformation.num_shape is {size}; use other '
+            'data, or another number'
+        )
+    return found[:, :size].astype(np.float32)
 
 
 # ----------------------------------------------------------------------------------------------------------- samples

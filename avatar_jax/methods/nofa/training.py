@@ -172,7 +172,7 @@ def program(config: RunConfig) -> Program:
             'landmarks': marks,
             'labels': np.asarray(labels, np.float32).reshape(rows, FRAMES, 25),
             'windows': rng.uniform(0, 0.3, (rows, FRAMES, 27, 70)).astype(np.float32),
-            'identity': rng.normal(size=(rows, 192)).astype(np.float32),
+            'shapes': rng.normal(size=(rows, FRAMES, model_config.settings.deformation.num_shape)).astype(np.float32),
         }
         return training.with_host_arrays(model_config, config.stage, batch)
 

@@ -62,7 +62,7 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
         sampling, count = settings.train.frame_sampling, settings.train.frames_per_clip
         stream = streams.pairs(source, config.data, share, config.seed, sampling, first, count)
         for batch in stream:
-            yield {k: batch[k] for k in BATCH_KEYS}
+            yield {k: batch[k] for k in BATCH_KEYS if k in batch}
 
     fixed = streams.first(batches(0))  # also says early when there is too little data
     bank = bank_of(config.perception, model.img_resolution, config.stand_ins)
