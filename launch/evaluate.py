@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     estimators = chosen_estimators(bank, args.csim, args.perception, model)
     which = (args.dataset, args.split, args.identities, args.seed, args.video_frames)
     items, data = people_for(model, protocol, *which, out)
-    measured = subject_of(model, options, bank, protocol, args.measured, out, say)
+    measured = subject_of(model, options, bank, protocol, args.measured, out, say, estimators)
     report = evaluate(
         out,
         measured,

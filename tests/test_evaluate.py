@@ -259,7 +259,8 @@ def test_people_of_videos_are_measured_beside_an_avatar_of_one_frame(monkeypatch
         config = SimpleNamespace(img_resolution=32, basis=basis, label_mode='raw')
         return SimpleNamespace(config=config, method=SimpleNamespace(title='Other'))
 
-    def measure(case, own, options, bank, on_step, one):
+    def measure(case, own, options, bank, on_step, one, estimators):
+        assert estimators == 'networks'
         work = Path(case.source.work)
         work.mkdir(parents=True)
         on_step(3, loss=0.5)
@@ -273,7 +274,7 @@ def test_people_of_videos_are_measured_beside_an_avatar_of_one_frame(monkeypatch
     steps = []
     for basis, compared in (('procedural', one), ('flame-2020', None)):
         own = model(basis)
-        scores = personal.measuring(own, {'a': 1}, None, tmp_path, said.append)(case, steps.append)
+        scores = personal.measuring(own, {'a': 1}, None, tmp_path, said.append, 'networks')(case, steps.append)
         assert scores == 'scores' and seen[-1] == (tmp_path / 'training' / 'anna', own, {'a': 1}, compared)
     assert steps == [3, 3] and not seen[0][0].exists(), 'nothing is left of the training'
     (why,) = said

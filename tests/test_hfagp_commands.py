@@ -202,6 +202,7 @@ def test_evaluation_on_unseen_frames(tmp_path, monkeypatch, capsys):
         gain = scores[f'{way}.psnr_head'] - scores['mean_frame.psnr_head']
         assert scores[f'gain_{way}.psnr_head_over_mean_frame'] == pytest.approx(gain)
         assert -1 <= scores[f'{way}.mouth_correlation'] <= 1 and f'driven by their {way}' in said.out
+        assert {f'{way}.{s}' for s in ('prmse', 'aucon', 'avd', 'aed')} <= scores.keys() | person['unavailable'].keys()
     assert len(person['frames']['truth.mouth_opening']) == 4 and (tmp_path / 'e' / 'identities' / 'anna.png').is_file()
     # The true pictures tell the opening that the mouth has.
     case = next(item.make() for item in video_items(tmp_path / 'people', 1, 0, 4, 9, tmp_path)[0])

@@ -1,5 +1,7 @@
 """NOFA's tables and benchmark: every variant has configurations, avatars are built in several ways, stages add up."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -90,14 +92,17 @@ def test_stages_of_the_benchmark():
     assert 0 < costs['deformation'] < costs['rendering']
     assert 0.3 < costs['tuning_compensation'] / costs['tuning_generator'] < 2
     measured = [
-        {'stage': n, 'batch': 2, 'min_s': s, 'flops': s, 'temp_bytes': 2**20 * s, 'argument_bytes': 2**20}
+        {'stage': n, 'batch': 2, 'min_s': s, 'flops': s * 10**9, 'temp_bytes': 2**20 * s, 'argument_bytes': 2**20}
         for n, s in zip(('tuning_compensation', 'tuning_generator'), (1, 3), strict=True)
     ]
     (line,) = comparisons(bench, measured)
     assert line == (
-        'tuning_compensation against tuning_generator, batch 2: 0.33 of the time, 0.33 of the operations, 0.50 of the '
-        'memory (2 and 4 MiB)'
+        'tuning_compensation against tuning_generator, batch 2: 0.33 of the time, 0.33 of the operations (1 and 3 '
+        'GFLOP), 0.50 of the memory (2 and 4 MiB)'
     )
+    both = dataclasses.replace(bench, compared=(('tuning_generator', 'tuning_compensation+tuning_generator'),))
+    (line,) = comparisons(both, measured)
+    assert '0.75 of the time, 0.75 of the operations (3 and 4 GFLOP), 1.00 of the memory' in line
     assert not comparisons(bench, measured[:1])
     assert stages.fit_config('generator').steps > 10**5, 'a state that goes on from call to call must not be at its end'
     assert bench.config('full', None, None).img_resolution == 512

@@ -94,15 +94,27 @@ def run_benchmark(
 def comparisons(bench: Bench, results: Sequence[dict[str, Any]]) -> list[str]:
     """Stages of one batch size that the method wants to see beside each other: time, operations, memory."""
     found, lines = {r['stage']: r for r in results}, []
+
+    def together(names: str) -> dict[str, float] | None:
+        rows = [found.get(name) for name in names.split('+')]
+        if None in rows:
+            return None
+        memory = [r['temp_bytes'] + r['argument_bytes'] if r['temp_bytes'] else 0 for r in rows]
+        return {'time': sum(r['min_s'] for r in rows), 'flops': sum(r['flops'] for r in rows), 'memory': max(memory)}
+
     for first, second in bench.compared:
-        if not {first, second} <= found.keys():
+        a, b = together(first), together(second)
+        if a is None or b is None:
             continue
-        a, b = found[first], found[second]
-        parts = [f'{a["min_s"] / b["min_s"]:.2f} of the time', f'{a["flops"] / b["flops"]:.2f} of the operations']
-        if a['temp_bytes'] and b['temp_bytes']:
-            sizes = [r['temp_bytes'] + r['argument_bytes'] for r in (a, b)]
-            parts.append(f'{sizes[0] / sizes[1]:.2f} of the memory ({sizes[0] >> 20} and {sizes[1] >> 20} MiB)')
-        lines.append(f'{first} against {second}, batch {a["batch"]}: {", ".join(parts)}')
+        counts = f'{a["flops"] / 1e9:.3g} and {b["flops"] / 1e9:.3g} GFLOP'
+        parts = [
+            f'{a["time"] / b["time"]:.2f} of the time',
+            f'{a["flops"] / b["flops"]:.2f} of the operations ({counts})',
+        ]
+        if a['memory'] and b['memory']:
+            sizes = f'{int(a["memory"]) >> 20} and {int(b["memory"]) >> 20} MiB'
+            parts.append(f'{a["memory"] / b["memory"]:.2f} of the memory ({sizes})')
+        lines.append(f'{first} against {second}, batch {results[0]["batch"]}: {", ".join(parts)}')
     return lines
 
 

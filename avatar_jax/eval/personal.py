@@ -25,15 +25,18 @@ import numpy as np
 from avatar_jax.driving.signals import make_drive
 from avatar_jax.errors import UserError
 from avatar_jax.eval import faces
+from avatar_jax.eval.cases import TrueViews
+from avatar_jax.eval.estimators import Estimators
 from avatar_jax.eval.evaluation import Subject, subject
 from avatar_jax.eval.options import ProtocolConfig
-from avatar_jax.eval.protocols import CaseResult
+from avatar_jax.eval.protocols import CaseResult, network_scores
 from avatar_jax.eval.statistics import pearson
 from avatar_jax.faces.camera_labels import pose_from_label
 from avatar_jax.io.sound import SoundTrack
 from avatar_jax.methods.base import Source
 from avatar_jax.methods.model import Model, choose_model
 from avatar_jax.ops import image_metrics as image
+from avatar_jax.ops.windows import windows
 from avatar_jax.options import flag, option_fields
 from avatar_jax.types import Avatar, Camera, Drive, Motion, Portrait
 
@@ -81,12 +84,14 @@ def measure_video(
     bank: PerceptionBank | None,
     on_step: Callable[..., None],
     one: Model | None = None,
+    estimators: Estimators | None = None,
 ) -> CaseResult:
     """Makes the avatar and scores it; see the module.
 
     Args:
         options: of the method's ``build``. bank: networks of its losses.
         one: model of the baseline ``one_frame``; None leaves it out.
+        estimators: networks for the scores that need one; without, those are ``unavailable``.
 
     Raises:
         UserError: of ``build``, or the video lacks what drives the avatar.
@@ -99,17 +104,26 @@ def measure_video(
     for name, avatar in ways.items():
         drive = _drive(case, model.of(avatar)).frames(case.chosen)
         _score(result, name, model.frames(avatar, drive, case.labels[case.chosen]).rgb, case)
+    first = best_frame(case.source)
+    source = _views_of(case.source.portraits[first])
     count = len(case.source.portraits)
     spread = np.linspace(0, count - 1, min(count, MEAN_OF)).round().astype(int)
     mean = sum(np.asarray(_picture(case.source.portraits[int(i)].image), np.float64) for i in spread) / len(spread)
     _score(result, 'mean_frame', np.broadcast_to(mean.astype(np.float32), case.truth.shape), case)
     baselines = ['mean_frame']
     if one is not None:
-        portrait = case.source.portraits[best_frame(case.source)]
-        avatar = one.build(portrait).avatar
+        avatar = one.build(case.source.portraits[first]).avatar
         drive = one.drive(case.motion).frames(case.chosen)
         _score(result, ONE_FRAME, one.frames(avatar, drive, case.labels[case.chosen]).rgb, case)
         baselines.append(ONE_FRAME)
+    views = TrueViews(
+        case.motion.windows()[case.chosen], case.labels[case.chosen], case.truth, case.mask, case.landmarks
+    )
+    for name in (*ways, *baselines):
+        shown, known = result.pictures[name], Estimators() if estimators is None else estimators
+        found, gone = network_scores(shown, views, source, case.motion.basis, known)
+        result.scores |= {f'{name}.{k}': np.mean(v) for k, v in found.items()}
+        result.unavailable |= {f'{name}.{k}': v for k, v in gone.items()}
     score = 'psnr' if case.mask is None else 'psnr_head'
     for name in ways:
         for baseline in baselines:
@@ -145,11 +159,13 @@ def subject_of(
     measured: Path | None,
     out: Path,
     note: Callable[[str], None],
+    estimators: Estimators | None = None,
 ) -> Subject:
     """A model as something to be measured, in the way that its method asks for: by pictures, or by videos.
 
     Args:
-        measured: folder of what other programs measured, or None. options, bank, out, note: as of ``measuring``.
+        measured: folder of what other programs measured, or None. options, bank, out, note, estimators: as of
+            ``measuring``.
 
     Raises:
         UserError: an option that says nothing about people who are learned from a video.
@@ -158,11 +174,16 @@ def subject_of(
     if model.method.sources != ('video',):
         return found
     check_protocol(protocol, measured)
-    return replace(found, measure=measuring(model, options, bank, out, note))
+    return replace(found, measure=measuring(model, options, bank, out, note, estimators))
 
 
 def measuring(
-    model: Model, options: Mapping[str, Any], bank: PerceptionBank, out: Path, note: Callable[[str], None]
+    model: Model,
+    options: Mapping[str, Any],
+    bank: PerceptionBank,
+    out: Path,
+    note: Callable[[str], None],
+    estimators: Estimators | None = None,
 ) -> Callable[..., CaseResult]:
     """(case, on_step) -> the scores of the avatar of a video, beside those of an avatar of one frame.
 
@@ -170,6 +191,7 @@ def measuring(
         options: of the method's ``build``. bank: networks of its losses.
         out: folder in which trainings keep their state until they are measured. note: called with a sentence where
             there is no comparison with an avatar of one frame.
+        estimators: networks for the scores that need one.
     """
     one = choose_model(None, None)
     if reason := check_baseline(model, one):
@@ -179,7 +201,7 @@ def measuring(
     def measure(case: VideoCase, on_step: Callable[[int], None]) -> CaseResult:
         work = str(out / 'training' / case.name)
         case = replace(case, source=replace(case.source, work=work))
-        found = measure_video(case, model, options, bank, lambda done, **_: on_step(done), one)
+        found = measure_video(case, model, options, bank, lambda done, **_: on_step(done), one, estimators)
         shutil.rmtree(work, ignore_errors=True)  # measured: nothing is left to go on with
         return found
 
@@ -205,6 +227,17 @@ def best_frame(source: Source) -> int:
     unusual = np.abs(expressions - np.median(expressions, 0)).sum(1)
     turned = np.abs(angles[:, 1]) + np.abs(angles[:, 0] - np.median(angles[:, 0]))
     return int(np.argmin(unusual / max(np.median(unusual), 1e-9) + turned / 0.1))
+
+
+def _views_of(portrait: Portrait) -> TrueViews:
+    """A picture that the avatar is made of."""
+    expression = np.zeros((1, 70), np.float32)
+    if portrait.expression is not None:
+        known = np.asarray(portrait.expression, np.float32)[:64]
+        expression[:, : len(known)] = known
+    marks = None if portrait.landmarks is None else np.asarray(portrait.landmarks)[None]
+    label = np.asarray(portrait.camera.label, np.float32)[None]
+    return TrueViews(windows(expression), label, _picture(portrait.image)[None], None, marks)
 
 
 def _ways(model: Model, avatar: Avatar) -> dict[str, Avatar]:

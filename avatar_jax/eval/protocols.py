@@ -180,58 +180,7 @@ def _through_networks(
     result: CaseResult, group: str, rgb: np.ndarray, views: TrueViews, case: Case, estimators: Estimators
 ) -> None:
     """Scores that need a network; those without one go to ``unavailable``."""
-    marks = views.landmarks
-    out, gone = {}, {}
-
-    def usable(name: str) -> bool:
-        network = getattr(estimators, name)
-        return network is not None and not (network.needs_landmarks and marks is None)
-
-    def why(name: str) -> str:
-        network = getattr(estimators, name)
-        return estimators.reason(name) if network is None else f'{network.name} needs landmarks of the data'
-
-    if usable('coefficients'):
-        p, q = (np.asarray(estimators.coefficients.call(jnp.asarray(x), marks)) for x in (rgb, views.truth))
-        out['aed'] = faces.expression_distance(p, q)
-        out['aed_l2'] = faces.expression_distance(p, q, 'l2')
-        out['apd'] = faces.pose_distance(p, q)
-        out['apd_trans_l2'] = faces.pose_distance(p, q, 'l2', 'angle+trans')
-        out['prmse'] = np.rad2deg(faces.pose_rmse(p[:, SLICES['angle']], q[:, SLICES['angle']]))
-    else:
-        gone |= dict.fromkeys(('aed', 'aed_l2', 'apd', 'apd_trans_l2', 'prmse'), why('coefficients'))
-    if estimators.units:
-        p, q = (np.asarray(estimators.units.call(jnp.asarray(x), marks)) for x in (rgb, views.truth))
-        out['aucon'] = faces.action_unit_agreement(p, q)
-    else:
-        gone['aucon'] = estimators.reason('units')
-    reason = _no_mesh(case, estimators)
-    if reason:
-        gone |= dict.fromkeys(('avd', 'avd_floor'), reason)
-    else:
-        own = _neutral(estimators, case.source.truth, case.source)
-        for name, pictures in (('avd', rgb), ('avd_floor', views.truth)):
-            out[name] = faces.vertex_distance(_neutral(estimators, pictures, views), own)
-    if estimators.landmarks:
-        p, q = (np.asarray(estimators.landmarks.call(jnp.asarray(x))) for x in (rgb, views.truth))
-        out['akd'], out['akd_l2'] = faces.keypoint_distance(p, q), faces.keypoint_distance(p, q, 'l2')
-    else:
-        gone |= dict.fromkeys(('akd', 'akd_l2'), estimators.reason('landmarks'))
-    if usable('identity'):
-        embed = estimators.identity.call
-        p, q = (np.asarray(embed(jnp.asarray(x), marks)) for x in (rgb, views.truth))
-        portrait = np.asarray(embed(jnp.asarray(case.source.truth), case.source.landmarks))
-        out['csim_source'] = faces.identity_similarity(p, portrait)
-        out['csim_truth'] = faces.identity_similarity(p, q)
-        out['csim_ceiling'] = faces.identity_similarity(q, portrait)
-    else:
-        gone |= dict.fromkeys(('csim_source', 'csim_truth', 'csim_ceiling'), why('identity'))
-    if estimators.lpips:
-        out['lpips'] = np.asarray(estimators.lpips.call(jnp.asarray(rgb), jnp.asarray(views.truth)))
-    else:
-        gone['lpips'] = estimators.reason('lpips')
-    for name, network in estimators.more:
-        out[name] = np.asarray(network.call(jnp.asarray(rgb), jnp.asarray(views.truth)))
+    out, gone = network_scores(rgb, views, case.source, case.portrait.basis, estimators)
     if case.cross and group == 'cross':  # the truth is another person: only these say something
         out = {k: v for k, v in out.items() if k not in NEEDS_OWN_TRUTH}
         gone = {k: v for k, v in gone.items() if k not in NEEDS_OWN_TRUTH}
@@ -239,13 +188,75 @@ def _through_networks(
     result.unavailable |= {f'{group}.{k}': v for k, v in gone.items()}
 
 
-def _no_mesh(case: Case, estimators: Estimators) -> str:
+def network_scores(
+    rgb: np.ndarray, views: TrueViews, source: TrueViews, basis: str, estimators: Estimators
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Scores [T] of pictures against the truth that need a network, and of those that cannot be had the reason.
+
+    Args:
+        rgb: [T, H, W, 3] in [-1, 1]. views: the same views of the truth. source: one picture that the avatar was made
+            of. basis: of the expressions in ``views`` and ``source``.
+    """
+    marks = views.landmarks
+    out, gone = {}, {}
+
+    def why(name: str) -> str:
+        """Why a network cannot be used; '' where it can."""
+        network = getattr(estimators, name)
+        if network is None:
+            return estimators.reason(name)
+        lacks = network.needs_landmarks and (marks is None or (name == 'identity' and source.landmarks is None))
+        return f'{network.name} needs landmarks of the data' if lacks else ''
+
+    if not (reason := why('coefficients')):
+        p, q = (np.asarray(estimators.coefficients.call(jnp.asarray(x), marks)) for x in (rgb, views.truth))
+        out['aed'] = faces.expression_distance(p, q)
+        out['aed_l2'] = faces.expression_distance(p, q, 'l2')
+        out['apd'] = faces.pose_distance(p, q)
+        out['apd_trans_l2'] = faces.pose_distance(p, q, 'l2', 'angle+trans')
+        out['prmse'] = np.rad2deg(faces.pose_rmse(p[:, SLICES['angle']], q[:, SLICES['angle']]))
+    else:
+        gone |= dict.fromkeys(('aed', 'aed_l2', 'apd', 'apd_trans_l2', 'prmse'), reason)
+    if not (reason := why('units')):
+        p, q = (np.asarray(estimators.units.call(jnp.asarray(x), marks)) for x in (rgb, views.truth))
+        out['aucon'] = faces.action_unit_agreement(p, q)
+    else:
+        gone['aucon'] = reason
+    if not (reason := _no_mesh(basis, estimators)):
+        own = _neutral(estimators, source.truth, source)
+        for name, pictures in (('avd', rgb), ('avd_floor', views.truth)):
+            out[name] = faces.vertex_distance(_neutral(estimators, pictures, views), own)
+    else:
+        gone |= dict.fromkeys(('avd', 'avd_floor'), reason)
+    if not (reason := why('landmarks')):
+        p, q = (np.asarray(estimators.landmarks.call(jnp.asarray(x))) for x in (rgb, views.truth))
+        out['akd'], out['akd_l2'] = faces.keypoint_distance(p, q), faces.keypoint_distance(p, q, 'l2')
+    else:
+        gone |= dict.fromkeys(('akd', 'akd_l2'), reason)
+    if not (reason := why('identity')):
+        embed = estimators.identity.call
+        p, q = (np.asarray(embed(jnp.asarray(x), marks)) for x in (rgb, views.truth))
+        portrait = np.asarray(embed(jnp.asarray(source.truth), source.landmarks))
+        out['csim_source'] = faces.identity_similarity(p, portrait)
+        out['csim_truth'] = faces.identity_similarity(p, q)
+        out['csim_ceiling'] = faces.identity_similarity(q, portrait)
+    else:
+        gone |= dict.fromkeys(('csim_source', 'csim_truth', 'csim_ceiling'), reason)
+    if not (reason := why('lpips')):
+        out['lpips'] = np.asarray(estimators.lpips.call(jnp.asarray(rgb), jnp.asarray(views.truth)))
+    else:
+        gone['lpips'] = reason
+    for name, network in estimators.more:
+        out[name] = np.asarray(network.call(jnp.asarray(rgb), jnp.asarray(views.truth)))
+    return out, gone
+
+
+def _no_mesh(basis: str, estimators: Estimators) -> str:
     """Why vertex distances cannot be measured; empty if they can."""
     if estimators.head is None:
         return estimators.reason('head')
     if not estimators.landmarks:
         return estimators.reason('landmarks')
-    basis = case.portrait.basis
     if basis != estimators.head.basis:
         return f"the head model has the basis '{estimators.head.basis}', the case '{basis}'"
     return ''

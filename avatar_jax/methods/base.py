@@ -164,7 +164,8 @@ class Bench:
         build: (configuration, batch size) -> an object whose ``stage(name)`` returns a function, its arguments, and the
             numbers of the arguments that may be donated (overwritten).
         note: one line for comparison, e.g. what the paper reports.
-        compared: pairs of stages, of which the first is told as a share of the second.
+        compared: pairs of stages, or of several of them joined by '+', of which the first is told as a share of the
+            second.
     """
 
     presets: tuple[str, ...]

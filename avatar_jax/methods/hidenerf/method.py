@@ -81,6 +81,7 @@ METHOD = Method(
         config=later('avatar_jax.methods.hidenerf.stages:config_of'),
         build=later('avatar_jax.methods.hidenerf.stages:Stages'),
         note='planes, identity and modulations are computed once per avatar; the paper reports no times',
+        compared=(('frame', 'planes+identity+modulations+frame'),),
     ),
     tables={
         'hidenerf5': Table(
