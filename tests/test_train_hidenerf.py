@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pickle
 
 import chex
 import jax
@@ -21,6 +22,7 @@ from avatar_jax.methods.hidenerf.train import DRIVER, SOURCE, Flags, RunConfig
 from avatar_jax.methods.hidenerf.training import with_parts
 from avatar_jax.procedural import ProceduralHead
 from tests.comparison import close
+from tests.devices import on_four_devices
 
 PLAIN = ModelConfig.tiny()
 # One configuration for (nearly) all programs, which take long to compile: with as few layers as the networks can have.
@@ -205,25 +207,37 @@ def test_discriminators_rest_before_their_warm_up_is_over():
     assert set(plain.groups) == {'generator'} and not plain.extra
 
 
+TWO_DEVICES = """
+import jax, pickle
+from pathlib import Path
+from avatar_jax.parallel import parallelise
+from tests.test_train_hidenerf import FROZEN, GAN, PENALISED, training
+
+def step(state, batch, frozen, axis_name):
+    return training.train_step(GAN, 0, PENALISED, state, batch, frozen, axis_name)
+
+spread = parallelise(step, devices=jax.devices()[:2], constants=FROZEN)
+file = Path({file!r})
+state, batch = pickle.loads(file.read_bytes())
+found = spread.step(spread.put_state(state), spread.put_batch(batch))
+file.write_bytes(pickle.dumps(jax.device_get(found)))
+"""
+
+
 @pytest.mark.slow
-def test_devices_change_nothing():
-    """Two devices as an axis of vmap, with discriminators and their penalty."""
-    state, data = start(GAN), arrays(GAN, 4, codes=STORE)
-    whole, told = jax.device_get(first_step())
-    shares = {k: v.reshape(2, 2, *v.shape[1:]) for k, v in data.items()}
-
-    # All numbers are arguments: XLA works out what follows from constants while it compiles, and slowly.
-    def share(state, data, mesh):
-        return training.train_step(GAN, 0, PENALISED, state, data, {'mesh': mesh, 'bank': None}, 'data')
-
-    many = jax.vmap(share, in_axes=(None, 0, None), axis_name='data')
-    state, (spread, metrics) = jax.device_get((state, jax.jit(many)(state, shares, MESH)))
+def test_devices_change_nothing(tmp_path):
+    """Two devices as a training uses them, with discriminators and their penalty."""
+    state, (whole, told) = jax.device_get((start(GAN), first_step()))
+    file = tmp_path / 'arrays'
+    file.write_bytes(pickle.dumps((state, arrays(GAN, 4, codes=STORE))))
+    on_four_devices(TWO_DEVICES.format(file=str(file)))
+    spread, metrics = pickle.loads(file.read_bytes())
     assert metrics.keys() == told.keys()
     for name in told:
-        close(metrics[name][0], told[name], rtol=2e-3, atol=1e-5, what=name)
+        close(metrics[name], told[name], rtol=2e-3, atol=1e-5, what=name)
     for name, group in whole.groups.items():
         moved = jax.tree.map(lambda a, b: a - b, group.params, state.groups[name].params)
-        away = jax.tree.map(lambda a, b: a[0] - b, spread.groups[name].params, group.params)
+        away = jax.tree.map(lambda a, b: a - b, spread.groups[name].params, group.params)
         size, error = (np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(t))) for t in (moved, away))
         # Adam's first step is the sign of the gradient: entries near zero may go the other way.
         assert error < 0.15 * size, (name, error, size)
