@@ -117,6 +117,7 @@ class Parallel:
     Attributes:
         kind: one of ``KINDS``.
         num_devices: how many devices share a batch, over all processes.
+        constants: where ``step`` wants them; another program of the same devices takes them without a copy.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Parallel:
         num_local: int,
     ):
         self.kind, self.num_devices = kind, num_devices
-        self._jitted, self._traceable, self._constants = jitted, traceable, constants
+        self._jitted, self._traceable, self.constants = jitted, traceable, constants
         self._place, self._num_local = place, num_local
         self._compiled: dict[Any, Any] = {}
 
@@ -168,14 +169,14 @@ class Parallel:
         """
         key = tuple((x.shape, x.dtype) for x in jax.tree.leaves((state, batch)))
         if key not in self._compiled:
-            self._compiled[key] = self._jitted.lower(state, batch, self._constants).compile()
+            self._compiled[key] = self._jitted.lower(state, batch, self.constants).compile()
         return self._compiled[key]
 
     def step(self, state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
         """``(state, metrics)`` after one step from placed arguments; donates the state."""
         # The compiled program itself, not the wrapper: pmap's wrapper wants host-local arrays when there are several
         # processes and hands them back, and such arrays can neither be stored nor cut.
-        return self.compile(state, batch)(state, batch, self._constants)
+        return self.compile(state, batch)(state, batch, self.constants)
 
     def trace(self, state: PyTree, batch: PyTree) -> ClosedJaxpr:
         """The closed jaxpr of the step; takes placed arguments or their shapes, computes nothing.
@@ -190,7 +191,7 @@ class Parallel:
             return jax.ShapeDtypeStruct(size, x.dtype, sharding=where)
 
         batch = jax.tree.map(lambda x: shape(x, self.kind == 'pmap'), batch)
-        state, constants = jax.tree.map(shape, (state, self._constants))
+        state, constants = jax.tree.map(shape, (state, self.constants))
         return jax.make_jaxpr(self._traceable)(state, batch, constants)
 
 
@@ -307,6 +308,8 @@ def _to_host(x: Any) -> np.ndarray:
 
 
 def _everywhere(x: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and x.sharding == sharding:
+        return x
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 

@@ -141,7 +141,8 @@ def train(
                 guarded,
                 kind=config.parallel,
                 devices=run.devices,
-                constants=run.constants,
+                # Placed once: networks of losses are large, and kinds come up while the loop runs.
+                constants=next(iter(programs.values())).constants if programs else run.constants,
                 model_shards=run.model_shards,
             )
         return programs[kind]
