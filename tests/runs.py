@@ -25,12 +25,16 @@ def train(config, out, *, resume=False, quiet=True, programs=None):
 
 
 class Both(NamedTuple):
-    """A training from beginning to end, and one that was ended in between and resumed: final states and folders."""
+    """A training from beginning to end, and one that was ended in between and resumed: final states and folders.
+
+    And their steps by kind (``parallel.Parallel``), for other tests of the same configuration.
+    """
 
     whole: Any
     resumed: Any
     folder: Path
     resumed_folder: Path
+    programs: dict
 
 
 def train_and_resume(config, out: Path, after: int) -> Both:
@@ -42,7 +46,7 @@ def train_and_resume(config, out: Path, after: int) -> Both:
     programs, whole, parts = {}, out / 'whole', out / 'parts'
     with copied_as_if_killed(whole, parts, after):
         state = train(config, whole, programs=programs)
-    return Both(state, train(config, parts, resume=True, programs=programs), whole, parts)
+    return Both(state, train(config, parts, resume=True, programs=programs), whole, parts, programs)
 
 
 @contextlib.contextmanager

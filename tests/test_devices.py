@@ -1,23 +1,17 @@
 """People and frames are spread over all devices of a process, with the numbers of one."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.devices import on_four_devices
+
 PROGRAM = """
 import jax, numpy as np
-from avatar_jax import parallel
 from avatar_jax.methods.base import method
 from avatar_jax.methods.model import Model
 from avatar_jax.methods.otavatar import invert
 from avatar_jax.procedural.motion import speech_motion
 from tests.test_otavatar_model import SHORT, VARIABLES, portrait, some_avatar
 
-parallel.TRANSFERS = 'disallow'
 devices = jax.devices()
 assert len(devices) == 4
 model = Model(method('otavatar'), SHORT, VARIABLES)
@@ -32,19 +26,16 @@ assert len(spread) == 3
 for a, b in zip(alone, spread, strict=True):
     np.testing.assert_allclose(a.avatar.identity['code'], b.avatar.identity['code'], atol=1e-4)
     np.testing.assert_allclose(float(a.psnr), float(b.psnr), atol=1e-2)
-print('as on one device')
 """
 
 
 FITTED = """
 import jax, numpy as np
-from avatar_jax import parallel
 from avatar_jax.inversion.tuning import TuningConfig
 from avatar_jax.methods.nofa import fit
 from avatar_jax.train.optimizers import OptimizerConfig
 from tests.nofa_tiny import ModelConfig, awake, portrait, variables_of
 
-parallel.TRANSFERS = 'disallow'
 devices, config = jax.devices(), ModelConfig.tiny()
 variables = awake(variables_of(config), config, 0.02)
 tuned = fit.with_tuning(config, tuning=TuningConfig('compensation', 3, OptimizerConfig('adam', 3e-3)))
@@ -54,7 +45,6 @@ assert len(spread) == 3
 for a, b in zip(alone, spread, strict=True):
     np.testing.assert_allclose(a.tuned.curve, b.tuned.curve, rtol=1e-3)
     np.testing.assert_allclose(a.avatar.identity['planes'], b.avatar.identity['planes'], atol=1e-3)
-print('as on one device')
 """
 BUILT = """
 import jax, numpy as np, pytest
@@ -76,21 +66,17 @@ rows, labels = motion(2)
 assert whole.frames(built[3].avatar, rows, labels, devices=jax.devices()[:1]).rgb.shape[0] == 2
 with pytest.raises((AttributeError, TypeError, ValueError)):
     whole.build_many([*people[:3], people[3].replace(image=None)], bank=bank)
-print('as on one device')
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('program', [PROGRAM, FITTED, BUILT], ids=['inverted', 'fitted', 'built'])
 def test_frames_and_people_over_devices(program):
-    flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
-    done = subprocess.run(
-        [sys.executable, '-c', program],
-        cwd=ROOT,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert 'as on one device' in done.stdout
+    on_four_devices(program)
+
+
+@pytest.mark.slow
+def test_programs_that_fail_are_told():
+    with pytest.raises(AssertionError, match='ValueError: no'):
+        on_four_devices('raise ValueError("no")')
+    on_four_devices('import jax; assert len(jax.devices()) == 4')  # the process lives on

@@ -25,10 +25,11 @@ CONFIG = ModelConfig.tiny(
 VARIABLES = awake(variables_of(CONFIG), CONFIG, 0.02)
 WIDTH = CONFIG.generator.w_dim
 TRUTH = training.Frozen(teacher=Teacher('truth'), metric=jnp.diag(jnp.arange(1.0, WIDTH + 1) / WIDTH))
-BATCH = jax.tree.map(jnp.asarray, batch(4))
-RAYS = BATCH | {'masks': jnp.ones(BATCH['images'].shape[:-1]), 'importance': jnp.ones(BATCH['images'].shape[:-1])}
+BATCH = batch(4)
+EVERYWHERE = np.ones(BATCH['images'].shape[:-1], np.float32)
+RAYS = BATCH | {'masks': EVERYWHERE, 'importance': EVERYWHERE}
 CODES = {k: BATCH[k] for k in ('images', 'labels')} | {
-    'latents': jax.random.normal(jax.random.key(0), (4, CONFIG.generator.z_dim))
+    'latents': np.random.default_rng(0).normal(size=(4, CONFIG.generator.z_dim)).astype(np.float32)
 }
 MOVES = {
     'general': {'encoder', 'generator', 'deformation'},
@@ -43,6 +44,12 @@ TERMS = {
     'codes': {'codes'},
 }
 BATCHES = {'general': RAYS, 'compensation': RAYS, 'codes': CODES}  # single rays are quicker to compile
+
+
+@pytest.fixture(scope='module')
+def kind(request):
+    """A kind of step. Tests of one kind come one after the other, so that its program is not freed in between."""
+    return request.param
 
 
 def stage_of(kind):
@@ -66,7 +73,7 @@ def differing(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', MOVES)
+@pytest.mark.parametrize('kind', MOVES, indirect=True, scope='module')
 def test_a_step_moves_its_networks_alone_and_goes_on_where_it_stopped(kind):
     """Single rays, whole pictures in the second stage, and the encoder's codes.
 
@@ -82,7 +89,7 @@ def test_a_step_moves_its_networks_alone_and_goes_on_where_it_stopped(kind):
         state, metrics = step(state, shown, TRUTH)
         losses.append(float(metrics['loss']))
         if done == 2:
-            again = step(jax.tree.map(jnp.asarray, saved), shown, TRUTH)
+            again = step(jax.device_put(saved), shown, TRUTH)
             jax.tree.map(np.testing.assert_array_equal, (state, metrics), again)
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0], 'one batch is learnt'
@@ -96,7 +103,7 @@ def test_a_step_moves_its_networks_alone_and_goes_on_where_it_stopped(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('kind', 'devices'), [('general', 4), ('compensation', 2)])
+@pytest.mark.parametrize(('kind', 'devices'), [('general', 4), ('compensation', 2)], indirect=['kind'], scope='module')
 def test_devices_share_a_batch(kind, devices):
     """An axis of ``vmap`` stands for devices; the first stage has batch norm and the latent discriminator."""
     stage, shown = stage_of(kind), BATCHES.get(kind, BATCH)
@@ -106,7 +113,8 @@ def test_devices_share_a_batch(kind, devices):
     one, metrics = step_of(CONFIG, stage)(state, shown, TRUTH)
     shares = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), shown)
     body = partial(training.train_step, CONFIG, stage, 3, frozen=TRUTH, axis_name='data')
-    many, metrics_many = jax.jit(jax.vmap(body, in_axes=(None, 0), axis_name='data'))(state, shares)
+    step = jax.jit(jax.vmap(body, in_axes=(None, 0), axis_name='data'))
+    one, (many, metrics_many) = jax.device_get((one, step(state, shares)))
     for name in metrics:
         close(metrics_many[name][0], metrics[name], rtol=2e-3, atol=1e-5, what=name)
     # Adam divides by the gradient's own size, which can be nothing but rounding (a bias before batch norm): the first

@@ -3,9 +3,6 @@
 import dataclasses
 import functools
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +23,11 @@ from avatar_jax.methods.eg3d.config import (
     TrainConfig,
 )
 from avatar_jax.models.triplane import GeneratorConfig, TriPlaneGenerator, init_generator
+from avatar_jax.parallel import parallelise
 from avatar_jax.train.checkpoints import Checkpoints, config_difference
 from avatar_jax.train.logging import read_jsonl
-from tests.runs import flags_of_devices, train, train_and_resume
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.devices import on_four_devices
+from tests.runs import train, train_and_resume
 
 
 def tiny_run(batch=4, iterations=4, lazy=0, **train):
@@ -71,7 +68,7 @@ def stored_numbers(out, step):
 
 @pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
-    _, _, whole, out = train_and_resume(tiny_run(), tmp_path, 2)
+    _, _, whole, out, _ = train_and_resume(tiny_run(), tmp_path, 2)
     expected, found = stored_numbers(whole, 4), stored_numbers(out, 4)
     assert expected == found
     assert any('augment' in name for name in found) and any(name.endswith('w_avg') for name in found)
@@ -105,40 +102,33 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
         files.starting_point(other)
 
 
-DEVICES = """
-import sys
-sys.path.insert(0, {root!r})
-import dataclasses
-import functools
-import jax, numpy as np
-from functools import partial
-from avatar_jax.methods.eg3d import train as training
-from avatar_jax.parallel import parallelise
-from tests.test_train_eg3d import batch_of, labels_of, tiny_run
+def compare_devices():
+    """Runs in the process with four devices."""
 
-def update(kind, devices, accumulate):
-    config = tiny_run(8, lazy=1, optimizer='sgd', g_lr=0.01, d_lr=0.01, accumulate=accumulate)
-    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, style_mixing_prob=0.9))
-    flags = training.flags_at(config, 0)
-    step = lambda s, b, labels, axis: training.train_step(config, flags, s, b, labels, axis)
-    spread = parallelise(step, kind=kind, devices=jax.devices()[:devices], constants=labels_of(6))
-    state = spread.put_state(training.init_state(config, *training.fresh_variables(config)))
-    before = jax.tree.map(np.array, state.groups)
-    state, metrics = spread.step(state, spread.put_batch(batch_of(8)))
-    return before, jax.tree.map(np.array, state), metrics
+    def settings(accumulate):
+        config = tiny_run(8, lazy=1, optimizer='sgd', g_lr=0.01, d_lr=0.01, accumulate=accumulate)
+        return dataclasses.replace(config, loss=dataclasses.replace(config.loss, style_mixing_prob=0.9))
 
-before, one, metrics = update('single', 1, 2)
-for kind, devices in (('pmap', 4),):  # pmap is shard_map inside
-    _, many, other = update(kind, devices, 1)
+    start = training.init_state(settings(1), *training.fresh_variables(settings(1)))
+
+    def update(kind, count, accumulate):
+        config = settings(accumulate)
+        flags = training.flags_at(config, 0)
+        step = lambda s, b, labels, axis: training.train_step(config, flags, s, b, labels, axis)
+        spread = parallelise(step, kind=kind, devices=jax.devices()[:count], constants=labels_of(6))
+        state, metrics = spread.step(spread.put_state(start), spread.put_batch(batch_of(8)))
+        return jax.tree.map(np.array, state), metrics
+
+    one, metrics = update('single', 1, 2)
+    many, other = update('pmap', 4, 1)  # pmap is shard_map inside
     for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(one)[0], jax.tree.leaves(many), strict=True):
         scale = max(np.abs(a).max(), 1.0)
-        assert np.abs(a - b).max() <= 1e-6 * scale, (kind, jax.tree_util.keystr(path), np.abs(a - b).max())
+        assert np.abs(a - b).max() <= 1e-6 * scale, (jax.tree_util.keystr(path), np.abs(a - b).max())
     for name, value in metrics.items():
         np.testing.assert_allclose(value, other[name], rtol=2e-4, atol=1e-5, err_msg=name)
-assert set(p + '/grad_norm' for p in training.PHASES) <= set(metrics)
-moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(one.groups))]
-assert max(moved) > 1e-4, moved
-"""
+    assert {f'{phase}/grad_norm' for phase in training.PHASES} <= set(metrics)
+    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(start.groups), jax.tree.leaves(one.groups))]
+    assert max(moved) > 1e-4, moved
 
 
 def labels_of(count):
@@ -155,15 +145,7 @@ def batch_of(count, size=16):
 
 @pytest.mark.slow
 def test_the_update_does_not_depend_on_devices_and_micro_batches():
-    done = subprocess.run(
-        [sys.executable, '-c', DEVICES.format(root=str(ROOT))],
-        cwd=ROOT,
-        env=flags_of_devices(4),
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_four_devices('from tests.test_train_eg3d import compare_devices; compare_devices()')
 
 
 def test_batches_that_do_not_divide_are_refused():

@@ -14,7 +14,7 @@ from avatar_jax.methods import base
 from avatar_jax.methods.gpavatar import train as training
 from avatar_jax.methods.gpavatar.build import strangers
 from avatar_jax.methods.gpavatar.config import ModelConfig
-from avatar_jax.methods.gpavatar.model import build, frame, init, load_model, with_coefficients
+from avatar_jax.methods.gpavatar.model import abstract, build, frame, load_model, with_coefficients
 from avatar_jax.methods.gpavatar.train import RunConfig
 from avatar_jax.train.checkpoints import config_difference
 from avatar_jax.train.logging import read_jsonl
@@ -73,11 +73,13 @@ def test_coefficients_can_join_trained_points(trained, tmp_path):
     known, config, _, _ = load_model(weights)
     started, both = with_coefficients(known, config)
     assert both == config.with_method(field__kind='both')
-    signals, label = {'expression': jax.random.uniform(jax.random.key(0), (1, 64))}, FRONT[None]
+    expression = np.random.default_rng(0).uniform(size=(1, 64)).astype(np.float32)
+    drawn = jax.jit(
+        lambda v, identity, config: frame(v, config, identity, None, {'expression': expression}, FRONT[None], sr=False),
+        static_argnames='config',
+    )
     avatar = build(known, config, Portrait(image=np.zeros((16, 16, 3), np.float32), camera=Camera.from_label(FRONT)))
-    frames = [
-        frame(v, c, avatar.identity, None, signals, label, sr=False).rgb for v, c in ((known, config), (started, both))
-    ]
+    frames = [drawn(v, avatar.identity, config=c).rgb for v, c in ((known, config), (started, both))]
     # It begins where the first training ended, up to the rounding of some hundred sums of numbers around 1.
     np.testing.assert_allclose(*frames, atol=1e-5)
     state = train(run, tmp_path / 'run', quiet=True)
@@ -91,10 +93,10 @@ def test_coefficients_can_join_trained_points(trained, tmp_path):
 @pytest.mark.slow
 def test_groups_and_schedule():
     config = ModelConfig.tiny(**SETTINGS)
-    main_part, slow = training.split_slow(init(config, jax.random.key(0))['params'])
+    whole = abstract(config)['params']
+    main_part, slow = training.split_slow(whole)
     names = {'/'.join(str(getattr(k, 'key', k)) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(slow)}
     assert names and all('style_mlp' in n or 'final_linear' in n for n in names)
-    whole = init(config, jax.random.key(0))['params']
     assert jax.tree.structure(training.join(main_part, slow)) == jax.tree.structure(whole)
     scales = [float(training.learning_rate_scale(config, k)) for k in range(4)]
     np.testing.assert_allclose(scales, [1, 1, 0.2, 0.2])
@@ -103,14 +105,19 @@ def test_groups_and_schedule():
 @pytest.mark.slow
 def test_super_resolution_learns_apart():
     config = ModelConfig.tiny(**SETTINGS)
-    state = training.init_state(config, init(config, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), abstract(config))
+    state = training.init_state(config, variables)
     params = training.gather({name: g.params for name, g in state.groups.items()})
-    assert jax.tree.structure(params) == jax.tree.structure(init(config, jax.random.key(0))['params'])
-    ones = jax.tree.map(np.ones_like, params)
-    state, _ = training.update(config, state, ones)
-    for which in ('others', 'sr'):
-        rested, metrics = training.update(config, state, ones, which)
-        assert int(rested.step) == 2 and all(k.startswith('sr') == (which == 'sr') for k in metrics)
+    assert jax.tree.structure(params) == jax.tree.structure(variables['params'])
+    update = jax.jit(training.update, static_argnums=(0, 3))
+    ones = jax.tree.map(np.ones_like, variables['params'])
+    kinds = ('others', 'sr')
+    for which in kinds:  # momentum everywhere
+        state = jax.device_get(update(config, state, ones, which)[0])
+    for which in kinds:
+        rested, metrics = jax.device_get(update(config, state, ones, which))
+        assert int(rested.step) == 3 and all(k.startswith('sr') == (which == 'sr') for k in metrics)
         for name, group in state.groups.items():
             same = [
                 np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (group, rested.groups[name])), strict=True)

@@ -72,6 +72,11 @@ def step(state, data, mesh, config, flags):
     return training.train_step(config, 0, flags, state, data, {'mesh': mesh, 'bank': None})
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def prepared(config, data):
+    return training.prepared(config, data)
+
+
 @functools.lru_cache(maxsize=2)
 def start(config):
     return training.fresh_state(config, 0)
@@ -89,23 +94,24 @@ def first_step():
 @pytest.mark.slow
 def test_flips_carry_everything_along():
     config = PLAIN.replace(shape='own', loss__depth=0.1)
-    data = training.prepared(config, {k: jnp.asarray(v) for k, v in arrays(config, 4).items()})
-    source, both = jnp.array([False, True, False, True]), jnp.array([False, False, True, True])
-    found = jax.jit(functools.partial(training.flip, config))(data, source, both, MESH)
+    data = jax.device_get(prepared(config, arrays(config, 4)))
+    source, both = np.array([False, True, False, True]), np.array([False, False, True, True])
+    found = jax.device_get(jax.jit(functools.partial(training.flip, config))(data, source, both, MESH))
     turned = {SOURCE: [False, True, True, False], DRIVER: [False, False, True, True]}
     names = {SOURCE: ('source', 'source_label'), DRIVER: ('target', 'label')}
+    mirror = jax.jit(cameras.mirror)
     for frame, flags in turned.items():
         picture, label = names[frame]
         for i, flag in enumerate(flags):
             own, camera = data['images'][i, frame], data['labels'][i, frame]
             close(found[picture][i], own[:, ::-1] if flag else own, atol=2e-6, what=picture)
-            close(found[label][i], cameras.mirror(camera) if flag else camera, atol=2e-6, what=label)
+            close(found[label][i], mirror(camera) if flag else camera, atol=2e-6, what=label)
     close(found['mask'][2], data['masks'][2, DRIVER][:, ::-1], atol=2e-6, what='mask')
     close(found['importance'][3], data['importance'][3][:, ::-1], atol=2e-6, what='importance')
     close(found['depths'][3], data['depths'][3][:, ::-1], atol=2e-6, what='depths')
     # Codes: the mirrored shape with the driver's own expression; all of it turned where both are flipped.
     draw = jax.jit(lambda m, s, e, f: secc.codes(m, s, e, config.secc, mirrored=f))
-    codes = draw(MESH, data['shapes'], data['expression'], source)
+    codes = np.asarray(draw(MESH, data['shapes'], data['expression'], source))
     close(found['driving'][:2], codes[:2], atol=2e-6, what='driving')
     close(found['driving'][2:], secc.flipped(codes[2:]), atol=2e-6, what='both flipped')
     assert np.abs(found['driving'][1] - draw(MESH, data['shapes'], data['expression'], ~source)[1]).max() > 0.02
@@ -113,7 +119,7 @@ def test_flips_carry_everything_along():
         **data,
         'codes': training.host_codes(STORE, *map(np.asarray, (data['shapes'], data['expression']))),
     }
-    again = jax.jit(functools.partial(training.flip, config))(drawn_before, source, both, MESH)
+    again = jax.device_get(jax.jit(functools.partial(training.flip, config))(drawn_before, source, both, MESH))
     for name in ('driving', 'canonical'):
         assert (np.abs(again[name] - found[name]).max(-1) > 1e-2).mean() < 0.005, name
 
@@ -127,11 +133,12 @@ def test_mirrored_labels_know_the_principal_point():
 
 
 def test_pictures_are_masked():
-    images = jnp.ones((1, 2, 4, 4, 3)) * 0.3
-    masks = jnp.zeros((1, 2, 4, 4)).at[:, :, 1:3].set(1).at[:, :, 3].set(0.5)
-    found = model.masked(images, masks, -1.0)
+    images = np.full((1, 2, 4, 4, 3), 0.3, np.float32)
+    masks = np.zeros((1, 2, 4, 4), np.float32)
+    masks[:, :, 1:3], masks[:, :, 3] = 1, 0.5
+    found = np.asarray(jax.jit(model.masked)(images, masks, -1.0))
     np.testing.assert_allclose(found[0, 0, :, 0, 0], [-1, 0.3, 0.3, -0.35], rtol=1e-6)
-    data = training.prepared(PLAIN, {k: jnp.asarray(v) for k, v in arrays(PLAIN).items()})
+    data = jax.device_get(prepared(PLAIN, arrays(PLAIN)))
     assert float(data['images'][0, 0, 0, 0, 0]) == PLAIN.fill == 1.0
 
 
@@ -153,46 +160,23 @@ def test_losses_fall_discriminators_learn_and_a_step_is_a_function_of_its_state(
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)
     assert int(state.step) == 12 and np.mean(seen[-3:]) < 0.95 * np.mean(seen[:3]), seen
+    told, ended, first = jax.device_get((metrics, state, first))
     for name in ('psnr', 'pixel', 'perceptual', 'deformation', 'opacity', 'focus', 'generator/grad_norm'):
-        assert np.isfinite(metrics[name]), name
-    assert float(metrics['shift']) > 0  # the deformation has left zero
+        assert np.isfinite(told[name]), name
+    assert float(told['shift']) > 0  # the deformation has left zero
     for name in adversary.NAMES:
-        assert int(state.groups[name].opt_state.count) == 24  # loss and penalty, each a step
+        assert int(ended.groups[name].opt_state.count) == 24  # loss and penalty, each a step
         for term in ('main/fake', 'main/real', 'penalty/r1', 'main/grad_norm', 'p'):
-            assert np.isfinite(metrics[f'{name}/{term}']), term
-        assert float(metrics[f'adversarial_{name}']) > 0
-        assert float(state.extra[name].p) != float(first.extra[name].p)
-        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.groups[name].params, first.groups[name].params)
+            assert np.isfinite(told[f'{name}/{term}']), term
+        assert float(told[f'adversarial_{name}']) > 0
+        assert float(ended.extra[name].p) != float(first.extra[name].p)
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), ended.groups[name].params, first.groups[name].params)
         assert max(jax.tree.leaves(moved)) > 0
-    averaged, raw = (training.variables_of(state, a)['params'] for a in (True, False))
+    averaged, raw = (training.variables_of(ended, a)['params'] for a in (True, False))
     assert any(np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(averaged), jax.tree.leaves(raw), strict=True))
     sheet, scores = training.sample_sheet(GAN, state, data, FROZEN)
     assert sheet.shape == (64, 6 * 16, 3) and sheet.dtype == np.uint8
     assert np.isfinite(list(scores.values())).all() and set(scores) == {'sample/psnr', 'sample/psnr_raw'}
-
-
-@pytest.mark.slow
-def test_devices_change_nothing():
-    """Two devices as an axis of vmap, with discriminators and their penalty."""
-    state, data = start(GAN), arrays(GAN, 4, codes=STORE)
-    whole, told = first_step()
-    shares = {k: v.reshape(2, 2, *v.shape[1:]) for k, v in data.items()}
-
-    # All numbers are arguments: XLA works out what follows from constants while it compiles, and slowly.
-    def share(state, data, mesh):
-        return training.train_step(GAN, 0, PENALISED, state, data, {'mesh': mesh, 'bank': None}, 'data')
-
-    many = jax.vmap(share, in_axes=(None, 0, None), axis_name='data')
-    spread, metrics = jax.jit(many)(state, shares, MESH)
-    assert metrics.keys() == told.keys()
-    for name in told:
-        close(metrics[name][0], told[name], rtol=2e-3, atol=1e-5, what=name)
-    for name, group in whole.groups.items():
-        moved = jax.tree.map(lambda a, b: a - b, group.params, state.groups[name].params)
-        away = jax.tree.map(lambda a, b: a[0] - b, spread.groups[name].params, group.params)
-        size, error = (np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(t))) for t in (moved, away))
-        # Adam's first step is the sign of the gradient: entries near zero may go the other way.
-        assert error < 0.15 * size, (name, error, size)
 
 
 @pytest.mark.slow
@@ -201,7 +185,7 @@ def test_discriminators_rest_before_their_warm_up_is_over():
     state, data = start(GAN), arrays(GAN, 4, codes=STORE)
     programs = {}
     for flags in (EARLY, PENALISED):
-        traced = step.trace(state, data, MESH, GAN, flags)  # the one with discriminators is known from other tests
+        traced = step.trace(state, data, MESH, GAN, flags)  # the one with discriminators is known from the test before
         programs[flags], (_, metrics) = traced.jaxpr, traced.out_info
         assert any('discriminator' in name for name in metrics) == (flags == PENALISED)
     places = dict.fromkeys(adversary.NAMES, 0)
@@ -217,14 +201,39 @@ def test_discriminators_rest_before_their_warm_up_is_over():
     refine = next(i for i, path in enumerate(paths) if "groups['generator'].params['refine']" in path)
     for flags, program in programs.items():
         assert _convolved(program.jaxpr, program.jaxpr.invars[refine]) == flags.refine
-    assert set(start(PLAIN).groups) == {'generator'} and not start(PLAIN).extra
+    plain = jax.eval_shape(lambda: training.fresh_state(PLAIN, 0))
+    assert set(plain.groups) == {'generator'} and not plain.extra
+
+
+@pytest.mark.slow
+def test_devices_change_nothing():
+    """Two devices as an axis of vmap, with discriminators and their penalty."""
+    state, data = start(GAN), arrays(GAN, 4, codes=STORE)
+    whole, told = jax.device_get(first_step())
+    shares = {k: v.reshape(2, 2, *v.shape[1:]) for k, v in data.items()}
+
+    # All numbers are arguments: XLA works out what follows from constants while it compiles, and slowly.
+    def share(state, data, mesh):
+        return training.train_step(GAN, 0, PENALISED, state, data, {'mesh': mesh, 'bank': None}, 'data')
+
+    many = jax.vmap(share, in_axes=(None, 0, None), axis_name='data')
+    state, (spread, metrics) = jax.device_get((state, jax.jit(many)(state, shares, MESH)))
+    assert metrics.keys() == told.keys()
+    for name in told:
+        close(metrics[name][0], told[name], rtol=2e-3, atol=1e-5, what=name)
+    for name, group in whole.groups.items():
+        moved = jax.tree.map(lambda a, b: a - b, group.params, state.groups[name].params)
+        away = jax.tree.map(lambda a, b: a[0] - b, spread.groups[name].params, group.params)
+        size, error = (np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(t))) for t in (moved, away))
+        # Adam's first step is the sign of the gradient: entries near zero may go the other way.
+        assert error < 0.15 * size, (name, error, size)
 
 
 @pytest.mark.slow
 def test_augmentation_is_an_option():
     images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
     keys, ada = jax.random.split(jax.random.key(2), 2), start(GAN).extra['discriminator'].replace(p=jnp.float32(1))
-    assert np.abs(adversary.seen(GAN, images, ada, keys) - images).max() > 1e-3
+    assert np.abs(np.asarray(jax.jit(functools.partial(adversary.seen, GAN))(images, ada, keys)) - images).max() > 1e-3
     assert adversary.seen(PLAIN, images, ada, keys) is images
 
 
@@ -238,7 +247,7 @@ def test_parts_change_nothing():
         y = (inputs['x'] * params['a']).sum(-1) + jax.vmap(jax.random.uniform)(inputs['k'])
         return jnp.mean(y**2), ({'mean': y.mean()}, {'y': y})
 
-    whole, parts = (training.in_parts(function, params, inputs, n) for n in (1, 2))
+    whole, parts = (jax.jit(functools.partial(training.in_parts, function, parts=n))(params, inputs) for n in (1, 2))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         close(b, a, rtol=1e-5, what='parts')
 
@@ -294,15 +303,16 @@ def test_terms():
     rng = np.random.default_rng(0)
 
     def random(*shape):
-        return jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
+        return rng.uniform(-1, 1, shape).astype(np.float32)
 
     views = model.Views(
         random(2, 8, 8, 3), random(2, 16, 16, 3), random(2, 8, 8, 1), random(2, 8, 8, 1), random(2, 8, 8, 4, 3)
     )
-    target, mask = random(2, 16, 16, 3), jnp.ones((2, 16, 16))
+    target, mask = random(2, 16, 16, 3), np.ones((2, 16, 16), np.float32)
     config = PLAIN.loss
     distance = losses.distance_of(config, None)
-    terms = losses.reconstruction(config, distance, views, target, mask, mask)
+    reconstruction = jax.jit(losses.reconstruction, static_argnums=(0, 1))
+    terms = reconstruction(config, distance, views, target, mask, mask)
     assert set(terms) == {'pixel', 'perceptual', 'deformation', 'opacity', 'focus'}
     small = np.asarray(training.resize(target, 8, antialias=True))
     expected = np.mean((views.image - target) ** 2) + np.mean((views.raw - small) ** 2)
@@ -310,16 +320,18 @@ def test_terms():
     close(terms['focus'], expected, rtol=1e-5, what='equal importance is the plain error')
     close(terms['deformation'], 0.1 * np.abs(views.shift).sum(-1).mean(), rtol=1e-5, what='deformation')
     close(terms['opacity'], 0.5 * np.mean((views.opacity - 1) ** 2), rtol=1e-5, what='opacity')
-    deep, surface = dataclasses.replace(config, depth=2.0), jnp.zeros((2, 16, 16)).at[:, :8].set(0.25)
-    raw = losses.reconstruction(deep, distance, views.replace(image=None), target, mask, mask, surface)
+    deep, surface = dataclasses.replace(config, depth=2.0), np.zeros((2, 16, 16), np.float32)
+    surface[:, :8] = 0.25
+    raw = reconstruction(deep, distance, views.replace(image=None), target, mask, mask, surface)
     # The row next to the surface's edge sees beyond it.
     close(raw['depth'], np.abs(views.depth[:, :3] - 0.25).sum() * 2 / 128, rtol=1e-4, what='depth, where a surface is')
     close(raw['pixel'], np.mean((views.raw - small) ** 2), rtol=1e-5, what='without a final picture')
     assert 0 < raw['perceptual'] < terms['perceptual']
     paper = ModelConfig.paper().loss
-    assert set(losses.reconstruction(paper, distance, views, target)) == {'pixel', 'perceptual', 'deformation'}
+    published = jax.eval_shape(functools.partial(losses.reconstruction, paper, distance), views, target)
+    assert set(published) == {'pixel', 'perceptual', 'deformation'}
     perfect = views.replace(image=target, raw=small)
-    assert float(losses.reconstruction(paper, distance, perfect, target)['perceptual']) < 1e-6
+    assert float(reconstruction(paper, distance, perfect, target)['perceptual']) < 1e-6
     assert losses.network_of(paper, None) == losses.network_of(paper, PerceptionBank()) == 'pyramid'
     with pytest.raises(UserError, match='needs the weights of LPIPS'):
         losses.network_of(ModelConfig.paper(loss__network='vgg16').loss, None)
@@ -354,7 +366,7 @@ def test_data_that_do_not_fit_are_one_line():
 def test_parts_of_other_weights():
     """Finer rays leave the networks of planes and points as they are; the refine network has other levels."""
     coarse, fine = PLAIN, PLAIN.replace(raw_size=16, refine__identity=(4, 8, 8), refine__decoder=(8, 8, 8))
-    known, fresh = (model.init(c, jax.random.key(k)) for k, c in enumerate((coarse, fine)))
+    known, fresh = (made_up(c, k) for k, c in enumerate((coarse, fine)))
     run = RunConfig(model=fine, init='before', init_parts=('appearance', 'points'))
     found = with_parts(run, known, fresh)['params']
     for part in found:
@@ -365,6 +377,12 @@ def test_parts_of_other_weights():
         RunConfig(init='before', init_parts=('generator',))
     with pytest.raises(UserError, match='init_parts: .*; needs init, the weights that have these parts'):
         RunConfig(init_parts=('points',))
+
+
+def made_up(config, seed):
+    """Variables of random numbers, without compiling anything."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), model.abstract(config))
 
 
 def narrowed(variables):

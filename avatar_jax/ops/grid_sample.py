@@ -25,6 +25,9 @@ PLANE_AXES = {
     'ordered': ((0, 1), (0, 2), (1, 2)),  # XY, XZ, YZ: the first coordinate along columns, the second along rows
 }
 
+# Indices are neither beyond the end nor counted from it: a third less to trace for each look-up.
+_WITHIN = {'mode': 'promise_in_bounds', 'wrap_negative_indices': False}
+
 
 @jax.custom_vjp
 def weighted_rows(
@@ -40,8 +43,12 @@ def weighted_rows(
     Returns:
         [M, C]. Reverse-mode differentiable in ``table`` and ``weight``, to any order; no forward mode (`jax.jvp`).
     """
-    rows = [table.at[i].get(mode='promise_in_bounds') * w[:, None] for i, w in zip(index, weight)]
+    rows = [_rows(table, i) * w[:, None] for i, w in zip(index, weight)]
     return sum(rows[1:], rows[0])
+
+
+def _rows(table, index):
+    return table.at[index].get(**_WITHIN)
 
 
 def _weighted_rows_fwd(table, index, weight):
@@ -53,12 +60,12 @@ def _weighted_rows_bwd(residuals, cotangent):
 
     def add(total, tap):
         rows, weights = tap
-        return total.at[rows].add((weights[:, None] * cotangent).astype(table.dtype), mode='promise_in_bounds'), None
+        return total.at[rows].add((weights[:, None] * cotangent).astype(table.dtype), **_WITHIN), None
 
     # One tap after the other, in place: all rows at once would write [K, M, C] to memory first, which takes several
     # times as long on a CPU, and written out without a loop, the table is copied for each.
     d_table, _ = jax.lax.scan(add, jnp.zeros_like(table), (index, weight))
-    d_weight = jnp.stack([(table.at[i].get(mode='promise_in_bounds') * cotangent).sum(-1) for i in index])
+    d_weight = jnp.stack([(_rows(table, i) * cotangent).sum(-1) for i in index])
     return d_table, None, d_weight.astype(weight.dtype)
 
 
