@@ -49,6 +49,18 @@ def test_version_1_is_not_named_in_recipes():
     assert config_difference(now, {**stored, 'looks': 2, 'camera': 0.0, 'camera_seed': 0}) is not None
 
 
+def test_a_built_set_of_version_2_has_a_name_of_its_own(tmp_path):
+    from data_pipelines.heads.__main__ import build
+    from data_pipelines.sources import BuiltFrames
+
+    few = {'people': 1, 'frames': 1, 'cameras': 1, 'progress': False}
+    old, new = (build('tiny', tmp_path, looks=k, **few) for k in (None, 2))
+    assert old != new and build('tiny', tmp_path, looks=1, **few) == old
+    a, b = (BuiltFrames(folder)[0] for folder in (old, new))
+    np.testing.assert_array_equal(a['landmarks'], b['landmarks'])
+    assert np.abs(a['image'].astype(int) - b['image']).mean() > 2
+
+
 def test_options_of_a_training():
     old, new = (streams.clips(ClipsConfig(people=1, frames=2, looks=k), 16, _weights()) for k in (1, 2))
     seen = streams.clips(ClipsConfig(people=1, frames=2, looks=2, camera=1.0), 16, _weights())

@@ -1,9 +1,6 @@
 """Inversion and decoupling-by-inverting on a linear toy: every schedule against a plain Python loop, people against
 each other, devices against one device."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -36,7 +33,7 @@ from avatar_jax.inversion.tuning import TuningConfig, tune
 from avatar_jax.parallel import check_batch, parallelise
 from avatar_jax.train.optimizers import OptimizerConfig, clip_by_global_norm, make_optimizer
 from avatar_jax.train.state import Group, TrainState, step_key
-from tests.runs import flags_of_devices
+from tests.devices import on_four_devices
 
 D, K, F, P = 4, 3, 2, 5
 W_AVG = jnp.linspace(-0.5, 0.5, D)
@@ -454,7 +451,7 @@ def device_run(kind, count, scope='batch', accumulate=1):
 
 
 def compare_devices():
-    """Runs in a process with four devices."""
+    """Runs in the process with four devices."""
     assert len(jax.devices()) == 4
     cases = {
         'batch': [('pmap', 1), ('pmap', 2), ('pmap', 4), ('shard_map', 4), ('sharded', 4), ('pmap', 2, 2)],
@@ -465,18 +462,11 @@ def compare_devices():
         for kind, count, *parts in runs:
             for a, b in zip(device_run(kind, count, scope, *parts), reference, strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6, err_msg=f'{kind} on {count}, {scope}, {parts}')
-    print('devices agree')
 
 
 @pytest.mark.slow
 def test_one_two_and_four_devices_make_the_same_sgd_updates():
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    env = flags_of_devices(4)
-    code = 'from tests.test_inversion import compare_devices; compare_devices()'
-    done = subprocess.run(
-        [sys.executable, '-c', code], cwd=root, env=env, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0 and 'devices agree' in done.stdout, done.stderr[-3000:]
+    on_four_devices('from tests.test_inversion import compare_devices; compare_devices()')
 
 
 def test_batches_that_do_not_fit_are_refused():

@@ -122,12 +122,18 @@ def make_report(
     return {'table': table.title, 'settings': kept, 'rows': rows, 'claims': claims, 'note': table.note}
 
 
-def _verdict(rows: Mapping[str, Mapping[str, float]], claim: Claim, score: str, higher: bool) -> tuple[bool, bool]:
-    """Whether a claim holds in one score, and whether the difference exceeds the spread of the seeds."""
+def _verdict(
+    rows: Mapping[str, Mapping[str, float]], claim: Claim, score: str, higher: bool
+) -> tuple[bool | None, bool]:
+    """Whether a claim holds in one score (None: no difference at all), and whether the difference exceeds the spread of
+    the seeds.
+    """
     better, worse = rows[claim.better], rows[claim.worse]
     gain = (better[score] - worse[score]) * (1 if higher else -1)
     clear = abs(gain) > max(better[f'{score}_std'], worse[f'{score}_std'])
-    return (not clear if claim.equal else gain > 0), clear
+    if claim.equal:
+        return not clear, clear
+    return (gain > 0 if gain else None), clear
 
 
 def render(table: Table, report: Mapping[str, Any]) -> str:
@@ -156,5 +162,7 @@ def _words(claim: Mapping[str, Any], score: str) -> str:
         return (
             f'{score.upper()} {"as in the paper" if claim[score] else "differs by more than the spread of the seeds"}'
         )
+    if claim[score] is None:
+        return f'{score.upper()} no difference'
     within = '' if claim[f'{score}_clear'] else ' (within the spread of the seeds)'
     return f'{score.upper()} {"as in the paper" if claim[score] else "the other way"}{within}'
