@@ -218,6 +218,7 @@ def test_batch_contents(rendered):
         'windows': (3, 2, 27, 70),
         'labels': (3, 2, 25),
         'landmarks': (3, 2, 68, 2),
+        'shapes': (3, 2, 80),
         'identity': (3, 192),
         'person': (3,),
         'clip': (3,),
@@ -231,6 +232,7 @@ def test_batch_contents(rendered):
         clip = rendered.clips[batch['clip'][n]]
         assert clip.person == batch['person'][n]
         np.testing.assert_array_equal(batch['identity'][n], clip.identity)
+        np.testing.assert_array_equal(batch['shapes'][n], [clip.identity[:80]] * 2)
         for k in range(2):
             camera, frame = batch['cameras'][n, k], batch['frames'][n, k]
             np.testing.assert_array_equal(batch['labels'][n, k], clip.labels(camera)[frame])
