@@ -31,6 +31,12 @@ def _xla_takes(flags: str) -> bool:
     ).returncode
 
 
+# Freed arrays of this many bytes and more go back to the system at once: glibc would learn from the first ones to keep
+# them, and full-size networks would be in memory twice.
+_LARGE = 4 << 20
+if hasattr(ctypes.CDLL(None), 'mallopt'):  # only glibc has it
+    ctypes.CDLL(None).mallopt(-3, _LARGE)  # M_MMAP_THRESHOLD
+
 # Before the first import of jax anywhere.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'avatar_jax_tests_{os.getuid()}'))

@@ -174,7 +174,7 @@ def test_deep3d_measures_expression_and_pose(tmp_path):
 
     def measured(marks):
         views = TrueViews(np.zeros((2, 27, 70)), np.zeros((2, 25)), np.asarray(images), None, marks)
-        case, result = types.SimpleNamespace(source=views, cross=False), CaseResult()
+        case, result = types.SimpleNamespace(source=views, cross=False, portrait=people[0]), CaseResult()
         _through_networks(result, 'driven', np.asarray(images), views, case, found)
         return result
 

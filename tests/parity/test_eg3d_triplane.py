@@ -177,7 +177,7 @@ def to_torch_shapes(template):
 def test_triplane_full_size(golden):
     config, seed = config_of(golden), golden.config['SEED']
     # In chunks: all rays at once would take more memory than a test may have.
-    config = config.replace(rendering={'ray_chunk': 512}, remat=True)
+    config = config.replace(rendering={'ray_chunk': 256}, remat=True)
     model = TriPlaneGenerator(config)
     variables = from_torch(formula_weights(jax.eval_shape(lambda: init_generator(config, jax.random.key(0))), seed))
     z = np.random.RandomState(seed).randn(1, config.z_dim).astype(np.float32)

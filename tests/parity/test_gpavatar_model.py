@@ -287,7 +287,9 @@ def test_full_model(golden):
     change = to_flat(jax.tree.map(lambda a, b: a - b, train.variables_of(state)['params'], params))
     for name in [k for k in out if k.startswith('after3.')]:
         error = np.abs(change[name.removeprefix('after3.')] - out[name])
-        assert np.mean(error > 1e-5) < 0.02, f'{name}: {np.mean(error > 1e-5):.2%} differ'
+        # Where a gradient is near zero, Adam's step has the size of its rate and the sign of a rounding: of these
+        # entries 0.4 % differ with AVX-512 and 2.2 % with SSE4.2. A rate that is 2 % off moves all of them.
+        assert np.mean(error > 1e-5) < 0.04, f'{name}: {np.mean(error > 1e-5):.2%} differ'
     golden.check_all_used()
 
 

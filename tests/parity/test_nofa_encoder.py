@@ -78,12 +78,18 @@ def test_encoder(golden):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('little_memory')
 @handles('blocks', 'e4e_full')
 def test_full_encoder(golden):
     c = golden.config
     config = EncoderConfig(num_ws=c['n_styles'])
     module, template = E4eEncoder(config), abstract_encoder(config)
-    variables = from_torch(hashed(torch_shapes(template), c['hash_seed'], c['gain']), template)
+    leaves, structure = jax.tree.flatten(
+        from_torch(hashed(torch_shapes(template), c['hash_seed'], c['gain']), template)
+    )
+    for i in range(len(leaves)):  # one after the other, so that 0.8 GB are not there twice
+        leaves[i] = jnp.asarray(leaves[i])
+    variables = jax.tree.unflatten(structure, leaves)
     x = nhwc(np.asarray(golden.inp['x_u8'], np.float32) / 127.5 - 1)
 
     def run(variables, x, stage):
