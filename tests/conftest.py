@@ -19,8 +19,8 @@ import pytest
 
 _PLAIN = '--xla_backend_optimization_level=0'
 _WHOLE = f'{_PLAIN} --xla_cpu_parallel_codegen_split_count=1'
-_QUICK = f'{_WHOLE} --xla_cpu_use_fusion_emitters=false'
-_SMALL = f'{_QUICK} --xla_cpu_enable_concurrency_optimized_scheduler=false'
+_SMALL = f'{_WHOLE} --xla_cpu_enable_concurrency_optimized_scheduler=false'
+_QUICK = f'{_SMALL} --xla_cpu_use_fusion_emitters=false'
 
 
 def _xla_takes(flags: str) -> bool:
@@ -43,7 +43,7 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir(
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ['AVATAR_CACHE'] = os.devnull  # what this machine has fetched changes no test
 if not os.environ.get('XLA_FLAGS'):  # the processes of pytest-xdist inherit what the first one finds here
-    os.environ['XLA_FLAGS'] = next((flags for flags in (_SMALL, _QUICK, _WHOLE) if _xla_takes(flags)), _PLAIN)
+    os.environ['XLA_FLAGS'] = next((flags for flags in (_QUICK, _SMALL, _WHOLE) if _xla_takes(flags)), _PLAIN)
 
 
 # Bytes of a process from which on its programs are freed: after a file, whose programs few other files use, and after a
