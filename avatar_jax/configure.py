@@ -79,6 +79,20 @@ def replaced(config: T, overrides: Mapping[str, Any]) -> T:
     return updated(config, values)
 
 
+def of_length(config: T, iterations: int, *steps: str) -> T:
+    """The same course of a training in another number of steps: what begins, ends or falls at a step does so after the
+    same share of them.
+
+    Args:
+        config: a dataclass with ``iterations``. steps: names of its fields that hold a step, or several.
+    """
+
+    def share(step: Any) -> Any:
+        return tuple(map(share, step)) if isinstance(step, tuple) else round(step * iterations / config.iterations)
+
+    return dataclasses.replace(config, iterations=iterations, **{name: share(getattr(config, name)) for name in steps})
+
+
 def differences(config: Dataclass, base: Dataclass, where: str = '') -> dict[str, Any]:
     """What of a config is not as in ``base``, another of the same kind: dotted name -> plain value."""
     found: dict[str, Any] = {}

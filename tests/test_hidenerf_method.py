@@ -82,7 +82,7 @@ def test_tables_that_are_trained_in_fewer_steps_keep_their_course(name, table):
         whole, half = (load_run(*run('full', size, 1, steps, '/tmp'))[1].model for steps in (None, 500))
         whole, half = (c.train if name == 'hidenerf' else c.settings.train for c in (whole, half))
         assert half == whole.of_length(500) and half.iterations == 500 and whole == whole.of_length(whole.iterations)
-        for field in ('milestones', 'refine_from', 'ray_iterations'):
+        for field in ('milestones', 'refine_from', 'gan_from', 'ray_iterations'):
             wanted = np.asarray(getattr(whole, field, 0)) * 500 / whole.iterations
             np.testing.assert_allclose(getattr(half, field, 0), wanted, atol=0.5)
         assert 0 < half.milestones[0] < half.milestones[-1] < 500

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from avatar_jax.checks import Check
+from avatar_jax.configure import of_length
 from avatar_jax.faces.importance import Importance
 from avatar_jax.train.optimizers import OptimizerConfig
 
@@ -95,14 +96,5 @@ class TrainConfig:
         check.decay('ema')
 
     def of_length(self, iterations: int) -> TrainConfig:
-        """The same course in another number of steps: what ends or falls at a step does so after the same share."""
-
-        def share(step: int) -> int:
-            return round(step * iterations / self.iterations)
-
-        return dataclasses.replace(
-            self,
-            iterations=iterations,
-            ray_iterations=share(self.ray_iterations),
-            milestones=tuple(share(m) for m in self.milestones),
-        )
+        """The same course in another number of steps (``configure.of_length``)."""
+        return of_length(self, iterations, 'ray_iterations', 'milestones')

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
 from avatar_jax.checks import Check
+from avatar_jax.configure import of_length
 from avatar_jax.methods.hidenerf.cameras import TRANSFORMS
 from avatar_jax.train.optimizers import OptimizerConfig
 
@@ -234,15 +234,5 @@ class TrainConfig:
         check.above(0, 'clip')
 
     def of_length(self, iterations: int) -> TrainConfig:
-        """The same course in another number of steps: what has a first step has it after the same share of them."""
-
-        def share(step: int) -> int:
-            return round(step * iterations / self.iterations)
-
-        return dataclasses.replace(
-            self,
-            iterations=iterations,
-            gan_from=share(self.gan_from),
-            refine_from=share(self.refine_from),
-            milestones=tuple(share(m) for m in self.milestones),
-        )
+        """The same course in another number of steps (``configure.of_length``)."""
+        return of_length(self, iterations, 'gan_from', 'refine_from', 'milestones')
