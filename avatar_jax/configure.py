@@ -87,7 +87,7 @@ def of_length(config: T, iterations: int, *steps: str) -> T:
         config: a dataclass with ``iterations``. steps: names of its fields that hold a step, or several.
     """
 
-    def share(step: Any) -> Any:
+    def share(step: int | tuple[int, ...]) -> int | tuple[int, ...]:
         return tuple(map(share, step)) if isinstance(step, tuple) else round(step * iterations / config.iterations)
 
     return dataclasses.replace(config, iterations=iterations, **{name: share(getattr(config, name)) for name in steps})
