@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--weights', metavar='FILE|NAME', help='with --video: weights of the avatar (default: those in the package)')
     add = parser.add_argument_group('training steps').add_argument
     add('--train', action='store_true', help='measure the training step of --config instead of the stages')
-    text, example = 'config file of the training (default: %(default)s)', f'{an_example()}:tiny'
-    add('--config', metavar='FILE[:VARIANT]', default=example, help=text)
+    example = f'{an_example()}:tiny'
+    add('--config', metavar='FILE[:VARIANT]', help=f'config file of the training (default: {example})')
     text = 'numbers of devices to measure with (default: 1)'
     add('--devices', nargs='+', type=int, default=[1], metavar='N', help=text)
     text = "batch size per device (default: the config's batch over the largest number of devices)"
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         from launch.config_args import load_run
 
         processes.join(processes.from_arguments(args))
-        training, config = load_run(args.config, args.overrides)
+        training, config = load_run(args.config or f'{an_example()}:tiny', args.overrides)
         program, how = training.program(config), (args.rows, args.repeats, args.parallel, args.out)
         run_train_benchmark(program, args.devices, *how, print, args.count_only, args.memory)
     else:

@@ -185,6 +185,17 @@ def test_everything_needs_a_folder(capsys):
         ['--method', 'nofa', '--everything', '--out', 'x'],
         ['--budget', '1m'],
         ['--profile', '--train'],
+        ['--method', 'gpavatar', '--train'],
+        ['--preset', 'tiny', '--train', '--memory'],
+        ['--stages', 'frame', '--train'],
+        ['--batch-sizes', '2', '--train'],
+        ['--dtype', 'bfloat16', '--train'],
+        ['--ray-chunk', '8', '--train'],
+        ['--config', 'configs/otavatar_heads.py'],
+        ['--devices', '2'],
+        ['--rows', '2'],
+        ['--parallel', 'sharded'],
+        ['--count-only'],
     ],
 )
 def test_options_that_would_do_nothing_are_refused(options, capsys):

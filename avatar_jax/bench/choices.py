@@ -19,6 +19,10 @@ USUAL: Mapping[str, object] = {
     **dict.fromkeys(('train', 'profile', 'count_only'), False),
 }
 
+# What stages are measured with, and the usual values of what training steps are measured with.
+OF_STAGES = ('method', 'preset', 'stages', 'batch_sizes', 'dtype', 'ray_chunk')
+TRAINING: Mapping[str, object] = {'config': None, 'devices': [1], 'rows': 0, 'parallel': 'pmap', 'count_only': False}
+
 
 def check_together(given: Mapping[str, object]) -> None:
     """Refuses options that would do nothing beside others.
@@ -38,6 +42,7 @@ def check_together(given: Mapping[str, object]) -> None:
         raise UserError('--profile: is of stages and does not go with --train')
     if given['overrides'] and not given['train']:
         raise UserError(f'{given["overrides"][0]}: goes with --train')
+    _check_training(given)
     if given['video'] is not None:
         for name in (
             'train',
@@ -62,6 +67,21 @@ def check_together(given: Mapping[str, object]) -> None:
             if given[name] != value:
                 raise UserError(
                     f'{flag(name)}: --everything measures all stages of all methods as they are; leave it out'
+                )
+
+
+def _check_training(given: Mapping[str, object]) -> None:
+    """``check_together`` for what --train measures and what stages are measured with."""
+    if not given['train']:
+        for name, value in TRAINING.items():
+            if given[name] != value:
+                raise UserError(f'{flag(name)}: goes with --train')
+    elif not given['everything']:
+        for name in OF_STAGES:
+            if given[name] != USUAL[name]:
+                raise UserError(
+                    f'{flag(name)}: is of stages; --train measures the training of a configuration: choose it with '
+                    '--config FILE'
                 )
 
 
