@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_perception(parser, 'weights of networks for the losses, e.g. vgg19=vgg19.npz (default: stand-ins)')
     text = 'draw at random what is random in training, e.g. the samples along rays (default: fixed samples)'
     add('--jitter', action='store_true', help=text)
+    text = 'the forward pass of the method alone, nothing searched or fitted: seconds (for methods that have one)'
+    add('--fast', action='store_true', help=text)
     text = 'avatars that are made at the same time, over all devices together (default: 4)'
     add('--group', type=int, default=4, metavar='N', help=text)
     text = (
@@ -74,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     if args.share is not None and owner.joins_portraits:
         raise UserError(f'--share {args.share}: {owner.title} makes one avatar of all pictures; leave it out')
     options = given_options(args, owner)
+    if args.fast:
+        options = owner.forward_options(options)
     model.steps(**options)  # their checks, before anything is read
     bank = bank_of(args.perception, config.img_resolution)
     used = owner.used_networks(config, bank)

@@ -111,7 +111,7 @@ def test_a_report_lists_what_was_computed_and_what_was_not(monkeypatch, bank):
 
     monkeypatch.setattr(invert, 'invert_people', inverted)
     monkeypatch.setattr(invert, 'report', lambda found: {})
-    model = types.SimpleNamespace(config=config, variables={}, sha256='')
+    model = types.SimpleNamespace(config=config, variables={}, sha256='', provenance={})
     options = method('otavatar').build_options()
     made = portrait(0).replace(landmarks=None, source='a.png')
     (built,) = build.build_many(

@@ -11,7 +11,7 @@ from avatar_jax.configure import to_plain
 from avatar_jax.errors import UserError
 from avatar_jax.inversion import start
 from avatar_jax.inversion.saving import Course, StepClock, saving
-from avatar_jax.inversion.tuning import LocalityConfig, TuningConfig, chosen_tuning
+from avatar_jax.inversion.tuning import LocalityConfig, Tuned, TuningConfig, chosen_tuning
 from avatar_jax.io.weights import load_weights, save_weights
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Source, method
@@ -19,6 +19,7 @@ from avatar_jax.methods.model import Model
 from avatar_jax.methods.nofa import model as nofa
 from avatar_jax.methods.nofa.config import ModelConfig as NofaConfig
 from avatar_jax.methods.otavatar import build, finetune, invert, model
+from avatar_jax.methods.otavatar.holding import HoldConfig
 from tests.comparison import close
 from tests.nofa_tiny import variables_of
 from tests.tiny_model import CONFIG, portrait, random_variables, short, tiny_variables
@@ -27,6 +28,7 @@ SHORT = short(w_steps=1, wplus_steps=2, sr_steps=2)
 VARIABLES = tiny_variables()
 GENERATOR = model.network(VARIABLES, 'generator')
 PICTURES = np.stack([portrait(i).image for i in range(2)])
+HEADS = {'data': {'source': 'heads'}}  # provenance of weights that know procedural heads
 
 
 def nofa_file(path, config=None, generator=None):
@@ -86,6 +88,39 @@ def test_an_inversion_goes_on_from_the_encoder(file):
     assert np.abs(code - code[0]).max() < 1e-6 and np.abs(code[0] - rows[0].mean(0)).max() < way
 
 
+@pytest.mark.slow
+def test_the_forward_pass_is_the_code_of_the_encoder(file):
+    """``invert --fast``: nothing is searched or fitted."""
+    owner = Model(method('otavatar'), SHORT, VARIABLES, 'abc', HEADS)
+    options, steps = owner.method.forward_options({'encoder': file}), []
+    assert options['start'] == 'encoder' and owner.steps(**options) == 1
+    (built,) = owner.build_many([portrait(0)], bank=PerceptionBank(), on_step=lambda n: steps.append(n), **options)
+    rows = jax.jit(start.encoded_rows)(start.load_encoder(file, CONFIG.generator, GENERATOR), PICTURES[:1])
+    close(built.avatar.identity['code'], rows[0], atol=1e-5, what='code')
+    assert steps == [1] and built.course is None and built.curves['loss'].size == 0
+    assert built.report['inversion']['stages'] == [] and not built.report['tuning']['tuned']
+    assert np.isfinite(built.scores['psnr_in_mask']) and built.views.shape == (3, 32, 32, 3)
+
+
+def test_which_methods_have_a_forward_pass():
+    for name, given, options in (
+        ('gpavatar', {}, {}),
+        ('hidenerf', {}, {}),
+        ('nofa', {}, {'tune': 'none', 'pivot': 'encoder'}),
+        ('nofa', {'tune': 'none', 'portion': 2}, {'tune': 'none', 'pivot': 'encoder', 'portion': 2}),
+        ('otavatar', {'encoder': 'a'}, {'start': 'encoder', 'steps': 0, 'tune': 'none', 'encoder': 'a'}),
+    ):
+        assert method(name).forward_options(given) == options
+    for name, given, text in (
+        ('hfagp', {}, '--fast: HFA-GP has no forward pass; choose another --method (gpavatar, hidenerf, nofa)'),
+        ('otavatar', {}, '--fast: OTAvatar has no forward pass without --encoder FILE; add that, or choose another'),
+        ('nofa', {'tune': 'generator'}, '--fast: --tune generator is more than a forward pass; leave one of them out'),
+    ):
+        with pytest.raises(UserError) as error:
+            method(name).forward_options(given)
+        assert text in str(error.value) and '\n' not in str(error.value)
+
+
 def test_encoders_that_do_not_fit_are_named(file, tmp_path):
     def load(path):
         return start.load_encoder(path, CONFIG.generator, GENERATOR)
@@ -113,6 +148,7 @@ def test_encoders_that_do_not_fit_are_named(file, tmp_path):
     steps = Model(method('otavatar'), SHORT, VARIABLES).steps
     for options, text in (
         ({'start': 'encoder'}, '--start encoder: which one? Give --encoder FILE'),
+        ({'steps': 0}, '--steps 0: no code is searched; give 1 or more, or add --start encoder'),
         ({'encoder': 'a'}, '--encoder a: is read with --start encoder only'),
         ({'fit_steps': 3}, '--fit-steps 3: nothing is fitted'),
         ({'locality': 0.1}, '--locality 0.1: nothing is fitted'),
@@ -125,6 +161,10 @@ def test_encoders_that_do_not_fit_are_named(file, tmp_path):
             steps(**options)
         assert text in str(error.value) and '\n' not in str(error.value)
     assert steps() == 3 and steps(tune='generator') == 53 and steps(tune='generator', fit_steps=4) == 7
+    heads = Model(method('otavatar'), SHORT, VARIABLES, 'abc', HEADS).steps
+    assert (
+        heads(tune='auto') == 53 and heads(tune='auto', fit_steps=4, hold=0.5) == 7 and heads(tune='auto', steps=2) == 4
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- saving
@@ -173,7 +213,7 @@ def test_people_are_tuned_side_by_side_and_stop_by_themselves():
     psnr = [float(f.psnr) for f in found]
     # A rule that the better one meets at once.
     options = {'tune': 'generator', 'fit_steps': 3, 'fit_stop': max(psnr) - 0.05, 'locality': 0.1}
-    settings = build.fit_of(method('otavatar').options(options))
+    settings = build.fit_of(Model(method('otavatar'), SHORT, VARIABLES), method('otavatar').options(options))
     settings = dataclasses.replace(settings, locality=LocalityConfig(0.1, 1.0))
     tuned = finetune.tune_people(
         VARIABLES, SHORT, people, found, bank, None, settings, on_step=lambda done, loss: calls.append(done)
@@ -190,3 +230,56 @@ def test_people_are_tuned_side_by_side_and_stop_by_themselves():
         assert float(jnp.abs(one.inversion.image - before.image).max()) > 0
     first = psnr.index(max(psnr))
     assert int(tuned[first].tuned.steps) == 1 < int(tuned[1 - first].tuned.steps)
+
+
+def test_who_is_fitted_without_being_asked():
+    """Those whom the code alone shows badly, with weights of procedural heads: of these, photographs."""
+    heads = Model(method('otavatar'), SHORT, VARIABLES, 'abc', {'data': 'fast_heads, split train'})
+    others = dataclasses.replace(heads, provenance={'data': {'source': 'built'}})
+    limit = build.REACHED
+
+    def found(mask, whole=40.0):
+        return invert.Inversion(None, [], None, None, {}, np.float32(whole), np.float32(0), np.float32(mask))
+
+    def asked(owner, one, **options):
+        options = {'tune': 'auto', **options}
+        return build.whether_to_fit(owner, owner.options(options), one)
+
+    wanted, why = asked(heads, found(limit - 1))
+    assert wanted and f'{limit - 1:.1f} dB in the mask, under {limit:g}' in why
+    assert not asked(heads, found(limit + 1))[0] and asked(heads, found(np.nan, limit - 1))[0]
+    wanted, why = asked(others, found(limit - 1))
+    assert not wanted and 'do not say that they were trained on procedural heads' in why
+    assert not asked(heads, found(0.0), steps=20)[0] and not asked(heads, found(0.0), space='w')[0]
+    assert asked(others, found(99.0), tune='generator') == (True, '--tune generator')
+    assert not asked(heads, found(0.0), tune='none')[0]
+    assert method('otavatar').evaluation_options == {'tune': 'none'}  # figures stay those of the code alone
+
+
+def test_only_those_are_fitted_whom_the_code_does_not_show(monkeypatch):
+    """Of a group: one at a time, held, with what was decided and why in the report and in a sentence."""
+    owner = Model(method('otavatar'), SHORT, VARIABLES, 'abc', HEADS)
+    scores, calls, seen = {'a': build.REACHED + 1, 'b': build.REACHED - 1}, [], {}
+
+    def found(score):
+        number = np.float32(score)
+        return invert.Inversion(None, [], None, None, {}, number, number, number)
+
+    def tuned(variables, config, portraits, inverted, bank, key, settings, hold, *, on_step, portion):
+        seen.update(names=[p.source for p in portraits], portion=portion, hold=hold, steps=settings.steps)
+        on_step(settings.steps)
+        result = Tuned({}, np.zeros(2), {}, np.int32(2), np.bool_(False))
+        return [finetune.TunedPerson(found(40.0), result, 1.0) for _ in portraits]
+
+    monkeypatch.setattr(invert, 'invert_people', lambda *a, **b: [found(s) for s in scores.values()])
+    monkeypatch.setattr(finetune, 'tune_people', tuned)
+    people = [portrait(i).replace(source=name) for i, name in enumerate(scores)]
+    options = {'tune': 'auto', 'fit_steps': 2}
+    one, other = owner.build_many(people, bank=PerceptionBank(), on_step=lambda n, **_: calls.append(n), **options)
+    assert seen == {'names': ['b'], 'portion': 1, 'hold': HoldConfig().times(build.AUTO_HOLD), 'steps': 2}
+    assert calls == [owner.steps(**options)] == [5]
+    assert not one.report['tuning']['tuned'] and one.scores['psnr'] == build.REACHED + 1
+    assert other.report['tuning']['tuned'] and other.report['tuning']['psnr_before'] == build.REACHED - 1
+    assert other.scores['psnr'] == 40 and other.report['tuning']['hold'] == build.AUTO_HOLD
+    assert not any('was fitted to it' in note for note in one.notes)
+    assert any(note.startswith('b: the code alone shows') and '--tune none' in note for note in other.notes)

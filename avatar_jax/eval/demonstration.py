@@ -34,6 +34,7 @@ def demonstrate(model: Model, scene: dict[str, Any], out: Path, *, seed: int = 0
         the report.
     """
     frames, portrait = len(scene['labels']), scene['portrait']
+    options = {**model.method.evaluation_options, **options}
     bank, began, done_before = default_bank(model.config.img_resolution), time.monotonic(), 0
     with Progress(model.steps(**options), 'making an avatar of one picture') as bar:
 

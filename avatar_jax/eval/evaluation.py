@@ -95,6 +95,7 @@ def subject(model: Model, bank: PerceptionBank, against_mean: bool = False, **op
         UserError: there is nothing to compare.
     """
     owner, config = model.method, model.config
+    options = {**owner.evaluation_options, **options}
     usual = _from_the_mean(model, options) if against_mean else None
     own, saved = model.steps(**options), {}
 

@@ -18,6 +18,8 @@ KEY = 'avatar_jax'
 # The IPTC vocabulary by which picture services recognise generated media.
 _SOURCE_TYPE = 'http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia'
 
+_PROCEDURAL = ('rendered', 'heads', 'fast_heads')  # sources of data whose people are drawn
+
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
@@ -89,3 +91,10 @@ def from_metadata(metadata: Mapping[str, Any]) -> Provenance | None:
         return Provenance(**{k: v for k, v in values.items() if k in known})
     except (ValueError, TypeError):  # somebody else's entry under the same key
         return None
+
+
+def of_procedural_heads(provenance: Mapping[str, Any] | None) -> bool:
+    """Whether weights say that they were trained on procedural heads, which no photograph shows."""
+    data = (provenance or {}).get('data', '')
+    source = data.get('source', '') if isinstance(data, Mapping) else str(data).partition(',')[0]
+    return source in _PROCEDURAL

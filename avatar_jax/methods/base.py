@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from avatar_jax.errors import UserError
+from avatar_jax.options import flag
 from avatar_jax.options import option as option
 
 if TYPE_CHECKING:
@@ -154,6 +155,19 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """How a ``build`` is a forward pass of the pictures alone: nothing is searched or fitted (``invert --fast``).
+
+    Attributes:
+        options: of ``build`` that leave out the rest; empty: it is never anything else.
+        needs: names of options without which there is no such pass, e.g. the file of an encoder.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Bench:
     """The stages that ``avatar-jax bench`` measures.
 
@@ -263,6 +277,7 @@ class Method:
         build_many: (model, sources, options, ...) -> a ``Built`` for each, computed side by side; None builds one after
             the other.
         build_options: dataclass of ``option`` fields.
+        forward: how ``build`` is a forward pass alone; None: it always searches or trains.
         draws: (configuration, options) -> whether ``build`` draws anything by its ``key``; None: always.
         steps: (model, options) -> number of steps of a ``build``; None: one.
         signals: names of the signals that drive a frame (``driving.signals``), e.g. 'expression', 'windows'; or, where
@@ -286,7 +301,7 @@ class Method:
         trainings: name -> ``Training``; the first is the default.
         generator: path -> (variables, ``models.triplane.GeneratorConfig``, digest) of a weight file or run that holds a
             generator: what ``avatar-jax metrics`` scores.
-        evaluation_options: of ``build`` where an evaluation has frames of its own to compare, e.g. to leave none out.
+        evaluation_options: of ``build`` in an evaluation or the demonstration, where they differ from its defaults.
         bench: its stages, for ``avatar-jax bench``.
         foreign: () -> tuple of ``convert.base.ForeignFile``, one for each kind of file that other programs wrote.
         assets: optional files (``io.assets.Asset``). tables: name -> ``Table``.
@@ -305,6 +320,7 @@ class Method:
     build: Callable | None = None
     build_many: Callable | None = None
     build_options: type = NoOptions
+    forward: Forward | None = None
     draws: Callable | None = None
     steps: Callable | None = None
     signals: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
@@ -349,6 +365,25 @@ class Method:
         from avatar_jax.configure import from_plain
 
         return from_plain(self.build_options, values or {})
+
+    def forward_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options ``given``, and those with which ``build`` is a forward pass alone.
+
+        Raises:
+            UserError: it has none, needs an option that is not given, or an option asks for something else.
+        """
+        own = self.forward
+        missing = () if own is None else tuple(f'{flag(name)} FILE' for name in own.needs if not given.get(name))
+        if own is None or missing:
+            able = ', '.join(m.name for m in methods() if m.has_avatars and m.forward and not m.forward.needs)
+            needs = f' without {" and ".join(missing)}; add that, or' if missing else ';'
+            raise UserError(f'--fast: {self.title} has no forward pass{needs} choose another --method ({able})')
+        for name, value in own.options.items():
+            if given.get(name, value) != value:
+                raise UserError(
+                    f'--fast: {flag(name)} {given[name]} is more than a forward pass; leave one of them out'
+                )
+        return {**own.options, **given}
 
 
 # ------------------------------------------------------------------------------------------------------------ discovery

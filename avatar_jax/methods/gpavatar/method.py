@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from avatar_jax.io.assets import Asset
-from avatar_jax.methods.base import Bench, Method, Row, Table, Training, later, later_value
+from avatar_jax.methods.base import Bench, Forward, Method, Row, Table, Training, later, later_value
 
 # The paper's Table 3: PSNR and AED.
 TABLE_3 = {
@@ -62,6 +62,7 @@ METHOD = Method(
     abstract=later('avatar_jax.methods.gpavatar.model:abstract'),
     sources=('portrait', 'portraits'),
     build=later('avatar_jax.methods.gpavatar.build:build'),
+    forward=Forward(),
     draws=later('avatar_jax.methods.gpavatar.build:draws'),
     signals=('expression',),
     frame=later('avatar_jax.methods.gpavatar.model:frame'),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from avatar_jax.methods.base import Bench, Claim, Method, Row, Table, Training, later, never
+from avatar_jax.methods.base import Bench, Claim, Forward, Method, Row, Table, Training, later, never
 
 # The paper's Table 5 (VoxCeleb1, driven across people).
 TABLE_5 = {
@@ -53,6 +53,7 @@ METHOD = Method(
     abstract=later('avatar_jax.methods.hidenerf.model:abstract'),
     sources=('portrait',),
     build=later('avatar_jax.methods.hidenerf.build:build_avatar'),
+    forward=Forward(),
     draws=never,
     signals=('expression',),
     prepare=later('avatar_jax.methods.hidenerf.model:prepare'),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avatar_jax.methods.base import Bench, Method, Training, later, later_value, option
+from avatar_jax.methods.base import Bench, Forward, Method, Training, later, later_value, option
 from avatar_jax.methods.nofa.tables import TABLES
 
 
@@ -62,6 +62,7 @@ METHOD = Method(
     build=later('avatar_jax.methods.nofa.build:build'),
     build_many=later('avatar_jax.methods.nofa.build:build_many'),
     build_options=BuildOptions,
+    forward=Forward({'tune': 'none', 'pivot': 'encoder'}),
     draws=later('avatar_jax.methods.nofa.build:draws'),
     steps=later('avatar_jax.methods.nofa.build:num_steps'),
     signals=('expression',),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.inversion import tuning
-from avatar_jax.inversion.start import check_start, chosen_encoder
+from avatar_jax.inversion.start import StartEncoder, check_start, chosen_encoder, first_codes
+from avatar_jax.io.provenance import of_procedural_heads
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.base import Built, Source
 from avatar_jax.methods.otavatar import finetune, invert, losses
@@ -22,21 +24,26 @@ from avatar_jax.methods.otavatar.model import ModelConfig, network
 if TYPE_CHECKING:
     from avatar_jax.methods.model import Model
     from avatar_jax.methods.otavatar.method import BuildOptions
+    from avatar_jax.types import Portrait
 
 
 RAYS = 1024  # of a picture that are rendered at once where pictures are large
+# With --tune auto: a portrait that the code alone shows worse than this (dB) is fitted, and held that strongly.
+REACHED, AUTO_HOLD = 22.5, 1.0
 
 
 def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     """The model's configuration with the inversion that the options ask for."""
     check = Check(options, OPTION)
-    check.at_least(0, 'hold')
-    check.at_least(1, 'steps', 'portion')
+    check.at_least(0, 'hold', 'steps')
+    check.at_least(1, 'portion')
+    if options.steps == 0 and options.start != 'encoder':
+        raise UserError('--steps 0: no code is searched; give 1 or more, or add --start encoder --encoder FILE')
     if options.space not in ('w', 'w+'):
         raise UserError(f"--space {options.space}: use 'w' or 'w+'")
     found = config.settings.inversion
     changes: dict[str, Any] = {'early_stop': options.early_stop or found.early_stop}
-    if (steps := options.steps) is not None:
+    if steps := options.steps:
         changes |= {'w_steps': steps, 'wplus_steps': steps if found.wplus_steps else 0}
         if found.sr_steps is not None:
             changes['sr_steps'] = min(found.sr_steps, steps)
@@ -50,19 +57,56 @@ def configured(config: ModelConfig, options: BuildOptions) -> ModelConfig:
     return config
 
 
-def fit_of(options: BuildOptions) -> tuning.TuningConfig:
-    """The fit that the options ask for. Raises ``UserError``."""
-    if options.hold and options.tune == 'none':
+def whether_ever(model: Model, options: BuildOptions) -> tuple[bool, str]:
+    """Whether anybody's generator may be fitted, and why (not), in words."""
+    if options.tune != 'auto':
+        return options.tune != 'none', f'--tune {options.tune}'
+    if not of_procedural_heads(model.provenance):
+        return False, '--tune auto: the weights do not say that they were trained on procedural heads'
+    if options.steps is not None or options.space != 'w+':
+        return False, '--tune auto: with --steps or --space, a bad code says nothing of what the weights know'
+    return True, ''
+
+
+def whether_to_fit(model: Model, options: BuildOptions, inverted: invert.Inversion) -> tuple[bool, str]:
+    """Whether the generator is fitted to a person, and why (not), in words."""
+    ever, why = whether_ever(model, options)
+    if why:
+        return ever, why
+    score, where = float(inverted.psnr_mask), 'in the mask'
+    if not np.isfinite(score):
+        score, where = float(inverted.psnr), 'of the picture'
+    text = f'--tune auto: the code alone shows the portrait at {score:.1f} dB {where}, '
+    if score < REACHED:
+        return True, f'{text}under {REACHED:g}: no procedural head, as the weights know them'
+    return False, f'{text}{REACHED:g} or more: as heads that the weights know'
+
+
+def fit_of(model: Model, options: BuildOptions) -> tuning.TuningConfig:
+    """The fit of those who are fitted. Raises ``UserError``."""
+    tune = 'generator' if whether_ever(model, options)[0] else 'none'
+    if options.hold and tune == 'none':
         raise UserError(f'--hold {options.hold:g}: nothing is fitted; leave it out, or add --tune generator')
     base = dataclasses.replace(finetune.DEFAULT, tune='none')
-    return tuning.chosen_tuning(base, options.tune, options.fit_steps, options.fit_stop, options.locality)
+    return tuning.chosen_tuning(base, tune, options.fit_steps, options.fit_stop, options.locality)
+
+
+def hold_of(options: BuildOptions) -> float:
+    """How strongly shape and unseen side are held in the fit."""
+    return (AUTO_HOLD if options.tune == 'auto' else 0.0) if options.hold is None else options.hold
 
 
 def num_steps(model: Model, options: BuildOptions) -> int:
     """Steps of one inversion, both stages together, and of the fit."""
     check_start(options.start, options.encoder)
-    fit = fit_of(options)
-    return invert.num_steps(configured(model.config, options)) + (0 if fit.tune == 'none' else fit.steps)
+    fit = fit_of(model, options)
+    return max(search_steps(model.config, options) + (0 if fit.tune == 'none' else fit.steps), 1)
+
+
+def search_steps(config: ModelConfig, options: BuildOptions) -> int:
+    """Steps of the search for a code; none for that of an encoder as it is."""
+    config = configured(config, options)
+    return 0 if options.steps == 0 else invert.num_steps(config)
 
 
 def networks(config: ModelConfig, bank: PerceptionBank) -> dict[str, str]:
@@ -99,39 +143,45 @@ def build_many(
     portraits = [source.portraits[0] for source in sources]
     generator = network(model.variables, 'generator')
     encoder = chosen_encoder(options.start, options.encoder, config.generator, generator)
-    fit = fit_of(options)
-    found = invert.invert_people(
-        model.variables,
-        config,
-        portraits,
-        bank,
-        key,
-        weights=model.sha256,
-        on_step=lambda done, loss: on_step(done, loss=loss),
-        encoder=encoder,
-        portion=options.portion,
-    )
-    tuned: list[dict[str, Any] | None] = [None] * len(found)
-    if fit.tune != 'none':
-        before, done = [float(f.psnr) for f in found], invert.num_steps(config)
-        hold = HoldConfig().times(options.hold) if options.hold else None
-        fitted = finetune.tune_people(
+    fit = fit_of(model, options)
+    if options.steps == 0:
+        found = encoded_people(model, config, portraits, bank, encoder)
+        on_step(1)
+    else:
+        found = invert.invert_people(
             model.variables,
             config,
             portraits,
-            found,
+            bank,
+            key,
+            weights=model.sha256,
+            on_step=lambda done, loss: on_step(done, loss=loss),
+            encoder=encoder,
+            portion=options.portion,
+        )
+    plans = [whether_to_fit(model, options, one) for one in found]
+    tuned = [{'tuned': wanted, 'why': why} for wanted, why in plans]
+    if which := [i for i, (wanted, _) in enumerate(plans) if wanted]:
+        done, strength = search_steps(model.config, options), hold_of(options)
+        hold = HoldConfig().times(strength) if strength else None
+        # How many of a group are fitted is not known before: one at a time is the same program for any number.
+        portion = 1 if options.tune == 'auto' and options.portion is None else options.portion
+        fitted = finetune.tune_people(
+            model.variables,
+            config,
+            [portraits[i] for i in which],
+            [found[i] for i in which],
             bank,
             key,
             fit,
             hold,
             on_step=lambda n, **numbers: on_step(done + n, **numbers),
-            portion=options.portion,
+            portion=portion,
         )
-        found = [f.inversion for f in fitted]
-        tuned = [
-            {**tuning.report(f.tuned), 'seconds': f.seconds, 'hold': options.hold or 0.0, 'psnr_before': b}
-            for f, b in zip(fitted, before, strict=True)
-        ]
+        for i, person in zip(which, fitted, strict=True):
+            before = {'psnr_before': float(found[i].psnr), 'psnr_in_mask_before': float(found[i].psnr_mask)}
+            tuned[i] |= {**tuning.report(person.tuned), 'seconds': person.seconds, 'hold': strength, **before}
+            found[i] = person.inversion
     began = {'start': options.start} if encoder is None else {'start': options.start, 'encoder': encoder.sha256}
     built = []
     for portrait, inverted, fit_report in zip(portraits, found, tuned, strict=True):
@@ -142,7 +192,7 @@ def build_many(
                 inverted.avatar,
                 scores={'psnr': float(inverted.psnr), 'psnr_in_mask': float(inverted.psnr_mask)},
                 views=inverted.views,
-                curves={'loss': np.concatenate([np.asarray(stage.curve) for stage in inverted.stages])},
+                curves={'loss': np.concatenate([np.zeros(0), *(np.asarray(s.curve) for s in inverted.stages)])},
                 report={
                     'losses': {
                         'computed': {name: float(value) for name, value in inverted.terms.items()},
@@ -154,10 +204,34 @@ def build_many(
                     'limit': 'the likeness is bounded by the prior: what the weights have not seen they cannot show',
                 },
                 course=inverted.course,
-                notes=tuple(
+                notes=fitted_note(portrait, options, fit_report)
+                + tuple(
                     f'{portrait.source or "portrait"}: the {name} term is left out of the loss: {why}'
                     for name, why in missing.items()
                 ),
             )
         )
     return built
+
+
+def fitted_note(portrait: Portrait, options: BuildOptions, report: Mapping[str, Any]) -> tuple[str, ...]:
+    """Says that somebody was fitted without being asked for it."""
+    if options.tune != 'auto' or not report['tuned']:
+        return ()
+    name, text = portrait.source or 'portrait', report['why'].removeprefix('--tune auto: ')
+    return (f'{name}: {text}; so a copy of the generator was fitted to it (--tune none leaves that out)',)
+
+
+def encoded_people(
+    model: Model, config: ModelConfig, portraits: Sequence[Portrait], bank: PerceptionBank, encoder: StartEncoder
+) -> list[invert.Inversion]:
+    """People with the codes that an encoder sees in their pictures, without a step of inversion."""
+    images, device = np.stack([np.asarray(p.image, np.float32) for p in portraits]), jax.local_devices()[:1]
+    space = config.settings.inversion.stages()[-1].space
+    codes, _ = first_codes(encoder, jnp.asarray(images), space, device)
+    bias = invert.first_code(model.variables, config)[1]
+    avatars = [invert.make_avatar(config, p, c, bias, model.sha256) for p, c in zip(portraits, codes, strict=True)]
+    return [
+        invert.Inversion(avatar, [], **invert.shown(model.variables, config, portrait, bank, avatar))
+        for portrait, avatar in zip(portraits, avatars, strict=True)
+    ]

@@ -481,7 +481,7 @@ def report(inverted: Inversion) -> dict[str, Any]:
         'psnr_raw': float(inverted.psnr_raw),
         'psnr_in_mask': float(inverted.psnr_mask),
         'terms': {name: float(value) for name, value in inverted.terms.items()},
-        'converged': bool(inverted.stages[-1].converged),
+        **({'converged': bool(inverted.stages[-1].converged)} if inverted.stages else {}),
         **({} if inverted.course is None else inverted.course.report()),
         'stages': stages,
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from avatar_jax.io.assets import Asset
-from avatar_jax.methods.base import Bench, Method, Training, later, later_value, option
+from avatar_jax.methods.base import Bench, Forward, Method, Training, later, later_value, option
 from avatar_jax.methods.eg3d.method import GENERATOR_BENCH
 
 
@@ -17,7 +17,11 @@ from avatar_jax.methods.eg3d.method import GENERATOR_BENCH
 class BuildOptions:
     """How a portrait is inverted; fields are keywords of ``Model.build`` and flags of ``avatar-jax invert``."""
 
-    steps: int | None = option(None, 'optimisation steps in W, and again in W+ (default: as configured in the weights)')
+    steps: int | None = option(
+        None,
+        'optimisation steps in W, and again in W+ (default: as configured in the weights); 0: none, the code of --start'
+        ' encoder as it is',
+    )
     space: str = option(
         'w+',
         "space in which the code is optimised: 'w' (one style vector for all layers) or, after it, 'w+' (one for each "
@@ -36,20 +40,23 @@ class BuildOptions:
     tune: str = option(
         'none',
         'what is fitted to the person afterwards: a copy of the generator (pivotal tuning; avatar files get bigger), '
-        'or nothing',
-        choices=('generator', 'none'),
+        'nothing, or auto: the generator, where the weights know procedural heads only and the code alone shows the '
+        'portrait badly, as photographs',
+        choices=('auto', 'generator', 'none'),
     )
     fit_steps: int | None = option(None, 'steps of the fit (default: 50)')
     fit_stop: float | None = option(
         None, 'end the fit when the picture is shown this well (default: after its steps)', metavar='DB'
     )
     locality: float | None = option(
-        None, "with --tune generator: weight of PTI's term that keeps pictures of other codes as they were (default: 0)"
+        None,
+        "with --tune generator or auto: weight of PTI's term that keeps pictures of other codes as they were "
+        '(default: 0)',
     )
     hold: float | None = option(
         None,
-        'with --tune generator: how strongly the shape is kept as it was before the fit, and the unseen side near the '
-        'mirror image of the seen one (default: 0, not at all)',
+        'with --tune generator or auto: how strongly the shape is kept as it was before the fit, and the unseen side '
+        'near the mirror image of the seen one (default: 0, not at all; with auto 1)',
     )
     portion: int | None = option(
         None,
@@ -71,6 +78,7 @@ METHOD = Method(
     build=later('avatar_jax.methods.otavatar.build:build'),
     build_many=later('avatar_jax.methods.otavatar.build:build_many'),
     build_options=BuildOptions,
+    forward=Forward({'start': 'encoder', 'steps': 0, 'tune': 'none'}, needs=('encoder',)),
     steps=later('avatar_jax.methods.otavatar.build:num_steps'),
     signals=('windows',),
     prepare=later('avatar_jax.methods.otavatar.model:prepare'),
@@ -86,6 +94,7 @@ METHOD = Method(
             example='configs/otavatar_heads.py',
         )
     },
+    evaluation_options={'tune': 'none'},
     bench=Bench(
         presets=GENERATOR_BENCH.presets,
         stages=(*GENERATOR_BENCH.stages, 'people'),
