@@ -286,10 +286,13 @@ def test_full_model(golden):
     close(np.array(steps), out['step_losses'], rtol=2e-4)
     change = to_flat(jax.tree.map(lambda a, b: a - b, train.variables_of(state)['params'], params))
     for name in [k for k in out if k.startswith('after3.')]:
-        error = np.abs(change[name.removeprefix('after3.')] - out[name])
+        mine, wanted = change[name.removeprefix('after3.')], out[name]
         # Where a gradient is near zero, Adam's step has the size of its rate and the sign of a rounding: of these
-        # entries 0.4 % differ with AVX-512 and 2.2 % with SSE4.2. A rate that is 2 % off moves all of them.
-        assert np.mean(error > 1e-5) < 0.04, f'{name}: {np.mean(error > 1e-5):.2%} differ'
+        # entries at most 0.2 % differ with AVX2, and 2 % with SSE4.2. A rate that is 5 % off moves a third and more.
+        bound = 0.01 * np.abs(wanted).max()
+        differ, planted = (np.mean(np.abs(rate * mine - wanted) > bound) for rate in (1, 1.05))
+        assert differ < 0.04, f'{name}: {differ:.2%} differ'
+        assert planted > 0.3, f'{name}: only {planted:.2%} would differ at a rate that is 5 % off'
     golden.check_all_used()
 
 
