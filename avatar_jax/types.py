@@ -178,7 +178,7 @@ class Avatar:
     Attributes:
         identity: pytree of arrays; its structure belongs to the method.
         camera: camera of the source picture (or of the first one).
-        method: name of the method, e.g. ``otavatar``.
+        method: name of the method (``methods.base.names``).
         config: the method's frozen config dataclass.
         basis: coefficient basis that drives this avatar.
         weights: SHA-256 of the network weights that the identity code belongs to.

@@ -116,5 +116,5 @@ def check_length(name: str, times: np.ndarray, shortest: float = SHORTEST) -> No
     if seconds < shortest:
         raise UserError(
             f'{name}: shows the person for {seconds:.1f} s; a personal avatar needs at least {shortest:.0f} s, better '
-            'minutes. Give a longer video, or make an avatar of one picture (--method otavatar)'
+            'minutes. Give a longer video, or make an avatar of one picture, by another method'
         )
