@@ -185,10 +185,10 @@ class Avatar:
         source: where the pictures came from.
     """
 
-    identity: Any
+    identity: PyTree
     camera: Camera | None = None
     method: str = struct.field(pytree_node=False, default='')
-    config: Any = struct.field(pytree_node=False, default=None)
+    config: Config | None = struct.field(pytree_node=False, default=None)
     basis: str = struct.field(pytree_node=False, default='')
     weights: str = struct.field(pytree_node=False, default='')
     source: str = struct.field(pytree_node=False, default='')

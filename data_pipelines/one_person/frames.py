@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -58,7 +57,7 @@ class PersonVideo:
     test: np.ndarray
     basis: str = ''
     features: str = ''
-    masks: Any = None
+    masks: Sequence[np.ndarray] | None = None
     notes: tuple[str, ...] = field(default=())
     sound: str = ''
 
