@@ -45,7 +45,7 @@ ITERATIONS = 2 * int(os.environ.get('AVATAR_NOTEBOOK_STEPS', 60))
 # code `w` that a rotation mixes, so that no direction of the code is the mouth. It is fixed, like a trained StyleGAN.
 
 # %%
-TRAITS = ('shade', 'width', 'height', 'eyes apart', 'eye size', 'eyes open', 'mouth open', 'mouth wide')
+# The traits: shade, width, height, eyes apart, eye size; then eyes open, mouth open, mouth wide, which move.
 SIZE, MOVING = 24, slice(5, 8)
 ROTATION = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0], jnp.float32)
 Y, X = jnp.meshgrid(jnp.linspace(-1, 1, SIZE), jnp.linspace(-1, 1, SIZE), indexing='ij')

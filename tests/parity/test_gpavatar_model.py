@@ -16,6 +16,7 @@ from avatar_jax.methods.gpavatar.release import state_dict, to_flat, variables_o
 from avatar_jax.methods.gpavatar.train_config import LossConfig
 from avatar_jax.ops import image_metrics as metrics
 from avatar_jax.train.optimizers import OptimizerConfig
+from avatar_jax.train.state import num_params
 from tests.comparison import close
 from tests.parity import golden as g
 from tests.parity.golden import handles
@@ -312,7 +313,7 @@ def test_full_size_model_has_the_published_keys():
         assert shapes == {k: jax.tree.map(np.shape, found[k], is_leaf=lambda x: hasattr(x, 'shape')) for k in mine}
         back = state_dict(found)
         assert {k: v.shape for k, v in back.items()} == wanted and len(back) == len(entries)
-        trained, mapped = model.count_parameters(mine['params']), set(to_flat(found['params']))
+        trained, mapped = num_params(mine['params']), set(to_flat(found['params']))
         unused = sum(int(np.prod(s)) for k, s in wanted.items() if k not in mapped)
         assert trained + unused == sum(int(np.prod(s)) for s in wanted.values())
 
@@ -321,5 +322,5 @@ def test_full_size_model_has_the_published_keys():
 def test_presets_build():
     for preset in ('paper', 'release'):
         tiny = ModelConfig.tiny(preset)
-        assert model.count_parameters(model.abstract(tiny)['params']) < 40_000
+        assert num_params(model.abstract(tiny)['params']) < 40_000
     assert dataclasses.replace(ModelConfig.tiny(), basis='flame-2020').basis == 'flame-2020'
