@@ -18,6 +18,7 @@ from typing import Any
 __version__ = '0.1.0'
 
 _PLACES = {
+    # Portraits to avatars to videos.
     'Avatar': 'avatar_jax.types',
     'Built': 'avatar_jax.methods.base',
     'Camera': 'avatar_jax.types',
@@ -38,6 +39,20 @@ _PLACES = {
     'read_portraits': 'avatar_jax.methods.reading',
     'save_avatar': 'avatar_jax.methods.model',
     'write_video': 'avatar_jax.io.video',
+    # Motion files.
+    'load_motion': 'avatar_jax.io.motion',
+    'save_motion': 'avatar_jax.io.motion',
+    # Experiments: the shared generator, and decoupling-by-inverting as a function of any two networks.
+    'DecouplingConfig': 'avatar_jax.inversion.decoupling',
+    'Group': 'avatar_jax.train.state',
+    'Objective': 'avatar_jax.inversion.decoupling',
+    'OptimizerConfig': 'avatar_jax.train.optimizers',
+    'Optimizers': 'avatar_jax.inversion.decoupling',
+    'TrainState': 'avatar_jax.train.state',
+    'TriPlaneGenerator': 'avatar_jax.models.triplane',
+    'decoupling_iteration': 'avatar_jax.inversion.decoupling',
+    'make_optimizer': 'avatar_jax.train.optimizers',
+    'step_key': 'avatar_jax.train.state',
 }
 __all__ = ['__version__', *_PLACES]
 

@@ -27,7 +27,7 @@ class FieldError(UserError):
         name: of the field. value: that it has. allowed: what it may be, or what to do.
     """
 
-    def __init__(self, where: str, name: str, value: Any, allowed: str):
+    def __init__(self, where: str, name: str, value: object, allowed: str):
         self.parts = name, value, allowed
         if where == OPTION:
             super().__init__(f'--{name.replace("_", "-")} {value}: {allowed}')
@@ -42,7 +42,7 @@ class FieldError(UserError):
 class Check:
     """Checks fields of ``config``, which is usually found under the name ``where`` ('' for none, or ``OPTION``)."""
 
-    def __init__(self, config: Any, where: str = ''):
+    def __init__(self, config: object, where: str = ''):
         self._config = config
         self._where = where if where in ('', OPTION) else f'{where}.'
 

@@ -50,6 +50,10 @@ def to_plain(config: object) -> Plain:
     return os.fspath(config) if isinstance(config, os.PathLike) else config
 
 
+class UnknownField(UserError):
+    """Plain values have names that the dataclass has not."""
+
+
 def from_plain(cls: type[T], values: Mapping[str, Any], where: str = '') -> T:
     """A ``cls`` with ``values``; fields that are not given keep the defaults of ``cls``.
 
@@ -129,10 +133,11 @@ def current_names(cls: type, values: Mapping[str, Any], complete: bool = False) 
 def _build(cls: type, base: Any, values: Mapping[str, Any], where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
-    changes = {}
-    for key, value in current_names(cls, values).items():
-        if key not in fields:
-            raise UserError(f'{where}{key}: {_suggestion(key, fields)}')
+    changes, values = {}, current_names(cls, values)
+    unknown = [key for key in values if key not in fields]
+    if unknown:
+        raise UnknownField('; '.join(f'{where}{key}: {_suggestion(key, fields)}' for key in unknown))
+    for key, value in values.items():
         field = fields[key]
         if base is not None:
             current = getattr(base, key)
@@ -337,13 +342,19 @@ def check_names(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> 
                 raise UserError(f'{option}: {where} is a single value; set it with --config.{where}=VALUE')
             name = part.partition('[')[0]
             if name not in node:
-                inner = {leaf.rpartition('.')[2]: leaf for leaf in reversed(_leaves(node, where and f'{where}.'))}
-                close = difflib.get_close_matches(name, list(node), 1) or [
-                    inner[leaf] for leaf in difflib.get_close_matches(name, list(inner), 1)
-                ]
+                close = difflib.get_close_matches(name, list(node), 1) or _elsewhere(
+                    '.'.join(path[depth:]), _leaves(node, where and f'{where}.')
+                )
                 hint = f"did you mean '{close[0]}'?" if close else f'there are: {", ".join(node)}'
                 raise UserError(f"{option}: {f'{where} has ' if where else ''}no option '{name}'; {hint}")
             node = node[name]
+
+
+def _elsewhere(name: str, leaves: Sequence[str]) -> list[str]:
+    """The leaf, if any, whose end is nearest to ``name``: 'train.bach' means 'model.settings.train.batch'."""
+    parts = name.count('.') + 1
+    ends = {'.'.join(leaf.split('.')[-parts:]): leaf for leaf in reversed(leaves)}
+    return [ends[end] for end in difflib.get_close_matches(name, list(ends), 1)]
 
 
 def _leaves(node: ml_collections.ConfigDict, where: str = '') -> list[str]:

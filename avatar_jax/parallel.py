@@ -123,7 +123,7 @@ class Parallel:
     def __init__(
         self,
         kind: str,
-        jitted: Any,
+        jitted: Callable,
         traceable: Callable,
         constants: PyTree,
         place: Callable[[str, Any], Sharding],

@@ -23,7 +23,7 @@ class Console:
         stream: where to write; stderr by default.
     """
 
-    def __init__(self, stream: Any = None):
+    def __init__(self, stream: TextIO | None = None):
         self._stream = sys.stderr if stream is None else stream
 
     def __getattr__(self, name: str) -> Any:  # encoding, fileno and the like

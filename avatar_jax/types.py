@@ -178,17 +178,17 @@ class Avatar:
     Attributes:
         identity: pytree of arrays; its structure belongs to the method.
         camera: camera of the source picture (or of the first one).
-        method: name of the method, e.g. ``otavatar``.
+        method: name of the method (``methods.base.names``).
         config: the method's frozen config dataclass.
         basis: coefficient basis that drives this avatar.
         weights: SHA-256 of the network weights that the identity code belongs to.
         source: where the pictures came from.
     """
 
-    identity: Any
+    identity: PyTree
     camera: Camera | None = None
     method: str = struct.field(pytree_node=False, default='')
-    config: Any = struct.field(pytree_node=False, default=None)
+    config: Config | None = struct.field(pytree_node=False, default=None)
     basis: str = struct.field(pytree_node=False, default='')
     weights: str = struct.field(pytree_node=False, default='')
     source: str = struct.field(pytree_node=False, default='')

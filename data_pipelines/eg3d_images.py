@@ -381,7 +381,10 @@ def main(argv: list[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    parser = argparse.ArgumentParser(description='Checks an EG3D folder or zip: labels and every picture.')
+    parser = argparse.ArgumentParser(
+        prog='python -m data_pipelines.eg3d_images',
+        description='Checks an EG3D folder or zip: labels and every picture.',
+    )
     parser.add_argument('path', type=Path, metavar='PATH', help='folder or zip with dataset.json')
     path = parser.parse_args(argv).path
     try:

@@ -7,7 +7,7 @@ process's rows of the global batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -122,12 +122,18 @@ def sets(
         yield from batches
 
 
-def first_sets(source: ClipFrames, frames: int, seed: int, count: int) -> dict[str, np.ndarray]:
-    """``count`` single sets, stacked: for sample pictures."""
+def first_sets(
+    source: ClipFrames, frames: int, seed: int, count: int, arrays: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """``count`` single sets, stacked, the same in every process: for sample pictures and statistics.
+
+    Args:
+        arrays: names of those that are kept, as far as the source has them; None: all.
+    """
     from data_pipelines.sets import SetConfig, Sets
 
     each = Sets(source, SetConfig(1, frames, seed))
-    rows = [each(k) for k in range(count)]
+    rows = [{k: v for k, v in each(k).items() if arrays is None or k in arrays} for k in range(count)]
     return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
 from avatar_jax.eval.evaluation import TestItem
 from avatar_jax.eval.personal import FramePortraits, VideoCase
@@ -100,8 +101,9 @@ def video_items(
     if dataset is None:
         from data_pipelines.one_person.__main__ import make
 
-        if count < 1 or seed < 0:
-            raise UserError(f'--identities {count}, --seed {seed}: at least 1 person, and a seed of at least 0')
+        check = Check.values(OPTION, identities=count, seed=seed)
+        check.at_least(1, 'identities')
+        check.at_least(0, 'seed')
         folders = make(out / 'people', count, seed, workers, TalkOptions(frames=length))[:count]
         people = 'talking videos of procedural people'
     else:

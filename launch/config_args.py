@@ -59,7 +59,8 @@ def load_run(spec: str, overrides: Sequence[str] = ()) -> tuple[Training, Any]:
     """The training that a config file belongs to, and its run's configuration.
 
     Raises:
-        UserError: as ``load_config``; or the file names no method, or one that is not known.
+        UserError: as ``load_config``; or the file names no method, or one that is not known, or has fields that its
+            training has not.
     """
     from avatar_jax.methods.base import names, training
 
@@ -70,4 +71,7 @@ def load_run(spec: str, overrides: Sequence[str] = ()) -> tuple[Training, Any]:
             f'{", ".join(names())})'
         )
     found = training(values.pop('method'), values.pop('training', ''))
-    return found, found.config(values)
+    try:
+        return found, found.config(values)
+    except configure.UnknownField as error:  # of the file: options were compared with it
+        raise UserError(f'--config {spec}: {error}') from error

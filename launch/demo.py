@@ -12,6 +12,7 @@ from pathlib import Path
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.options import add_build_options, given_options
+from launch.common import add_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--frames', type=int, default=75, metavar='N', help='length of the video, at 25 frames per second (default: 75)'
     )
-    parser.add_argument('--method', metavar='NAME', help='method that makes the avatar (default: that of the weights)')
-    parser.add_argument(
-        '--weights',
-        metavar='FILE|NAME',
-        help='weight file, or the name of one in the package (default: the one of the method)',
-    )
+    add_model(parser)
     add_build_options(parser)
 
 

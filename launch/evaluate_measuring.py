@@ -25,7 +25,7 @@ FRAMES = 30  # of the clips that one frame is taken of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument('--heads', type=int, default=0, metavar='N', help='procedural heads to measure')
+    parser.add_argument('--heads', type=int, default=0, metavar='N', help='procedural heads to measure (default: none)')
     parser.add_argument('--pictures', type=Path, metavar='DIR', help='portraits to find faces in')
     text = 'pictures and videos to compare the landmark network and the face landmarker on'
     parser.add_argument('--backends', nargs='+', type=Path, default=(), metavar='FILE', help=text)

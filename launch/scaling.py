@@ -1,6 +1,6 @@
 """Prints the tables of docs/scaling.md: the predicted time of a training step on many accelerators.
 
-    python -m launch.scaling --config configs/otavatar_hdtf.py --devices 1 8 64 512 --kinds H100 "TPU v5p"
+    python -m launch.scaling --config configs/NAME.py --devices 1 8 64 512 --kinds H100 "TPU v5p"
 
 Arithmetic, memory traffic and collectives are counted from the step of the configuration (nothing is compiled); peaks
 and links are those of ``avatar_jax.train.costs.DEVICES``. Two ways to use more devices: ``--rows`` samples for each

@@ -20,7 +20,7 @@ from launch.program import at_least, main
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument('--out', type=Path, required=True, help='folder for weights and report')
+    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for weights and report')
     parser.add_argument('--heads', type=int, default=1000, help='heads to draw (default: 1000)')
     parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
 

@@ -27,7 +27,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import avatar_jax as aj
-from avatar_jax.models.triplane import TriPlaneGenerator
 from data_pipelines.cameras import pose_labels
 from data_pipelines.clips import evaluation_clips
 
@@ -68,7 +67,7 @@ print(f'code: {config.generator.num_ws} rows of {config.generator.w_dim}')
 
 # %%
 generator = {name: part['generator'] for name, part in variables.items() if 'generator' in part}
-eg3d = TriPlaneGenerator(config.generator)
+eg3d = aj.TriPlaneGenerator(config.generator)
 person, driver = evaluation_clips(2, seed=3, split='test', num_frames=60)
 front = jnp.asarray(person.labels()[:1])
 

@@ -32,9 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from avatar_jax.inversion.decoupling import DecouplingConfig, Objective, Optimizers, decoupling_iteration
-from avatar_jax.train.optimizers import OptimizerConfig, make_optimizer
-from avatar_jax.train.state import Group, TrainState, step_key
+import avatar_jax as aj
 
 ITERATIONS = 2 * int(os.environ.get('AVATAR_NOTEBOOK_STEPS', 60))
 
@@ -45,7 +43,7 @@ ITERATIONS = 2 * int(os.environ.get('AVATAR_NOTEBOOK_STEPS', 60))
 # code `w` that a rotation mixes, so that no direction of the code is the mouth. It is fixed, like a trained StyleGAN.
 
 # %%
-TRAITS = ('shade', 'width', 'height', 'eyes apart', 'eye size', 'eyes open', 'mouth open', 'mouth wide')
+# The traits: shade, width, height, eyes apart, eye size; then eyes open, mouth open, mouth wide, which move.
 SIZE, MOVING = 24, slice(5, 8)
 ROTATION = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0], jnp.float32)
 Y, X = jnp.meshgrid(jnp.linspace(-1, 1, SIZE), jnp.linspace(-1, 1, SIZE), indexing='ij')
@@ -246,8 +244,8 @@ def frames_loss(generator, regulariser, motion, w, bias, batch, keys, sr, frames
     return total, {}
 
 
-OBJECTIVE = Objective(lambda params, batch: batch['coefficients'] @ params['map'], frames_loss)
-TOY = DecouplingConfig(
+OBJECTIVE = aj.Objective(lambda params, batch: batch['coefficients'] @ params['map'], frames_loss)
+TOY = aj.DecouplingConfig(
     identity_steps=36,
     controller_steps=4,
     sr_steps=0,
@@ -259,17 +257,17 @@ TOY = DecouplingConfig(
     ema_generator=False,
     ema_decay=0.9,
 )
-ADAM = make_optimizer(OptimizerConfig('adam', 0.1))
-OPTIMIZERS = Optimizers(ADAM, ADAM, make_optimizer(OptimizerConfig('adam', 0.01)), ADAM)
+ADAM = aj.make_optimizer(aj.OptimizerConfig('adam', 0.1))
+OPTIMIZERS = aj.Optimizers(ADAM, ADAM, aj.make_optimizer(aj.OptimizerConfig('adam', 0.01)), ADAM)
 
 
 @partial(jax.jit, static_argnames='config')
 def step(state, clips, config):
     """One iteration: a program for each schedule."""
-    return decoupling_iteration(
+    return aj.decoupling_iteration(
         state,
         clips,
-        step_key(0, state.step),
+        aj.step_key(0, state.step),
         objective=OBJECTIVE,
         config=config,
         optimizers=OPTIMIZERS,
@@ -280,10 +278,10 @@ def step(state, clips, config):
 def train(config, iterations=ITERATIONS, batch=batch_of):
     """The state after training, and (iteration, error left, leakage) on the way."""
     groups = {
-        'controller': Group.create(FRESH, OPTIMIZERS.controller, ema=True),
-        'generator': Group.create({'none': jnp.zeros(1)}, OPTIMIZERS.generator),
+        'controller': aj.Group.create(FRESH, OPTIMIZERS.controller, ema=True),
+        'generator': aj.Group.create({'none': jnp.zeros(1)}, OPTIMIZERS.generator),
     }
-    state, curve = TrainState.create(groups), []
+    state, curve = aj.TrainState.create(groups), []
     for i in range(iterations):
         state, _ = step(state, batch(i, 8), config)
         if i % 10 == 9 or i < 3:
@@ -313,7 +311,7 @@ SCHEDULES = {
 curves = {'36 + 4 (as above)': by_library}
 for name, changes in SCHEDULES.items():
     if name not in curves:
-        curves[name] = train(DecouplingConfig(**{**vars(TOY), **changes}))[1]
+        curves[name] = train(aj.DecouplingConfig(**{**vars(TOY), **changes}))[1]
 
 _, axes = plt.subplots(1, 2, figsize=(8, 3))
 for name, curve in curves.items():
@@ -347,7 +345,7 @@ def leaky_batch(seed, people, frames=2):
 
 
 for name in ('36 + 4 (as above)', '20 + 20', 'joint'):
-    _, curve = train(DecouplingConfig(**{**vars(TOY), **SCHEDULES[name]}), batch=leaky_batch)
+    _, curve = train(aj.DecouplingConfig(**{**vars(TOY), **SCHEDULES[name]}), batch=leaky_batch)
     print('{:18} error left {:6.3f}   leakage {:.3f}'.format(name, *curve[-1][1:]))
 
 # %% [markdown]

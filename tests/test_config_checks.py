@@ -132,3 +132,15 @@ def test_former_names_are_read():
     assert config_difference(current_names(RunConfig, values), RunConfig()).startswith('model.settings.sigma_w = "std"')
     with pytest.raises(FieldError, match=r'^settings\.sigma_w: .many.; use one of'):
         ModelConfig.from_dict({'method': {'sigma_w': 'many'}})
+
+
+@pytest.mark.parametrize(
+    ('count', 'seed', 'said'),
+    [(0, -1, '--identities 0: must be at least 1'), (1, -1, '--seed -1: must not be negative')],
+)
+def test_people_of_videos_are_checked_one_option_after_the_other(count, seed, said, tmp_path):
+    from data_pipelines.test_videos import video_items
+
+    with pytest.raises(UserError) as caught:
+        video_items(None, count, seed, 1, 125, tmp_path)
+    assert str(caught.value) == said

@@ -20,6 +20,7 @@ from avatar_jax.models.decoder import decode
 from avatar_jax.ops.resize import resize
 from avatar_jax.render.cameras import focal_to_intrinsics, look_at_pose, mirror_label, pack_label
 from avatar_jax.train.costs import count
+from avatar_jax.train.state import num_params
 from tests.comparison import close
 
 CONFIG = ModelConfig.tiny()
@@ -291,7 +292,7 @@ def test_counts_and_costs_of_the_paper_size():
     """Section 9, at full size, without computing anything."""
     config = ModelConfig.paper()
     params = model.abstract(config)['params']
-    sizes = {name: model.count_parameters(part) for name, part in params.items()}
+    sizes = {name: num_params(part) for name, part in params.items()}
     assert sizes == {
         'appearance': 20_408_640 + 265_056,
         'identity': 983_808,
@@ -302,7 +303,7 @@ def test_counts_and_costs_of_the_paper_size():
     deformation = params['deformation']
 
     def parameters(prefix):
-        return sum(model.count_parameters(v) for k, v in deformation.items() if k.startswith(prefix))
+        return sum(num_params(v) for k, v in deformation.items() if k.startswith(prefix))
 
     assert parameters('expression') == 57_504 and parameters('position') == 240_192
 
@@ -349,7 +350,7 @@ def test_counts_and_costs_of_the_paper_size():
     for name, size, parameters, cost in (('raw_discriminator', 64, 28.87, 33.1), ('discriminator', 256, 31.24, 94.1)):
         net = getattr(config, name).module(size)
         variables = jax.eval_shape(net.init, jax.random.key(0), shape(1, size, size, 3), shape(1, 25))
-        assert round(model.count_parameters(variables) / 1e6, 2) == parameters
+        assert round(num_params(variables) / 1e6, 2) == parameters
         own = gflop(net.apply, variables, shape(1, size, size, 3), shape(1, 25))
         assert abs(own / cost - 1) < 0.02, (name, own)
 

@@ -1,6 +1,11 @@
-"""No module imports another in a circle, and programs are thin. Which room imports which is a contract of import-linter
-(pyproject.toml)."""
+"""No module imports another in a circle, programs are thin, and nothing is written that nobody names.
 
+Which room imports which is a contract of import-linter (pyproject.toml).
+"""
+
+import ast
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,7 +26,44 @@ def test_there_is_no_circle(package):
     assert not left, f'in circles, or above one: {", ".join(sorted(left))}'
 
 
-@pytest.mark.parametrize('file', sorted((ROOT / 'launch').glob('*.py')), ids=lambda file: file.stem)
+@pytest.mark.parametrize('file', sorted((ROOT / 'launch').rglob('*.py')), ids=lambda file: file.stem)
 def test_programs_are_thin(file):
     """A program parses, calls and prints; what it decides or computes is the library's."""
     assert len(file.read_text().splitlines()) <= 100
+
+
+def defined(source):
+    """Names of the functions and classes that a text defines, and of the constants of its module. Those that a
+    decorator takes, and Python's own, are left out.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list:
+            yield node.name
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+
+
+def test_everything_is_named_somewhere():
+    """Besides where it is defined: in code, a test, a document or a notebook."""
+    code = {
+        p: p.read_text()
+        for room in ('avatar_jax', 'configs', 'data_pipelines', 'launch', 'notebooks', 'tests')
+        for p in sorted((ROOT / room).rglob('*.py'))
+    }
+    documents = [p.read_text() for p in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md'))]
+    words = Counter(re.findall(r'\w+', ' '.join([*code.values(), *documents])))
+    unread = [
+        f'{path.relative_to(ROOT)}: {name}'
+        for path, text in code.items()
+        if 'tests' not in path.parts
+        for name in defined(text)
+        if words[name] == 1 and not name.startswith(('__', 'visit_'))
+    ]
+    assert not unread, 'remove what nobody reads'
+
+
+def test_what_nobody_names_would_be_found():
+    source = 'A = 1\ndef f(): ...\n@cache\ndef g(): ...\nclass C:\n    def method(self): ...\n'
+    assert sorted(defined(source)) == ['A', 'C', 'f', 'method']

@@ -283,7 +283,8 @@ FORMATS = {
 
 def named_by(path):
     """(line, text) where a file's code names a method: by importing it or its configs, or by a text that is its name,
-    its title, its weights' or a config's. Citing a paper, or a data format that is called after one, is no such thing.
+    its title, its weights' or a config's, or that tells a person to use it (``--method NAME``, ``configs/NAME``), also
+    in --help. Citing a paper, or a data format that is called after one, is no such thing.
     """
     methods = [m for m in base.methods() if m.name != 'toy']
     texts = {t for m in methods for t in (m.name, m.title, m.weights) if t}
@@ -295,10 +296,10 @@ def named_by(path):
         elif isinstance(node, ast.ImportFrom):
             names = [f'{node.module}.{alias.name}' for alias in node.names]
             found = [name for name in names if name.startswith(modules)]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and '\n' not in node.value:
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             value = node.value
-            if value in texts or value.startswith(modules) or any(f'configs/{m.name}' in value for m in methods):
-                found = [value]
+            advice = [text for m in methods for text in (f'configs/{m.name}', f'--method {m.name}') if text in value]
+            found = [value] if value in texts or value.startswith(modules) else advice
         for text in found:
             yield node.lineno, text
 
@@ -314,6 +315,20 @@ def test_no_other_file_names_a_method(folder):
                 continue
             found += [f'{name}:{line}: {text[:60]}' for line, text in named_by(path) if (name, text) not in FORMATS]
     assert not found, '\n'.join(found)
+
+
+def test_a_method_that_is_named_is_found(tmp_path):
+    source = """'''Runs.
+
+    python -m launch.this --config configs/nofa_heads.py
+'''
+from avatar_jax.methods.nofa import model
+raise UserError(f'{name}: too short; give --method otavatar')
+about = 'as in OTAvatar, section 3; or --method NAME'
+"""
+    (tmp_path / 'this.py').write_text(source)
+    found = [text for _, text in named_by(tmp_path / 'this.py')]
+    assert sorted(found) == ['--method otavatar', 'avatar_jax.methods.nofa.model', 'configs/nofa']
 
 
 def test_methods_tell_whether_building_draws_anything():

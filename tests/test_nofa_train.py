@@ -1,6 +1,7 @@
 """NOFA's training stages: what moves and what does not, the same update on any number of devices, resuming."""
 
 from functools import lru_cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.nofa import train as training
+from avatar_jax.methods.nofa import training as starting
 from avatar_jax.methods.nofa.code_metric import code_error, code_metric
 from avatar_jax.methods.nofa.config import ModelConfig, StageConfig
 from avatar_jax.methods.nofa.model import network, w_avg
@@ -218,6 +220,34 @@ def test_host_arrays_come_from_pairs():
         training.with_host_arrays(CONFIG, 'general', raw, 'codes')
     with pytest.raises(UserError, match='rays: these data have no landmarks and masks'):
         training.with_host_arrays(CONFIG, 'general', raw, 'rays')
+
+
+def test_statistics_of_coefficients_are_measured_on_the_data(monkeypatch):
+    """Otherwise ``standardize`` would do nothing: fresh networks have means of 0 and deviations of 1."""
+    rng, asked = np.random.default_rng(2), {}
+    people = {
+        'images': np.zeros((300, 2, 1, 1, 3), np.float32),
+        'windows': (3 + 2 * rng.normal(size=(300, 2, 27, 70))).astype(np.float32),
+        'shapes': np.repeat(5 + 0.5 * rng.normal(size=(300, 1, 80)), 2, 1).astype(np.float32),
+    }
+
+    def first_sets(source, frames, seed, count, arrays):
+        asked.update(frames=frames, seed=seed)
+        return {k: people[k][:count] for k in arrays}
+
+    def clips(*_):
+        return None
+
+    config = ModelConfig.tiny(deformation__standardize=True)
+    fresh = variables_of(config)
+    monkeypatch.setattr(starting, 'first_variables', lambda run: (fresh, ''))
+    run = training.RunConfig(seed=4, model=config, parallel='single')
+    state = starting.start(run, SimpleNamespace(clips=clips, first_sets=first_sets)).state
+    found = state.extra['variables']['constants']['coefficients']
+    assert asked == {'frames': 2, 'seed': 4} and found['mean'].shape == found['std'].shape == (144,)
+    for name, shape, expression in (('mean', 5, 3), ('std', 0.5, 2)):
+        np.testing.assert_allclose(found[name][:80].mean(), shape, rtol=0.05)
+        np.testing.assert_allclose(found[name][80:].mean(), expression, rtol=0.05)
 
 
 def test_runs_that_cannot_be_are_refused():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,11 @@ SAYS = {'01_portrait_to_animation': 'dB in the head mask', '02_decoupling_by_inv
 
 def test_there_are_notebooks():
     assert SOURCES
+
+
+@pytest.mark.parametrize('source', SOURCES, ids=lambda p: p.stem)
+def test_only_public_names_of_the_library_are_used(source):
+    assert not re.findall(r'^ *(?:from avatar_jax|import avatar_jax\.).*', source.read_text(), re.MULTILINE)
 
 
 @pytest.mark.slow

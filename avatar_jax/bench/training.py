@@ -1,6 +1,6 @@
 """``avatar-jax bench --train``: what a training step costs on 1..n devices.
 
-    avatar-jax bench --train --config configs/otavatar_heads.py:tiny --devices 1 2 4 --out scale.json
+    avatar-jax bench --train --config configs/NAME.py:tiny --devices 1 2 4 --out scale.json
 
 Every device gets ``--rows`` samples (weak scaling), made-up ones: reading data is not measured. Efficiency is images
 per second and device over that of the first count. On a CPU the devices are forced ones that share its cores, so images

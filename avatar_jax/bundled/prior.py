@@ -62,8 +62,8 @@ class PriorConfig:
     generator: GeneratorConfig
     controller: ControllerConfig
     steps: int = option(15000, 'training steps of all three kinds: points, then rays, then frames')
-    ray_steps: int = option(11500, 'how many of them are rays')
-    frame_steps: int = option(1000, 'how many of them are frames')
+    ray_steps: int = option(11500, 'how many of them are steps of rays')
+    frame_steps: int = option(1000, 'how many of them are steps of frames')
     batch: int = option(4, 'heads per step of points')
     ray_batch: int = option(4, 'heads per step of rays')
     frame_batch: int = option(2, 'heads per step of frames')

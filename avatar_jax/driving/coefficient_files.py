@@ -26,7 +26,6 @@ from avatar_jax.types import Motion
 ENDINGS = ('.mat', '.npz', '.npy')
 _WHOLE = ('coeff', 'coeff_3dmm', 'coefficients', 'coeffs')
 _PARTS = ('exp', 'angle', 'trans')
-_ALSO = ('id', 'tex', 'gamma')
 DEFAULT_FPS = 25.0
 
 

@@ -7,7 +7,7 @@ mouth and eyes in states that calibrate a measurement. Recorded clips have only 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from avatar_jax.eval import faces
 from avatar_jax.eval.options import ProtocolConfig
 from avatar_jax.ops.windows import RADIUS, WINDOW
 from avatar_jax.types import Camera, Motion, Portrait
+
+if TYPE_CHECKING:
+    from avatar_jax.configure import Dataclass
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ class Clip(Protocol):
     expression: np.ndarray
     angle: np.ndarray
     camera_yaws: np.ndarray
-    options: Any
+    options: Dataclass
 
     @property
     def num_cameras(self) -> int:

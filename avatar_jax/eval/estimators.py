@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from avatar_jax.ops.coefficients import NUM_COEFFICIENTS, SLICES
 from avatar_jax.procedural import EXPRESSION_NAMES, ProceduralHead
 
 if TYPE_CHECKING:
+    from avatar_jax.faces.base import MorphableModel
     from avatar_jax.methods.model import Model
 
 PRESENT = 0.25  # expression coefficient from which a movement counts as there
@@ -63,7 +64,7 @@ class Estimators:
     identity: Network | None = None
     lpips: Network | None = None
     units: Network | None = None
-    head: Any = None
+    head: MorphableModel | None = None
     missing: tuple[tuple[str, str], ...] = ()
     more: tuple[tuple[str, Network], ...] = ()
     inception: Network | None = None

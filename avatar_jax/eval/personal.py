@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
@@ -292,6 +292,15 @@ def _control(result: CaseResult, group: str, rgb: np.ndarray, case: VideoCase) -
         result.scores[f'{group}.mouth_correlation'] = pearson(opening, result.frames['truth.mouth_opening'])
 
 
+class LabelledVideo(Protocol):
+    """Frames of one person: bytes, labels [T,25], signals by name (``coefficients`` [T,P] of a basis, or not)."""
+
+    pictures: Sequence[np.ndarray]
+    labels: np.ndarray
+    signals: Mapping[str, np.ndarray]
+    basis: str
+
+
 class FramePortraits(Sequence):
     """Portraits of some frames of a video with labels, coefficients and pictures, read when asked for.
 
@@ -300,7 +309,7 @@ class FramePortraits(Sequence):
         numbers: of the frames.
     """
 
-    def __init__(self, video: Any, numbers: np.ndarray):
+    def __init__(self, video: LabelledVideo, numbers: np.ndarray):
         self.video, self.numbers = video, numbers
         self.angle, self.translation = (np.asarray(x, np.float32) for x in pose_from_label(video.labels[numbers]))
 

@@ -34,7 +34,6 @@ RECOGNITION_TEMPLATE = np.array(
 )
 REGRESSOR_SIZE, REGRESSOR_RESCALE = 224, 102.0
 EG3D_SIZE, EG3D_RESCALE, EG3D_CROP, EG3D_OUTPUT = 1024, 300.0, 700, 512
-EG3D_POSE_RESCALE = 466.285  # the regressor's framing in the 1024 frame
 MAX_RESIZED_PIXELS = 64_000_000  # larger enlargements are cut out before resizing
 
 
@@ -175,11 +174,6 @@ def aligned_to_eg3d(landmarks_up: np.ndarray) -> np.ndarray:
     points[..., 1] = EG3D_SIZE - 1 - points[..., 1]
     start = eg3d_crop_box()[0]
     return ((points - start + 0.5) * (EG3D_OUTPUT / EG3D_CROP) - 0.5).astype(np.float32)
-
-
-def missing_landmarks(width: int, height: int, landmarks_3d: np.ndarray) -> np.ndarray:
-    """Stand-in landmarks of a video frame without a detection: (x, y + 1)/2 times the size, [N, 3] -> [N, 2], y up."""
-    return (np.asarray(landmarks_3d)[:, :2] + 1) / 2 * np.array([width, height])
 
 
 def recognition_matrix(landmarks_up: np.ndarray | jax.Array, height: int) -> jax.Array:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from avatar_jax.ops.arrays import Array, namespace
 
 if TYPE_CHECKING:
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 CAMERA_DISTANCE = 10.0  # decimetres between the camera and the head origin
 FOCAL_224 = 1015.0  # pixels at 224 x 224
 CENTER_224 = 112.0
-IMAGE_SIZE_224 = 224
 # The head frame inside the EG3D volume: world = 0.27 * decimetres + offset.
 EG3D_SCALE = 0.27
 EG3D_OFFSET = (0.0, 0.006, 0.161)
@@ -85,12 +82,6 @@ def project(
     )
 
 
-def to_image_rows(pixels: Float[Array, '*batch 2'], height: int = IMAGE_SIZE_224) -> Float[Array, '*batch 2']:
-    """Flips landmark pixels between v-up and row-down: ``row = height - 1 - v`` (its own inverse)."""
-    xp = namespace(pixels)
-    return xp.stack([pixels[..., 0], height - 1 - pixels[..., 1]], axis=-1)
-
-
 def head_to_world(points: Float[Array, '*batch 3']) -> Float[Array, '*batch 3']:
     """Head frame (decimetres) to the EG3D volume: ``0.27 p + (0, 0.006, 0.161)``."""
     xp = namespace(points)
@@ -101,16 +92,3 @@ def world_to_head(points: Float[Array, '*batch 3']) -> Float[Array, '*batch 3']:
     """Inverse of ``head_to_world``."""
     xp = namespace(points)
     return (points - xp.asarray(EG3D_OFFSET, dtype=points.dtype)) / EG3D_SCALE
-
-
-def clip_matrix(
-    focal: float = FOCAL_224, center: float = CENTER_224, near: float = 5.0, far: float = 15.0
-) -> np.ndarray:
-    """[4, 4] matrix from (x, -y, depth, 1) rows to rasteriser clip space (first image row at clip y = -1).
-
-    The field of view is ``2 atan(center / focal)``; multiply column vectors from the left.
-    """
-    f = focal / center
-    return np.array(
-        [[f, 0, 0, 0], [0, f, 0, 0], [0, 0, (far + near) / (far - near), -2 * far * near / (far - near)], [0, 0, 1, 0]]
-    )

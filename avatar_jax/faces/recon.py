@@ -26,7 +26,6 @@ METHOD = 'deep3d_recon'
 
 EXPANSION = 4
 HEADS = (80, 64, 80, 3, 27, 2, 1)  # identity, expression, albedo, angle, light, (tx, ty), tz
-INPUT_SIZE = 224
 PREFIX = 'net_recon.'
 
 

@@ -32,6 +32,8 @@ from avatar_jax.io.upright import boxed, fitted, turn_of
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from avatar_jax.io.sound import SoundTrack
+
 _BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix alike
 _LIMITED_RANGE = 1
 
@@ -85,7 +87,7 @@ class VideoWriter:
         crf: int = 18,
         preset: str = 'medium',
         provenance: Provenance | None = None,
-        sound: Any = None,
+        sound: SoundTrack | None = None,
     ):
         self.path = Path(path)
         self.sound = sound

@@ -41,7 +41,7 @@ class Weights:
 
     Attributes:
         variables: nested dict of numpy arrays, collections first: ``{'params': {...}, 'noise': {...}, ...}``.
-        method: what the weights belong to, e.g. ``eg3d`` or ``otavatar``.
+        method: what the weights belong to: the name of a method, or of a network that no method owns.
         config: the configuration that builds the modules, as plain values.
         provenance: how the weights were made: command, seed, data version, steps, ...
         sha256: identifies the numbers; the ``weights`` entry of every output's provenance.

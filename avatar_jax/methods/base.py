@@ -244,7 +244,7 @@ class Table:
     claims: tuple[tuple[str, str] | Claim, ...]
     scores: Mapping[str, bool]
     run: Callable
-    protocol: Any
+    protocol: str | Callable
     builds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sizes: tuple[str, ...] = ('tiny', 'full')
     note: str = ''

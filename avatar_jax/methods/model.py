@@ -284,11 +284,6 @@ def check_weights(avatar: Avatar, model: Model) -> None:
         )
 
 
-def with_config(model: Model, config: Config) -> Model:
-    """The same weights, used with other settings."""
-    return replace(model, config=config)
-
-
 # --------------------------------------------------------------------------------------------------------- avatar files
 
 

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 
 from avatar_jax.models.layers import RESAMPLE, Conv2dLayer, FullyConnected
 from avatar_jax.models.mapping import MappingNetwork
@@ -66,7 +67,7 @@ class DiscriminatorBlock(nn.Module):
     from_rgb: bool = False
     conv_clamp: float | None = None
     resample_filter: tuple[float, ...] = RESAMPLE
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -146,7 +147,7 @@ class _Discriminator(nn.Module):
     mbstd_group_size: int | None = 4
     mbstd_num_channels: int = 1
     resample_filter: tuple[float, ...] = RESAMPLE
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     num_half_res: int = 4
     mbstd_contiguous: bool = False
 

@@ -12,11 +12,11 @@ Noise modes of the synthesis layers: 'random' (fresh normal noise from the rng s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from avatar_jax.ops.activations import activation, bias_act
 from avatar_jax.ops.modulated import modulated_conv2d
@@ -77,7 +77,7 @@ class FullyConnected(nn.Module):
     lr_multiplier: float = 1.0
     use_bias: bool = True
     bias_init: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -111,7 +111,7 @@ class Conv2dLayer(nn.Module):
     down: int = 1
     resample_filter: tuple[float, ...] = RESAMPLE
     conv_clamp: float | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, gain: float = 1.0) -> jax.Array:
@@ -238,7 +238,7 @@ class SynthesisBlock(nn.Module):
     use_noise: bool = True
     resample_filter: tuple[float, ...] = RESAMPLE
     conv_clamp: float | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def num_conv(self) -> int:

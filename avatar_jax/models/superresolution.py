@@ -6,11 +6,12 @@ up-sampled raw image plus two ToRGB residuals.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from avatar_jax.models.layers import RESAMPLE, SynthesisBlock, SynthesisBlockNoUp, rematerialised
 from avatar_jax.ops.resize import resize
@@ -74,7 +75,7 @@ class SuperResolution(nn.Module):
     sr_antialias: bool = True
     use_noise: bool = True
     resample_filter: tuple[float, ...] = RESAMPLE
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     def __call__(self, rgb: jax.Array, x: jax.Array, ws: jax.Array, noise_mode: str = 'none') -> jax.Array:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from avatar_jax.models.layers import RESAMPLE, SynthesisBlock, check_noise_mode, rematerialised
 
@@ -46,7 +45,7 @@ class SynthesisNetwork(nn.Module):
     conv_clamp: float | None = None
     use_noise: bool = True
     resample_filter: tuple[float, ...] = RESAMPLE
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     num_half_res: int | None = None
     remat: bool = False
 

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from avatar_jax.io.animation import open_video
 from avatar_jax.io.images import MAX_SIDE, read_image
 from avatar_jax.io.inputs import file_sha256, input_file
 from avatar_jax.io.video import VideoFrame
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 PICTURES, VIDEOS = kinds.PICTURE_ENDINGS, kinds.VIDEO_ENDINGS
 
@@ -33,7 +36,7 @@ class FrameSource(Protocol):
     """
 
     path: Path
-    fps: Any
+    fps: float | Fraction
     num_frames: int | None
     notes: Sequence[str]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from avatar_jax.ops.coefficients import NUM_EXP, NUM_ID, NUM_RECORD, SLICES
 from avatar_jax.track.quality import LIMIT, Quality
 from avatar_jax.track.smooth import even_rate
 from avatar_jax.types import Camera, Motion, Portrait
+
+if TYPE_CHECKING:
+    from avatar_jax.track.track import Track
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ class MeasuredClip:
     warnings: tuple[str, ...] = ()
     sha256: str = ''
     landmarks_from: str = ''
-    track: Any = None
+    track: Track | None = None
 
     @property
     def num_frames(self) -> int:

@@ -8,7 +8,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from avatar_jax.errors import UserError
 from avatar_jax.io.assets import located
@@ -29,6 +29,9 @@ from avatar_jax.track.person_mask import ASSET, PersonMask
 from avatar_jax.track.placing import with_head_translation
 from avatar_jax.track.quality import frame_quality, sentences
 from avatar_jax.track.track import Track, TrackConfig
+
+if TYPE_CHECKING:
+    from avatar_jax.faces.base import MorphableModel
 
 Path_ = str | os.PathLike
 LANDMARKER = 'face-landmarker'  # of the optional files
@@ -73,7 +76,7 @@ class Tracker:
 
     def __init__(
         self,
-        model: Any = 'procedural',
+        model: Path_ | MorphableModel = 'procedural',
         *,
         weights: Path_ | None = None,
         mediapipe: Path_ | None = None,

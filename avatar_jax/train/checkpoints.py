@@ -100,7 +100,7 @@ class Checkpoints:
         self,
         folder: str | os.PathLike,
         *,
-        config: Any = None,
+        config: object = None,
         keep: int = 2,
         keep_every: int = 0,
         may_differ: Sequence[str] = (),

@@ -76,7 +76,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--path', required=True, metavar='PATH', help='folder or zip with pictures and dataset.json')
     parser.add_argument('--data-dir', default='data', metavar='DIR', help='where TFDS keeps data sets (default: data)')
     parser.add_argument(
-        '--validation', type=int, default=0, metavar='N', help='pictures of the split validation: the first N'
+        '--validation',
+        type=int,
+        default=0,
+        metavar='N',
+        help='the first N pictures become the split validation (default: 0)',
     )
     parser.add_argument(
         '--mirror',
@@ -85,7 +89,11 @@ def main(argv: list[str] | None = None) -> int:
         help='images+labels: also store the mirror image of every picture (default: off)',
     )
     parser.add_argument(
-        '--radius', type=float, nargs=2, metavar=('MIN', 'MAX'), help='camera distances that are accepted'
+        '--radius',
+        type=float,
+        nargs=2,
+        metavar=('MIN', 'MAX'),
+        help='camera distances that are accepted (default: 1 6)',
     )
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from avatar_jax.progress import Console
+
+if TYPE_CHECKING:
+    from data_pipelines.eg3d_images import Eg3dImages
 
 LABELS = 'labels-{split}.npy'
 
@@ -35,7 +38,7 @@ class LabelledPictures(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version('1.0.0')
     url_infos: ClassVar[dict] = {}  # nothing is downloaded
 
-    source: Any = None  # ``eg3d_images.Eg3dImages``
+    source: Eg3dImages | None = None
     show_progress: bool = True
 
     def _info(self) -> tfds.core.DatasetInfo:

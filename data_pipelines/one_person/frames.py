@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -58,7 +57,7 @@ class PersonVideo:
     test: np.ndarray
     basis: str = ''
     features: str = ''
-    masks: Any = None
+    masks: Sequence[np.ndarray] | None = None
     notes: tuple[str, ...] = field(default=())
     sound: str = ''
 
@@ -116,5 +115,5 @@ def check_length(name: str, times: np.ndarray, shortest: float = SHORTEST) -> No
     if seconds < shortest:
         raise UserError(
             f'{name}: shows the person for {seconds:.1f} s; a personal avatar needs at least {shortest:.0f} s, better '
-            'minutes. Give a longer video, or make an avatar of one picture (--method otavatar)'
+            'minutes. Give a longer video, or make an avatar of one picture, by another method'
         )

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -29,6 +29,9 @@ from data_pipelines.frame_features import frame_features
 from data_pipelines.tables import TABLE_NAME
 from data_pipelines.tracked.archive import Options, TrackedClip, archive_path, finished_clip, load_clip
 from data_pipelines.tracked.layouts import LAYOUTS, SPLITS, ClipSpec
+
+if TYPE_CHECKING:
+    from avatar_jax.track.tracker import Measures
 
 SKIPPED_NAME = 'skipped.json'
 ARCHIVES = 'tracked-clips'  # folder beside the data sets that holds finished clips
@@ -59,7 +62,7 @@ class TrackedClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     url_infos: ClassVar[dict] = {}  # nothing is downloaded, so there are no checksums to look up
 
     layout: ClassVar[str] = ''
-    tracker: Any = None  # None: the default one
+    tracker: Measures | None = None  # None: the default one
     beam: tuple[str, tuple[str, ...]] | None = None  # name of a Beam runner that tracks, and its options
     skipped: list[tuple[str, str]] | None = None  # (clip, reason) of the last run
 

@@ -1,8 +1,8 @@
 """Several processes of one command on this machine, one for each GPU (or some CPU devices).
 
-    python -m launch.cluster.local --processes 8 -- train --config configs/otavatar_hdtf.py --out runs/a
+    python -m launch.cluster.local --processes 8 -- train --config configs/NAME.py --out runs/a
     python -m launch.cluster.local --processes 2 --cpu-devices 2 \\
-        -- train --config configs/otavatar_heads.py:tiny --out /tmp/a
+        -- train --config configs/NAME.py:tiny --out /tmp/a
 
 One process that sees all GPUs needs no wrapper: ``avatar-jax train`` uses them all. One process for each GPU reads and
 decodes data in as many processes, which pays when reading is the bottleneck.
@@ -20,41 +20,12 @@ started again, up to N times, from the last complete checkpoint.
 from __future__ import annotations
 
 import argparse
-import os
-import socket
 import sys
 from collections.abc import Sequence
 
 from avatar_jax.checks import OPTION, Check
 from launch.cluster.command import OWN_FLAGS, TOGETHER, at_least_one, main, parser_of, resuming, shell, split_command
-from launch.cluster.supervise import supervise
-
-# Commands with --share -> whether the command without it then makes the report of the whole.
-SHARED = {'invert': False, 'evaluate': True, 'ablate': True}
-
-
-def plan(
-    command: Sequence[str],
-    processes: int,
-    port: int,
-    cpu_devices: int = 0,
-    gpus_each: int = 1,
-) -> list[tuple[dict[str, str], list[str]]]:
-    """Environment changes and argument list of each process."""
-    started = []
-    for i in range(processes):
-        if cpu_devices:
-            flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={cpu_devices}'
-            environment = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags.strip()}
-        else:
-            environment = {'CUDA_VISIBLE_DEVICES': ','.join(str(i * gpus_each + k) for k in range(gpus_each))}
-        join = ['--coordinator', f'localhost:{port}', '--num-processes', str(processes), '--process-id', str(i)]
-        if command[0] in SHARED:
-            join = ['--share', f'{i + 1}/{processes}']
-        if processes == 1:
-            join = []
-        started.append((environment, [sys.executable, '-m', 'avatar_jax.cli', *command, *join]))
-    return started
+from launch.cluster.supervise import SHARED, died, free_port, plan, supervise
 
 
 def run(argv: Sequence[str]) -> int:
@@ -89,7 +60,7 @@ def run(argv: Sequence[str]) -> int:
                 print(shell([f'{k}={v}' for k, v in environment.items()] + words))
             return 0
         status = supervise(started, apart=shared)
-        if not _died(status):
+        if not died(status):
             whole = _whole(command, args)
             return supervise(whole) if whole and status in (0, 2) else status  # 2: some people failed
         print(
@@ -104,18 +75,6 @@ def _whole(command: Sequence[str], args: argparse.Namespace) -> list[tuple[dict[
     """The process, if any, that comes after all shares."""
     after = args.processes > 1 and SHARED.get(command[0])
     return plan(command, 1, 0, args.cpu_devices, args.gpus_each) if after else []
-
-
-def _died(status: int) -> bool:
-    """Whether a process was killed or aborted, by a signal or by the engine; starting again may then help."""
-    return status < 0 or status in (134, 137, 139)
-
-
-def free_port() -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as s:
-        s.bind(('localhost', 0))
-        return s.getsockname()[1]
 
 
 if __name__ == '__main__':

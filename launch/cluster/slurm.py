@@ -14,16 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from launch.cluster.command import (
-    PREEMPTED_STATUS,
-    at_least_one,
-    call,
-    main,
-    parser_of,
-    resuming,
-    shell,
-    split_command,
-)
+from launch.cluster.command import PREEMPTED_STATUS, at_least_one, call, main, parser_of, resuming, shell, split_command
 
 
 def script(
@@ -46,8 +37,7 @@ def script(
         f'#SBATCH --job-name={name}',
         f'#SBATCH --nodes={nodes}',
         f'#SBATCH --gpus-per-node={gpus_per_node}',
-        f'#SBATCH --ntasks-per-node={gpus_per_node}  # one process per GPU: the engine gives task i of a node its GPU '
-        'i',
+        f'#SBATCH --ntasks-per-node={gpus_per_node}  # one process for each GPU: task i of a node gets its GPU i',
         f'#SBATCH --cpus-per-task={cpus_per_gpu}',
         f'#SBATCH --time={time}',
         f'#SBATCH --signal=TERM@{warn}  # to the processes, {warn} seconds before the limit',

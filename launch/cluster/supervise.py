@@ -1,16 +1,45 @@
-"""Runs the processes of one command on this machine until all have ended; one that dies ends the others, or not."""
+"""The processes of one command on this machine: what each is told, and how they run until all have ended."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 
 from launch.cluster.command import PREEMPTED_STATUS
 
+# Commands with --share -> whether the command without it then makes the report of the whole.
+SHARED = {'invert': False, 'evaluate': True, 'ablate': True}
+
 GRACE = 30.0  # seconds between asking the remaining processes to end and ending them
+
+
+def plan(
+    command: Sequence[str],
+    processes: int,
+    port: int,
+    cpu_devices: int = 0,
+    gpus_each: int = 1,
+) -> list[tuple[dict[str, str], list[str]]]:
+    """Environment changes and argument list of each process."""
+    started = []
+    for i in range(processes):
+        if cpu_devices:
+            flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={cpu_devices}'
+            environment = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags.strip()}
+        else:
+            environment = {'CUDA_VISIBLE_DEVICES': ','.join(str(i * gpus_each + k) for k in range(gpus_each))}
+        join = ['--coordinator', f'localhost:{port}', '--num-processes', str(processes), '--process-id', str(i)]
+        if command[0] in SHARED:
+            join = ['--share', f'{i + 1}/{processes}']
+        if processes == 1:
+            join = []
+        started.append((environment, [sys.executable, '-m', 'avatar_jax.cli', *command, *join]))
+    return started
 
 
 def supervise(started: Sequence[tuple[dict[str, str], list[str]]], apart: bool = False) -> int:
@@ -51,3 +80,15 @@ def supervise(started: Sequence[tuple[dict[str, str], list[str]]], apart: bool =
         for p in processes:
             if p.poll() is None:
                 p.kill()
+
+
+def died(status: int) -> bool:
+    """Whether a process was killed or aborted, by a signal or by the engine; starting again may then help."""
+    return status < 0 or status in (134, 137, 139)
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        return s.getsockname()[1]

@@ -16,6 +16,7 @@ from avatar_jax.methods.gpavatar.release import state_dict, to_flat, variables_o
 from avatar_jax.methods.gpavatar.train_config import LossConfig
 from avatar_jax.ops import image_metrics as metrics
 from avatar_jax.train.optimizers import OptimizerConfig
+from avatar_jax.train.state import num_params
 from tests.comparison import close
 from tests.parity import golden as g
 from tests.parity.golden import handles
@@ -286,10 +287,13 @@ def test_full_model(golden):
     close(np.array(steps), out['step_losses'], rtol=2e-4)
     change = to_flat(jax.tree.map(lambda a, b: a - b, train.variables_of(state)['params'], params))
     for name in [k for k in out if k.startswith('after3.')]:
-        error = np.abs(change[name.removeprefix('after3.')] - out[name])
+        mine, wanted = change[name.removeprefix('after3.')], out[name]
         # Where a gradient is near zero, Adam's step has the size of its rate and the sign of a rounding: of these
-        # entries 0.4 % differ with AVX-512 and 2.2 % with SSE4.2. A rate that is 2 % off moves all of them.
-        assert np.mean(error > 1e-5) < 0.04, f'{name}: {np.mean(error > 1e-5):.2%} differ'
+        # entries at most 0.2 % differ with AVX2, and 2 % with SSE4.2. A rate that is 5 % off moves a third and more.
+        bound = 0.01 * np.abs(wanted).max()
+        differ, planted = (np.mean(np.abs(rate * mine - wanted) > bound) for rate in (1, 1.05))
+        assert differ < 0.04, f'{name}: {differ:.2%} differ'
+        assert planted > 0.3, f'{name}: only {planted:.2%} would differ at a rate that is 5 % off'
     golden.check_all_used()
 
 
@@ -309,7 +313,7 @@ def test_full_size_model_has_the_published_keys():
         assert shapes == {k: jax.tree.map(np.shape, found[k], is_leaf=lambda x: hasattr(x, 'shape')) for k in mine}
         back = state_dict(found)
         assert {k: v.shape for k, v in back.items()} == wanted and len(back) == len(entries)
-        trained, mapped = model.count_parameters(mine['params']), set(to_flat(found['params']))
+        trained, mapped = num_params(mine['params']), set(to_flat(found['params']))
         unused = sum(int(np.prod(s)) for k, s in wanted.items() if k not in mapped)
         assert trained + unused == sum(int(np.prod(s)) for s in wanted.values())
 
@@ -318,5 +322,5 @@ def test_full_size_model_has_the_published_keys():
 def test_presets_build():
     for preset in ('paper', 'release'):
         tiny = ModelConfig.tiny(preset)
-        assert model.count_parameters(model.abstract(tiny)['params']) < 40_000
+        assert num_params(model.abstract(tiny)['params']) < 40_000
     assert dataclasses.replace(ModelConfig.tiny(), basis='flame-2020').basis == 'flame-2020'

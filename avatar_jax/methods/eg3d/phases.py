@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class Setting:
     """What does not change within a compiled program: networks, loss options, side of the raw image."""
 
     generator: TriPlaneGenerator
-    discriminator: Any
+    discriminator: nn.Module
     loss: LossConfig
     resolution: int
     remat: bool = False

@@ -379,8 +379,3 @@ def frame(
     raw = jnp.clip(found.fine[..., :3] * 2 - 1, -1, 1)
     rgb = raw if found.image is None else jnp.clip(found.image * 2 - 1, -1, 1)
     return Frames(rgb, raw, found.depth, found.opacity)
-
-
-def count_parameters(tree: PyTree) -> int:
-    """How many numbers a tree holds."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +40,7 @@ def config_of(preset: str, dtype: str | None = None, ray_chunk: int | None = Non
 class Stages:
     """Functions and example arguments of all stages for one batch size."""
 
-    def __init__(self, config: Any, batch: int):
+    def __init__(self, config: ModelConfig, batch: int):
         self.config, self.batch = config, batch
         self.variables = {**model.init(config, jax.random.key(0)), 'mesh': mesh.load_mesh(config)}
         keys = jax.random.split(jax.random.key(1), 4)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class PersonFrames(Protocol):
 
     name: str
     labels: np.ndarray
-    signals: Any
+    signals: Mapping[str, np.ndarray]
     train: np.ndarray
     test: np.ndarray
     basis: str

@@ -112,7 +112,7 @@ class PictureRows:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: Any) -> np.ndarray:
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
         numbers = np.arange(len(self))[index]
         rows = [as_bytes(self.pictures[int(i)], self.shape[1], self.source) for i in np.atleast_1d(numbers)]
         found = np.stack(rows).astype(np.float32) / 127.5 - 1

@@ -77,6 +77,7 @@ METHOD = Method(
             'rendering',
             'refine',
             'frame',
+            'discriminators',
             'training',
         ),
         config=later('avatar_jax.methods.hidenerf.stages:config_of'),

@@ -375,8 +375,3 @@ def frame(
     raw = jnp.clip(found.raw, -1, 1)
     rgb = raw if found.image is None else jnp.clip(found.image, -1, 1)
     return Frames(rgb, raw, found.depth, found.opacity)
-
-
-def count_parameters(tree: PyTree) -> int:
-    """How many numbers a tree holds."""
-    return sum(x.size for x in jax.tree.leaves(tree))

@@ -10,6 +10,7 @@
 | rendering | displaced points: planes, point network, compositing |
 | refine | raw picture to final picture, modulations given |
 | frame | codes, deformation, rendering and refine: what an animated frame costs |
+| discriminators | what both discriminators say of raw and final pictures (training only) |
 | training | a training step of pairs, without discriminators |
 """
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import label_from_pose
-from avatar_jax.methods.hidenerf import cameras, field, model, secc, train
+from avatar_jax.methods.hidenerf import adversary, cameras, field, model, secc, train
 from avatar_jax.methods.hidenerf.appearance import Appearance
 from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.methods.hidenerf.refine import IdentityEncoder
@@ -96,6 +97,8 @@ class Stages:
                 (v, self.shape, self.expression, self.labels),
                 (),
             )
+        if name == 'discriminators':
+            return self._discriminators()
         if name == 'training':
             return self._training()
         source, codes, told = self._source()
@@ -126,6 +129,14 @@ class Stages:
 
     def _rays(self, labels: jax.Array) -> field.Rays:
         return field.rays_of(self.config.volume, labels, self.config.raw_size)
+
+    def _discriminators(self) -> tuple[Callable, tuple, tuple[int, ...]]:
+        def said(judges, raw, images, labels):
+            seen = zip(adversary.NAMES, (raw, images), strict=True)
+            return [adversary.logits(self.config, name, judges[name], x, labels) for name, x in seen]
+
+        judges = jax.jit(lambda key: adversary.init(self.config, key))(jax.random.key(2))
+        return said, (judges, self.raw[..., :3], self.images, self.labels), ()
 
     def _training(self) -> tuple[Callable, tuple, tuple[int, ...]]:
         count, side = self.batch, self.config.image_size

@@ -68,7 +68,8 @@ class DeformationConfig:
         use_wnet: False moves every point by D-Net's whole offset (Table 5).
         use_identity: False gives both networks zeros in place of identity coefficients (Table 5).
         clip: largest offset along an axis in world units; None does not limit.
-        standardize: coefficients are standardised by the means and deviations kept with the weights.
+        standardize: coefficients are standardised by means and deviations, which a training of fresh networks measures
+            on its data and weight files keep.
     """
 
     num_shape: int = 80

@@ -414,8 +414,3 @@ def frame(
     views = render(variables, looking, planes, ws, labels, deform, draws, sr)
     raw = jnp.clip(views.raw, -1, 1)
     return Frames(raw if views.image is None else jnp.clip(views.image, -1, 1), raw, views.depth, views.opacity)
-
-
-def count_parameters(tree: PyTree) -> int:
-    """How many numbers a tree holds."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))

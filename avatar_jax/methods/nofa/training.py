@@ -26,6 +26,7 @@ from avatar_jax.methods.nofa.release import gfpgan_variables
 from avatar_jax.methods.nofa.teacher import Teacher
 from avatar_jax.methods.nofa.train import Frozen, RunConfig
 from avatar_jax.models.e4e_files import with_backbone
+from avatar_jax.ops.windows import RADIUS
 from avatar_jax.render.cameras import orbit_labels
 from avatar_jax.train.loop import Sample
 from avatar_jax.train.program import Program
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from avatar_jax.faces.conventions import Conventions
 
 FRAMES = 2  # of a person: source and target
+STATISTICS_OF = 256  # people whose coefficients are measured, with ``deformation.standardize``
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:
@@ -57,6 +59,9 @@ def start(config: RunConfig, streams: ModuleType, quiet: bool = False) -> Run:
     source = streams.clips(config.data, model_config.img_resolution, conventions, notes)
     for note in () if quiet else notes:
         print(note)
+    if model_config.settings.deformation.standardize and not config.init:
+        found = streams.first_sets(source, FRAMES, config.seed, STATISTICS_OF, ('images', 'windows', 'shapes'))
+        variables = with_statistics_of(variables, model_config, found)
     data = SimpleNamespace(**to_plain(config.data), cameras='any', num_workers=0)
 
     train = model_config.settings.train
@@ -138,6 +143,15 @@ def first_variables(config: RunConfig) -> tuple[dict[str, Any], str]:
         )
         variables = model.with_network(variables, 'encoder', encoder)
     return variables, digest
+
+
+def with_statistics_of(
+    variables: Mapping[str, Any], config: ModelConfig, batch: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """The variables with means and standard deviations of a batch's coefficients, for ``deformation.standardize``."""
+    c = config.settings.deformation
+    expressions = batch['windows'][..., RADIUS, : c.num_expression].reshape(-1, c.num_expression)
+    return model.with_coefficient_statistics(variables, training.shapes_of(batch, c.num_shape), expressions)
 
 
 def frozen_of(config: RunConfig) -> Frozen:

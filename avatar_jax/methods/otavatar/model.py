@@ -23,7 +23,6 @@ from typing import Any, ClassVar
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from avatar_jax.checks import Check
 from avatar_jax.configure import from_plain, to_plain
@@ -346,8 +345,3 @@ def source_windows(portrait: Portrait) -> jax.Array:
         parts.append(jnp.zeros((*lead, size)) if value is None else jnp.asarray(value))
     row = jnp.concatenate(parts, -1)
     return jnp.broadcast_to(row[..., None, :], (*lead, 2 * RADIUS + 1, row.shape[-1]))
-
-
-def count_parameters(tree: PyTree) -> int:
-    """How many numbers a tree holds."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
