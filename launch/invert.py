@@ -76,8 +76,6 @@ def run(args: argparse.Namespace) -> int:
     if args.share is not None and owner.joins_portraits:
         raise UserError(f'--share {args.share}: {owner.title} makes one avatar of all pictures; leave it out')
     options = given_options(args, owner)
-    if args.fast:
-        options = owner.forward_options(options)
     model.steps(**options)  # their checks, before anything is read
     bank = bank_of(args.perception, config.img_resolution)
     used = owner.used_networks(config, bank)

@@ -41,10 +41,11 @@ def makes(owner: Method) -> str:
 
 
 def given_options(args: argparse.Namespace, owner: Method) -> dict[str, Any]:
-    """The options that were given, as values for ``Model.build``.
+    """The options that were given, as values for ``Model.build``; with ``--fast``, where a command has it, also those of
+    a forward pass alone.
 
     Raises:
-        UserError: an option that the method does not have, or a value of a wrong kind.
+        UserError: an option that the method does not have, or a value of a wrong kind; no forward pass.
     """
     prefix, fields = 'build_', option_fields(owner.build_options)
     given = {k.removeprefix(prefix): v for k, v in vars(args).items() if k.startswith(prefix) and v is not None}
@@ -57,5 +58,7 @@ def given_options(args: argparse.Namespace, owner: Method) -> dict[str, Any]:
                 + (f' (it has {has})' if has else ' (it has none)')
             )
         values[name] = converted(text, kind_of(owner.build_options, name), flag(name), fields[name].metadata)
+    if getattr(args, 'fast', False):
+        values = owner.forward_options(values)
     owner.options(values)  # the checks of the dataclass
     return values
