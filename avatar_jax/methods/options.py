@@ -41,8 +41,8 @@ def makes(owner: Method) -> str:
 
 
 def given_options(args: argparse.Namespace, owner: Method) -> dict[str, Any]:
-    """The options that were given, as values for ``Model.build``; with ``--fast``, where a command has it, also those of
-    a forward pass alone.
+    """The options that were given, as values for ``Model.build``; with ``--fast`` (of ``invert``) also those of a
+    forward pass alone.
 
     Raises:
         UserError: an option that the method does not have, or a value of a wrong kind; no forward pass.
