@@ -65,6 +65,18 @@ def loops_without_implicit_transfers():
     parallel.TRANSFERS = 'disallow'
 
 
+@pytest.fixture(scope='session')
+def float16():
+    """Skips where XLA cannot compile float16: on a CPU it takes instructions that came with AVX2."""
+    import jax
+    import jax.numpy as jnp
+
+    try:
+        jax.jit(lambda x: x.astype(jnp.float16))(jnp.ones(1)).block_until_ready()
+    except jax.errors.JaxRuntimeError:
+        pytest.skip('XLA has no float16 for this processor')
+
+
 @pytest.fixture(scope='module', autouse=True)
 def free_programs():
     """Frees a file's compiled programs after its last test. Little ones may stay: the next file uses many of them."""

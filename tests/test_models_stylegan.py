@@ -183,10 +183,12 @@ def test_clamp_is_active_in_float32(generator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
-def test_half_precision_is_close_and_keeps_float32_parameters(generator, dtype):
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_half_precision_is_close_and_keeps_float32_parameters(generator, dtype, request):
+    if dtype == 'float16':
+        request.getfixturevalue('float16')
     variables, ws = generator
-    half = SynthesisNetwork(8, 6, channel_base=64, channel_max=8, dtype=dtype)
+    half = SynthesisNetwork(8, 6, channel_base=64, channel_max=8, dtype=jnp.dtype(dtype))
     assert all(v.dtype == jnp.float32 for v in jax.tree.leaves(abstract(half, ws)))
     y, z = apply(half, variables, ws, noise_mode='const'), apply(G, variables, ws, noise_mode='const')
     assert y.dtype == jnp.float32
