@@ -242,7 +242,6 @@ def test_who_is_fitted_without_being_asked():
         return invert.Inversion(None, [], None, None, {}, np.float32(whole), np.float32(0), np.float32(mask))
 
     def asked(owner, one, **options):
-        options = {'tune': 'auto', **options}
         return build.whether_to_fit(owner, owner.options(options), one)
 
     wanted, why = asked(heads, found(limit - 1))
@@ -252,7 +251,7 @@ def test_who_is_fitted_without_being_asked():
     assert not wanted and 'do not say that they were trained on procedural heads' in why
     assert not asked(heads, found(0.0), steps=20)[0] and not asked(heads, found(0.0), space='w')[0]
     assert asked(others, found(99.0), tune='generator') == (True, '--tune generator')
-    assert not asked(heads, found(0.0), tune='none')[0]
+    assert not asked(heads, found(0.0), tune='none')[0] and heads.options({}).tune == 'auto'
     assert method('otavatar').evaluation_options == {'tune': 'none'}  # figures stay those of the code alone
 
 
@@ -274,7 +273,7 @@ def test_only_those_are_fitted_whom_the_code_does_not_show(monkeypatch):
     monkeypatch.setattr(invert, 'invert_people', lambda *a, **b: [found(s) for s in scores.values()])
     monkeypatch.setattr(finetune, 'tune_people', tuned)
     people = [portrait(i).replace(source=name) for i, name in enumerate(scores)]
-    options = {'tune': 'auto', 'fit_steps': 2}
+    options = {'fit_steps': 2}
     one, other = owner.build_many(people, bank=PerceptionBank(), on_step=lambda n, **_: calls.append(n), **options)
     assert seen == {'names': ['b'], 'portion': 1, 'hold': HoldConfig().times(build.AUTO_HOLD), 'steps': 2}
     assert calls == [owner.steps(**options)] == [5]

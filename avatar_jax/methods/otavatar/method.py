@@ -38,7 +38,7 @@ class BuildOptions:
         '', 'with --start encoder: weights that hold an encoder for the same generator', metavar='FILE'
     )
     tune: str = option(
-        'none',
+        'auto',
         'what is fitted to the person afterwards: a copy of the generator (pivotal tuning; avatar files get bigger), '
         'nothing, or auto: the generator, where the weights know procedural heads only and the code alone shows the '
         'portrait badly, as photographs',
