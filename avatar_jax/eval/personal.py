@@ -112,7 +112,7 @@ def measure_video(
     _score(result, 'mean_frame', np.broadcast_to(mean.astype(np.float32), case.truth.shape), case)
     baselines = ['mean_frame']
     if one is not None:
-        avatar = one.build(case.source.portraits[first]).avatar
+        avatar = one.build(case.source.portraits[first], **one.method.evaluation_options).avatar
         drive = one.drive(case.motion).frames(case.chosen)
         _score(result, ONE_FRAME, one.frames(avatar, drive, case.labels[case.chosen]).rgb, case)
         baselines.append(ONE_FRAME)

@@ -50,7 +50,7 @@ def rendered(model: Model, portraits: list[Portrait], label: np.ndarray, express
     """[r,r,3] in [-1,1]: the avatar of the portraits with that expression from that camera."""
     row = np.zeros((1, 70), np.float32)
     row[:, :64] = expression
-    return model.frames(model.build(portraits).avatar, row, label[None]).rgb[0]
+    return model.frames(model.build(portraits, **model.method.evaluation_options).avatar, row, label[None]).rgb[0]
 
 
 def eyes_row(model: Model, sitter: Sitter) -> list[np.ndarray]:
