@@ -80,6 +80,8 @@ class EncoderConfig:
         sound_channels: numbers per row of such a window (29 of both kinds of features).
         sound_features: which features (``sound.features.FEATURES``): 'deepspeech' (from files that the user has) or
             'mel' (made here from the sound itself).
+        sound_first: initial values of the sound network: 'pytorch' (released; weights of the basis hardly depend on
+            the sound at first: by 1 in 100 of their size) or 'he' (they do).
         softmax: weights are positive and sum to one (off in the release).
     """
 
@@ -90,6 +92,7 @@ class EncoderConfig:
     sound_code: int = 64
     sound_channels: int = SOUND_CHANNELS
     sound_features: str = 'deepspeech'
+    sound_first: str = 'pytorch'
     softmax: bool = False
 
     def __post_init__(self):
@@ -104,6 +107,7 @@ class EncoderConfig:
         )
         check.need(self.sound_code >= 32, 'sound_code', 'attention reads 32 numbers of it; give at least 32')
         check.one_of('sound_features', *FEATURES)
+        check.one_of('sound_first', 'pytorch', 'he')
         check.at_least(1, 'width', 'coefficients', 'sound_channels')
 
     def trunk(self) -> tuple[tuple[int, int], ...]:
@@ -258,6 +262,7 @@ SHARED_CHOICES: dict[str, tuple[str, ...]] = {
         'encoder.sound_code',
         'encoder.sound_channels',
         'encoder.sound_features',
+        'encoder.sound_first',
     ),
     'camera: Deep3DFaceRecon with the conversion of EG3D, without its normalisation of the radius': ('label_mode',),
 }
@@ -325,14 +330,15 @@ class ModelConfig:
         cls, preset: str = 'paper', *drivers: str, generator: GeneratorConfig | None = None, **other: Any
     ) -> ModelConfig:
         """For the procedural heads of 128 pixels, with their 64 coefficients; a training of minutes: ten times the
-        published learning rate, and the generator tuned from update 301 on. It starts from the generator's average
-        face. ``generator``: that of the shipped prior; None takes one of the same kind.
+        published learning rate, a sound network that hears from the start, and the generator tuned from update 301 on.
+        It starts from the generator's average face. ``generator``: that of the shipped prior; None takes one of the
+        same kind.
         """
         settings = _preset(preset, *drivers)
         settings = replace(
             settings,
             basis=replace(settings.basis, start='average'),
-            encoder=EncoderConfig(256, 128, (128, 128, 96, 64, 32, 16), 64, sound_features='mel'),
+            encoder=EncoderConfig(256, 128, (128, 128, 96, 64, 32, 16), 64, sound_features='mel', sound_first='he'),
             loss=replace(settings.loss, size=128),
             train=replace(
                 settings.train,

@@ -104,11 +104,11 @@ class CoefficientEncoder(nn.Module):
         return LinearStack(self.width, self.outputs, 7, name='head')(coefficients)
 
 
-def _uniform(fan_in: int):
-    """Initial weights and biases of plain layers: uniform within 1 / sqrt(fan_in)."""
+def _uniform(fan_in: int, gain: float = 1.0):
+    """Initial values uniform within gain / sqrt(fan_in)."""
 
     def init(key, shape, dtype=jnp.float32):
-        bound = fan_in**-0.5
+        bound = gain * fan_in**-0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
@@ -121,19 +121,23 @@ class PlainLayer(nn.Module):
         features: outputs.
         kernel: taps, zero-padded by ``kernel // 2``.
         stride: step in time.
+        first: initial values: 'pytorch' (weights and biases uniform within 1 / sqrt(inputs)) or 'he' (weights of
+            He et al., with which a rectified layer keeps the size of its signal, and no biases).
     """
 
     features: int
     kernel: int = 0
     stride: int = 1
+    first: str = 'pytorch'
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] (linear) or [N, T, in] -> the same with ``features``."""
-        init = _uniform(x.shape[-1] * max(self.kernel, 1))
+        inputs, he = x.shape[-1] * max(self.kernel, 1), self.first == 'he'
         shape = (x.shape[-1], self.features)
+        init = _uniform(inputs, 6**0.5 if he else 1.0)
         weight = self.param('weight', init, (self.kernel, *shape) if self.kernel else shape)
-        bias = self.param('bias', init, (self.features,))
+        bias = self.param('bias', nn.initializers.zeros if he else init, (self.features,))
         if not self.kernel:
             return x @ weight + bias
         return conv1d(x, weight, self.stride, self.kernel // 2) + bias
@@ -148,10 +152,11 @@ class SoundNet(nn.Module):
     """One window of speech features to a code (the released ``AudioNet``).
 
     Attributes:
-        features: length of the code.
+        features: length of the code. first: initial values, see ``PlainLayer``.
     """
 
     features: int = 64
+    first: str = 'pytorch'
 
     @nn.compact
     def __call__(self, window: jax.Array) -> jax.Array:
@@ -160,9 +165,9 @@ class SoundNet(nn.Module):
             raise ValueError(f'sound network: takes windows [N, {SOUND_WINDOW}, C], got {window.shape}')
         x = window
         for i, width in enumerate((32, 32, 64, 64)):
-            x = leaky(PlainLayer(width, 3, 2, name=f'encoder_conv_{2 * i}')(x))
-        x = leaky(PlainLayer(64, name='encoder_fc1_0')(x[:, 0]))
-        return PlainLayer(self.features, name='encoder_fc1_2')(x)
+            x = leaky(PlainLayer(width, 3, 2, self.first, name=f'encoder_conv_{2 * i}')(x))
+        x = leaky(PlainLayer(64, first=self.first, name='encoder_fc1_0')(x[:, 0]))
+        return PlainLayer(self.features, first=self.first, name='encoder_fc1_2')(x)
 
 
 class SoundAttention(nn.Module):
@@ -187,14 +192,16 @@ class SoundEncoder(nn.Module):
         outputs: k.
         width: of the linear layers in between.
         features: length of the sound code.
+        first: initial values of the network of windows, see ``PlainLayer``.
     """
 
     outputs: int = 50
     width: int = 512
     features: int = 64
+    first: str = 'pytorch'
 
     def setup(self):
-        self.net = SoundNet(self.features)
+        self.net = SoundNet(self.features, self.first)
         self.attention = SoundAttention()
         self.weights = CoefficientEncoder(self.outputs, self.width)
 

@@ -59,7 +59,9 @@ def encoder_of(config: ModelConfig, driver: str) -> PictureEncoder | Coefficient
     check_driver(config, driver)
     if driver == 'picture':
         return PictureEncoder(e.picture_size, k, e.width, e.trunk())
-    return CoefficientEncoder(k, e.width) if driver == 'coefficients' else SoundEncoder(k, e.width, e.sound_code)
+    if driver == 'coefficients':
+        return CoefficientEncoder(k, e.width)
+    return SoundEncoder(k, e.width, e.sound_code, e.sound_first)
 
 
 def check_driver(config: ModelConfig, driver: str) -> None:
