@@ -71,6 +71,8 @@ def test_clipping_constant_and_scope():
     np.testing.assert_allclose(clipped['a'][0], 3.0 / (5.0 + 1e-6), rtol=1e-6)
     untouched, _ = clip_by_global_norm(grads, 10.0)
     np.testing.assert_array_equal(untouched['b'], grads['b'])
+    mixed = {'large': jnp.full(5000, 0.1), 'small': jnp.full((2, 3), 2.0), 'scalar': jnp.asarray(3.0)}
+    np.testing.assert_allclose(global_norm(mixed), (5000 * 0.01 + 6 * 4 + 9) ** 0.5, rtol=1e-6)
     assert float(global_norm({})) == 0.0
     tiny = {'a': jnp.asarray([1.0])}
     np.testing.assert_allclose(clip_by_global_norm(tiny, 1.0)[0]['a'], 1 / (1 + 1e-6), rtol=1e-7)

@@ -26,6 +26,8 @@ import optax
 from avatar_jax.checks import Check
 from avatar_jax.types import PyTree
 
+_LITTLE = 4096  # numbers of a leaf that ``global_norm`` joins with others
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -93,9 +95,13 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
         mu = jax.tree.map(lambda m, g: config.beta1 * m + (1 - config.beta1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: config.beta2 * v + (1 - config.beta2) * g * g, state.nu, grads)
 
+        # Once for each dtype, not for each parameter.
+        dtypes = {m.dtype for m in jax.tree.leaves(mu)}
+        first, second = ({d: bias_correction(b, count, d) for d in dtypes} for b in (config.beta1, config.beta2))
+
         def step(m, v, p):
-            m_hat = m / bias_correction(config.beta1, count, m.dtype)
-            v_hat = v / bias_correction(config.beta2, count, v.dtype)
+            m_hat = m / first[m.dtype]
+            v_hat = v / second[v.dtype]
             direction = m_hat / (jnp.sqrt(v_hat) + config.eps)
             if config.weight_decay and config.type == 'adamw':
                 direction = direction + config.weight_decay * p
@@ -126,7 +132,11 @@ def global_norm(tree: PyTree) -> jax.Array:
     leaves = jax.tree.leaves(tree)
     if not leaves:
         return jnp.zeros(())
-    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in leaves))
+    # Little leaves, of which networks have many, as one: a sum for each of them is a program to compile for each.
+    large = [x for x in leaves if x.size > _LITTLE]
+    little = [x.ravel() for x in leaves if x.size <= _LITTLE]
+    joined = [jnp.concatenate(little)] if little else []
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in (*large, *joined)))
 
 
 def clip_factor(norm: jax.Array, max_norm: float) -> jax.Array:

@@ -37,6 +37,8 @@ class Group:
     ) -> tuple[Group, dict[str, jax.Array]]:
         """One update. Returns the new group and ``grad_norm`` (before clipping), ``update_norm``, ``param_norm``."""
         grads, norm = clip_by_global_norm(grads, max_norm)
+        # A number of its own: XLA would compute a schedule again in the update of every parameter.
+        lr_scale = jax.lax.optimization_barrier(lr_scale)
         updates, opt_state = tx.update(grads, self.opt_state, self.params, lr_scale=lr_scale)
         params = optax.apply_updates(self.params, updates)
         stats = {'grad_norm': norm, 'update_norm': global_norm(updates), 'param_norm': global_norm(params)}
