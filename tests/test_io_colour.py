@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,15 +101,17 @@ def film(path, transfer, primaries, matrix, codec='libx265', pixels='yuv420p10le
     picture = np.repeat(coded(transfer, primaries), size[0] // 6, 0)
     picture = np.broadcast_to(np.rint(65535 * np.clip(picture, 0, 1)).astype(np.uint16), (size[1], *picture.shape))
     with av.open(str(path), 'w') as file:
-        options = {'x265-params': 'log-level=none:lossless=1'} if codec == 'libx265' else {'qp': '0'}
+        # with B frames, x265 gives films as short as this decoding times that it never set
+        options = {'x265-params': 'log-level=none:lossless=1:bframes=0'} if codec == 'libx265' else {'qp': '0'}
         stream = file.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         codec = stream.codec_context
         codec.color_primaries, codec.color_trc, codec.colorspace, codec.color_range = primaries, transfer, matrix, 1
-        for _ in range(2):
+        for k in range(2):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format='rgb48le')
             options = {} if matrix == 2 else {'dst_colorspace': matrix}
             frame = frame.reformat(format=pixels, dst_color_range=1, **options)
+            frame.pts, frame.time_base = k, Fraction(1, 25)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return path

@@ -153,6 +153,7 @@ def by_ffmpeg(path, codec, pixels, values):
         stream = file.add_stream(codec, rate=1)
         stream.height, stream.width, stream.pix_fmt = *values.shape[:2], pixels
         frame = av.VideoFrame.from_ndarray(values, format=pixels)
+        frame.pts, frame.time_base = 0, Fraction(1)
         file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return path

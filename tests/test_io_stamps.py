@@ -71,7 +71,9 @@ def test_fragmented_mp4_has_its_round_rate(tmp_path):
         stream.width = stream.height = 32
         stream.pix_fmt = 'yuv420p'
         for k in range(35):
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), k, np.uint8), format='rgb24')))
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), k, np.uint8), format='rgb24')
+            frame.pts, frame.time_base = k, Fraction(1, 25)
+            file.mux(stream.encode(frame))
         file.mux(stream.encode())
     reader, times, rows = read(tmp_path / 'a.mp4')
     assert reader.fps == 25 and rows == len(times) == 35

@@ -1,6 +1,7 @@
 """Frames come out upright, whole and of one size: display matrices, interlacing, sizes that change midway."""
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -37,8 +38,9 @@ def film(path, pictures, options=None, before=lambda stream: None, each=lambda f
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = 'yuv444p'
         before(stream)
-        for image in pictures:
+        for k, image in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format='rgb24')
+            frame.pts, frame.time_base = k, Fraction(1, 25)
             each(frame)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())

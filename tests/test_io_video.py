@@ -124,7 +124,9 @@ def test_rotation_flag_is_applied(tmp_path, turn):
         stream = container.add_stream('libx264', rate=25)
         stream.height, stream.width, stream.pix_fmt = *stored.shape[:2], 'yuv420p'
         stream.set_display_rotation(turn)
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(stored, format='rgb24')))
+        frame = av.VideoFrame.from_ndarray(stored, format='rgb24')
+        frame.pts, frame.time_base = 0, Fraction(1, 25)
+        container.mux(stream.encode(frame))
         container.mux(stream.encode())
     reader = VideoReader(path)
     frame = next(iter(reader))
@@ -136,11 +138,13 @@ def test_rotation_flag_is_applied(tmp_path, turn):
 def test_pixel_aspect_ten_bit_and_size_limit(tmp_path):
     path = tmp_path / 'a.mkv'
     with av.open(str(path), 'w') as container:
-        stream = container.add_stream('libx265', rate=25, options={'x265-params': 'log-level=none'})
+        stream = container.add_stream('libx265', rate=25, options={'x265-params': 'log-level=none:bframes=0'})
         stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p10le'
         stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(patches(), format='rgb24')))
+        for k in range(3):
+            frame = av.VideoFrame.from_ndarray(patches(), format='rgb24')
+            frame.pts, frame.time_base = k, Fraction(1, 25)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     reader = VideoReader(path)
     frame = next(iter(reader))
@@ -158,7 +162,7 @@ def test_bad_files_give_one_line(tmp_path):
     with av.open(str(tmp_path / 'sound.m4a'), 'w', format='mp4') as container:
         stream = container.add_stream('aac', rate=16000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format='fltp', layout='mono')
-        frame.sample_rate = 16000
+        frame.sample_rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     for name, message in [
