@@ -7,7 +7,7 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.hidenerf import cameras, field, model, secc
-from avatar_jax.methods.hidenerf.appearance import LOUD, Front, colours
+from avatar_jax.methods.hidenerf.appearance import Front, colours
 from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.methods.hidenerf.train import RunConfig
 from avatar_jax.methods.hidenerf.training import with_parts
@@ -38,7 +38,7 @@ def test_points_of_a_ray_have_its_pixel():
     front = Front(jnp.asarray(picture), cameras.picture_map(pose, intrinsics, 'exact', None))
     found = colours(front, rays.points.reshape(2, -1, 3)).reshape(2, 256, -1, 3)
     wanted = np.broadcast_to(picture.reshape(2, 256, 1, 3), found.shape)
-    close(found / LOUD, wanted, atol=1e-4, what='colours')  # a place is off by float32's steps, times the contrast
+    close(2 * found - 1, wanted, atol=1e-4, what='colours')  # a place is off by float32's steps, times the contrast
 
 
 def test_the_ablation_without_cameras_knows_none_here_either():
@@ -50,29 +50,40 @@ def test_the_ablation_without_cameras_knows_none_here_either():
     np.testing.assert_array_equal(cameras.project(views, points), cameras.apply_map(affine, points)[..., :2])
 
 
-def test_weights_that_never_saw_the_picture_go_on_and_learn_to():
-    """They draw what they drew; the gradient reaches the rows of the colours; an avatar's file keeps the picture."""
+def drawn(params, config, images):
+    """Raw pictures by way of what an avatar's file keeps."""
+    shape = jnp.zeros((2, 80))
+    source = model.encode(params, config, MESH, images, LABELS, shape)
+    kept = [model.source_of(model.identity_of(jax.tree.map(lambda x, k=k: x[k], source))) for k in range(2)]
+    source = jax.tree.map(lambda *x: jnp.stack(x), *kept)
+    codes = model.driving_codes(config, MESH, shape, jnp.full((2, 64), 0.2), LABELS)
+    return model.render(params, config, source, codes, LABELS, refine=False).raw
+
+
+def test_weights_that_never_saw_the_picture_go_on_with_it():
+    """At first half of a colour is the picture's; without any of it they draw what they drew; shares are learnt."""
     known, fresh = (model.init(c, jax.random.key(k)) for k, c in enumerate((BEFORE, CONFIG)))
-    parts = ('appearance', 'identity', 'deformation', 'points', 'refine')
-    params = with_parts(RunConfig(model=CONFIG, init='before', init_parts=parts), known, fresh)['params']
+    run = RunConfig(
+        model=CONFIG, init='before', init_parts=('appearance', 'identity', 'deformation', 'points', 'refine')
+    )
+    params = with_parts(run, known, fresh)['params']
+    last = params['points']['net']['2']
+    assert last['bias'].shape == (5,) and not last['bias'][-1] and not last['weight'][:, -1].any()
     images = np.random.default_rng(2).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
 
-    def raw(params, config):
-        shape = jnp.zeros((2, 80))
-        source = model.encode(params, config, MESH, images, LABELS, shape)
-        kept = [model.source_of(model.identity_of(jax.tree.map(lambda x, k=k: x[k], source))) for k in range(2)]
-        source = jax.tree.map(lambda *x: jnp.stack(x), *kept)
-        codes = model.driving_codes(config, MESH, shape, jnp.full((2, 64), 0.2), LABELS)
-        return model.render(params, config, source, codes, LABELS[::-1], refine=False).raw
+    @jax.jit
+    def at(bias):
+        own = {**last, 'bias': last['bias'].at[-1].set(bias)}
+        points = {'net': {**params['points']['net'], '2': own}}
+        return drawn({**params, 'points': points}, CONFIG, images)
 
-    before = jax.jit(lambda p: raw(p, BEFORE))(known['params'])
-    now, grads = jax.jit(
-        jax.value_and_grad(
-            lambda p: (lambda x: (jnp.sum((x - images[:, ::2, ::2]) ** 2), x))(raw(p, CONFIG)), has_aux=True
-        )
-    )(params)
-    close(now[1], before, atol=1e-5, what='pictures')
-    assert np.abs(grads['points']['net']['0']['weight'][-3:]).min() > 0
+    before = jax.jit(lambda p: drawn(p, BEFORE, images))(known['params'])
+    none, half, all_of_it = (at(x) for x in (-30.0, 0.0, 30.0))
+    close(none, before, atol=1e-2, what='pictures without shares')  # shares end at -0.001, as colours do
+    close(half, (none + all_of_it) / 2, atol=1e-5, what='half')
+    assert np.abs(all_of_it - before).max() > 0.1
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(at(x) ** 2)))(0.0)
+    assert np.isfinite(gradient) and gradient != 0
     with pytest.raises(UserError, match="init_parts: 'points' of before has other sizes"):
         with_parts(RunConfig(model=BEFORE, init='before', init_parts=('points',)), fresh, known)
 

@@ -17,7 +17,6 @@ from avatar_jax.ops.grid_sample import grid_sample, sample_planes_mean
 from avatar_jax.ops.resize import double
 
 Planes = tuple[jax.Array, ...]
-LOUD = 4.0  # weight of colours beside features, so that a network that does not know them yet learns them soon
 
 
 @struct.dataclass
@@ -122,5 +121,5 @@ def look_up(planes: Planes, affine: jax.Array, points: jax.Array) -> jax.Array:
 
 
 def colours(front: Front, points: jax.Array) -> jax.Array:
-    """Colours [N,M,3], times ``LOUD``, that source pictures have where their cameras see world points [N,M,3]."""
-    return LOUD * grid_sample(front.picture, cameras.project(front.view, points), padding='border')
+    """Colours [N,M,3] in [0, 1] that source pictures have where their cameras see world points [N,M,3]."""
+    return (grid_sample(front.picture, cameras.project(front.view, points), padding='border') + 1) / 2

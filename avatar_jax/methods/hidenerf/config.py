@@ -157,9 +157,9 @@ class ModelConfig:
         return 6 * self.volume.octaves
 
     @property
-    def point_inputs(self) -> int:
-        """What the point network is told of a point: features, position and, last, the source picture's colour."""
-        return self.features + self.encoding + (3 if self.appearance.picture else 0)
+    def point_outputs(self) -> int:
+        """What the point network says of a point beside its density: channels and, last, the picture's share."""
+        return self.volume.channels + (self.appearance.picture is not None)
 
     @property
     def identity_sizes(self) -> tuple[int, ...]:

@@ -91,8 +91,12 @@ def evaluate(
     """
     features = look_up(planes, affine, displaced)
     encoded = positional_encoding(unit_points(config.volume, points), config.volume.octaves)
-    seen = () if front is None else (colours(front, displaced),)
-    return decode(params, jnp.concatenate([features, encoded, *seen], -1))
+    found, density = decode(params, jnp.concatenate([features, encoded], -1))
+    if front is None:
+        return found, density
+    own, share = found[..., :-1], found[..., -1:]
+    seen = own[..., :3] + share * (colours(front, displaced) - own[..., :3])
+    return jnp.concatenate([seen, own[..., 3:]], -1), density
 
 
 def render(

@@ -115,9 +115,9 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
             next(keys), shape(1, raw, raw, samples, 3), code, code
         ),
         'points': {
-            'params': OSGDecoder(config.point_inputs, config.volume.hidden, config.volume.channels).init(next(keys))[
-                'params'
-            ]
+            'params': OSGDecoder(config.features + config.encoding, config.volume.hidden, config.point_outputs).init(
+                next(keys)
+            )['params']
         },
         'refine': refiner(config).lazy_init(next(keys), shape(1, raw, raw, config.volume.channels), identity),
     }

@@ -28,7 +28,8 @@ class AppearanceConfig:
             of eq. 1) or 'none' (ablation); see ``hidenerf.cameras``.
         extent: side of what the planes cover, world units; None: the picture's window at the head.
         picture: side of the source picture in which every displaced point also looks up its own colour, where the
-            source's camera sees it; None: points know the planes alone (paper).
+            source's camera sees it; the point network says to which share it counts. None: points have their colour
+            from the planes alone (paper).
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)

@@ -134,21 +134,20 @@ def with_parts(config: RunConfig, known: PyTree, fresh: PyTree) -> PyTree:
     for part in config.init_parts:
         found = known['params'][part]
         if part == 'points':
-            found = _told_more(found, params[part], config.model)
+            found = _with_share(found, params[part], config.model)
         if jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, params[part]):
             raise UserError(f'init_parts: {part!r} of {config.init} has other sizes than here; leave it out')
         params[part] = found
     return {'params': params}
 
 
-def _told_more(known: PyTree, fresh: PyTree, config: ModelConfig) -> PyTree:
-    """A point network that begins to see ``appearance.picture``: it answers as before, and heeds no colour yet."""
-    first, here = known['net']['0']['weight'], fresh['net']['0']['weight'].shape[0]
-    if config.appearance.picture is None or len(first) != here - 3:
+def _with_share(known: PyTree, fresh: PyTree, config: ModelConfig) -> PyTree:
+    """A point network that begins to see ``appearance.picture``: half of each colour is that of the picture."""
+    last, more = known['net']['2'], fresh['net']['2']['bias'].shape[0] - known['net']['2']['bias'].shape[0]
+    if config.appearance.picture is None or more != 1:
         return known
-    first = first * (here / len(first)) ** 0.5  # weights are stored before the gain, which counts the inputs
-    weight = jnp.concatenate([first, jnp.zeros((3, first.shape[1]), first.dtype)])
-    return {'net': {**known['net'], '0': {**known['net']['0'], 'weight': weight}}}
+    grown = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros((*x.shape[:-1], 1), x.dtype)], -1), last)
+    return {'net': {**known['net'], '2': grown}}
 
 
 def networks_of(settings: ModelConfig) -> ModelConfig:
