@@ -37,7 +37,20 @@ def makes(owner: Method) -> str:
     """What a method makes of pictures, for a help text that lists methods."""
     if owner.sources == ('video',):
         return ' (an avatar of each video)'
-    return ' (one avatar of all portraits)' if owner.joins_portraits else ' (an avatar of each portrait)'
+    if owner.joins_portraits:
+        return ' (one avatar of all portraits)'
+    return ' (an avatar of each portrait' + (', or with --one-person one of all)' if owner.takes_portraits else ')')
+
+
+def check_portraits(owner: Method, count: int, what: str) -> None:
+    """Raises ``UserError``, which begins with ``what``, for more portraits of one person than a method takes."""
+    if count > 1 and not owner.takes_portraits:
+        able = ', '.join(m.name for m in methods() if m.takes_portraits)
+        raise UserError(f'{what}: {owner.name} rebuilds a person from one picture; use --method {able}')
+    if owner.most and count > owner.most:
+        raise UserError(
+            f'{what}: {owner.title} takes at most {owner.most} portraits of one person, not {count}; leave some out'
+        )
 
 
 def given_options(args: argparse.Namespace, owner: Method) -> dict[str, Any]:
