@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +18,25 @@ def _u32(value: int) -> np.uint32:
     return np.uint32(value & 0xFFFFFFFF)
 
 
-def from_spec(spec: list) -> dict[str, np.ndarray]:
+class Made(Mapping):
+    """A flat state dict whose arrays are made each time they are asked for: a whole network is never there twice."""
+
+    def __init__(self, rows: Mapping[str, tuple], make: Callable[..., np.ndarray]):
+        self._rows, self._make = rows, make
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._make(*self._rows[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def from_spec(spec: list) -> Made:
     """Flat state dict of a ``param_spec``: rows [key, shape, k, a, b], element i = a + b * u(i, k)."""
-    return {key: _mix(shape, k, a, b) for key, shape, k, a, b in spec}
+    return Made({key: row for key, *row in spec}, _mix)
 
 
 def _mix(shape, k, a, b) -> np.ndarray:
@@ -46,27 +63,28 @@ def hashed_unit(seed: int, key: str, count: int) -> np.ndarray:
     return 2 * ((x >> np.uint32(8)) / 2**24) - 1
 
 
-def hashed(keys: dict[str, tuple[int, ...]], seed: int, gain: float) -> dict[str, np.ndarray]:
+def hashed(keys: dict[str, tuple[int, ...]], seed: int, gain: float) -> Made:
     """Flat state dict by the rule of the folder's README: the kind of a tensor follows from its key and rank."""
-    out = {}
     norms = {k.rpartition('.')[0] for k in keys if k.endswith('.running_var')}
-    for key, shape in keys.items():
+
+    def value(key: str, shape: tuple[int, ...]) -> np.ndarray:
         owner, _, leaf = key.rpartition('.')
         v = hashed_unit(seed, key, int(np.prod(shape)))
         if leaf == 'running_var':
-            value = 1 + 0.5 * v
+            v = 1 + 0.5 * v
         elif leaf in ('running_mean', 'bias'):
-            value = 0.1 * v
+            v *= 0.1
         elif owner in norms:
-            value = 1 + 0.2 * v
+            v = 1 + 0.2 * v
         elif len(shape) == 1:  # the slopes of a PReLU
-            value = 0.25 + 0.1 * v
+            v = 0.25 + 0.1 * v
         elif re.fullmatch(r'styles\.\d+\.linear\.weight', key):  # the layer itself divides by the root of its inputs
-            value = v * np.sqrt(3 * gain)
+            v *= np.sqrt(3 * gain)
         else:
-            value = v * np.sqrt(3 * gain / np.prod(shape[1:]))
-        out[key] = value.astype(np.float32).reshape(shape)
-    return out
+            v *= np.sqrt(3 * gain / np.prod(shape[1:]))
+        return v.astype(np.float32).reshape(shape)
+
+    return Made({key: (key, shape) for key, shape in keys.items()}, value)
 
 
 def torch_keys(name: str) -> dict[str, tuple[int, ...]]:

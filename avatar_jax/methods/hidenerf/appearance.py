@@ -7,15 +7,25 @@ import itertools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from avatar_jax.methods.hidenerf import cameras
 from avatar_jax.methods.hidenerf.parts import PYRAMID, AppearanceConfig
 from avatar_jax.models.styleunet import lrelu
 from avatar_jax.models.unet_blocks import Conv, ConvNorm, Down, ResBlock, Up
-from avatar_jax.ops.grid_sample import sample_planes_mean
+from avatar_jax.ops.grid_sample import grid_sample, sample_planes_mean
 from avatar_jax.ops.resize import double
 
 Planes = tuple[jax.Array, ...]
+LOUD = 4.0  # weight of colours beside features, so that a network that does not know them yet learns them soon
+
+
+@struct.dataclass
+class Front:
+    """Source pictures [N,h,h,3] in [-1, 1] and the projections [N,3,4] onto them (``cameras.picture_map``)."""
+
+    picture: jax.Array
+    view: jax.Array
 
 
 class Extractor(nn.Module):
@@ -109,3 +119,8 @@ def look_up(planes: Planes, affine: jax.Array, points: jax.Array) -> jax.Array:
     """
     places = cameras.apply_map(affine, points)
     return jnp.concatenate([sample_planes_mean(p, places, 2.0, cameras.AXES) for p in planes], -1)
+
+
+def colours(front: Front, points: jax.Array) -> jax.Array:
+    """Colours [N,M,3], times ``LOUD``, that source pictures have where their cameras see world points [N,M,3]."""
+    return LOUD * grid_sample(front.picture, cameras.project(front.view, points), padding='border')

@@ -22,6 +22,8 @@ from avatar_jax.render.cameras import FFHQ_FOCAL, mirror_pose, pack_label, unpac
 TRANSFORMS = ('exact', 'plane_warp', 'none')
 AXES = 'ordered'  # planes xy, xz, yz
 _FRONTAL = np.float32([1, -1, -1])  # world axes in those of a frontal camera
+_AWAY = np.float32([0, 0, 0, 1])  # the last row of a projection in which depth does not count
+NEAREST = 1e-3  # depth; what is nearer or behind the camera is out of the picture
 REFERENCE_EXTENT = 2.7 / FFHQ_FOCAL  # window at the head of a camera 2.7 away
 
 
@@ -81,6 +83,26 @@ def look_up_map(
         return world_map(jnp.full(cam2world.shape[:-2], fixed, jnp.float32), pivot, _FRONTAL)
     size = plane_extent(cam2world, intrinsics, pivot, extent)
     return source_map(cam2world, size, pivot) if transform == 'exact' else world_map(size, pivot)
+
+
+def picture_map(cam2world: jax.Array, intrinsics: jax.Array, transform: str, affine: jax.Array) -> jax.Array:
+    """[N, 3, 4] projection from the world to the source pictures of cameras [N, 4, 4], [N, 3, 3]: see ``project``.
+
+    With 'none' that of the planes' own axes, ``affine`` [N, 3, 4], since nothing may depend on the camera.
+    """
+    if transform == 'none':
+        return jnp.concatenate([affine[..., :2, :], jnp.broadcast_to(_AWAY, affine[..., :1, :].shape)], -2)
+    turn, place = cam2world[..., :3, :3], cam2world[..., :3, 3]
+    rows = turn.swapaxes(-1, -2)
+    world2cam = jnp.concatenate([rows, -(rows * place[..., None, :]).sum(-1)[..., None]], -1)
+    edges = 2 * intrinsics - jnp.asarray([0.0, 0, 1])  # pictures from 0 to 1 become [-1, 1]
+    return sum(edges[..., k, None] * world2cam[..., k, None, :] for k in range(3))
+
+
+def project(view: jax.Array, points: jax.Array) -> jax.Array:
+    """Places [N, ..., 2] in pictures, [-1, 1] from edge to edge, of points [N, ..., 3] through ``picture_map``."""
+    found = apply_map(view, points)
+    return found[..., :2] / jnp.maximum(found[..., 2:], NEAREST)
 
 
 def warp_planes(

@@ -78,6 +78,10 @@ class ModelConfig:
             'raw_size',
             f'must be a multiple of 4 from 8 on, and image_size ({size}) 1, 2, 4, ... times it',
         )
+        picture = self.appearance.picture
+        check.need(
+            picture is None or 0 < picture <= size, 'appearance.picture', f'must be from 1 to image_size ({size})'
+        )
         extractor, seen = len(self.appearance.widths) - 1, self.appearance_size
         check.need(0 < seen <= size, 'appearance.size', f'must be from 1 to image_size ({size})')
         check.need(
@@ -151,6 +155,11 @@ class ModelConfig:
     def encoding(self) -> int:
         """Numbers of the positional encoding."""
         return 6 * self.volume.octaves
+
+    @property
+    def point_inputs(self) -> int:
+        """What the point network is told of a point: features, position and, last, the source picture's colour."""
+        return self.features + self.encoding + (3 if self.appearance.picture else 0)
 
     @property
     def identity_sizes(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from avatar_jax.methods.hidenerf.appearance import Planes, look_up
+from avatar_jax.methods.hidenerf.appearance import Front, Planes, colours, look_up
 from avatar_jax.methods.hidenerf.config import ModelConfig
 from avatar_jax.methods.hidenerf.parts import VolumeConfig
 from avatar_jax.models.decoder import decode
@@ -75,33 +75,46 @@ def positional_encoding(q: jax.Array, octaves: int) -> jax.Array:
 
 
 def evaluate(
-    params: PyTree, config: ModelConfig, planes: Planes, affine: jax.Array, points: jax.Array, displaced: jax.Array
+    params: PyTree,
+    config: ModelConfig,
+    planes: Planes,
+    affine: jax.Array,
+    points: jax.Array,
+    displaced: jax.Array,
+    front: Front | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Colours [N,M,C] in (-0.001, 1.001) and raw densities [N,M,1] of points.
 
     Args:
         params: of the point network. points: [N,M,3], whose positions are encoded. displaced: [N,M,3], where features
-            are looked up.
+            are looked up. front: the source pictures, with ``appearance.picture``.
     """
     features = look_up(planes, affine, displaced)
     encoded = positional_encoding(unit_points(config.volume, points), config.volume.octaves)
-    return decode(params, jnp.concatenate([features, encoded], -1))
+    seen = () if front is None else (colours(front, displaced),)
+    return decode(params, jnp.concatenate([features, encoded, *seen], -1))
 
 
 def render(
-    params: PyTree, config: ModelConfig, planes: Planes, affine: jax.Array, rays: Rays, shift: jax.Array
+    params: PyTree,
+    config: ModelConfig,
+    planes: Planes,
+    affine: jax.Array,
+    rays: Rays,
+    shift: jax.Array,
+    front: Front | None = None,
 ) -> Rendered:
     """Composites N pictures.
 
     Args:
-        params: of the point network. planes, affine: of N sources. shift: displacements [N,M,S,3], world units.
+        params: of the point network. planes, affine, front: of N sources. shift: displacements [N,M,S,3], world units.
     """
     c = config.volume
 
     def some(rays: Rays, shift: jax.Array) -> Rendered:
         points, shape = rays.points, rays.depths.shape
         flat, displaced = (x.reshape(shape[0], -1, 3) for x in (points, points + shift))
-        colors, density = evaluate(params, config, planes, affine, flat, displaced)
+        colors, density = evaluate(params, config, planes, affine, flat, displaced, front)
         weights = marching.interval_weights(density.reshape(shape), rays.depths)
         colors = marching.composite(marching.sample_weights(weights), colors.reshape(*shape, -1))
         opacity = weights.sum(-1, keepdims=True)

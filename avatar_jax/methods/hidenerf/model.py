@@ -18,7 +18,7 @@ from flax import struct
 
 from avatar_jax.errors import UserError
 from avatar_jax.methods.hidenerf import cameras, field, secc
-from avatar_jax.methods.hidenerf.appearance import Appearance, Planes
+from avatar_jax.methods.hidenerf.appearance import Appearance, Front, Planes
 from avatar_jax.methods.hidenerf.config import METHOD, ModelConfig
 from avatar_jax.methods.hidenerf.deformation import Deformation
 from avatar_jax.methods.hidenerf.refine import IdentityEncoder, Maps, Modulations, Refine
@@ -45,6 +45,7 @@ class EncodedSource:
         affine: [N,3,4] map from the world to the planes.
         identity: feature maps for the refine network, largest first.
         shape: [N,K] coefficients of the head. canonical: [N,S,S,3] its code without expression.
+        front: the pictures themselves, with ``appearance.picture``; else None.
     """
 
     planes: Planes
@@ -52,6 +53,7 @@ class EncodedSource:
     identity: Maps
     shape: jax.Array
     canonical: jax.Array
+    front: Front | None = None
 
 
 @struct.dataclass
@@ -113,9 +115,9 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
             next(keys), shape(1, raw, raw, samples, 3), code, code
         ),
         'points': {
-            'params': OSGDecoder(config.features + config.encoding, config.volume.hidden, config.volume.channels).init(
-                next(keys)
-            )['params']
+            'params': OSGDecoder(config.point_inputs, config.volume.hidden, config.volume.channels).init(next(keys))[
+                'params'
+            ]
         },
         'refine': refiner(config).lazy_init(next(keys), shape(1, raw, raw, config.volume.channels), identity),
     }
@@ -216,7 +218,11 @@ def encode(
     identity = IdentityEncoder(config.refine).apply({'params': params['identity']}, images)
     if canonical is None:
         canonical = secc.canonical(mesh, shape, config.secc, mirrored)
-    return EncodedSource(planes, affine, identity, shape, canonical)
+    front = None
+    if config.appearance.picture is not None:
+        picture = resize(images, config.appearance.picture, antialias=True)
+        front = Front(picture, cameras.picture_map(cam2world, intrinsics, mode, affine))
+    return EncodedSource(planes, affine, identity, shape, canonical, front)
 
 
 def identity_of(source: EncodedSource) -> dict[str, Any]:
@@ -225,13 +231,14 @@ def identity_of(source: EncodedSource) -> dict[str, Any]:
     def numbered(arrays):
         return {str(k): x for k, x in enumerate(arrays)}
 
+    front = source.front
     return {
         'planes': numbered(source.planes),
         'affine': source.affine,
         'identity': numbered(source.identity),
         'shape': source.shape,
         'canonical': source.canonical,
-    }
+    } | ({} if front is None else {'front': {'picture': front.picture, 'view': front.view}})
 
 
 def source_of(identity: Mapping[str, Any]) -> EncodedSource:
@@ -246,6 +253,7 @@ def source_of(identity: Mapping[str, Any]) -> EncodedSource:
         listed(identity['identity']),
         identity['shape'],
         identity['canonical'],
+        Front(**identity['front']) if 'front' in identity else None,
     )
 
 
@@ -309,7 +317,7 @@ def render(
     rays = field.rays_of(config.volume, labels, size, draws.jitter)
     shift = displacements(params, config, rays, driving, source.canonical, draws.perturbation)
     flat = shift.reshape(*rays.depths.shape, 3)
-    found = field.render(params['points'], config, source.planes, source.affine, rays, flat)
+    found = field.render(params['points'], config, source.planes, source.affine, rays, flat, source.front)
     features, depth, opacity = (
         x.reshape(len(labels), size, size, -1) for x in (found.features, found.depth, found.opacity)
     )

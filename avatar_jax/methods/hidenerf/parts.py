@@ -27,6 +27,8 @@ class AppearanceConfig:
         transform: how features of the picture's axes are looked up in the world: 'exact', 'plane_warp' (to the letter
             of eq. 1) or 'none' (ablation); see ``hidenerf.cameras``.
         extent: side of what the planes cover, world units; None: the picture's window at the head.
+        picture: side of the source picture in which every displaced point also looks up its own colour, where the
+            source's camera sees it; None: points know the planes alone (paper).
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
@@ -36,6 +38,7 @@ class AppearanceConfig:
     single_scale: bool = False
     transform: str = 'exact'
     extent: float | None = None
+    picture: int | None = None
 
     def __post_init__(self):
         check = Check(self, 'appearance')

@@ -111,7 +111,7 @@ class Stages:
             ),
             'rendering': (
                 lambda v, s, labels, shift: field.render(
-                    v['params']['points'], c, s.planes, s.affine, self._rays(labels), shift
+                    v['params']['points'], c, s.planes, s.affine, self._rays(labels), shift, s.front
                 ),
                 (source, self.labels, self.shift),
             ),

@@ -132,10 +132,23 @@ def with_parts(config: RunConfig, known: PyTree, fresh: PyTree) -> PyTree:
     """
     params = dict(fresh['params'])
     for part in config.init_parts:
-        if jax.tree.map(jnp.shape, known['params'][part]) != jax.tree.map(jnp.shape, params[part]):
+        found = known['params'][part]
+        if part == 'points':
+            found = _told_more(found, params[part], config.model)
+        if jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, params[part]):
             raise UserError(f'init_parts: {part!r} of {config.init} has other sizes than here; leave it out')
-        params[part] = known['params'][part]
+        params[part] = found
     return {'params': params}
+
+
+def _told_more(known: PyTree, fresh: PyTree, config: ModelConfig) -> PyTree:
+    """A point network that begins to see ``appearance.picture``: it answers as before, and heeds no colour yet."""
+    first, here = known['net']['0']['weight'], fresh['net']['0']['weight'].shape[0]
+    if config.appearance.picture is None or len(first) != here - 3:
+        return known
+    first = first * (here / len(first)) ** 0.5  # weights are stored before the gain, which counts the inputs
+    weight = jnp.concatenate([first, jnp.zeros((3, first.shape[1]), first.dtype)])
+    return {'net': {**known['net'], '0': {**known['net']['0'], 'weight': weight}}}
 
 
 def networks_of(settings: ModelConfig) -> ModelConfig:

@@ -1,0 +1,83 @@
+"""HiDe-NeRF's points that look up their own colour in the source picture (``appearance.picture``)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avatar_jax.errors import UserError
+from avatar_jax.methods.hidenerf import cameras, field, model, secc
+from avatar_jax.methods.hidenerf.appearance import LOUD, Front, colours
+from avatar_jax.methods.hidenerf.config import ModelConfig
+from avatar_jax.methods.hidenerf.train import RunConfig
+from avatar_jax.methods.hidenerf.training import with_parts
+from avatar_jax.render.cameras import focal_to_intrinsics, look_at_pose, pack_label, unpack_label
+from tests.comparison import close
+
+BEFORE = ModelConfig.tiny()
+CONFIG = BEFORE.replace(appearance__picture=16)
+PIVOT = CONFIG.volume.pivot
+MESH = secc.procedural_mesh()
+
+
+def label(yaw, skew=0.0):
+    pose = look_at_pose(jnp.float32(np.pi / 2 + yaw), jnp.float32(np.pi / 2 + 0.1), PIVOT, 2.7)
+    intrinsics = np.array(focal_to_intrinsics())
+    intrinsics[0, 1], intrinsics[:2, 2] = skew, (0.47, 0.55)
+    return np.asarray(pack_label(pose, intrinsics))
+
+
+LABELS = np.stack([label(0.0), label(0.5, 0.02)])
+
+
+def test_points_of_a_ray_have_its_pixel():
+    """Whatever their depth, and also with a principal point beside the middle: perspective, not the planes' axes."""
+    rays = field.rays_of(CONFIG.volume, LABELS, 16)
+    picture = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    pose, intrinsics = unpack_label(LABELS)
+    front = Front(jnp.asarray(picture), cameras.picture_map(pose, intrinsics, 'exact', None))
+    found = colours(front, rays.points.reshape(2, -1, 3)).reshape(2, 256, -1, 3)
+    wanted = np.broadcast_to(picture.reshape(2, 256, 1, 3), found.shape)
+    close(found / LOUD, wanted, atol=1e-4, what='colours')  # a place is off by float32's steps, times the contrast
+
+
+def test_the_ablation_without_cameras_knows_none_here_either():
+    pose, intrinsics = unpack_label(LABELS)
+    affine = cameras.look_up_map(pose, intrinsics, 'none', PIVOT)
+    views = cameras.picture_map(pose, intrinsics, 'none', affine)
+    np.testing.assert_array_equal(views[0], views[1])
+    points = np.random.default_rng(1).uniform(-0.2, 0.2, (2, 9, 3)).astype(np.float32)
+    np.testing.assert_array_equal(cameras.project(views, points), cameras.apply_map(affine, points)[..., :2])
+
+
+def test_weights_that_never_saw_the_picture_go_on_and_learn_to():
+    """They draw what they drew; the gradient reaches the rows of the colours; an avatar's file keeps the picture."""
+    known, fresh = (model.init(c, jax.random.key(k)) for k, c in enumerate((BEFORE, CONFIG)))
+    parts = ('appearance', 'identity', 'deformation', 'points', 'refine')
+    params = with_parts(RunConfig(model=CONFIG, init='before', init_parts=parts), known, fresh)['params']
+    images = np.random.default_rng(2).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+
+    def raw(params, config):
+        shape = jnp.zeros((2, 80))
+        source = model.encode(params, config, MESH, images, LABELS, shape)
+        kept = [model.source_of(model.identity_of(jax.tree.map(lambda x, k=k: x[k], source))) for k in range(2)]
+        source = jax.tree.map(lambda *x: jnp.stack(x), *kept)
+        codes = model.driving_codes(config, MESH, shape, jnp.full((2, 64), 0.2), LABELS)
+        return model.render(params, config, source, codes, LABELS[::-1], refine=False).raw
+
+    before = jax.jit(lambda p: raw(p, BEFORE))(known['params'])
+    now, grads = jax.jit(
+        jax.value_and_grad(
+            lambda p: (lambda x: (jnp.sum((x - images[:, ::2, ::2]) ** 2), x))(raw(p, CONFIG)), has_aux=True
+        )
+    )(params)
+    close(now[1], before, atol=1e-5, what='pictures')
+    assert np.abs(grads['points']['net']['0']['weight'][-3:]).min() > 0
+    with pytest.raises(UserError, match="init_parts: 'points' of before has other sizes"):
+        with_parts(RunConfig(model=BEFORE, init='before', init_parts=('points',)), fresh, known)
+
+
+def test_sizes_that_cannot_be():
+    for size in (0, 17):
+        with pytest.raises(UserError, match=r'appearance.picture: .*from 1 to image_size \(16\)'):
+            BEFORE.replace(appearance__picture=size)
