@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 
-from avatar_jax.errors import UserError
 from avatar_jax.io.names import shown
-from avatar_jax.methods.options import add_build_options, check_portraits, given_options, makes
+from avatar_jax.methods.options import add_build_options, given_options, makes, whether_joined
 from launch.common import add_model, add_perception, say
 from launch.program import at_least
 
@@ -76,11 +75,7 @@ def run(args: argparse.Namespace) -> int:
     out = output_folder(args.out)
     model = choose_model(args.method, args.weights)
     owner, config = model.method, model.config
-    joined = owner.joins_portraits or args.one_person
-    if args.one_person:
-        check_portraits(owner, max(len(args.image), 2), '--one-person')
-    if args.share is not None and joined:
-        raise UserError(f'--share {args.share}: one avatar of all pictures is made; leave it out')
+    joined = whether_joined(owner, len(args.image), args.one_person, args.share)
     options = given_options(args, owner)
     model.steps(**options)  # their checks, before anything is read
     bank = bank_of(args.perception, config.img_resolution)
@@ -100,7 +95,6 @@ def run(args: argparse.Namespace) -> int:
             say(note)
         print(shown(in_a_line(out / report['name'], report)))
     if reports:
-        write_summary(
-            out / f'report{part_of(args.share)}.json', model, options, bank, reports, batch.skipped, args.seed
-        )
+        path = out / f'report{part_of(args.share)}.json'
+        write_summary(path, model, options, bank, reports, batch.skipped, args.seed)
     return batch.finish()

@@ -53,6 +53,20 @@ def check_portraits(owner: Method, count: int, what: str) -> None:
         )
 
 
+def whether_joined(owner: Method, count: int, one_person: bool, share: str | None) -> bool:
+    """Whether ``count`` pictures of a command become one avatar, as the method does or ``--one-person`` asks.
+
+    Raises:
+        UserError: the method cannot, takes fewer, or there is a ``--share`` of what is one avatar.
+    """
+    if one_person:
+        check_portraits(owner, max(count, 2), '--one-person')
+    joined = owner.joins_portraits or one_person
+    if joined and share is not None:
+        raise UserError(f'--share {share}: one avatar of all pictures is made; leave it out')
+    return joined
+
+
 def given_options(args: argparse.Namespace, owner: Method) -> dict[str, Any]:
     """The options that were given, as values for ``Model.build``; with ``--fast`` (of ``invert``) also those of a
     forward pass alone.
