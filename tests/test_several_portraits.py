@@ -77,6 +77,20 @@ def test_the_mean_loss_and_its_gradient():
     np.testing.assert_allclose(mean_loss(one, pictures)(moving, key)[0], wanted[0], rtol=1e-6)
 
 
+def test_many_pictures_need_the_memory_of_one():
+    def one(picture, moving, key):
+        wide = jnp.tanh(jnp.outer(moving, picture) + 1)
+        loss = jnp.square(jnp.sin(wide) @ wide.T).mean()
+        return loss, {'loss': loss}
+
+    def bytes_of(count):
+        gradient = jax.jit(lambda pictures, w, key: jax.grad(mean_loss(one, pictures), has_aux=True)(w, key)[0])
+        lowered = gradient.lower(jnp.zeros((count, 300)), jnp.zeros(400), jax.random.key(0))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(2) > 4 * 300 * 400 and bytes_of(8) < 1.1 * bytes_of(2)
+
+
 def test_people_are_stacked_with_those_of_as_many_pictures():
     bare = portrait(2).replace(landmarks=None, expression=None, mask=None)
     people = [FRONT, (FRONT, SIDE), (FRONT, bare), (SIDE, SIDE), (SIDE, FRONT, SIDE)]
