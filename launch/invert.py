@@ -1,19 +1,19 @@
 """Makes avatars from portraits: aligned frames or raw photographs, one or many at once.
 
-Some methods make one avatar of all pictures, in a folder named after the first; the others make one of each picture. An
-avatar's folder holds the avatar, a picture (portraits | reconstruction | side views) and a report; report.json in --out
-lists all avatars. The training of an avatar of a video keeps its state and a preview in --out; the same command goes on
-where it was interrupted. A picture that cannot be used is reported and skipped. An avatar can only be as good as what
-its weights were trained on: weights of procedural heads make a likeness in the style of procedural heads.
+Some methods make one avatar of all pictures, in a folder named after the first; the others make one of each picture,
+and some of these one of all if --one-person says that they show one person. An avatar's folder holds the avatar, a
+picture (portraits | reconstruction | side views) and a report; report.json in --out lists all avatars. The training of
+an avatar of a video keeps its state and a preview in --out; the same command goes on where it was interrupted. A
+picture that cannot be used is reported and skipped. An avatar can only be as good as what its weights were trained on:
+weights of procedural heads make a likeness in the style of procedural heads.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from avatar_jax.errors import UserError
 from avatar_jax.io.names import shown
-from avatar_jax.methods.options import add_build_options, given_options, makes
+from avatar_jax.methods.options import add_build_options, given_options, makes, whether_joined
 from launch.common import add_model, add_perception, say
 from launch.program import at_least
 
@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--image', nargs='+', required=True, metavar='FILE', help=text)
     add('--out', required=True, metavar='DIR', help='folder for the avatars')
     add_model(parser, makes)
+    text = 'the pictures show one person: one avatar of all of them, for methods that take several portraits'
+    add('--one-person', action='store_true', help=f'{text} (default: what the method does, see --method)')
     text = (
         'motion files whose first frame has the expression and pose of the portrait, one for each picture or one for '
         'all (default: what was measured on the picture, else a neutral face in the estimated pose)'
@@ -73,8 +75,7 @@ def run(args: argparse.Namespace) -> int:
     out = output_folder(args.out)
     model = choose_model(args.method, args.weights)
     owner, config = model.method, model.config
-    if args.share is not None and owner.joins_portraits:
-        raise UserError(f'--share {args.share}: {owner.title} makes one avatar of all pictures; leave it out')
+    joined = whether_joined(owner, len(args.image), args.one_person, args.share)
     options = given_options(args, owner)
     model.steps(**options)  # their checks, before anything is read
     bank = bank_of(args.perception, config.img_resolution)
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_unused(args.perception, used, f'making an avatar of {owner.title}')
     batch, clips = Batch(), 'video' in owner.sources
     read = batch.each(mine, lambda i: pictures.read(i, config, clips=clips), name=lambda i: args.image[i])
-    people = people_in_turn(read, owner, pictures.names[0], out)
+    people = people_in_turn(read, joined, pictures.names[0], out)
     key, reports = jax.random.key(args.seed) if args.jitter else None, []
     if args.jitter and owner.draws is not None and not owner.draws(config, owner.options(options)):
         say(f'--jitter: {owner.title} draws nothing at random here; the avatars are as without it')
@@ -94,7 +95,6 @@ def run(args: argparse.Namespace) -> int:
             say(note)
         print(shown(in_a_line(out / report['name'], report)))
     if reports:
-        write_summary(
-            out / f'report{part_of(args.share)}.json', model, options, bank, reports, batch.skipped, args.seed
-        )
+        path = out / f'report{part_of(args.share)}.json'
+        write_summary(path, model, options, bank, reports, batch.skipped, args.seed)
     return batch.finish()

@@ -9,7 +9,7 @@ import pytest
 
 from avatar_jax.errors import UserError
 from avatar_jax.faces.camera_labels import canonical_label, yaw_label
-from avatar_jax.methods.otavatar.holding import HoldConfig, hold_terms, mirrored_motion, turned
+from avatar_jax.methods.otavatar.holding import HoldConfig, held_of, hold_terms, mirrored_motion, turned
 from avatar_jax.methods.otavatar.model import ModelConfig
 from tests.tiny_model import portrait, random_variables
 
@@ -26,7 +26,8 @@ def test_terms_see_shape_and_mirror_image():
 
     @jax.jit
     def values(variables, label, raw):
-        return hold_terms(generator, config.generator, ws, ws, label, raw, HoldConfig())(variables)
+        held = held_of(generator, config.generator, ws, ws, label, raw, HoldConfig())
+        return hold_terms(variables, config.generator, held, HoldConfig())
 
     same = values(generator, label, raw)
     assert float(same['hold/shape']) < 1e-6 and float(same['hold/mirror']) > 0.01
@@ -36,8 +37,9 @@ def test_terms_see_shape_and_mirror_image():
     assert float(frontal['hold/mirror']) < 0.02 * float(
         same['hold/mirror']
     )  # the mirror image of a frontal portrait tells nothing new
-    off = hold_terms(generator, config.generator, ws, ws, label, raw, HoldConfig().times(0.0))(generator)
-    assert off == {}
+    off = HoldConfig().times(0.0)
+    held = held_of(generator, config.generator, ws, ws, label, raw, off)
+    assert hold_terms(generator, config.generator, held, off) == {}
     np.testing.assert_allclose(turned(label), 2 * np.rad2deg(0.4), atol=0.1)
 
 

@@ -60,6 +60,8 @@ def test_codes_are_those_of_the_encoder(file):
     codes, seconds = start.first_codes(encoder, PICTURES, 'w+', devices)
     close(codes, rows, atol=1e-5, what='W+')
     assert seconds > 0
+    together, _ = start.first_codes(encoder, PICTURES[None], 'w+', devices)  # two pictures of one person
+    close(together, np.asarray(rows).mean(0, keepdims=True), atol=1e-5, what='mean of both')
     codes, _ = start.first_codes(encoder, PICTURES, 'w', devices)
     close(codes, np.repeat(np.asarray(rows).mean(1, keepdims=True), rows.shape[1], 1), atol=1e-5, what='W')
 
@@ -94,9 +96,12 @@ def test_the_forward_pass_is_the_code_of_the_encoder(file):
     owner = Model(method('otavatar'), SHORT, VARIABLES, 'abc', HEADS)
     options, steps = owner.method.forward_options({'encoder': file}), []
     assert options['start'] == 'encoder' and owner.steps(**options) == 1
-    (built,) = owner.build_many([portrait(0)], bank=PerceptionBank(), on_step=lambda n: steps.append(n), **options)
-    rows = jax.jit(start.encoded_rows)(start.load_encoder(file, CONFIG.generator, GENERATOR), PICTURES[:1])
+    people = [portrait(0), [portrait(0), portrait(1)]]
+    built, both = owner.build_many(people, bank=PerceptionBank(), on_step=lambda n: steps.append(n), **options)
+    rows = jax.jit(start.encoded_rows)(start.load_encoder(file, CONFIG.generator, GENERATOR), PICTURES)
     close(built.avatar.identity['code'], rows[0], atol=1e-5, what='code')
+    close(both.avatar.identity['code'], rows.mean(0), atol=1e-5, what='mean code')
+    assert len(both.report['each_portrait']) == 2
     assert steps == [1] and built.course is None and built.curves['loss'].size == 0
     assert built.report['inversion']['stages'] == [] and not built.report['tuning']['tuned']
     assert np.isfinite(built.scores['psnr_in_mask']) and built.views.shape == (3, 32, 32, 3)

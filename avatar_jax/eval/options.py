@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from avatar_jax.checks import OPTION, Check
 from avatar_jax.errors import UserError
-from avatar_jax.methods.base import Method, methods
+from avatar_jax.methods.base import Method
+from avatar_jax.methods.options import check_portraits
 from avatar_jax.options import option
 
 VIDEO_FRAMES = 3000  # of a talking video that is drawn, if nothing else is asked for
@@ -98,8 +99,4 @@ class ProtocolConfig:
 
     def check_method(self, owner: Method) -> None:
         """Raises ``UserError`` for more portraits than the method can make an avatar of."""
-        if self.portraits > 1 and not owner.joins_portraits:
-            able = ', '.join(m.name for m in methods() if m.joins_portraits)
-            raise UserError(
-                f'--portraits {self.portraits}: {owner.name} rebuilds a person from one picture; use --method {able}'
-            )
+        check_portraits(owner, self.portraits, f'--portraits {self.portraits}')

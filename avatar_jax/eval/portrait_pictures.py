@@ -77,14 +77,14 @@ def portrait_pictures(model: Model, sitters: list[Sitter], out: Path) -> dict[Pa
     """Writes both pictures; returns the mean PSNR in dB of each kind of avatar in them.
 
     Args:
-        model: of procedural heads; its method joins portraits. sitters: a row of each picture for each.
+        model: of procedural heads; its method takes several portraits. sitters: a row of each picture for each.
         out: folder for ``eyes.jpg`` and ``portraits.jpg``.
     Raises:
         UserError: the method takes one portrait only, or ``out`` cannot be written.
     """
     from PIL import Image
 
-    if not model.method.joins_portraits:
+    if not model.method.takes_portraits:
         raise UserError(
             f'{model.path}: {model.method.title} makes an avatar from one portrait; give weights of a method that '
             'joins several'

@@ -42,11 +42,11 @@ def portrait_scores(
     that of the first portrait; NaN where the package has no network that tells them.
 
     Args:
-        model: of procedural heads; of a method that does not join portraits, only the first is used.
+        model: of procedural heads; of a method that takes one portrait, only the first is used.
         sets: number of a person -> ``images`` [1 + most, H, W, 3], ``masks`` (uint8), ``windows``, ``labels``: one
             driver frame, and portraits of the same person in poses and expressions of their own.
     """
-    most = most if model.method.joins_portraits else 1
+    most = most if model.method.takes_portraits else 1
     judge, found = _Judge(), {str(n): [] for n in range(1, most + 1)}
     for k in range(people):
         item = sets(k)

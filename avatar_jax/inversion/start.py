@@ -169,11 +169,15 @@ def _first_codes(encoder, images, *, space, devices):
 def first_codes(
     encoder: StartEncoder, images: jax.Array, space: str, devices: Sequence[jax.Device]
 ) -> tuple[jax.Array, float]:
-    """Codes [P,L,D] that people's inversions start from, and the seconds that it took, without compilation.
+    """Codes [N,L,D] that people's inversions start from, and the seconds that it took, without compilation.
 
     Args:
-        images: [P,S,S,3], P a multiple of the number of devices. space: 'w' or 'w+'.
+        images: [N,S,S,3], N a multiple of the number of devices; or [N,P,S,S,3], several pictures of each person, whose
+            mean code is taken. space: 'w' or 'w+'.
     """
+    if images.ndim == 5:
+        codes, seconds = first_codes(encoder, images.reshape(-1, *images.shape[2:]), space, devices)
+        return codes.reshape(*images.shape[:2], *codes.shape[1:]).mean(1), seconds
     how = {'space': space, 'devices': tuple(devices)}
     program = (encoder.config, *how.values(), images.shape)
     if program not in _COMPILED:

@@ -270,7 +270,9 @@ class Method:
             None: only the method's own weights can be used.
         save: (path, variables, configuration, provenance, storage) -> SHA-256.
         init: (configuration, key) -> fresh variables. abstract: configuration -> their shapes.
-        sources: kinds of ``Source`` that ``build`` takes; with 'portraits', pictures given together are one person.
+        sources: kinds of ``Source`` that ``build`` takes. most: portraits of one person; 0: any number.
+        one_each: where it takes several portraits: pictures given together are of one person each, unless ``invert
+            --one-person`` says that they show one; without it they always do.
         build: (model, source, options, bank=..., key=..., on_step=...) -> ``Built``. ``bank``: networks of the losses
             (``losses.perception.PerceptionBank``). ``key``: for random draws, or None. ``on_step(done, **numbers)`` is
             called after every few steps.
@@ -317,6 +319,8 @@ class Method:
     init: Callable | None = None
     abstract: Callable | None = None
     sources: tuple[str, ...] = ()
+    most: int = 0
+    one_each: bool = False
     build: Callable | None = None
     build_many: Callable | None = None
     build_options: type = NoOptions
@@ -346,9 +350,14 @@ class Method:
         return self.build is not None and self.frame is not None
 
     @property
-    def joins_portraits(self) -> bool:
-        """Whether pictures that are given together become one avatar."""
+    def takes_portraits(self) -> bool:
+        """Whether it makes one avatar of several portraits of a person."""
         return 'portraits' in self.sources
+
+    @property
+    def joins_portraits(self) -> bool:
+        """Whether pictures that are given together become one avatar, without being said to show one person."""
+        return self.takes_portraits and not self.one_each
 
     def signals_of(self, config: Config) -> tuple[str, ...]:
         """Names of the signals that drive models of this configuration."""

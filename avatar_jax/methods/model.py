@@ -21,6 +21,7 @@ import numpy as np
 from avatar_jax.driving.signals import drive_of, drive_of_rows, still_parts, still_rows
 from avatar_jax.errors import UserError
 from avatar_jax.methods.base import DEFAULT, KINDS, Built, Method, Source, method, method_with_avatars
+from avatar_jax.methods.options import check_portraits
 from avatar_jax.methods.render import stream
 from avatar_jax.parallel import as_arrays
 from avatar_jax.types import Array, Avatar, Camera, Config, Drive, Frames, Motion, Portrait
@@ -79,7 +80,7 @@ class Model:
 
     def build_many(
         self,
-        sources: Sequence[Source | Portrait],
+        sources: Sequence[Source | Portrait | Sequence[Portrait]],
         *,
         bank: PerceptionBank | None = None,
         key: jax.Array | None = None,
@@ -213,8 +214,10 @@ def as_source(source: Source | Portrait | Sequence[Portrait]) -> Source:
 
 
 def check_source(owner: Method, source: Source) -> None:
-    """Raises ``UserError`` for a kind of source that a method does not take."""
+    """Raises ``UserError`` for a kind of source, or a number of portraits, that a method does not take."""
     if source.kind in owner.sources:
+        if source.kind == 'portraits':
+            check_portraits(owner, len(source.portraits), source.name)
         return
     texts = dict(zip(KINDS, ('one portrait', 'several portraits of one person', 'a video'), strict=True))
     takes = ' or '.join(texts[k] for k in owner.sources)

@@ -37,7 +37,34 @@ def makes(owner: Method) -> str:
     """What a method makes of pictures, for a help text that lists methods."""
     if owner.sources == ('video',):
         return ' (an avatar of each video)'
-    return ' (one avatar of all portraits)' if owner.joins_portraits else ' (an avatar of each portrait)'
+    if owner.joins_portraits:
+        return ' (one avatar of all portraits)'
+    return ' (an avatar of each portrait' + (', or with --one-person one of all)' if owner.takes_portraits else ')')
+
+
+def check_portraits(owner: Method, count: int, what: str) -> None:
+    """Raises ``UserError``, which begins with ``what``, for more portraits of one person than a method takes."""
+    if count > 1 and not owner.takes_portraits:
+        able = ', '.join(m.name for m in methods() if m.takes_portraits)
+        raise UserError(f'{what}: {owner.name} rebuilds a person from one picture; use --method {able}')
+    if owner.most and count > owner.most:
+        raise UserError(
+            f'{what}: {owner.title} takes at most {owner.most} portraits of one person, not {count}; leave some out'
+        )
+
+
+def whether_joined(owner: Method, count: int, one_person: bool, share: str | None) -> bool:
+    """Whether ``count`` pictures of a command become one avatar, as the method does or ``--one-person`` asks.
+
+    Raises:
+        UserError: the method cannot, takes fewer, or there is a ``--share`` of what is one avatar.
+    """
+    if one_person:
+        check_portraits(owner, max(count, 2), '--one-person')
+    joined = owner.joins_portraits or one_person
+    if joined and share is not None:
+        raise UserError(f'--share {share}: one avatar of all pictures is made; leave it out')
+    return joined
 
 
 def given_options(args: argparse.Namespace, owner: Method) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from avatar_jax.errors import UserError
 from avatar_jax.io.motion import load_motion
 from avatar_jax.methods.avatars import Person
-from avatar_jax.methods.base import Method, Source
+from avatar_jax.methods.base import Source
 from avatar_jax.methods.reading import expression_source, is_clip, measured_as, portrait_of, read_clip
 from avatar_jax.types import Config, Motion, Portrait
 
@@ -87,27 +87,27 @@ class Pictures:
         return None if not files else load_motion(files[i] if len(files) > 1 else files[0], basis=basis)
 
 
-def people_of(readings: Sequence[ReadFile], owner: Method, name: str) -> list[Person]:
-    """Whom avatars are made of: one person of all portraits where the method joins them, else one of each; and one of
-    each video. ``name``: of the person of all portraits.
+def people_of(readings: Sequence[ReadFile], joined: bool, name: str) -> list[Person]:
+    """Whom avatars are made of: one person of all portraits where they are joined, else one of each; and one of each
+    video. ``name``: of the person of all portraits.
     """
     portraits = [r for r in readings if r.source.kind != 'video']
     clips = [Person(r.source, [r.measured]) for r in readings if r.source.kind == 'video']
-    if not owner.joins_portraits or not portraits:
+    if not joined or not portraits:
         return [*(Person(r.source, [r.measured], r.expression) for r in portraits), *clips]
     joined = Source([r.source.portraits[0] for r in portraits], name=name)
     return [Person(joined, [r.measured for r in portraits], portraits[0].expression), *clips]
 
 
-def people_in_turn(readings: Iterator[ReadFile], owner: Method, name: str, out: Path) -> Iterator[Person]:
-    """``people_of``, each read when its turn comes, with ``with_work``: of a long list only one group is in memory. A
-    method that joins the portraits of a person has to read them all.
+def people_in_turn(readings: Iterator[ReadFile], joined: bool, name: str, out: Path) -> Iterator[Person]:
+    """``people_of``, each read when its turn comes, with ``with_work``: of a long list only one group is in memory.
+    Where portraits are joined, all have to be read.
     """
-    if owner.joins_portraits:
-        return iter([with_work(person, out) for person in people_of(list(readings), owner, name)])
+    if joined:
+        return iter([with_work(person, out) for person in people_of(list(readings), joined, name)])
 
     def alone(reading: ReadFile) -> Person:
-        return with_work(people_of([reading], owner, name)[0], out)
+        return with_work(people_of([reading], joined, name)[0], out)
 
     return map(alone, readings)  # unlike a loop, it has no name that holds the last one until the next is read
 

@@ -20,6 +20,7 @@ from avatar_jax.methods.base import Built, Source
 from avatar_jax.methods.otavatar import finetune, invert, losses
 from avatar_jax.methods.otavatar.holding import HoldConfig
 from avatar_jax.methods.otavatar.model import ModelConfig, network
+from avatar_jax.methods.otavatar.several import Person, mean_over, name_of, pictures_of, yaw_of
 
 if TYPE_CHECKING:
     from avatar_jax.methods.model import Model
@@ -73,13 +74,19 @@ def whether_to_fit(model: Model, options: BuildOptions, inverted: invert.Inversi
     ever, why = whether_ever(model, options)
     if why:
         return ever, why
-    score, where = float(inverted.psnr_mask), 'in the mask'
+    score, where = mean_score(inverted, 'psnr_mask'), 'in the mask'
     if not np.isfinite(score):
-        score, where = float(inverted.psnr), 'of the picture'
-    text = f'--tune auto: the code alone shows the portrait at {score:.1f} dB {where}, '
+        score, where = mean_score(inverted, 'psnr'), 'of the picture'
+    what = f'the {len(inverted.each)} portraits at an average of' if inverted.each else 'the portrait at'
+    text = f'--tune auto: the code alone shows {what} {score:.1f} dB {where}, '
     if score < REACHED:
         return True, f'{text}under {REACHED:g}: no procedural head, as the weights know them'
     return False, f'{text}{REACHED:g} or more: as heads that the weights know'
+
+
+def mean_score(inverted: invert.Inversion, name: str) -> float:
+    """A score of the portrait, or its mean over several; NaN where there is none."""
+    return mean_over(inverted.each, name) if inverted.each else float(getattr(inverted, name))
 
 
 def fit_of(model: Model, options: BuildOptions) -> tuning.TuningConfig:
@@ -121,7 +128,7 @@ def looks_through(config: ModelConfig, bank: PerceptionBank) -> tuple[str, ...]:
 
 
 def build(model: Model, source: Source, options: BuildOptions, **tools: Any) -> Built:
-    """The avatar of one portrait; see ``build_many``."""
+    """The avatar of one person; see ``build_many``."""
     return build_many(model, [source], options, **tools)[0]
 
 
@@ -134,24 +141,26 @@ def build_many(
     key: jax.Array | None,
     on_step: Callable[..., None],
 ) -> list[Built]:
-    """Avatars of many portraits, inverted side by side (paper section 3.3), over all devices of this process.
+    """Avatars of many people, inverted side by side (paper section 3.3), over all devices of this process.
+
+    Of several portraits of a person, all have one code (and one fitted generator), each its own camera and motion.
 
     Args:
         key: jitters the samples along the rays; None inverts through the deterministic renderer.
     """
     config = configured(model.config, options)
-    portraits = [source.portraits[0] for source in sources]
+    people = [tuple(s.portraits) if len(s.portraits) > 1 else s.portraits[0] for s in sources]
     generator = network(model.variables, 'generator')
     encoder = chosen_encoder(options.start, options.encoder, config.generator, generator)
     fit = fit_of(model, options)
     if options.steps == 0:
-        found = encoded_people(model, config, portraits, bank, encoder)
+        found = encoded_people(model, config, people, bank, encoder)
         on_step(1)
     else:
         found = invert.invert_people(
             model.variables,
             config,
-            portraits,
+            people,
             bank,
             key,
             weights=model.sha256,
@@ -160,7 +169,7 @@ def build_many(
             portion=options.portion,
         )
     plans = [whether_to_fit(model, options, one) for one in found]
-    tuned = [{'tuned': wanted, 'why': why} for wanted, why in plans]
+    tuned, earlier = [{'tuned': wanted, 'why': why} for wanted, why in plans], {}
     if which := [i for i, (wanted, _) in enumerate(plans) if wanted]:
         done, strength = search_steps(model.config, options), hold_of(options)
         hold = HoldConfig().times(strength) if strength else None
@@ -169,7 +178,7 @@ def build_many(
         fitted = finetune.tune_people(
             model.variables,
             config,
-            [portraits[i] for i in which],
+            [people[i] for i in which],
             [found[i] for i in which],
             bank,
             key,
@@ -180,17 +189,22 @@ def build_many(
         )
         for i, person in zip(which, fitted, strict=True):
             before = {'psnr_before': float(found[i].psnr), 'psnr_in_mask_before': float(found[i].psnr_mask)}
+            earlier[i] = found[i].each
             tuned[i] |= {**tuning.report(person.tuned), 'seconds': person.seconds, 'hold': strength, **before}
             found[i] = person.inversion
     began = {'start': options.start} if encoder is None else {'start': options.start, 'encoder': encoder.sha256}
     built = []
-    for portrait, inverted, fit_report in zip(portraits, found, tuned, strict=True):
-        missing = losses.left_out(bank, config.settings.loss, portrait.landmarks is not None)
+    for i, (person, inverted, fit_report) in enumerate(zip(people, found, tuned, strict=True)):
+        pictures, name = pictures_of(person), name_of(person) or 'portrait'
+        marked = all(p.landmarks is not None for p in pictures)
+        missing = losses.left_out(bank, config.settings.loss, marked, len(pictures))
+        each = each_portrait(pictures, inverted, earlier.get(i, ()))
+        means = {f'{k}_mean': mean_over(each, k) for k in ('psnr', 'psnr_in_mask')} if each else {}
         through = networks(config, bank) | {k: f'off: {why}' for k, why in missing.items()}
         built.append(
             Built(
                 inverted.avatar,
-                scores={'psnr': float(inverted.psnr), 'psnr_in_mask': float(inverted.psnr_mask)},
+                scores={'psnr': float(inverted.psnr), 'psnr_in_mask': float(inverted.psnr_mask), **means},
                 views=inverted.views,
                 curves={'loss': np.concatenate([np.zeros(0), *(np.asarray(s.curve) for s in inverted.stages)])},
                 report={
@@ -200,38 +214,55 @@ def build_many(
                     },
                     'inversion': began | invert.report(inverted),
                     'tuning': fit_report,
+                    **({'each_portrait': each, 'yaw': [f(p['yaw'] for p in each) for f in (min, max)]} if each else {}),
                     'networks': through,
                     'limit': 'the likeness is bounded by the prior: what the weights have not seen they cannot show',
                 },
                 course=inverted.course,
-                notes=fitted_note(portrait, options, fit_report)
-                + tuple(
-                    f'{portrait.source or "portrait"}: the {name} term is left out of the loss: {why}'
-                    for name, why in missing.items()
-                ),
+                notes=fitted_note(name, options, fit_report)
+                + tuple(f'{name}: the {term} term is left out of the loss: {why}' for term, why in missing.items()),
             )
         )
     return built
 
 
-def fitted_note(portrait: Portrait, options: BuildOptions, report: Mapping[str, Any]) -> tuple[str, ...]:
+def each_portrait(
+    pictures: Sequence[Portrait], inverted: invert.Inversion, before: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of several portraits of a person, plain values of each: name, scores (``before``: those without the fit), and the
+    degrees by which the camera stands to the side. Of one: none.
+    """
+    found = []
+    for k, one in enumerate(inverted.each):
+        values = {'name': pictures[k].source or f'portrait {k + 1}'}
+        values |= {'psnr': float(one['psnr']), 'psnr_in_mask': float(one['psnr_mask'])}
+        if before:
+            values |= {'psnr_before': float(before[k]['psnr']), 'psnr_in_mask_before': float(before[k]['psnr_mask'])}
+        values['yaw'] = yaw_of(pictures[k])
+        found.append(values)
+    return found
+
+
+def fitted_note(name: str, options: BuildOptions, report: Mapping[str, Any]) -> tuple[str, ...]:
     """Says that somebody was fitted without being asked for it."""
     if options.tune != 'auto' or not report['tuned']:
         return ()
-    name, text = portrait.source or 'portrait', report['why'].removeprefix('--tune auto: ')
+    text = report['why'].removeprefix('--tune auto: ')
     return (f'{name}: {text}; so a copy of the generator was fitted to it (--tune none leaves that out)',)
 
 
 def encoded_people(
-    model: Model, config: ModelConfig, portraits: Sequence[Portrait], bank: PerceptionBank, encoder: StartEncoder
+    model: Model, config: ModelConfig, people: Sequence[Person], bank: PerceptionBank, encoder: StartEncoder
 ) -> list[invert.Inversion]:
     """People with the codes that an encoder sees in their pictures, without a step of inversion."""
-    images, device = np.stack([np.asarray(p.image, np.float32) for p in portraits]), jax.local_devices()[:1]
+    pictures, device = [p for person in people for p in pictures_of(person)], jax.local_devices()[:1]
     space = config.settings.inversion.stages()[-1].space
-    codes, _ = first_codes(encoder, jnp.asarray(images), space, device)
+    rows, _ = first_codes(encoder, jnp.stack([jnp.asarray(p.image, jnp.float32) for p in pictures]), space, device)
+    ends = np.cumsum([len(pictures_of(person)) for person in people])
+    codes = [rows[b - len(pictures_of(p)) : b].mean(0) for p, b in zip(people, ends, strict=True)]
     bias = invert.first_code(model.variables, config)[1]
-    avatars = [invert.make_avatar(config, p, c, bias, model.sha256) for p, c in zip(portraits, codes, strict=True)]
+    avatars = [invert.make_avatar(config, p, c, bias, model.sha256) for p, c in zip(people, codes, strict=True)]
     return [
-        invert.Inversion(avatar, [], **invert.shown(model.variables, config, portrait, bank, avatar))
-        for portrait, avatar in zip(portraits, avatars, strict=True)
+        invert.Inversion(avatar, [], **invert.shown(model.variables, config, person, bank, avatar))
+        for person, avatar in zip(people, avatars, strict=True)
     ]

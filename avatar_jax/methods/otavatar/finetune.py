@@ -19,17 +19,15 @@ from avatar_jax.inversion.tuning import LocalityConfig, Tuned, TuningConfig
 from avatar_jax.losses.distance import distance_kind, distance_of
 from avatar_jax.losses.perception import PerceptionBank
 from avatar_jax.methods.otavatar import losses
-from avatar_jax.methods.otavatar.holding import HoldConfig, hold_terms, mirrored_motion
+from avatar_jax.methods.otavatar.holding import Held, HoldConfig, held_of, hold_terms, mirrored_motion
 from avatar_jax.methods.otavatar.invert import (
     LARGE,
     STEPS_PER_CALL,
     Inversion,
     Problem,
-    alike,
     make_avatar,
     pose_problem,
     shown,
-    stack_portraits,
 )
 from avatar_jax.methods.otavatar.model import (
     ModelConfig,
@@ -42,6 +40,7 @@ from avatar_jax.methods.otavatar.model import (
     split_trained,
 )
 from avatar_jax.methods.otavatar.objective import view_terms
+from avatar_jax.methods.otavatar.several import Person, alike, mean_loss, pictures_of, stack_portraits
 from avatar_jax.models.triplane import TriPlaneGenerator
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.parallel import apart, as_arrays, on_all, over_devices
@@ -65,7 +64,7 @@ DEFAULT = TuningConfig('generator', 50, OptimizerConfig('adam', 3e-4))
 def finetune_generator(
     variables: Mapping[str, Any],
     config: ModelConfig,
-    portrait: Portrait,
+    portrait: Person,
     inverted: Inversion,
     bank: PerceptionBank | None = None,
     key: jax.Array | None = None,
@@ -103,7 +102,7 @@ def finetune_generator(
 def tune_people(
     variables: Mapping[str, Any],
     config: ModelConfig,
-    portraits: Sequence[Portrait],
+    portraits: Sequence[Person],
     inverted: Sequence[Inversion],
     bank: PerceptionBank,
     key: jax.Array | None = None,
@@ -125,6 +124,7 @@ def tune_people(
     at a time on each device, for each person needs a generator, its gradient and the moments of Adam.
 
     Args:
+        portraits: one of each person, or several: the mean of their losses is what falls.
         key: jitters the samples along the rays, and draws the codes of the regulariser; None: no jitter. Everybody gets
             the same draws, so that nobody's result depends on the others.
         settings: steps, optimizer, stopping rule (``tuning.PSNR``, or a term of the loss), regulariser.
@@ -158,7 +158,7 @@ def _tune_alike(variables, config, people, bank, key, settings, hold, on_step, d
     codes, biases = (jnp.stack([jnp.asarray(i[k]) for i in identities]) for k in ('code', 'bias'))
     windows = None
     if hold is not None:
-        windows = jnp.stack([jnp.asarray(source_windows(mirrored_motion(p))) for p, _ in filled])
+        windows = jnp.stack([_mirrored_windows(p) for p, _ in filled])
     rows = (stack_portraits([p for p, _ in filled]), codes, biases, windows)
     fixed, moving = split_trained(network(variables, 'generator')['params'], 'all')
     states = jax.vmap(lambda _: tuning.start(moving, settings))(jnp.arange(count))
@@ -185,6 +185,12 @@ def _tune_alike(variables, config, people, bank, key, settings, hold, on_step, d
     return results
 
 
+def _mirrored_windows(person: Person) -> jax.Array:
+    """Windows [27,70] of the mirror image's motion; of several portraits [P,27,70]."""
+    found = [jnp.asarray(source_windows(mirrored_motion(p))) for p in pictures_of(person)]
+    return found[0] if len(found) == 1 else jnp.stack(found)
+
+
 @partial(jax.jit, static_argnames=('config', 'settings', 'hold', 'count', 'jitter', 'devices'), donate_argnums=3)
 def _advance(key, shared, rows, states, *, config, settings, hold, count, jitter, devices):
     def all_of(shared, people):
@@ -200,37 +206,62 @@ def _advance(key, shared, rows, states, *, config, settings, hold, count, jitter
     return over_devices(all_of, devices)((key, shared), (rows, states))
 
 
+class _Picture(NamedTuple):
+    """What stays the same of a portrait: targets [1,...], the picture [1,S,S,3] in [0,1], driven code [1,L,D], camera
+    as measured [25] and corrected [1,25], and what is held.
+    """
+
+    targets: dict[str, Any]
+    wanted: jax.Array
+    ws: jax.Array
+    label: jax.Array
+    labels: jax.Array
+    held: Held | None
+
+
 def _loss_of(variables, config, bank, portrait, code, bias, windows, settings, hold, jitter):
-    """One person's loss ``(moving parameters, key) -> (loss, terms)``, and the regulariser."""
-    problem: Problem = pose_problem(variables, config, portrait, bank)
+    """One person's loss ``(moving parameters, key) -> (loss, terms)``, the mean one of several portraits, and the
+    regulariser (at the first of them).
+    """
     generator = network(variables, 'generator')
     fixed, moving = split_trained(generator['params'], 'all')
-    ws = driven_codes(code[None], problem.motion, config, variables, clamp=False)
-    labels = correct_intrinsics(problem.label, bias)[None]
-    targets = problem.targets
-    wanted = to_unit(targets['sr'].image)
-    held = None
-    if hold is not None:
-        mirrored = motion_codes(network(variables, 'controller')['params'], config, windows[None])
-        other = driven_codes(code[None], mirrored, config, variables, clamp=False)
-        held = hold_terms(generator, config.generator, ws, other, labels[0], targets['raw'].image, hold)
+    every = None if portrait.image.ndim == 3 else portrait.camera.label
 
-    def loss(params: PyTree, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def picture_of(portrait: Portrait, windows: jax.Array | None) -> _Picture:
+        problem: Problem = pose_problem(variables, config, portrait, bank)
+        ws = driven_codes(code[None], problem.motion, config, variables, clamp=False)
+        labels, held = correct_intrinsics(problem.label, bias)[None], None
+        wanted = to_unit(problem.targets['sr'].image)
+        if hold is not None:
+            mirrored = motion_codes(network(variables, 'controller')['params'], config, windows[None])
+            other = driven_codes(code[None], mirrored, config, variables, clamp=False)
+            raw = problem.targets['raw'].image
+            held = held_of(generator, config.generator, ws, other, labels[0], raw, hold, every)
+        return _Picture(problem.targets, wanted, ws, problem.label, labels, held)
+
+    def one(picture: _Picture, params: PyTree, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         tuned = {**generator, 'params': merge(fixed, params)}
-        views = render_views(tuned, config.generator, ws, labels, key[None] if jitter else None)
-        terms = view_terms(bank, config, views, targets)
-        if held is not None:
-            terms |= held(tuned)
-        error = -psnr(to_unit(views.image), wanted)[0]
+        views = render_views(tuned, config.generator, picture.ws, picture.labels, key[None] if jitter else None)
+        terms = view_terms(bank, config, views, picture.targets)
+        if hold is not None:
+            terms |= hold_terms(tuned, config.generator, picture.held, hold)
+        error = -psnr(to_unit(views.image), picture.wanted)[0]
         return losses.total(terms), {**terms, tuning.PSNR: error}
 
-    def picture(params: PyTree, rows: jax.Array) -> jax.Array:
+    if every is None:
+        first = picture_of(portrait, windows)
+        loss = partial(one, first)
+    else:
+        pictures = jax.lax.map(lambda row: picture_of(*row), (portrait, windows))
+        first, loss = jax.tree.map(lambda x: x[0], pictures), mean_loss(one, pictures)
+
+    def render(params: PyTree, rows: jax.Array) -> jax.Array:
         own = {**generator, 'params': merge(fixed, params)}
-        return render_views(own, config.generator, rows[None], labels).image
+        return render_views(own, config.generator, rows[None], first.labels).image
 
     def random_code(key: jax.Array) -> jax.Array:
         z = jax.random.normal(key, (1, config.generator.z_dim))
-        return TriPlaneGenerator(config.generator).apply(generator, z, problem.label[None], method='mapping')[0]
+        return TriPlaneGenerator(config.generator).apply(generator, z, first.label[None], method='mapping')[0]
 
     distance = distance_of(bank, distance_kind(bank))
-    return loss, tuning.locality_term(picture, moving, ws[0], random_code, settings.locality, distance)
+    return loss, tuning.locality_term(render, moving, first.ws[0], random_code, settings.locality, distance)

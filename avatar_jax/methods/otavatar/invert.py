@@ -1,5 +1,6 @@
-"""One-shot inversion of portraits (paper section 3.3): code in W, then W+, with a report for every person.
+"""Inversion of portraits (paper section 3.3): code in W, then W+, with a report for every person.
 
+A person is one portrait, as in the paper, or several that share the code (``several``).
 ``invert_portrait`` is the pure function of one person. ``invert_people`` does the same for many people at once, some
 steps at a time, so that it can show progress, ends when everybody has stopped, and compiles one program for W and W+.
 """
@@ -38,14 +39,24 @@ from avatar_jax.methods.otavatar.model import (
     w_avg,
 )
 from avatar_jax.methods.otavatar.objective import image_terms, portrait_loss, prepare_targets
+from avatar_jax.methods.otavatar.several import (
+    Person,
+    alike,
+    compared,
+    mean_loss,
+    name_of,
+    pictures_of,
+    stack_portraits,
+)
 from avatar_jax.methods.render import side_labels, stream
 from avatar_jax.ops.image_metrics import psnr, to_unit
 from avatar_jax.ops.resize import match_size
-from avatar_jax.parallel import apart, as_arrays, in_loop, in_portions, on_all, on_rows, over_devices, portion_of
+from avatar_jax.parallel import apart, in_loop, in_portions, on_all, on_rows, over_devices, portion_of
 from avatar_jax.train.optimizers import make_optimizer
 from avatar_jax.types import Avatar, Portrait, PyTree
 
 STEPS_PER_CALL = 10
+SCORES = ('psnr', 'psnr_raw', 'psnr_mask')
 LARGE = 256  # pixels from which a step takes long enough to be shown by itself
 
 
@@ -61,6 +72,8 @@ class Inversion:
         psnr, psnr_raw: dB between portrait and reconstruction (the portrait averaged to its size).
         psnr_mask: dB inside the portrait's mask; NaN without one.
         views: [3,S,S,3] from the portrait's side and from both others (``methods.render.side_labels``), if rendered.
+        each: of several portraits, ``psnr``, ``psnr_raw`` and ``psnr_mask`` of each. The fields above are of the first,
+            but ``terms`` are means of all.
         course: how the loss fell, in steps and seconds; None of ``invert_portrait``.
     """
 
@@ -73,6 +86,7 @@ class Inversion:
     psnr_raw: jax.Array
     psnr_mask: jax.Array
     views: np.ndarray | None = None
+    each: tuple[dict[str, jax.Array], ...] = ()
     course: Course | None = flax.struct.field(pytree_node=False, default=None)
 
 
@@ -84,7 +98,9 @@ def transforms(config: ModelConfig) -> Transforms:
 
 
 class Problem(NamedTuple):
-    """What stays the same while one portrait is inverted: its targets [1,...], motion [1,L,D] and label [25]."""
+    """What stays the same while one portrait is inverted: its targets [1,...], motion [1,L,D] and label [25]; of
+    several portraits of a person, all of it with a leading axis.
+    """
 
     targets: dict[str, Any]
     motion: MotionCode
@@ -94,7 +110,9 @@ class Problem(NamedTuple):
 def pose_problem(
     variables: Mapping[str, Any], config: ModelConfig, portrait: Portrait, bank: PerceptionBank
 ) -> Problem:
-    """Prepares one portrait."""
+    """Prepares one portrait, or several of one person (of ``stack_portraits``) one after the other."""
+    if portrait.image.ndim == 4:
+        return jax.lax.map(lambda one: pose_problem(variables, config, one, bank), portrait)
     landmarks = None if portrait.landmarks is None else jnp.asarray(portrait.landmarks)[None]
     targets = prepare_targets(bank, config, jnp.asarray(portrait.image)[None], landmarks)
     motion = motion_codes(network(variables, 'controller')['params'], config, source_windows(portrait)[None])
@@ -102,9 +120,19 @@ def pose_problem(
 
 
 def loss_of(variables: Mapping[str, Any], config: ModelConfig, problem: Problem, bank: PerceptionBank, jitter: bool):
-    """The loss function of ``inversion.invert`` for one portrait."""
+    """The loss function of ``inversion.invert`` for one portrait, or the mean one of several."""
     generator = network(variables, 'generator')
-    return portrait_loss(config, bank, generator, variables, problem.motion, problem.label, problem.targets, jitter)
+
+    def of(one: Problem):
+        return portrait_loss(config, bank, generator, variables, one.motion, one.label, one.targets, jitter)
+
+    if problem.label.ndim == 1:
+        return of(problem)
+
+    def loss(code, bias, key, sr):
+        return mean_loss(lambda one, moving, key: of(one)(*moving, key, sr), problem)((code, bias), key)
+
+    return loss
 
 
 def first_code(variables: Mapping[str, Any], config: ModelConfig) -> tuple[jax.Array, jax.Array]:
@@ -158,18 +186,18 @@ def quality_of(
 
 
 def make_avatar(
-    config: ModelConfig, portrait: Portrait, code: jax.Array, bias: jax.Array, weights: str, generator: PyTree = None
+    config: ModelConfig, person: Person, code: jax.Array, bias: jax.Array, weights: str, generator: PyTree = None
 ) -> Avatar:
     """The avatar of a code; ``generator``: parameters tuned to the person."""
     identity = {'code': code, 'bias': bias} | ({} if generator is None else {'generator': generator})
     return Avatar(
         identity,
-        camera=portrait.camera,
+        camera=pictures_of(person)[0].camera,
         method=METHOD,
         config=config,
         basis=config.basis,
         weights=weights,
-        source=portrait.source,
+        source=name_of(person),
     )
 
 
@@ -192,25 +220,6 @@ def invert_portrait(
     )
     quality = assess(variables, config, portrait, bank, code, bias)
     return Inversion(make_avatar(config, portrait, code, bias, weights), results, **quality)
-
-
-KNOWN = ('expression', 'angle', 'translation', 'landmarks', 'mask')  # what a portrait may lack
-
-
-def alike(portraits: Sequence[Portrait]) -> list[list[int]]:
-    """Numbers of the portraits, grouped by what is known of them: only such can be stacked."""
-    groups: dict[tuple[bool, ...], list[int]] = {}
-    for i, portrait in enumerate(portraits):
-        groups.setdefault(tuple(getattr(portrait, name) is None for name in KNOWN), []).append(i)
-    return list(groups.values())
-
-
-def stack_portraits(portraits: Sequence[Portrait]) -> Portrait:
-    """One ``Portrait`` with a leading axis of people of whom the same is known (``alike``); without source, basis and
-    shape.
-    """
-    common = [p.replace(source='', basis='', shape=None) for p in portraits]
-    return as_arrays(jax.tree.map(lambda *x: np.stack([np.asarray(v, np.float32) for v in x]), *common))
 
 
 @partial(jax.jit, static_argnames=('config', 'devices'))
@@ -249,27 +258,36 @@ def _quality(bank, portrait, image, raw, *, config):
 def shown(
     variables: Mapping[str, Any],
     config: ModelConfig,
-    portrait: Portrait,
+    person: Person,
     bank: PerceptionBank,
     avatar: Avatar,
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
-    """What the avatar makes of its portrait, from its own side and from both others: the fields ``image`` ... ``views``
-    of ``Inversion``. All of them, and frames of an animation, are rendered by one program.
+    """What the avatar makes of its portrait, from its own side and both others, and of further portraits: the fields
+    ``image`` ... ``each`` of ``Inversion``. All of them, and frames of an animation, are rendered by one program.
     """
-    owner = method(METHOD)
-    labels = side_labels(portrait)
-    drive = drive_of_rows(owner, config, np.repeat(still_rows(portrait), len(labels), 0))
-    parts = list(stream(owner, variables, config, avatar, drive, labels, devices=devices))
+    owner, pictures = method(METHOD), compared(person)
+    sides, more = side_labels(pictures[0]), pictures[1:]
+    labels = np.concatenate([sides, *(np.asarray(p.camera.label, np.float32)[None] for p in more)])
+    rows = np.concatenate([np.repeat(still_rows(pictures[0]), len(sides), 0), *map(still_rows, more)])
+    drive = drive_of_rows(owner, config, rows)
+    parts = list(stream(owner, variables, config, avatar, drive, labels, per_call=len(sides), devices=devices))
     views, raw = (np.concatenate([getattr(part, name) for part in parts]) for name in ('rgb', 'raw'))
-    plain = portrait.replace(source='', basis='', shape=None)  # one program for all people
-    return {**_quality(bank, plain, views[0], raw[0], config=config), 'views': views}
+    found = []
+    for portrait, k in zip(pictures, (0, *range(len(sides), len(labels))), strict=True):
+        plain = portrait.replace(source='', basis='', shape=None)  # one program for all people
+        found.append(_quality(bank, plain, views[k], raw[k], config=config))
+    first = {**found[0], 'views': views[: len(sides)]}
+    if not more:
+        return first
+    terms = {name: jnp.stack([one['terms'][name] for one in found]).mean() for name in found[0]['terms']}
+    return {**first, 'terms': terms, 'each': tuple({k: one[k] for k in SCORES} for one in found)}
 
 
 def invert_people(
     variables: Mapping[str, Any],
     config: ModelConfig,
-    portraits: list[Portrait],
+    people: Sequence[Person],
     bank: PerceptionBank | None = None,
     key: jax.Array | None = None,
     *,
@@ -279,33 +297,35 @@ def invert_people(
     encoder: StartEncoder | None = None,
     portion: int | None = None,
 ) -> list[Inversion]:
-    """Inverts many portraits side by side.
+    """Inverts many people side by side.
 
     Args:
+        people: one portrait of each, or several.
         devices: over which people are spread, with the same results as on one; None: all of this process.
         on_step: called with (steps done, mean loss) after every few steps; ``num_steps(config)`` is their total.
-        encoder: gives the codes that the inversions start from; None: all start at the mean code.
+        encoder: gives the codes that the inversions start from (of several portraits, their mean); None: all start at
+            the mean code.
         portion: people whom each device inverts at the same time, with the same results as with all of them; None: as
             many as half of its memory is enough for (``parallel.portion_of``).
 
     Returns:
-        one ``Inversion`` per portrait, equal (up to rounding) to ``invert_portrait`` with the key
-        ``fold_in(key, index)``: portraits of whom more is known do not lose it in the company of others.
+        one ``Inversion`` per person, equal (up to rounding) to ``invert_portrait`` with the key ``fold_in(key,
+        index)``: portraits of whom more is known do not lose it in the company of others.
     """
     bank = PerceptionBank() if bank is None else bank
     courses: dict[int, Course] = {}
     how = {'weights': weights, 'on_step': on_step, 'devices': devices, 'portion': portion}
-    made = avatars_of(variables, config, portraits, bank, key, encoder=encoder, courses=courses, **how)
+    made = avatars_of(variables, config, people, bank, key, encoder=encoder, courses=courses, **how)
     return [
-        Inversion(avatar, stages, **shown(variables, config, portrait, bank, avatar, devices), course=courses[i])
-        for i, (portrait, (avatar, stages)) in enumerate(zip(portraits, made, strict=True))
+        Inversion(avatar, stages, **shown(variables, config, person, bank, avatar, devices), course=courses[i])
+        for i, (person, (avatar, stages)) in enumerate(zip(people, made, strict=True))
     ]
 
 
 def avatars_of(
     variables: Mapping[str, Any],
     config: ModelConfig,
-    portraits: Sequence[Portrait],
+    people: Sequence[Person],
     bank: PerceptionBank,
     key: jax.Array | None = None,
     *,
@@ -318,15 +338,15 @@ def avatars_of(
 ) -> list[tuple[Avatar, list[StageResult]]]:
     """``invert_people`` without looking at the result: avatars and the results of their stages.
 
-    ``courses``: is given, by the portraits' numbers, how their losses fell.
+    ``courses``: is given, by the people's numbers, how their losses fell.
     """
-    groups, found = alike(portraits), [None] * len(portraits)
+    groups, found = alike(people), [None] * len(people)
     for k, numbers in enumerate(groups):
 
         def step(done: int, loss: float, k: int = k) -> None:
             on_step((k * num_steps(config) + done) // len(groups), loss)
 
-        some = [portraits[i] for i in numbers]
+        some = [people[i] for i in numbers]
         then = None if on_step is None else step
         how = (weights, then, devices, encoder, courses, portion)
         part = _invert_alike(variables, config, some, numbers, bank, key, *how)
@@ -338,7 +358,7 @@ def avatars_of(
 def _invert_alike(
     variables: Mapping[str, Any],
     config: ModelConfig,
-    portraits: Sequence[Portrait],
+    some: Sequence[Person],
     numbers: Sequence[int],
     bank: PerceptionBank,
     key: jax.Array | None,
@@ -349,12 +369,10 @@ def _invert_alike(
     courses: dict[int, Course] | None,
     portion: int | None,
 ) -> list[tuple[Avatar, list[StageResult]]]:
-    """``avatars_of`` portraits of whom the same is known; ``numbers`` are theirs among all."""
-    devices = tuple(jax.local_devices() if devices is None else devices)[: len(portraits)]
-    count, portion = portion_of(
-        len(portraits), devices, bytes_of_view(config.generator), portion
-    )  # the last one fills up
-    people = stack_portraits([*portraits, *[portraits[-1]] * (count - len(portraits))])
+    """``avatars_of`` people who are ``alike``; ``numbers`` are theirs among all."""
+    devices = tuple(jax.local_devices() if devices is None else devices)[: len(some)]
+    count, portion = portion_of(len(some), devices, bytes_of_view(config.generator), portion)  # the last one fills up
+    people = stack_portraits([*some, *[some[-1]] * (count - len(some))])
     shared = on_all((variables, bank), devices)
     which = jnp.asarray([*numbers, *range(count - len(numbers))])
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0) if key is None else key, i))(which)
@@ -396,19 +414,15 @@ def _invert_alike(
                 done += steps
                 clock.add((sr, steps), steps, time.perf_counter() - begun)
                 if on_step is not None:
-                    on_step(
-                        done,
-                        float(losses_now[np.isfinite(losses_now)].mean())
-                        if np.isfinite(losses_now).any()
-                        else float('nan'),
-                    )
+                    finite = losses_now[np.isfinite(losses_now)]
+                    on_step(done, float(finite.mean()) if len(finite) else float('nan'))
         result = jax.vmap(lambda s, o, stage=stage: inversion.finish(s, o, stage))(states, outs)
         codes, biases = result.code, result.bias
         results.append(result)
-    own = apart(results, len(portraits))
+    own = apart(results, len(some))
     if courses is not None:
         courses |= {k: course_of(o, clock.per_step(), before) for k, o in zip(numbers, own, strict=True)}
-    return [(make_avatar(config, p, codes[i], biases[i], weights), own[i]) for i, p in enumerate(portraits)]
+    return [(make_avatar(config, p, codes[i], biases[i], weights), own[i]) for i, p in enumerate(some)]
 
 
 def course_of(stages: Sequence[StageResult], seconds: np.ndarray, before: float) -> Course:

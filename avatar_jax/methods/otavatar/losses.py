@@ -124,21 +124,24 @@ class Target:
     identity: IdentityTarget | None = None
 
 
-def left_out(bank: PerceptionBank, config: LossConfig, landmarks: bool) -> dict[str, str]:
+def left_out(bank: PerceptionBank, config: LossConfig, landmarks: bool, portraits: int = 1) -> dict[str, str]:
     """The terms of images that have a weight and cannot be computed: name -> what is missing.
 
     Args:
-        landmarks: whether the target has 68 landmarks.
+        landmarks: whether the target has 68 landmarks. portraits: how many targets there are, of which all must.
     """
     found = {}
+    has, lacks = 'the portrait has no', 'the portrait does not have'
+    if portraits > 1:
+        has = lacks = f'not all {portraits} portraits have'
     if config.local and not landmarks:
-        found['local'] = 'the portrait has no 68 landmarks'
+        found['local'] = f'{has} 68 landmarks'
     if config.identity and config.identity_network != 'none':
         who = bank.identity_kind(config.identity_network)
         if who == 'none':
             found['identity'] = 'no face recognition network was given'
         elif who in FACE_NETWORKS and not landmarks:
-            found['identity'] = f'{FACE_NETWORKS[who].title} needs 68 landmarks, which the portrait does not have'
+            found['identity'] = f'{FACE_NETWORKS[who].title} needs 68 landmarks, which {lacks}'
     return found
 
 

@@ -15,7 +15,7 @@ from avatar_jax.methods.eg3d.method import GENERATOR_BENCH
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a portrait is inverted; fields are keywords of ``Model.build`` and flags of ``avatar-jax invert``."""
+    """How a person is inverted; fields are keywords of ``Model.build`` and flags of ``avatar-jax invert``."""
 
     steps: int | None = option(
         None,
@@ -74,7 +74,9 @@ METHOD = Method(
     save=later('avatar_jax.methods.otavatar.model:save_model'),
     init=later('avatar_jax.methods.otavatar.model:init'),
     abstract=later('avatar_jax.methods.otavatar.model:abstract'),
-    sources=('portrait',),
+    sources=('portrait', 'portraits'),
+    most=8,
+    one_each=True,
     build=later('avatar_jax.methods.otavatar.build:build'),
     build_many=later('avatar_jax.methods.otavatar.build:build_many'),
     build_options=BuildOptions,
