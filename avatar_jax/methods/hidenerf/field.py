@@ -23,6 +23,8 @@ from avatar_jax.render.renderer import in_chunks
 from avatar_jax.render.sampling import stratified_depths
 from avatar_jax.types import PyTree
 
+NOTHING = 1e-4  # opacity; rays that meet less have no end
+
 
 @flax.struct.dataclass
 class Rays:
@@ -81,22 +83,32 @@ def evaluate(
     affine: jax.Array,
     points: jax.Array,
     displaced: jax.Array,
-    front: Front | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Colours [N,M,C] in (-0.001, 1.001) and raw densities [N,M,1] of points.
 
     Args:
         params: of the point network. points: [N,M,3], whose positions are encoded. displaced: [N,M,3], where features
-            are looked up. front: the source pictures, with ``appearance.picture``.
+            are looked up.
     """
     features = look_up(planes, affine, displaced)
     encoded = positional_encoding(unit_points(config.volume, points), config.volume.octaves)
-    found, density = decode(params, jnp.concatenate([features, encoded], -1))
-    if front is None:
-        return found, density
-    own, share = found[..., :-1], found[..., -1:]
-    seen = own[..., :3] + share * (colours(front, displaced) - own[..., :3])
-    return jnp.concatenate([seen, own[..., 3:]], -1), density
+    return decode(params, jnp.concatenate([features, encoded], -1))
+
+
+def _with_picture(front: Front, weights: jax.Array, found: jax.Array, displaced: jax.Array) -> jax.Array:
+    """Composited colours [N,M,C] of samples [N,M,S,C+1], whose last number is the share that the picture has in three.
+
+    A ray looks once, from the mean of its displaced points: copies of the picture from several depths would not meet.
+    """
+    share = found[..., -1:]
+    own = jnp.concatenate([(1 - share) * found[..., :3], found[..., 3:-1]], -1)
+    mixed, shares, end = jnp.split(
+        marching.composite(weights, jnp.concatenate([own, share, displaced], -1)),
+        [own.shape[-1], own.shape[-1] + 1],
+        -1,
+    )
+    opacity = jnp.maximum(weights.sum(-1, keepdims=True), NOTHING)
+    return mixed.at[..., :3].add(shares * colours(front, end / opacity))
 
 
 def render(
@@ -118,9 +130,13 @@ def render(
     def some(rays: Rays, shift: jax.Array) -> Rendered:
         points, shape = rays.points, rays.depths.shape
         flat, displaced = (x.reshape(shape[0], -1, 3) for x in (points, points + shift))
-        colors, density = evaluate(params, config, planes, affine, flat, displaced, front)
+        colors, density = evaluate(params, config, planes, affine, flat, displaced)
         weights = marching.interval_weights(density.reshape(shape), rays.depths)
-        colors = marching.composite(marching.sample_weights(weights), colors.reshape(*shape, -1))
+        at_samples, colors = marching.sample_weights(weights), colors.reshape(*shape, -1)
+        if front is None:
+            colors = marching.composite(at_samples, colors)
+        else:
+            colors = _with_picture(front, at_samples, colors, displaced.reshape(*shape, 3))
         opacity = weights.sum(-1, keepdims=True)
         depth = jnp.clip(marching.mean_depth(weights, rays.depths)[..., None], c.near, c.far)
         return Rendered(marching.to_image_range(colors, opacity, config.fill > 0), depth, opacity)

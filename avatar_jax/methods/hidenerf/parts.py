@@ -27,9 +27,9 @@ class AppearanceConfig:
         transform: how features of the picture's axes are looked up in the world: 'exact', 'plane_warp' (to the letter
             of eq. 1) or 'none' (ablation); see ``hidenerf.cameras``.
         extent: side of what the planes cover, world units; None: the picture's window at the head.
-        picture: side of the source picture in which every displaced point also looks up its own colour, where the
-            source's camera sees it; the point network says to which share it counts. None: points have their colour
-            from the planes alone (paper).
+        picture: side of the source picture in which the end of every ray also looks up its colour, where the source's
+            camera sees its displaced points on average; the point network says to which share it counts. None: colours
+            come from the planes alone (paper).
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
