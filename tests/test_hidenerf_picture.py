@@ -41,6 +41,22 @@ def test_points_of_a_ray_have_its_pixel():
     close(2 * found - 1, wanted, atol=1e-4, what='colours')  # a place is off by float32's steps, times the contrast
 
 
+def test_a_ray_looks_once_from_the_mean_of_its_points():
+    rng = np.random.default_rng(3)
+    weights = np.float32(rng.dirichlet(np.ones(5), (2, 4))[..., :4])  # some light passes
+    found = rng.uniform(size=(2, 4, 4, 6)).astype(np.float32)  # five channels and the share
+    points = (np.float32(PIVOT) + rng.uniform(-0.2, 0.2, (2, 4, 4, 3))).astype(np.float32)
+    pose, intrinsics = unpack_label(LABELS)
+    picture = jnp.asarray(rng.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32))
+    front = Front(picture, cameras.picture_map(pose, intrinsics, 'exact', None))
+    mixed = field._with_picture(front, jnp.asarray(weights), jnp.asarray(found), jnp.asarray(points))
+    w, share = weights[..., None], found[..., -1:]
+    end = (w * points).sum(2) / w.sum(2)
+    wanted = (w * found[..., :5]).sum(2)
+    wanted[..., :3] = (w * (1 - share) * found[..., :3]).sum(2) + (w * share).sum(2) * np.asarray(colours(front, end))
+    close(mixed, wanted, atol=2e-5, what='mixed colours')
+
+
 def test_the_ablation_without_cameras_knows_none_here_either():
     pose, intrinsics = unpack_label(LABELS)
     affine = cameras.look_up_map(pose, intrinsics, 'none', PIVOT)

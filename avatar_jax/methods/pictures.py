@@ -95,8 +95,8 @@ def people_of(readings: Sequence[ReadFile], joined: bool, name: str) -> list[Per
     clips = [Person(r.source, [r.measured]) for r in readings if r.source.kind == 'video']
     if not joined or not portraits:
         return [*(Person(r.source, [r.measured], r.expression) for r in portraits), *clips]
-    joined = Source([r.source.portraits[0] for r in portraits], name=name)
-    return [Person(joined, [r.measured for r in portraits], portraits[0].expression), *clips]
+    person = Source([r.source.portraits[0] for r in portraits], name=name)
+    return [Person(person, [r.measured for r in portraits], portraits[0].expression), *clips]
 
 
 def people_in_turn(readings: Iterator[ReadFile], joined: bool, name: str, out: Path) -> Iterator[Person]:

@@ -86,6 +86,8 @@ def evaluate(
 ) -> tuple[jax.Array, jax.Array]:
     """Colours [N,M,C] in (-0.001, 1.001) and raw densities [N,M,1] of points.
 
+    With ``appearance.picture`` the last of the C numbers is the share that the picture has.
+
     Args:
         params: of the point network. points: [N,M,3], whose positions are encoded. displaced: [N,M,3], where features
             are looked up.
